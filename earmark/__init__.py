@@ -1,0 +1,1 @@
+"""The words every part of Earmark shares; imports nothing else of ours."""

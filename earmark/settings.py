@@ -1,0 +1,133 @@
+"""Every setting and number that matters, with its reason; read from EARMARK_* variables and `.env` at the edges."""
+
+from __future__ import annotations
+
+import os
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any
+
+from platformdirs import user_data_path
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
+Ports = Annotated[tuple[int, ...], BeforeValidator(_split)]
+Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
+
+
+class Group(BaseModel):
+    """One family of settings; handed whole to the code that needs it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Broker(Group):
+    url: str | None = Field(None, description="Redis or Valkey URL; unset: the embedded Valkey of `run` and `up`.")
+    queue: str = Field("clips", description="Name of the conveyor; `run` uses one of its own, so runs never mix.")
+    high_water: int = Field(64, description="Chunks kept in Redis: 1,000 clips ahead of the workers, 100 kB of memory.")
+    pool_limit: int = Field(16, description="Connections; fewer than 10 deadlocks Flower's parallel inspection.")
+    visibility_timeout_s: int = Field(
+        7200, description="Far above any chunk's time: a short one runs waiting chunks twice. Leases recover, not this."
+    )
+    connect_timeout_s: float = Field(5.0, description="A broker on the same network answers in milliseconds.")
+
+
+class Database(Group):
+    url: str | None = Field(None, description="SQLAlchemy URL; unset: a SQLite file in the user data folder.")
+    busy_timeout_s: float = Field(30.0, description="How long one SQLite writer waits for another.")
+    connect_timeout_s: int = Field(10, description="A reachable PostgreSQL accepts within this, even when busy.")
+    pool_size: int = Field(12, description="Chunk threads, lease renewal and feeder each hold one at most.")
+
+
+class Ledger(Group):
+    lease_s: float = Field(60.0, description="A dead worker's clips are taken back after this; renewed each third.")
+    max_attempts: int = Field(3, description="A third try catches nearly all passing faults; more burns the host.")
+    retry_base_s: float = Field(5.0, description="First pause after a transient failure; doubles each time.")
+    retry_cap_s: float = Field(900.0, description="Longest pause, also for a server's Retry-After.")
+    feed_every_s: float = Field(0.5, description="The queue holds seconds of work, so half a second keeps it full.")
+    queue_lease_s: float = Field(600.0, description="A queued clip nobody claimed by then is sent again.")
+    lost_after_s: float = Field(10.0, description="Queued clips this old are lost when the queue is empty.")
+
+
+class Fetch(Group):
+    max_bytes: ByteSize = Field(ByteSize(200 * 1024**2), description="An hour of 16-bit 44.1 kHz mono WAV is 300 MB.")
+    timeout_s: float = Field(60.0, description="Total, headers and body: a clip at 1 MB/s fits with room.")
+    connect_timeout_s: float = Field(10.0, description="Two lost SYN packets still connect.")
+    max_redirects: int = Field(5, description="Real storage hosts need one or two.")
+    max_url_chars: int = Field(4096, description="Signed storage URLs reach 2,000.")
+    allow_networks: Annotated[Networks, NoDecode] = Field((), description="CIDRs dialled though not public.")
+    deny_networks: Annotated[Networks, NoDecode] = Field((), description="CIDRs never dialled, such as our own ranges.")
+    ports: Annotated[Ports, NoDecode] = Field((80, 443), description="Other ports are internal services as a rule.")
+    host_rate: float = Field(0.0, description="Requests a second to one host, all workers together; 0: no limit.")
+    host_concurrency: int = Field(8, description="Connections one worker opens to one host, as browsers do.")
+    file_roots: Annotated[Folders, NoDecode] = Field((), description="Folders a worker may read; unset: none.")
+    contact: str = Field("", description="An address or URL for site owners, sent in the User-Agent.")
+
+
+class Audio(Group):
+    max_duration_s: float = Field(3600.0, description="An hour is the longest recording people submit as one clip.")
+    min_duration_s: float = Field(0.05, description="Shorter audio is a click, and no model hears anything in it.")
+    max_channels: int = Field(32, description="The widest microphone arrays in public data.")
+    min_sample_rate: int = Field(1000, description="Below it a header lies: resampling would multiply the samples.")
+    max_sample_rate: int = Field(384_000, description="Ultrasonic recorders; above it a header lies.")
+    decode_timeout_s: float = Field(60.0, description="An hour of Opus takes about 30 s on a slow core.")
+    decode_memory: ByteSize = Field(
+        ByteSize(2 * 1024**3), description="Address space of a decoder; an hour needs half."
+    )
+    clips_per_decoder: int = Field(2000, description="A decoder is renewed after this, so that leaks stay small.")
+
+
+class Model(Group):
+    name: str = Field("starter", description="What a worker loads before its first clip: id, directory or `starter`.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps; auto takes the best there is.")
+    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16; auto is bf16 only on CUDA that has it.")
+    threads: int = Field(0, description="Torch threads on CPU; 0: the cores this process may use, shared fairly.")
+    batch_s: float = Field(0.0, description="Padded seconds of audio a batch may hold; 0: 40 on CPU, 640 on a GPU.")
+    batch_windows: int = Field(0, description="Windows a batch may hold; 0: 4 on CPU (more is slower), 64 on a GPU.")
+
+
+class Worker(Group):
+    concurrency: int = Field(8, description="Chunks in progress: enough that downloads of one hide behind others.")
+    decoders: int = Field(0, description="Decoder processes; 0: one a core, since they outlive no clip.")
+    clips_in_flight: int = Field(32, description="Clips being fetched, decoded or scored at once, all chunks together.")
+    in_flight_bytes: ByteSize = Field(
+        ByteSize(512 * 1024**2), description="Decoded audio waiting for the model: two one-hour clips."
+    )
+    chunk_deadline_s: float = Field(600.0, description="A chunk not done by then gives its clips back.")
+    silent_batcher_s: float = Field(120.0, description="A model silent this long with work waiting is hung.")
+
+
+class Settings(BaseSettings):
+    """All groups; `Settings()` reads the environment and `.env`, the environment first."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="EARMARK_", env_nested_delimiter="__", env_file=".env", frozen=True, extra="ignore"
+    )
+
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("earmark", appauthor=False),
+        description="Where the SQLite file and the embedded Valkey live.",
+    )
+    broker: Broker = Broker()
+    database: Database = Database()
+    ledger: Ledger = Ledger()
+    fetch: Fetch = Fetch()
+    audio: Audio = Audio()
+    model: Model = Model()
+    worker: Worker = Worker()
+
+    @property
+    def database_url(self) -> str:
+        return self.database.url or f"sqlite:///{self.data_dir / 'earmark.db'}"
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

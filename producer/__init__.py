@@ -1,0 +1,1 @@
+"""Lists in, ledger rows and queue messages out; never imports torch."""

@@ -1,0 +1,1 @@
+"""A chunk in, final rows out."""
