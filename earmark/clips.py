@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -130,10 +131,25 @@ Outcome = Success | Failure
 
 def display_uri(uri: str) -> str:
     """Return the URI without user-info, query and fragment: what may appear in messages, Flower and logs."""
-    if "://" not in uri:
-        return uri
+    parts = _split(uri)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")) if parts else uri
+
+
+def uri_key(uri: str) -> bytes:
+    """Return what makes a clip the same clip within a run: a hash of the URI in its normal form.
+
+    Scheme and host are lower-cased, a default port and the fragment are dropped; the path and the query stay as they
+    are, since servers may tell those apart.
+    """
+    parts = _split(uri)
+    if parts:
+        netloc = parts.netloc.lower().removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ":"))
+        uri = urlunsplit((parts.scheme, netloc, parts.path or "/", parts.query, ""))
+    return blake2b(uri.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def _split(uri: str) -> SplitResult | None:
     try:
-        parts = urlsplit(uri)
+        return urlsplit(uri) if "://" in uri else None
     except ValueError:
-        return uri.split("?")[0].split("#")[0].split("@")[-1]
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return None

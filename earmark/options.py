@@ -31,7 +31,7 @@ class RunOptions:
     labels: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "labels": list(self.labels)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunOptions:

@@ -77,9 +77,7 @@ class Audio(Group):
     min_sample_rate: int = Field(1000, description="Below it a header lies: resampling would multiply the samples.")
     max_sample_rate: int = Field(384_000, description="Ultrasonic recorders; above it a header lies.")
     decode_timeout_s: float = Field(60.0, description="An hour of Opus takes about 30 s on a slow core.")
-    decode_memory: ByteSize = Field(
-        ByteSize(2 * 1024**3), description="Address space of a decoder; an hour needs half."
-    )
+    decode_memory: ByteSize = Field(ByteSize(2 * 1024**3), description="A decoder's address space; an hour takes half.")
     clips_per_decoder: int = Field(2000, description="A decoder is renewed after this, so that leaks stay small.")
 
 

@@ -1,0 +1,136 @@
+"""The first schema."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
+
+from db.schema import view_statements
+
+revision = "v0_1_0"
+down_revision = None
+
+ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+JSON = sa.JSON().with_variant(JSONB(), "postgresql")
+VIEWS = ("results", "top_k", "windows", "failures", "run_progress")
+
+
+def upgrade() -> None:
+    op.create_table(
+        "models",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("revision", sa.String(), nullable=False),
+        sa.Column("sha256", sa.String(), nullable=False),
+        sa.Column("sample_rate", sa.Integer(), nullable=False),
+        sa.Column("function_to_apply", sa.String(), nullable=False),
+        sa.Column("window_s", sa.Double(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("name", "revision", "sha256"),
+    )
+    op.create_table(
+        "labels",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("model_id", ID, nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.ForeignKeyConstraint(["model_id"], ["models.id"]),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("model_id", "position"),
+    )
+    op.create_table(
+        "runs",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("model_id", ID),
+        sa.Column("options", JSON, nullable=False),
+        sa.Column("queue", sa.String(), nullable=False),
+        sa.Column("chunk_size", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["model_id"], ["models.id"]),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("name"),
+    )
+    op.create_table(
+        "clips",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("run_id", ID, nullable=False),
+        sa.Column("uri", sa.String(), nullable=False),
+        sa.Column("display_uri", sa.String(), nullable=False),
+        sa.Column("uri_key", sa.LargeBinary(length=16), nullable=False),
+        sa.Column("meta", JSON),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("attempts", sa.SmallInteger(), server_default="0", nullable=False),
+        sa.Column("crashes", sa.SmallInteger(), server_default="0", nullable=False),
+        sa.Column("reused", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("not_before", sa.Double(), server_default="0", nullable=False),
+        sa.Column("lease_until", sa.Double()),
+        sa.Column("lease_token", sa.BigInteger()),
+        sa.Column("worker", sa.String()),
+        sa.Column("error_code", sa.String()),
+        sa.Column("error_stage", sa.String()),
+        sa.Column("error", sa.String()),
+        sa.Column("sha256", sa.String()),
+        sa.Column("bytes", sa.BigInteger()),
+        sa.Column("duration_s", sa.Double()),
+        sa.Column("source_sample_rate", sa.Integer()),
+        sa.Column("channels", sa.Integer()),
+        sa.Column("codec", sa.String()),
+        sa.Column("truncated", sa.Boolean()),
+        sa.Column("silent", sa.Boolean()),
+        sa.Column("fetch_ms", sa.REAL()),
+        sa.Column("decode_ms", sa.REAL()),
+        sa.Column("classify_ms", sa.REAL()),
+        sa.Column("finished_at", sa.Double()),
+        sa.CheckConstraint(
+            "state IN ('pending', 'queued', 'running', 'done', 'failed', 'cancelled')", name="clips_state"
+        ),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"]),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("run_id", "uri_key"),
+    )
+    op.create_index("clips_leased", "clips", ["lease_until"], **_where("state IN ('queued', 'running')"))
+    op.create_index("clips_pending", "clips", ["run_id", "not_before", "id"], **_where("state = 'pending'"))
+    op.create_index("clips_sha256", "clips", ["sha256"], **_where("state = 'done'"))
+    op.create_index("clips_state", "clips", ["run_id", "state"])
+    op.create_table(
+        "predictions",
+        sa.Column("clip_id", ID, autoincrement=False, nullable=False),
+        sa.Column("rank", sa.SmallInteger(), autoincrement=False, nullable=False),
+        sa.Column("label_id", ID, nullable=False),
+        sa.Column("score", sa.REAL(), nullable=False),
+        sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
+        sa.ForeignKeyConstraint(["label_id"], ["labels.id"]),
+        sa.PrimaryKeyConstraint("clip_id", "rank"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("predictions_label", "predictions", ["label_id", "score"])
+    op.create_table(
+        "window_predictions",
+        sa.Column("clip_id", ID, autoincrement=False, nullable=False),
+        sa.Column("start_s", sa.Double(), nullable=False),
+        sa.Column("rank", sa.SmallInteger(), autoincrement=False, nullable=False),
+        sa.Column("end_s", sa.Double(), nullable=False),
+        sa.Column("label_id", ID, nullable=False),
+        sa.Column("score", sa.REAL(), nullable=False),
+        sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
+        sa.ForeignKeyConstraint(["label_id"], ["labels.id"]),
+        sa.PrimaryKeyConstraint("clip_id", "start_s", "rank"),
+        sqlite_with_rowid=False,
+    )
+
+    for statement in view_statements(op.get_bind().dialect.name):
+        op.execute(statement)
+
+
+def downgrade() -> None:
+    for view in VIEWS:
+        op.execute(f"DROP VIEW {view}")
+    for table in ("window_predictions", "predictions", "clips", "runs", "labels", "models"):
+        op.drop_table(table)
+
+
+def _where(condition: str) -> dict[str, Any]:
+    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}

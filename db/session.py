@@ -1,0 +1,122 @@
+"""A database URL in, an engine out: SQLite pragmas, PostgreSQL pool, clear sentences when it is out of reach."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from earmark.errors import ServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+    from earmark.settings import Database
+
+
+class now(FunctionElement[float]):  # noqa: N801 - reads as the SQL function it is
+    """The database's clock in seconds since 1970: leases must not depend on a worker's."""
+
+    type = sa.Double()
+    inherit_cache = True
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(_element: now, _compiler: SQLCompiler, **_: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(_element: now, _compiler: SQLCompiler, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+def connect(url: str, database: Database) -> sa.Engine:
+    """Return an engine for a SQLite or PostgreSQL URL.
+
+    Raises:
+        ServiceError: the URL is not one of a database we know.
+    """
+    try:
+        parsed = sa.make_url(url)
+        if parsed.drivername in ("postgresql", "postgres"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() == "sqlite":
+            return _sqlite(parsed, database)
+        if parsed.get_backend_name() == "postgresql":
+            return _postgresql(parsed, database)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ServiceError(reason=f"This is not a database URL: {error}") from error
+    raise ServiceError(reason=f"The database must be sqlite or postgresql, not {parsed.get_backend_name()}.")
+
+
+def _sqlite(url: sa.URL, database: Database) -> sa.Engine:
+    if url.database:
+        Path(url.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, connect_args={"timeout": database.busy_timeout_s, "isolation_level": None})
+    sa.event.listen(engine, "connect", _set_pragmas)
+    sa.event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _set_pragmas(connection: Any, _record: Any) -> None:
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: sa.Connection) -> None:
+    # A writer that starts as a reader can't be made to wait for its turn: it fails at once as "locked".
+    writing = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _postgresql(url: sa.URL, database: Database) -> sa.Engine:
+    return sa.create_engine(
+        url,
+        pool_size=database.pool_size,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": database.connect_timeout_s},
+    )
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open a transaction that takes its turn as a writer and commits at the end."""
+    with _in_reach(engine), engine.connect().execution_options(writing=True) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Open a connection that sees one consistent state and writes nothing."""
+    with _in_reach(engine), engine.connect() as connection:
+        yield connection
+
+
+@contextmanager
+def _in_reach(engine: sa.Engine) -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise _sentence(engine, error) from error
+    except DBAPIError as error:
+        if error.connection_invalidated or "does not exist" in str(error.orig) or "no such table" in str(error.orig):
+            raise _sentence(engine, error) from error
+        raise
+
+
+def _sentence(engine: sa.Engine, error: DBAPIError) -> ServiceError:
+    where = engine.url.render_as_string(hide_password=True)
+    detail = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
+    if "no such table" in detail or ("relation" in detail and "does not exist" in detail):
+        return ServiceError(reason=f"The database {where} has no Earmark tables yet: run `earmark db upgrade`.")
+    return ServiceError(
+        reason=f"The database {where} cannot be used: {detail}. Is it running, and is EARMARK_DATABASE__URL right?"
+    )

@@ -1,0 +1,155 @@
+"""The one Celery app, the chunk message on its wire, and the queue the chunks wait in."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+from kombu import Queue
+from kombu.exceptions import OperationalError
+
+from earmark.clips import Chunk
+from earmark.errors import MessageError, ServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from earmark.settings import Broker
+
+TASK = "earmark.classify"
+MESSAGE_VERSION = 1
+#: Keeps several applications on one Redis from restoring each other's messages.
+KEY_PREFIX = "earmark:"
+#: Flower shows this many display URIs of a chunk as its arguments.
+SHOWN_URIS = 3
+
+app = Celery("earmark", set_as_current=False)
+
+
+def configure(broker: Broker) -> Celery:
+    """Point the app at a broker; each line's reason is in docs/architecture.md."""
+    app.conf.update(
+        broker_url=broker.url,
+        include=["workers.tasks"],
+        task_serializer="json",
+        result_serializer="json",
+        event_serializer="json",
+        accept_content=["json"],
+        result_accept_content=["json"],
+        result_backend=None,
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_acks_on_failure_or_timeout=True,
+        task_reject_on_worker_lost=False,
+        task_queues=[Queue(broker.queue)],
+        task_default_queue=broker.queue,
+        worker_pool="threads",
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_send_task_events=True,
+        worker_hijack_root_logger=False,
+        worker_eta_task_limit=1000,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_pool_limit=broker.pool_limit,
+        event_queue_expires=60,
+        event_queue_ttl=5,
+        control_queue_expires=60,
+        broker_transport_options={
+            "visibility_timeout": broker.visibility_timeout_s,
+            "unacked_restore_interval": 30,
+            "unacked_restore_throttle": 1,
+            "global_keyprefix": KEY_PREFIX,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            "socket_connect_timeout": broker.connect_timeout_s,
+            "retry_on_timeout": True,
+        },
+        enable_utc=True,
+        timezone="UTC",
+    )
+    return app
+
+
+def encode(chunk: Chunk) -> dict[str, Any]:
+    """Return the JSON message of a chunk."""
+    return {"v": MESSAGE_VERSION, "run_id": chunk.run_id, "clips": [list(clip) for clip in chunk.clips]}
+
+
+def decode(message: object) -> Chunk:
+    """Read a chunk from its message.
+
+    Raises:
+        MessageError: the message is not one of ours, or of another version.
+    """
+    if not isinstance(message, dict) or message.get("v") != MESSAGE_VERSION:
+        raise MessageError(reason=f"expected version {MESSAGE_VERSION}, got {str(message)[:200]}")
+    try:
+        clips = tuple((int(clip_id), str(uri)) for clip_id, uri in message["clips"])
+        return Chunk(int(message["run_id"]), clips)
+    except (KeyError, TypeError, ValueError) as error:
+        raise MessageError(reason=repr(error)) from error
+
+
+def send_chunks(chunks: list[Chunk]) -> None:
+    """Publish chunks with one held producer.
+
+    Raises:
+        ServiceError: the broker is out of reach.
+    """
+    with _reachable(), app.producer_pool.acquire(block=True) as producer:
+        for chunk in chunks:
+            app.send_task(
+                TASK,
+                args=[encode(chunk)],
+                argsrepr=_shown(chunk),
+                producer=producer,
+                retry=True,
+                retry_policy={"max_retries": 2, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 1},
+            )
+
+
+def queue_length() -> int:
+    """Return how many chunks wait in the queue."""
+    with _client() as client:
+        return int(client.llen(app.conf.task_default_queue))
+
+
+def chunks_in_hand() -> int:
+    """Return how many chunks workers have taken and not yet acknowledged."""
+    with _client() as client:
+        return int(client.hlen("unacked"))
+
+
+@contextmanager
+def _client() -> Iterator[Any]:
+    pool: Any = app.pool
+    with _reachable(), pool.acquire(block=True) as connection:
+        yield connection.default_channel.client
+
+
+def _shown(chunk: Chunk) -> str:
+    uris = ", ".join(uri for _, uri in chunk.clips[:SHOWN_URIS])
+    more = len(chunk.clips) - SHOWN_URIS
+    return f"(run {chunk.run_id}, {len(chunk.clips)} clips: {uris}{f' and {more} more' if more > 0 else ''})"
+
+
+@contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, OSError) as error:
+        raise unreachable(error) from error
+    except Exception as error:
+        if type(error).__module__.startswith("redis"):
+            raise unreachable(error) from error
+        raise
+
+
+def unreachable(error: BaseException) -> ServiceError:
+    """Return the sentence for a broker that does not answer."""
+    return ServiceError(
+        reason=f"The broker does not answer ({error}). Start Redis, or set EARMARK_BROKER__URL to where it is; "
+        "`earmark run` and `earmark up` bring their own."
+    )

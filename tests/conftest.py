@@ -1,0 +1,67 @@
+"""What many tests share: both databases, each test with a schema of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from db import schema
+from db.session import connect
+from earmark.settings import Database
+from tests.postgres import running_postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import sqlalchemy as sa
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server with a template database at our schema."""
+    with running_postgres() as url:
+        _run(url, "CREATE DATABASE template_earmark")
+        engine = connect(_named(url, "template_earmark"), Database())
+        schema.upgrade(engine)
+        engine.dispose()
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a database of the test's own."""
+    name = f"test_{abs(hash(request.node.nodeid))}"
+    _run(postgres, f"CREATE DATABASE {name} TEMPLATE template_earmark")
+    yield _named(postgres, name)
+    _run(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an upgraded database; the test runs once on each kind."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres_url"))
+    url = f"sqlite:///{tmp_path}/earmark.db"
+    engine = connect(url, Database())
+    schema.upgrade(engine)
+    engine.dispose()
+    return url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[sa.Engine]:
+    engine = connect(database_url, Database())
+    yield engine
+    engine.dispose()
+
+
+def _named(url: str, database: str) -> str:
+    return url.rpartition("/")[0] + f"/{database}"
+
+
+def _run(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)  # type: ignore[call-overload]

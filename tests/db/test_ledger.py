@@ -1,0 +1,193 @@
+"""The ledger: a clip is claimed by one, counted before the work, finished by its holder alone."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from db import ledger
+from db.models import Clip, Prediction
+from db.session import reading, writing
+from earmark import clips as words
+from earmark.errors import NotFound, RateLimited, ServerFailed, UsageError
+from earmark.options import RunOptions
+from earmark.settings import Ledger
+
+LIMITS = Ledger()
+FACTS = words.AudioFacts(duration_s=5.0, source_sample_rate=44100, channels=2, codec="vorbis")
+
+
+def submit(engine: sa.Engine, count: int = 3, **options: Any) -> tuple[int, list[int]]:
+    run_id = ledger.open_run(engine, None, RunOptions(**options), queue="clips", chunk_size=16)
+    ledger.add_clips(engine, run_id, [words.Clip(f"https://h/{n}.wav") for n in range(count)])
+    with reading(engine) as connection:
+        return run_id, list(connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id)))
+
+
+def labels(engine: sa.Engine) -> tuple[int, ...]:
+    identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
+    return ledger.register_model(engine, ["dog", "siren"], **identity, function_to_apply="softmax", window_s=10.0)[1]
+
+
+def success(clip_id: int) -> words.Success:
+    predictions = (words.Prediction(1, 0.75), words.Prediction(0, 0.25))
+    return words.Success(clip_id, words.Source("ab", 7), FACTS, predictions)
+
+
+def row(engine: sa.Engine, clip_id: int) -> Any:
+    with reading(engine) as connection:
+        return connection.execute(sa.select(Clip).where(Clip.id == clip_id)).one()
+
+
+def expire_leases(engine: sa.Engine) -> None:
+    with writing(engine) as connection:
+        connection.execute(sa.update(Clip).where(Clip.lease_until.is_not(None)).values(lease_until=1.0))
+
+
+def test_a_clip_that_a_run_has_already_is_not_added_again(engine: sa.Engine) -> None:
+    run_id, _ = submit(engine, 3)
+    same = [words.Clip("HTTPS://H:443/0.wav#part"), words.Clip("https://h/9.wav")]
+    assert ledger.add_clips(engine, run_id, same) == 1
+
+
+def test_the_same_name_goes_on_with_the_same_run_and_refuses_other_options(engine: sa.Engine) -> None:
+    first = ledger.open_run(engine, "mine", RunOptions(), queue="clips", chunk_size=16)
+    assert ledger.open_run(engine, "mine", RunOptions(), queue="clips", chunk_size=16) == first
+    with pytest.raises(UsageError, match="other options"):
+        ledger.open_run(engine, "mine", RunOptions(top_k=1), queue="clips", chunk_size=16)
+
+
+def test_a_chunk_delivered_twice_is_claimed_once(engine: sa.Engine) -> None:
+    _, ids = submit(engine, 3)
+    first = ledger.claim(engine, ids, worker="a", limits=LIMITS)
+    second = ledger.claim(engine, ids, worker="b", limits=LIMITS)
+    assert [clip.id for clip in first.clips] == ids
+    assert [clip.attempts for clip in first.clips] == [1, 1, 1]
+    assert second.clips == ()
+
+
+def test_threads_that_claim_the_same_clips_share_them_out(engine: sa.Engine) -> None:
+    _, ids = submit(engine, 40)
+    with ThreadPoolExecutor(8) as pool:
+        claims = list(pool.map(lambda _: ledger.claim(engine, ids, worker="w", limits=LIMITS), range(8)))
+    claimed = [clip.id for claim in claims for clip in claim.clips]
+    assert sorted(claimed) == ids
+
+
+def test_results_and_state_are_written_together(engine: sa.Engine) -> None:
+    _, ids = submit(engine, 2)
+    claim = ledger.claim(engine, ids, worker="a", limits=LIMITS)
+    outcomes = [success(ids[0]), words.Failure(ids[1], NotFound(status=404))]
+    counts = ledger.finish(engine, claim, outcomes, labels(engine), LIMITS)
+    assert counts == {"done": 1, "failed": 1, "retried": 0, "lost": 0}
+    with reading(engine) as connection:
+        results = connection.execute(sa.text("SELECT clip_id, label, score, duration_s FROM results")).all()
+        failures = connection.execute(sa.text("SELECT clip_id, error_code, error FROM failures")).all()
+    assert [tuple(result) for result in results] == [(ids[0], "siren", 0.75, 5.0)]
+    assert [tuple(failure) for failure in failures] == [
+        (ids[1], "not_found", "The server says there is nothing at this URL (HTTP 404).")
+    ]
+
+
+def test_a_zombie_whose_lease_ended_cannot_write(engine: sa.Engine) -> None:
+    _, ids = submit(engine, 1)
+    zombie = ledger.claim(engine, ids, worker="a", limits=LIMITS)
+    expire_leases(engine)
+    assert ledger.take_back(engine, "clips") == 1
+    living = ledger.claim(engine, ids, worker="b", limits=LIMITS)
+    names = labels(engine)
+    assert ledger.finish(engine, zombie, [success(ids[0])], names, LIMITS)["lost"] == 1
+    assert row(engine, ids[0]).state == "running"
+    assert ledger.finish(engine, living, [success(ids[0])], names, LIMITS)["done"] == 1
+    assert ledger.finish(engine, living, [success(ids[0])], names, LIMITS)["lost"] == 1
+    with reading(engine) as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(Prediction)) == 2
+
+
+def test_a_worker_death_counts_as_a_crash_and_not_as_a_try(engine: sa.Engine) -> None:
+    _, ids = submit(engine, 1)
+    for _ in range(5):
+        ledger.claim(engine, ids, worker="a", limits=LIMITS)
+        expire_leases(engine)
+        ledger.take_back(engine, "clips")
+    assert (row(engine, ids[0]).attempts, row(engine, ids[0]).crashes) == (0, 5)
+
+
+def test_a_renewed_lease_is_not_taken_back(engine: sa.Engine) -> None:
+    _, ids = submit(engine, 1)
+    claim = ledger.claim(engine, ids, worker="a", limits=LIMITS)
+    expire_leases(engine)
+    ledger.renew(engine, [claim.token], LIMITS)
+    assert ledger.take_back(engine, "clips") == 0
+
+
+def test_a_transient_failure_is_tried_again_after_a_pause_and_then_final(engine: sa.Engine) -> None:
+    _, ids = submit(engine, 1)
+    limits = Ledger(max_attempts=2, retry_base_s=0.0)
+    failure = [words.Failure(ids[0], ServerFailed(status=503))]
+    first = ledger.claim(engine, ids, worker="a", limits=limits)
+    assert ledger.finish(engine, first, failure, (), limits)["retried"] == 1
+    assert row(engine, ids[0]).state == "pending"
+    second = ledger.claim(engine, ids, worker="a", limits=limits)
+    assert ledger.finish(engine, second, failure, (), limits)["failed"] == 1
+    assert (row(engine, ids[0]).state, row(engine, ids[0]).attempts) == ("failed", 2)
+
+
+def test_retry_after_is_honoured_up_to_the_cap(engine: sa.Engine) -> None:
+    _, ids = submit(engine, 2)
+    claim = ledger.claim(engine, ids, worker="a", limits=LIMITS)
+    asked = [
+        words.Failure(ids[0], RateLimited(retry_after_s=100.0)),
+        words.Failure(ids[1], RateLimited(retry_after_s=1e9)),
+    ]
+    ledger.finish(engine, claim, asked, (), LIMITS)
+    pause = row(engine, ids[1]).not_before - row(engine, ids[0]).not_before
+    assert pause == pytest.approx(LIMITS.retry_cap_s - 100.0, abs=1.0)
+    assert ledger.claim(engine, ids, worker="b", limits=LIMITS).clips == ()
+    assert ledger.pick(engine, "clips", 10, LIMITS) == []
+
+
+def test_released_clips_are_free_at_once_and_lose_no_try(engine: sa.Engine) -> None:
+    _, ids = submit(engine, 2)
+    claim = ledger.claim(engine, ids, worker="a", limits=LIMITS)
+    ledger.release(engine, claim.token, ids[:1])
+    again = ledger.claim(engine, ids, worker="b", limits=LIMITS)
+    assert [(clip.id, clip.attempts) for clip in again.clips] == [(ids[0], 1)]
+
+
+def test_picking_is_fair_between_runs_and_bounded(engine: sa.Engine) -> None:
+    first, _ = submit(engine, 30)
+    second, _ = submit(engine, 30)
+    picked = ledger.pick(engine, "clips", 20, LIMITS)
+    assert [(part.run_id, len(part.clips)) for part in picked] == [(first, 10), (second, 10)]
+    assert ledger.pick(engine, "other", 20, LIMITS) == []
+
+
+def test_what_a_wiped_queue_held_is_taken_back_once_it_is_old_enough(engine: sa.Engine) -> None:
+    submit(engine, 3)
+    ledger.pick(engine, "clips", 10, LIMITS)
+    assert ledger.take_back_queued(engine, "clips", LIMITS) == 0
+    assert ledger.take_back_queued(engine, "clips", Ledger(lost_after_s=-1.0)) == 3
+    assert len(ledger.pick(engine, "clips", 10, LIMITS)[0].clips) == 3
+
+
+def test_cancelled_clips_are_final_and_failed_ones_can_be_retried(engine: sa.Engine) -> None:
+    run_id, ids = submit(engine, 3)
+    claim = ledger.claim(engine, ids[:2], worker="a", limits=LIMITS)
+    failures = [words.Failure(ids[0], NotFound(status=404)), words.Failure(ids[1], NotFound(status=404))]
+    ledger.finish(engine, claim, failures, (), LIMITS)
+    assert ledger.cancel(engine, run_id) == 1
+    assert ledger.claim(engine, ids, worker="a", limits=LIMITS).clips == ()
+    assert ledger.retry_failed(engine, run_id, ["dns"]) == 0
+    assert ledger.retry_failed(engine, run_id, ["not_found"]) == 2
+    assert row(engine, ids[0]).error_code is None
+
+
+def test_a_model_is_registered_once_with_its_labels_in_order(engine: sa.Engine) -> None:
+    assert labels(engine) == labels(engine)
+    run_id, _ = submit(engine, 1)
+    assert ledger.settle_model(engine, run_id, 1) == 1
+    assert ledger.settle_model(engine, run_id, 2) == 1
