@@ -161,12 +161,15 @@ def take_back_queued(engine: sa.Engine, queue: str, limits: Ledger) -> int:
         return connection.execute(lost.values(state="pending", **NO_LEASE)).rowcount
 
 
-def pick(engine: sa.Engine, queue: str, count: int, limits: Ledger) -> list[Picked]:
-    """Mark up to `count` clips that are due as `queued`, shared evenly among the runs that have some."""
+def pick(engine: sa.Engine, queue: str, chunks: int, limits: Ledger) -> list[Picked]:
+    """Mark about so many chunks of clips that are due as `queued`, shared evenly among the runs that have some."""
     with writing(engine) as connection:
         runs = connection.execute(_runs_with_due_clips(queue)).all()
-        share = -(-count // max(1, len(runs)))
-        return [Picked(run.id, run.chunk_size, _pick_clips(connection, run.id, share, limits)) for run in runs]
+        share = -(-chunks // max(1, len(runs)))
+        return [
+            Picked(run.id, run.chunk_size, _pick_clips(connection, run.id, share * run.chunk_size, limits))
+            for run in runs
+        ]
 
 
 def _pick_clips(connection: sa.Connection, run_id: int, count: int, limits: Ledger) -> tuple[PickedClip, ...]:

@@ -73,6 +73,7 @@ class Fetch(Group):
 class Audio(Group):
     max_duration_s: float = Field(3600.0, description="An hour is the longest recording people submit as one clip.")
     min_duration_s: float = Field(0.05, description="Shorter audio is a click, and no model hears anything in it.")
+    max_samples: int = Field(700_000_000, description="All channels together: an hour of 96 kHz stereo.")
     max_channels: int = Field(32, description="The widest microphone arrays in public data.")
     min_sample_rate: int = Field(1000, description="Below it a header lies: resampling would multiply the samples.")
     max_sample_rate: int = Field(384_000, description="Ultrasonic recorders; above it a header lies.")
@@ -86,9 +87,11 @@ class Model(Group):
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps; auto takes the best there is.")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16; auto is bf16 only on CUDA that has it.")
-    threads: int = Field(0, description="Torch threads on CPU; 0: the cores this process may use, shared fairly.")
-    batch_s: float = Field(0.0, description="Padded seconds of audio a batch may hold; 0: 40 on CPU, 640 on a GPU.")
+    keep: int = Field(1, description="Idle models kept loaded: one fits every device, more serve mixed runs.")
+    threads: int = Field(0, description="Windows scored at once on CPU, a core each; 0: the cores there are.")
+    batch_s: float = Field(0.0, description="Padded seconds of audio a batch may hold; 0: 10 on CPU, 640 on a GPU.")
     batch_windows: int = Field(0, description="Windows a batch may hold; 0: 4 on CPU (more is slower), 64 on a GPU.")
+    loaded: int = Field(1, description="Models one worker keeps loaded: a second one has to fit beside the first.")
 
 
 class Worker(Group):
@@ -127,5 +130,10 @@ class Settings(BaseSettings):
 
 
 def cores() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many processors this process may use: those it is bound to, within its container's quota."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return bound
+    return bound if quota == "max" else max(1, min(bound, int(quota) // int(period)))

@@ -1,0 +1,162 @@
+"""Compare what one clip costs the model side of a worker with pipelines and with a loop that has no queue.
+
+    python -m benchmarks.inference --models starter ast-tiny --clips 200
+    python -m benchmarks.inference --models ast-base wav2vec2-base --clips 8 --turn 4
+
+All ways are given the same 16 kHz arrays and take turns on a few clips at a time, so a busy machine slows all alike.
+The ratios are of CPU seconds (of wall seconds with more than one thread), the median over the turns; above 1: ours wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+
+from earmark import settings
+from workers import batcher, checkpoint, classifier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+RATE = 16_000
+LABELS = {number: f"label {number}" for number in range(50)}
+AST_TINY = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
+
+
+@dataclass
+class Cost:
+    """Seconds of each turn of one way."""
+
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+
+
+def main() -> None:
+    arguments = _arguments()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(arguments.threads)
+    print(f"{'model':14} {'lengths':8} {'way':12} {'CPU ms/clip':>12} {'clips/s':>8} {'cost, of ours':>14}")
+    with tempfile.TemporaryDirectory() as folder:
+        for model in arguments.models:
+            name = _saved(model, Path(folder) / model)
+            for lengths in arguments.lengths:
+                _compare(model, name, lengths, arguments)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["starter"], choices=["starter", *MAKERS])
+    parser.add_argument("--lengths", nargs="+", default=["equal", "ragged"], choices=["equal", "ragged"])
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--turn", type=int, default=20, help="clips each way scores before the next has its turn")
+    parser.add_argument("--threads", type=int, default=1, help="lanes of ours, torch threads of the others")
+    return parser.parse_args()
+
+
+def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace) -> None:
+    loaded = classifier.load(settings.Model(name=name, device="cpu", threads=arguments.threads))
+    queue = batcher.Batcher(loaded, settings.Worker())
+    ways = _ways(loaded, queue, name)
+    costs = {way: Cost() for way in ways}
+    turns = list(_turns(lengths, arguments.clips, arguments.turn))
+    for score in ways.values():
+        score(turns[0][:2])
+    for number, clips in enumerate(turns):
+        for way in _rotated(list(ways), number):
+            _measure(ways[way], clips, costs[way])
+    queue.close()
+    for way, cost in costs.items():
+        print(_row(model, lengths, way, cost, costs["ours"], arguments))
+
+
+def _ways(loaded: classifier.Classifier, queue: batcher.Batcher, name: str) -> dict[str, Any]:
+    folder = checkpoint.STARTER if name == "starter" else name
+    pipe: Any = transformers.pipeline("audio-classification", model=str(folder), device="cpu")
+    return {
+        "ours": lambda clips: [future.result() for future in [queue.submit(clip) for clip in clips]],
+        "loop": lambda clips: _loop(loaded, clips),
+        "pipeline": lambda clips: [pipe(clip) for clip in clips],
+        "pipeline x8": lambda clips: pipe(clips, batch_size=8),
+        "pipeline x16": lambda clips: pipe(clips, batch_size=16),
+        "features": lambda clips: [loaded._features([clip]) for clip in clips],
+    }
+
+
+def _loop(loaded: classifier.Classifier, clips: list[np.ndarray]) -> list[torch.Tensor]:
+    """Write out the best loop there is: our features, the same batches, the same forward pass, no queue."""
+    scores = []
+    with torch.inference_mode():
+        while clips:
+            batch = loaded.choose([len(clip) for clip in clips])
+            logits = loaded._model(**loaded._features([clips[place] for place in batch])).logits
+            scores.append(logits.softmax(-1))
+            clips = [clip for place, clip in enumerate(clips) if place not in batch]
+    return scores
+
+
+def _turns(lengths: str, count: int, turn: int) -> Iterator[list[np.ndarray]]:
+    generator = np.random.default_rng(0)
+    for start in range(0, count, turn):
+        seconds = [generator.uniform(1, 10) if lengths == "ragged" else 5.0 for _ in range(min(turn, count - start))]
+        yield [generator.standard_normal(round(each * RATE)).astype(np.float32) * 0.1 for each in seconds]
+
+
+def _rotated(names: list[str], number: int) -> list[str]:
+    first = number % len(names)
+    return names[first:] + names[:first]
+
+
+def _measure(score: Any, clips: list[np.ndarray], cost: Cost) -> None:
+    wall, cpu = time.perf_counter(), time.process_time()
+    score(clips)
+    cost.wall.append(time.perf_counter() - wall)
+    cost.cpu.append(time.process_time() - cpu)
+
+
+def _row(model: str, lengths: str, way: str, cost: Cost, ours: Cost, arguments: argparse.Namespace) -> str:
+    theirs, reference = (cost.cpu, ours.cpu) if arguments.threads == 1 else (cost.wall, ours.wall)
+    ratio = statistics.median(one / other for one, other in zip(theirs, reference, strict=True))
+    cpu_ms, rate = 1000 * sum(cost.cpu) / arguments.clips, arguments.clips / sum(cost.wall)
+    return f"{model:14} {lengths:8} {way:12} {cpu_ms:12.2f} {rate:8.2f} {ratio:14.2f}"
+
+
+def _saved(model: str, folder: Path) -> str:
+    if model == "starter":
+        return model
+    torch.manual_seed(0)
+    network, extractor = MAKERS[model]()
+    network.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return str(folder)
+
+
+def _ast(**changes: Any) -> tuple[Any, Any]:
+    config = transformers.ASTConfig(**changes, id2label=LABELS)
+    return transformers.ASTForAudioClassification(config), transformers.ASTFeatureExtractor()
+
+
+def _wav2vec2() -> tuple[Any, Any]:
+    config = transformers.Wav2Vec2Config(id2label=LABELS)
+    return transformers.Wav2Vec2ForSequenceClassification(config), transformers.Wav2Vec2FeatureExtractor()
+
+
+#: Random weights: they cost what trained ones do.
+MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "ast-tiny": lambda: _ast(**AST_TINY),
+    "ast-base": _ast,
+    "wav2vec2-base": _wav2vec2,
+}
+
+
+if __name__ == "__main__":
+    main()

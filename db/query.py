@@ -1,0 +1,86 @@
+"""One SQL statement of a person's in, its rows out; read-only for real, and bounded in time."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from earmark.errors import ServiceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableMapping
+
+    import sqlalchemy as sa
+
+READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+#: SQLite virtual machine steps between two looks at the clock: about a millisecond.
+STEPS_PER_LOOK = 10_000
+
+
+def query(engine: sa.Engine, statement: str, *, timeout_s: float) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one reading statement, by column name.
+
+    Raises:
+        UsageError: it is not valid SQL, would write, or takes longer than the timeout.
+        ServiceError: there is no database.
+    """
+    run = _sqlite if engine.dialect.name == "sqlite" else _postgresql
+    yield from run(engine, statement, timeout_s)
+
+
+def _sqlite(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[dict[str, Any]]:
+    with _sentences(timeout_s), closing(_open_read_only(str(engine.url.database))) as connection:
+        deadline = time.monotonic() + timeout_s
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_PER_LOOK)
+        connection.set_authorizer(_allow_reading)
+        cursor = connection.execute(statement)
+        if cursor.description is None:
+            raise UsageError(reason="A query must give rows: SELECT ... .")
+        names = [column[0] for column in cursor.description]
+        for row in cursor:
+            yield dict(zip(names, row, strict=True))
+
+
+def _open_read_only(file: str) -> sqlite3.Connection:
+    try:
+        return sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+    except sqlite3.OperationalError as error:
+        raise ServiceError(reason=f"The database {file} cannot be opened: {error}. Has anything run yet?") from error
+
+
+def _allow_reading(action: int, *_: str | None) -> int:
+    return sqlite3.SQLITE_OK if action in READING else sqlite3.SQLITE_DENY
+
+
+def _postgresql(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[dict[str, Any]]:
+    parameters = engine.dialect.create_connect_args(engine.url)[1]
+    with _sentences(timeout_s), _connected(parameters) as connection, connection.cursor(row_factory=dict_row) as cursor:
+        connection.read_only = True
+        cursor.execute("SELECT set_config('statement_timeout', %s, true)", [str(int(timeout_s * 1000))])
+        # Streaming sends one statement and no second one behind a semicolon.
+        yield from cursor.stream(statement)
+
+
+def _connected(parameters: MutableMapping[str, Any]) -> psycopg.Connection[Any]:
+    try:
+        return psycopg.connect(**parameters)
+    except psycopg.OperationalError as error:
+        raise ServiceError(reason=f"The database cannot be reached: {str(error).strip()}") from error
+
+
+@contextmanager
+def _sentences(timeout_s: float) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, sqlite3.Warning, psycopg.Error) as error:
+        detail = (str(error).strip() or repr(error)).splitlines()[0]
+        if detail == "interrupted" or "statement timeout" in detail:
+            raise UsageError(reason=f"The query took longer than {timeout_s:g} s (--timeout-s).") from error
+        if detail == "not authorized" or "read-only" in detail:
+            raise UsageError(reason="A query may only read.") from error
+        raise UsageError(reason=f"The query cannot be run: {detail}.") from error

@@ -1,0 +1,165 @@
+"""Everything that is read: runs, their progress, results, failures, labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from db.models import Clip, Label, Model, Run
+from db.session import now, reading
+from earmark.clips import FINAL_STATES, STATES
+from earmark.errors import UsageError
+from earmark.options import RunOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Rows of a large result held in memory at once.
+ROWS_AT_ONCE = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run as the ledger knows it."""
+
+    id: int
+    name: str
+    options: RunOptions
+    model_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How many clips of a run are in each state, and how long it has been going."""
+
+    states: dict[str, int]
+    #: From submission to the last final clip, or to now.
+    seconds: float
+    #: Audio of the clips that are done.
+    audio_s: float
+
+    @property
+    def total(self) -> int:
+        return sum(self.states.values())
+
+    @property
+    def final(self) -> int:
+        return sum(self.states[state] for state in FINAL_STATES)
+
+    @property
+    def finished(self) -> bool:
+        return self.final == self.total
+
+
+def run(engine: sa.Engine, run_id: int) -> RunRow:
+    """Return a run by its id."""
+    return _run_where(engine, Run.id == run_id, str(run_id))
+
+
+def find_run(engine: sa.Engine, id_or_name: str | None) -> RunRow:
+    """Return a run by id or name, or the newest.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    if id_or_name is None:
+        return _run_where(engine, Run.id == sa.select(sa.func.max(Run.id)).scalar_subquery(), "(none yet)")
+    same = Run.name == id_or_name
+    if id_or_name.isascii() and id_or_name.isdigit():
+        same = sa.or_(same, Run.id == int(id_or_name))
+    return _run_where(engine, same, id_or_name)
+
+
+def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], asked: str) -> RunRow:
+    with reading(engine) as connection:
+        row = connection.execute(sa.select(Run.id, Run.name, Run.options, Run.model_id).where(condition)).first()
+    if row is None:
+        raise UsageError(reason=f"There is no run {asked}; `earmark status` lists them.")
+    return RunRow(row.id, row.name, RunOptions.from_json(row.options), row.model_id)
+
+
+def progress(engine: sa.Engine, run_id: int) -> Progress:
+    """Return how far a run has come."""
+    each = sa.select(Clip.state, sa.func.count()).where(Clip.run_id == run_id).group_by(Clip.state)
+    totals = sa.select(sa.func.max(Clip.finished_at), sa.func.sum(Clip.duration_s)).where(Clip.run_id == run_id)
+    with reading(engine) as connection:
+        counts = {state: count for state, count in connection.execute(each)}  # noqa: C416 - a row is no pair to mypy
+        last, audio_s = connection.execute(totals).one()
+        created, clock = connection.execute(sa.select(Run.created_at, now()).where(Run.id == run_id)).one()
+    states = {state: counts.get(state, 0) for state in STATES}
+    going = any(states[state] for state in STATES if state not in FINAL_STATES)
+    return Progress(states, (clock if going else last or clock) - created, audio_s or 0.0)
+
+
+def top_errors(engine: sa.Engine, run_id: int) -> list[tuple[str, int, str]]:
+    """Return (code, clips, one such sentence) of a run's failures, the most frequent first."""
+    count = sa.func.count()
+    statement = sa.select(Clip.error_code, count, sa.func.min(Clip.error))
+    statement = statement.where(Clip.run_id == run_id, Clip.state == "failed").group_by(Clip.error_code)
+    with reading(engine) as connection:
+        rows = connection.execute(statement.order_by(count.desc(), Clip.error_code))
+        return [(str(code), clips, str(example)) for code, clips, example in rows]
+
+
+def label_counts(engine: sa.Engine, run_id: int, limit: int) -> list[tuple[str, int]]:
+    """Return (label, clips it is the best of) of a run, the most frequent first."""
+    statement = sa.text(
+        "SELECT label, count(*) AS clips FROM results WHERE run_id = :run_id AND label IS NOT NULL "
+        "GROUP BY label ORDER BY clips DESC, label LIMIT :limit"
+    ).bindparams(run_id=run_id, limit=limit)
+    return [(row["label"], row["clips"]) for row in rows(engine, statement)]
+
+
+def rows(engine: sa.Engine, statement: sa.TextClause) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a statement as they come, by column name."""
+    with reading(engine) as connection:
+        result = connection.execution_options(yield_per=ROWS_AT_ONCE).execute(statement)
+        for row in result.mappings():
+            yield dict(row)
+
+
+def results(
+    run_id: int, *, label: str | None = None, min_score: float | None = None, windows: bool = False
+) -> sa.TextClause:
+    """Return the statement for a run's results, or for its windows, that carry a label with at least a score."""
+    view, best = ("windows", "AND rank = 1") if windows else ("results", "")
+    order = "clip_id, start_s" if windows else "clip_id"
+    conditions = [
+        *(["AND label = :label"] if label is not None else []),
+        *(["AND score >= :min_score"] if min_score is not None else []),
+    ]
+    values = {"run_id": run_id, "label": label, "min_score": min_score}
+    statement = f"SELECT * FROM {view} WHERE run_id = :run_id {best} {' '.join(conditions)} ORDER BY {order}"  # noqa: S608
+    return sa.text(statement).bindparams(**{name: value for name, value in values.items() if f":{name}" in statement})
+
+
+def clips(run_id: int) -> sa.TextClause:
+    """Return the statement for a run's clips with their states and errors."""
+    columns = "id AS clip_id, display_uri AS uri, state, error_code, error"
+    return sa.text(f"SELECT {columns} FROM clips WHERE run_id = :run_id ORDER BY id").bindparams(run_id=run_id)  # noqa: S608
+
+
+def top_k(run_id: int) -> sa.TextClause:
+    """Return the statement for every stored prediction of a run, clip by clip, best first."""
+    return sa.text("SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank").bindparams(run_id=run_id)
+
+
+def failures(run_id: int) -> sa.TextClause:
+    """Return the statement for a run's failures."""
+    return sa.text("SELECT * FROM failures WHERE run_id = :run_id ORDER BY clip_id").bindparams(run_id=run_id)
+
+
+def run_progress(run_id: int | None = None) -> sa.TextClause:
+    """Return the statement for the counts of one run or of all, the newest first."""
+    if run_id is None:
+        return sa.text("SELECT * FROM run_progress ORDER BY run_id DESC")
+    return sa.text("SELECT * FROM run_progress WHERE run_id = :run_id").bindparams(run_id=run_id)
+
+
+def labels(engine: sa.Engine, model: str) -> list[str]:
+    """Return the labels of a model some worker has loaded, in its order; the newest of that name."""
+    newest = sa.select(sa.func.max(Model.id)).where(Model.name == model).scalar_subquery()
+    with reading(engine) as connection:
+        return list(connection.scalars(sa.select(Label.name).where(Label.model_id == newest).order_by(Label.position)))

@@ -1,0 +1,50 @@
+"""`query`: a person's SQL reads and never writes, on both databases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from db.query import query
+from earmark.errors import UsageError
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+
+def test_rows_come_by_column_name(engine: sa.Engine) -> None:
+    assert list(query(engine, "SELECT 1 AS one, 'a' AS letter", timeout_s=5)) == [{"one": 1, "letter": "a"}]
+
+
+def test_the_views_can_be_read(engine: sa.Engine) -> None:
+    for view in ("results", "top_k", "windows", "failures", "run_progress"):
+        assert list(query(engine, f"SELECT * FROM {view}", timeout_s=5)) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM runs",
+        "DROP TABLE clips",
+        "CREATE TABLE t (x int)",
+        "UPDATE runs SET name = 'x'",
+        "SELECT 1; DELETE FROM runs",
+        "COMMIT; DELETE FROM runs",
+        "ATTACH DATABASE '/tmp/x.db' AS x",
+        "PRAGMA query_only = 0",
+        "SELEC 1",
+        "SELECT * FROM nowhere",
+        "",
+    ],
+)
+def test_whatever_does_not_just_read_is_refused_in_one_sentence(engine: sa.Engine, statement: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        list(query(engine, statement, timeout_s=5))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_runaway_query_is_stopped(engine: sa.Engine) -> None:
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
+    with pytest.raises(UsageError, match="took longer"):
+        list(query(engine, endless, timeout_s=0.3))

@@ -1,0 +1,106 @@
+"""What `celery -A workers.app` loads: a process that gets ready, keeps leases, feeds the queue and stops cleanly."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+
+from db import schema
+from db.session import connect
+from earmark import broker
+from earmark.errors import EarmarkError, ServiceError
+from earmark.settings import Settings, cores
+from producer.feeder import feed
+from workers import tasks
+from workers.decode import Decoders
+from workers.fetch import Fetcher
+from workers.models import Models
+from workers.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+SERVICE_EXIT = 3
+#: Feed failures are told once in so many, so that a broker that is down for an hour does not fill the disk.
+TOLD_EACH = 60
+
+settings = Settings()
+app = broker.configure(settings.broker)
+_stopping = threading.Event()
+
+
+@signals.setup_logging.connect
+def _log_to_stderr(loglevel: int = logging.INFO, **_: Any) -> None:
+    logging.basicConfig(level=loglevel, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for chatty in ("celery.worker.strategy", "celery.app.trace", "httpx", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+@signals.worker_init.connect
+def _get_ready(sender: Any, **_: Any) -> None:
+    try:
+        tasks.desk = _desk(str(sender.hostname))
+    except EarmarkError as error:
+        sys.stderr.write(f"{error}\n")
+        # A worker without its model must not take messages, and Celery goes on after an exception here.
+        os._exit(SERVICE_EXIT)
+
+
+def _desk(hostname: str) -> tasks.Desk:
+    if not settings.broker.url:
+        raise ServiceError(reason="A worker needs EARMARK_BROKER__URL; `earmark run` and `earmark up` set it.")
+    engine = connect(settings.database_url, settings.database)
+    schema.check(engine)
+    decoding = settings.worker.decoders or cores()
+    decoders = Decoders(settings.audio, decoding)
+    fetcher = Fetcher(settings.fetch)
+    models = Models(engine, settings)
+    models.load(settings.model.name, settings.model.revision)
+    return tasks.Desk(engine, settings, models, Pipeline(fetcher, decoders, decoding), f"{hostname}:{os.getpid()}")
+
+
+@signals.worker_ready.connect
+def _start_timers(**_: Any) -> None:
+    desk = _ready_desk()
+    _every(settings.ledger.lease_s / 3, desk.renew)
+    _every(settings.ledger.feed_every_s, lambda: feed(desk.engine, settings))
+    logger.info("ready, with the model %s", settings.model.name, extra={"action": "ready"})
+
+
+@signals.worker_shutting_down.connect
+def _drain(**_: Any) -> None:
+    _stopping.set()
+    _ready_desk().draining.set()
+
+
+@signals.worker_shutdown.connect
+def _close(**_: Any) -> None:
+    _ready_desk().close()
+
+
+def _ready_desk() -> tasks.Desk:
+    assert tasks.desk is not None
+    return tasks.desk
+
+
+def _every(seconds: float, act: Callable[[], object]) -> None:
+    threading.Thread(target=_repeat, args=(seconds, act), daemon=True).start()
+
+
+def _repeat(seconds: float, act: Callable[[], object]) -> None:
+    failures = 0
+    while not _stopping.wait(seconds):
+        try:
+            act()
+            failures = 0
+        except Exception as error:
+            if failures % TOLD_EACH == 0:
+                logger.warning("%s", error, extra={"action": "timer_failed"})
+            failures += 1

@@ -1,0 +1,199 @@
+"""The one queue in front of the model: windows of all chunks in, full batches through, a future score for each."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+from collections import OrderedDict, deque
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+
+from earmark import errors, settings
+from workers import classifier as classifiers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+
+    from workers.classifier import Classifier
+
+logger = logging.getLogger(__name__)
+
+#: Enough to fill any batch with like lengths, few enough that choosing costs nothing.
+_LOOK_AHEAD = 512
+#: What a supervisor restarts: the process is sound no more.
+_BROKEN = 70
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ticket:
+    samples: np.ndarray
+    function_to_apply: str
+    scores: Future[np.ndarray] = field(default_factory=Future)
+
+
+class Batcher:
+    """Score windows submitted from many threads; whenever the model is free it takes what is ready, on no timer.
+
+    Each of the classifier's lanes is a thread: on a CPU one a core, which beats sharing out one forward pass; on CUDA
+    two, so that one prepares its batch while the other's runs.
+    """
+
+    def __init__(self, classifier: Classifier, worker: settings.Worker) -> None:
+        self.classifier = classifier
+        self._max_bytes = int(worker.in_flight_bytes)
+        self._silent_s = worker.silent_batcher_s
+        self._waiting: deque[_Ticket] = deque()
+        self._waiting_bytes = 0
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        self._busy_since: dict[int, float] = {}
+        lanes = [classifier, *(classifier.twin() for _ in range(classifier.lanes - 1))]
+        self._threads = [threading.Thread(target=self._work, args=(lane,), name="model", daemon=True) for lane in lanes]
+        for thread in [*self._threads, threading.Thread(target=self._watch, name="model-watch", daemon=True)]:
+            thread.start()
+
+    def submit(self, samples: np.ndarray, function_to_apply: str | None = None) -> Future[np.ndarray]:
+        """Queue one window, (samples,) float32, and return its future scores, (labels,), or ClipError.
+
+        Blocks while the windows waiting hold `in_flight_bytes`, so that decoders run no further ahead. Cancelling
+        the future takes the window out of the queue.
+        """
+        ticket = _Ticket(samples, function_to_apply or self.classifier.card.function_to_apply)
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed.is_set() or self._has_room(samples.nbytes))
+            if self._closed.is_set():
+                raise RuntimeError("this batcher is closed")
+            self._waiting.append(ticket)
+            self._waiting_bytes += samples.nbytes
+            self._changed.notify_all()
+        return ticket.scores
+
+    def _has_room(self, nbytes: int) -> bool:
+        return not self._waiting or self._waiting_bytes + nbytes <= self._max_bytes
+
+    def close(self) -> None:
+        """Score what is waiting, then stop."""
+        with self._changed:
+            self._closed.set()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, lane: Classifier) -> None:
+        if lane.device == "cpu":
+            torch.set_num_threads(1)
+        try:
+            while self._wait():
+                self._deliver(lane, self._take(lane))
+        except BaseException as error:  # without its lane a window would wait for ever
+            _die(f"the batcher failed: {error!r}")
+
+    def _wait(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed.is_set() or self._waiting)
+            return bool(self._waiting)
+
+    def _take(self, lane: Classifier) -> list[_Ticket]:
+        with self._changed:
+            ahead = list(islice(self._waiting, _LOOK_AHEAD))
+            batch = [ahead[place] for place in lane.choose([len(ticket.samples) for ticket in ahead])] if ahead else []
+            for ticket in batch:
+                self._waiting.remove(ticket)
+                self._waiting_bytes -= ticket.samples.nbytes
+            self._changed.notify_all()
+        return [ticket for ticket in batch if ticket.scores.set_running_or_notify_cancel()]
+
+    def _deliver(self, lane: Classifier, batch: Sequence[_Ticket]) -> None:
+        if not batch:
+            return
+        self._busy_since[threading.get_ident()] = time.monotonic()
+        for ticket, outcome in zip(batch, lane.outcomes([ticket.samples for ticket in batch]), strict=True):
+            if isinstance(outcome, errors.ModelError) and not lane.healthy():
+                _die(f"the model fails on {lane.device} whatever it is given: {outcome}")
+            if isinstance(outcome, errors.ClipError):
+                ticket.scores.set_exception(outcome)
+            else:
+                ticket.scores.set_result(classifiers.apply(outcome, ticket.function_to_apply))
+        del self._busy_since[threading.get_ident()]
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self._silent_s / 4):
+            longest = max((time.monotonic() - since for since in list(self._busy_since.values())), default=0.0)
+            if longest > self._silent_s:
+                _die(f"the model has not answered for {longest:.0f} s")
+
+
+def _die(reason: str) -> NoReturn:
+    """End the process at once; the supervisor starts another and the leases bring the clips back."""
+    logger.critical("%s; the worker ends", reason, exc_info=sys.exception(), extra={"action": "batcher_broken"})
+    faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+    os._exit(_BROKEN)
+
+
+_Key = tuple[str, str | None, tuple[str, ...]]
+
+
+class Models:
+    """The models of one worker, each behind its batcher; one that is needed takes the place of the longest unused."""
+
+    def __init__(self, model: settings.Model, worker: settings.Worker) -> None:
+        self._model = model
+        self._worker = worker
+        self._batchers: OrderedDict[_Key, Batcher] = OrderedDict()
+        self._users: dict[_Key, int] = {}
+        #: Held while a model is chosen: who waits for another one goes before who comes later for the present one.
+        self._turn = threading.Lock()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def use(self, name: str, revision: str | None = None, labels: tuple[str, ...] = ()) -> Iterator[Batcher]:
+        """Lend the batcher of a model, loaded if need be; it stays loaded for as long as it is lent.
+
+        Waits while all places (`EARMARK_MODEL__LOADED`) are lent to other models. Raises ServiceError as `load` does.
+        """
+        key = (name, revision, labels)
+        with self._turn:
+            batcher = self._batchers.get(key) or self._load(key)
+            with self._changed:
+                self._batchers.move_to_end(key)
+                self._users[key] = self._users.get(key, 0) + 1
+        try:
+            yield batcher
+        finally:
+            with self._changed:
+                self._users[key] -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Score what is waiting, then let all models go."""
+        with self._turn:
+            while self._batchers:
+                self._batchers.popitem()[1].close()
+
+    def _load(self, key: _Key) -> Batcher:
+        if len(self._batchers) >= self._model.loaded:
+            self._evict()
+        name, revision, labels = key
+        model = self._model.model_copy(update={"name": name, "revision": revision})
+        self._batchers[key] = Batcher(classifiers.load(model, labels), self._worker)
+        return self._batchers[key]
+
+    def _evict(self) -> None:
+        with self._changed:
+            self._changed.wait_for(self._unused)
+            unused = self._unused()[0]
+        self._batchers.pop(unused).close()
+
+    def _unused(self) -> list[_Key]:
+        return [key for key in self._batchers if not self._users.get(key)]

@@ -1,0 +1,203 @@
+"""An open clip in, its waveform out, decoded in a pool of disposable child processes that may crash, hang or swell."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from earmark import clips, errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from earmark import settings
+
+START_TIMEOUT_S = 60.0
+MAX_HEADER_BYTES = 65536
+_TIMED_OUT = (-signal.SIGALRM, -signal.SIGXCPU)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a clip's bytes turned out to hold."""
+
+    waveform: clips.Waveform
+    facts: clips.AudioFacts
+
+
+class Decoders:
+    """A pool of decoder processes; as many clips are decoded at once as it has children, and further callers wait."""
+
+    def __init__(self, limits: settings.Audio, processes: int) -> None:
+        self._limits = limits
+        self._processes = processes
+        self._idle: queue.SimpleQueue[_Decoder | None] = queue.SimpleQueue()
+        children = [_Decoder(limits) for _ in range(processes)]
+        for child in children:
+            self._idle.put(child)
+        for child in children:
+            child.wait_until_ready()
+
+    def decode(self, file: BinaryIO, sample_rate: int) -> Decoded:
+        """Return the waveform of an open file at this rate; a child that dies or hangs costs this clip alone."""
+        with _on_disk(file) as clip, self._child() as child:
+            return child.decode(clip.fileno(), sample_rate)
+
+    def close(self) -> None:
+        """Stop the children, each as soon as it has finished its clip."""
+        for _ in range(self._processes):
+            if child := self._idle.get():
+                child.stop()
+        self._idle.put(None)
+
+    @contextmanager
+    def _child(self) -> Iterator[_Decoder]:
+        child = self._idle.get()
+        try:
+            if child is None:
+                raise errors.ServiceError(reason="The decoders are closed.")
+            child = self._usable(child)
+            child.wait_until_ready()
+            yield child
+        finally:
+            self._idle.put(child)
+
+    def _usable(self, child: _Decoder) -> _Decoder:
+        if child.alive and child.clips < self._limits.clips_per_decoder:
+            return child
+        child.stop()
+        return _Decoder(self._limits)
+
+
+class _Decoder:
+    """One child process, which serves one clip at a time, and the socket to it."""
+
+    def __init__(self, limits: settings.Audio) -> None:
+        self.clips = 0
+        self._limits = limits
+        self._ready = False
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "workers.decoder", limits.model_dump_json()],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env=_environment(),
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_until_ready(self) -> None:
+        if self._ready:
+            return
+        try:
+            self._receive(1, time.monotonic() + START_TIMEOUT_S)
+        except OSError as error:
+            self.stop()
+            raise errors.ServiceError(reason="The audio decoder does not start; its output says why.") from error
+        self._ready = True
+
+    def decode(self, descriptor: int, sample_rate: int) -> Decoded:
+        self.clips += 1
+        try:
+            return self._exchange(descriptor, sample_rate)
+        except errors.DecoderMemory:
+            self.stop()
+            raise
+        except TimeoutError as error:
+            self.stop()
+            raise errors.DecoderTimeout(timeout_s=self._limits.decode_timeout_s) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:  # it died, or what it says makes no sense
+            raise self._post_mortem() from error
+
+    def stop(self) -> None:
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _exchange(self, descriptor: int, sample_rate: int) -> Decoded:
+        deadline = time.monotonic() + self._limits.decode_timeout_s
+        socket.send_fds(self._socket, [struct.pack("<I", sample_rate)], [descriptor])
+        (size,) = struct.unpack("<I", self._receive(4, deadline))
+        if size > MAX_HEADER_BYTES:
+            raise ValueError(size)
+        # JSON, not pickle: a child that hostile bytes have taken over must not be able to run code here.
+        header: dict[str, Any] = json.loads(self._receive(size, deadline))
+        if "error" in header:
+            raise _error(header)
+        return self._decoded(header, sample_rate, deadline)
+
+    def _decoded(self, header: dict[str, Any], sample_rate: int, deadline: float) -> Decoded:
+        if not 0 < header["samples"] <= (self._limits.max_duration_s + 1) * sample_rate:
+            raise ValueError(header["samples"])
+        samples = np.empty(header["samples"], np.float32)
+        self._fill(samples.view(np.uint8).data, deadline)
+        return Decoded(clips.Waveform(samples, sample_rate), clips.AudioFacts(**header["facts"]))
+
+    def _receive(self, size: int, deadline: float) -> bytearray:
+        buffer = bytearray(size)
+        self._fill(memoryview(buffer), deadline)
+        return buffer
+
+    def _fill(self, rest: memoryview, deadline: float) -> None:
+        while rest:
+            self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
+            received = self._socket.recv_into(rest)
+            if not received:
+                raise ConnectionResetError
+            rest = rest[received:]
+
+    def _post_mortem(self) -> errors.DecodeError:
+        self.stop()
+        if self._process.returncode in _TIMED_OUT:
+            return errors.DecoderTimeout(timeout_s=self._limits.decode_timeout_s)
+        return errors.DecoderCrashed()
+
+
+def _environment() -> dict[str, str]:
+    """Return what a child needs to start and nothing else: no token or password is there to be found."""
+    libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    path = os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
+    return {**libraries, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def _error(header: dict[str, Any]) -> errors.ClipError:
+    kind = errors.BY_CODE[header["error"]]
+    if not issubclass(kind, errors.DecodeError):
+        raise TypeError(kind)
+    return kind(**header["facts"])
+
+
+@contextmanager
+def _on_disk(file: BinaryIO) -> Iterator[BinaryIO]:
+    """Give the file a descriptor, which is all that a child gets of it."""
+    try:
+        mode = os.fstat(file.fileno()).st_mode
+    except io.UnsupportedOperation:
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(file, copy)
+            copy.flush()
+            yield copy
+        return
+    if not stat.S_ISREG(mode):
+        raise errors.NotAudio(kind="a device, a pipe or a folder")
+    yield file

@@ -1,0 +1,119 @@
+"""A run's id in, what its clips need out: its options, its model behind a batcher, its labels' ids."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from db import ledger, results
+from earmark.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import sqlalchemy as sa
+
+    from earmark.options import RunOptions
+    from earmark.settings import Settings
+    from workers.batcher import Batcher
+    from workers.classifier import ModelCard
+
+Key = tuple[str, str | None, tuple[str, ...]]
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model at hand, and for how many chunks it is in use."""
+
+    card: ModelCard
+    batcher: Batcher
+    model_id: int
+    label_ids: tuple[int, ...]
+    users: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How the clips of one run are classified."""
+
+    options: RunOptions
+    model: Loaded
+
+
+class Models:
+    """The models this process has loaded; the one that was idle longest makes room for another run's."""
+
+    def __init__(self, engine: sa.Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._loaded: dict[Key, Loaded] = {}
+        self._changing = threading.Lock()
+
+    def load(self, name: str, revision: str | None, labels: tuple[str, ...] = ()) -> Loaded:
+        """Return a model, loaded now unless it is at hand.
+
+        Raises:
+            ServiceError: it cannot be had; the sentence says how to mend that.
+        """
+        key = (name, revision, labels)
+        with self._changing:
+            if key not in self._loaded:
+                self._make_room()
+                self._loaded[key] = self._load(key)
+            loaded = self._loaded.pop(key)
+            self._loaded[key] = loaded
+            return loaded
+
+    @contextmanager
+    def of_run(self, run_id: int) -> Iterator[Job]:
+        """Hold the model of a run while a chunk of it is worked on.
+
+        Raises:
+            ModelError: this worker's copy of the model is not the one the run began with.
+        """
+        run = results.run(self._engine, run_id)
+        options = run.options
+        loaded = self.load(options.model, options.revision, options.labels)
+        settled = run.model_id or ledger.settle_model(self._engine, run_id, loaded.model_id)
+        if settled != loaded.model_id:
+            raise ModelError(reason=f"this worker's {options.model} is not the one that the run began with")
+        loaded.users += 1
+        try:
+            yield Job(options, loaded)
+        finally:
+            loaded.users -= 1
+
+    def close(self) -> None:
+        for loaded in self._loaded.values():
+            loaded.batcher.close()
+
+    def _make_room(self) -> None:
+        idle = [key for key, loaded in self._loaded.items() if not loaded.users]
+        for key in idle[: max(0, len(self._loaded) - self._settings.model.keep + 1)]:
+            self._loaded.pop(key).batcher.close()
+
+    def _load(self, key: Key) -> Loaded:
+        card, batcher = open_model(key, self._settings)
+        model_id, label_ids = ledger.register_model(
+            self._engine,
+            card.labels,
+            name=card.name,
+            revision=card.revision or "",
+            sha256=card.sha256,
+            sample_rate=card.sample_rate,
+            function_to_apply=card.function_to_apply,
+            window_s=card.window_s,
+        )
+        return Loaded(card, batcher, model_id, label_ids)
+
+
+def open_model(key: Key, settings: Settings) -> tuple[ModelCard, Batcher]:
+    """Load a model and put a batcher in front of it; raises ServiceError."""
+    # Imported here because torch takes seconds, and Flower and the command line load this package too.
+    from workers import batcher, classifier
+
+    name, revision, labels = key
+    model = classifier.load(settings.model.model_copy(update={"name": name, "revision": revision}), labels)
+    return model.card, batcher.Batcher(model, settings.worker)

@@ -1,0 +1,105 @@
+"""A claimed clip in, its outcome out: fetch, decode, cut into windows, score, combine."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import contextmanager
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from earmark.clips import Failure, Source, Success, Timings, WindowPredictions
+from earmark.errors import ClipError, ModelError
+from workers import windows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from db.ledger import Claimed
+    from earmark.clips import AudioFacts, Outcome, Window
+    from workers.decode import Decoders
+    from workers.fetch import Fetcher
+    from workers.models import Job
+
+logger = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """Classifies clips, called from many threads; each of them mostly waits."""
+
+    def __init__(self, fetcher: Fetcher, decoders: Decoders, decoding_at_once: int) -> None:
+        self._fetcher = fetcher
+        self._decoders = decoders
+        # Held until the model's queue has taken the waveform: so decoded audio is bounded by that queue's bytes.
+        self._decoding = threading.Semaphore(decoding_at_once)
+
+    def classify(self, clip: Claimed, job: Job) -> Outcome:
+        """Return the clip's one outcome, whatever happens."""
+        journey = _Journey(clip.id)
+        try:
+            return self._classify(clip, job, journey)
+        except ClipError as error:
+            return journey.failure(error)
+        except Exception as error:
+            logger.exception("clip %d failed unexpectedly", clip.id, extra={"action": "clip_error"})
+            return journey.failure(ModelError(reason=repr(error)))
+
+    def close(self) -> None:
+        self._fetcher.close()
+        self._decoders.close()
+
+    def _classify(self, clip: Claimed, job: Job, journey: _Journey) -> Success:
+        with journey.stage("fetch_ms"):
+            fetched = self._fetcher.fetch(clip.uri)
+        journey.source = fetched.source
+        card, options = job.model.card, job.options
+        with fetched.file, self._decoding:
+            with journey.stage("decode_ms"):
+                decoded = self._decoders.decode(fetched.file, card.sample_rate)
+            with journey.stage("classify_ms"):
+                cut = windows.split(
+                    decoded.waveform,
+                    window_s=card.usable_window_s(options.window_s),
+                    hop_s=options.hop_s,
+                    min_samples=card.min_samples,
+                )
+                scoring = [
+                    (window, job.model.batcher.submit(window.samples, options.function_to_apply)) for window in cut
+                ]
+        with journey.stage("classify_ms"):
+            scored = [(window, future.result()) for window, future in scoring]
+        return journey.success(decoded.facts, scored, job)
+
+
+class _Journey:
+    """What is known of a clip so far, for whichever outcome it comes to."""
+
+    def __init__(self, clip_id: int) -> None:
+        self.clip_id = clip_id
+        self.source: Source | None = None
+        self._ms: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self._ms[name] = self._ms.get(name, 0.0) + (perf_counter() - start) * 1000
+
+    def failure(self, error: ClipError) -> Failure:
+        return Failure(self.clip_id, error, self.source, Timings(**self._ms))
+
+    def success(self, facts: AudioFacts, scored: list[tuple[Window, np.ndarray]], job: Job) -> Success:
+        assert self.source is not None
+        options = job.options
+        best = windows.combine(np.stack([scores for _, scores in scored]), options.combine)
+        each = tuple(
+            WindowPredictions(window.start_s, window.end_s, windows.top_k(scores, options.top_k, options.min_score))
+            for window, scores in scored
+            if len(scored) > 1
+        )
+        predictions = windows.top_k(best, options.top_k, options.min_score)
+        return Success(self.clip_id, self.source, facts, predictions, each, Timings(**self._ms))

@@ -1,0 +1,42 @@
+"""A CLAP model and the labels to listen for in, a classifier with those labels out."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: The sentence `pipeline("zero-shot-audio-classification")` compares the sound with.
+_SENTENCE = "This is a sound of {}."
+
+
+class ZeroShot(torch.nn.Module):
+    """Score audio against the text features of the labels, which are computed once."""
+
+    text: torch.Tensor  # (labels, features)
+
+    def __init__(self, clap: Any, tokenizer: Any, labels: Sequence[str]) -> None:
+        super().__init__()
+        self.audio_model = clap.audio_model
+        self.audio_projection = clap.audio_projection
+        self.scale = clap.logit_scale_a
+        self.register_buffer("text", _text_features(clap, tokenizer, labels))
+
+    def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
+        """Return what an audio-classification model returns: `logits`, (windows, labels)."""
+        audio = _unit(self.audio_projection(self.audio_model(**inputs).pooler_output))
+        return SimpleNamespace(logits=audio @ self.text.T * self.scale.exp())
+
+
+def _text_features(clap: Any, tokenizer: Any, labels: Sequence[str]) -> torch.Tensor:
+    tokens = tokenizer([_SENTENCE.format(label) for label in labels], return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        return _unit(clap.text_projection(clap.text_model(**tokens).pooler_output))
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(features, dim=-1)
