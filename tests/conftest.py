@@ -10,7 +10,7 @@ import pytest
 from db import schema
 from db.session import connect
 from earmark.settings import Database
-from tests.postgres import running_postgres
+from tests.servers import running_postgres
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,33 @@
+# make demo: classify the example clips      make test: run all tests      make lint: ruff, mypy, import-linter
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+# Serve the example clips on loopback, classify them by URL and show what is heard.
+demo: .venv/ready
+	@$(BIN)/earmark demo
+
+# Run the tests against real servers; everything they need is installed here.
+test: .venv/ready-dev
+	@$(BIN)/python -m pytest
+
+# Check style, types and the direction of imports.
+lint: .venv/ready-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+# Remove what the other commands made in this folder.
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+
+.venv/bin/python:
+	@echo "Setting up .venv; the first time this takes a few minutes."
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; $(PYTHON) -m pip install --quiet virtualenv && $(PYTHON) -m virtualenv --quiet .venv; }
+
+.venv/ready: .venv/bin/python pyproject.toml constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/ready-dev: .venv/ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,90 @@
+"""The real command line in subprocesses, with a data folder and settings of the test's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.servers import running_valkey, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+TIMEOUT_S = 180
+
+
+@dataclass
+class Earmark:
+    """Runs `earmark` verbs; what it starts in the background it ends."""
+
+    settings: dict[str, str]
+    folder: Path
+    _background: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def __call__(self, *words: str, status: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "console.cli", *words]
+        ended = subprocess.run(
+            command, env=self._environment(), cwd=self.folder, input=stdin, text=True, capture_output=True,
+            timeout=TIMEOUT_S, check=False,
+        )  # fmt: skip
+        assert ended.returncode == status, ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stderr
+        return ended
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command in the background, its output going to a file named after it."""
+        with (self.folder / f"{command[0]}-{len(self._background)}.log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], env=self._environment(), cwd=self.folder, stdout=log, stderr=log,
+                text=True,
+            )  # fmt: skip
+        self._background.append(process)
+        return process
+
+    def end(self) -> None:
+        for process in self._background:
+            process.terminate()
+        for process in self._background:
+            process.wait(30)
+
+    def _environment(self) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("EARMARK_")}
+        return {**clean, "EARMARK_DATA_DIR": str(self.folder / "data"), **self.settings}
+
+
+@pytest.fixture
+def earmark(tmp_path: Path) -> Iterator[Earmark]:
+    """The command line with a fresh data folder."""
+    command_line = Earmark({}, tmp_path)
+    yield command_line
+    command_line.end()
+
+
+@pytest.fixture
+def valkey_url(tmp_path: Path) -> Iterator[str]:
+    with running_valkey(tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., str]]:
+    """Return a function that serves a folder over HTTP until the test ends."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        yield lambda folder, **how: stack.enter_context(serving(folder, **how))
+
+
+def wait_until(done: Callable[[], bool], seconds: float) -> None:
+    """Wait for something to become true, at most so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)

@@ -1,0 +1,124 @@
+"""A cluster by hand, as the README says: Redis, PostgreSQL, workers, a producer, Flower; and workers that end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from console.demo import EXAMPLES
+from tests.end_to_end.conftest import Earmark, wait_until
+from tests.servers import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+CLIPS = 200
+LEASE_S = 4.0
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, valkey_url: str, postgres_url: str) -> Iterator[Earmark]:
+    """The command line of every machine of a cluster whose workers may fetch from loopback."""
+    settings = {
+        "EARMARK_BROKER__URL": valkey_url,
+        "EARMARK_DATABASE__URL": postgres_url,
+        "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
+        "EARMARK_LEDGER__LEASE_S": str(LEASE_S),
+        "EARMARK_LEDGER__LOST_AFTER_S": "2",
+    }
+    command_line = Earmark(settings, tmp_path)
+    yield command_line
+    command_line.end()
+
+
+def write_list(cluster: Earmark, base: str) -> str:
+    cluster.settings["EARMARK_FETCH__PORTS"] = base.rpartition(":")[2]
+    urls = [f"{base}/{('dog.ogg', 'siren.wav', 'piano.flac')[number % 3]}?{number}" for number in range(CLIPS)]
+    (cluster.folder / "list.txt").write_text("# sounds\n" + "\n".join(urls) + "\n")
+    return "list.txt"
+
+
+def scalar(cluster: Earmark, query: str) -> Any:
+    with psycopg.connect(cluster.settings["EARMARK_DATABASE__URL"]) as connection:
+        row = connection.execute(query).fetchone()  # type: ignore[call-overload]
+    return row[0]
+
+
+def get_json(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)
+
+
+def test_two_workers_and_flower_do_a_list(cluster: Earmark, serve: Callable[..., str]) -> None:
+    words = write_list(cluster, serve(EXAMPLES))
+    port = free_port()
+    cluster.start("celery", "-A", "workers.app", "worker", "--pool", "threads", "-c", "2", "-E", "-n", "one@%h")
+    cluster.start("console.cli", "worker", "--concurrency", "2")
+    cluster.start("console.cli", "flower", "--port", str(port))
+    wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), 30)
+    cluster("submit", words, "--chunk-size", "8", "--watch")
+    assert scalar(cluster, "SELECT string_agg(error, '; ') FROM failures") is None
+    assert scalar(cluster, "SELECT count(*) FROM results") == CLIPS
+    assert scalar(cluster, "SELECT count(DISTINCT worker) FROM results") == 2
+    assert scalar(cluster, "SELECT count(*) FROM predictions WHERE rank = 1") == CLIPS
+    wait_until(lambda: finished_chunks(port) >= CLIPS // 8, 20)
+    tasks = list(get_json(f"http://127.0.0.1:{port}/api/tasks").values())
+    assert {task["state"] for task in tasks} == {"SUCCESS"}
+    assert all("'done': 8" in task["result"] for task in tasks)
+    assert all("8 clips: http://127.0.0.1" in task["args"] and "?" not in task["args"] for task in tasks)
+
+
+def test_kill_9_of_the_only_worker_loses_nothing_and_doubles_nothing(
+    cluster: Earmark, serve: Callable[..., str]
+) -> None:
+    words = write_list(cluster, serve(EXAMPLES, delay_s=0.05))
+    first = cluster.start("console.cli", "worker", "--concurrency", "2")
+    cluster("submit", words)
+    wait_until(lambda: scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'done'") >= 20, 60)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") > 0
+    cluster.start("console.cli", "worker")
+    finished = "SELECT count(*) FROM clips WHERE state = 'done'"
+    wait_until(lambda: scalar(cluster, finished) == CLIPS, LEASE_S + 30)
+    assert scalar(cluster, "SELECT count(*) FROM predictions WHERE rank = 1") == CLIPS
+    assert scalar(cluster, "SELECT max(attempts) FROM clips") == 1
+
+
+def test_sigterm_gives_back_what_has_not_begun_and_ends_in_time(cluster: Earmark, serve: Callable[..., str]) -> None:
+    words = write_list(cluster, serve(EXAMPLES, delay_s=0.3))
+    worker = cluster.start("console.cli", "worker")
+    cluster("submit", words)
+    wait_until(lambda: scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") > 0, 60)
+    worker.terminate()
+    assert worker.wait(10) == 0
+    assert scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") == 0
+    assert scalar(cluster, "SELECT max(crashes) FROM clips") == 0
+
+
+def test_a_worker_without_its_schema_or_model_says_so_and_takes_nothing(cluster: Earmark) -> None:
+    cluster("worker", "--model", "./nowhere", status=3)
+    cluster.settings["EARMARK_DATABASE__URL"] = (
+        cluster.settings["EARMARK_DATABASE__URL"].rpartition("/")[0] + "/postgres"
+    )
+    refused = cluster("worker", status=3)
+    assert "earmark db upgrade" in refused.stderr
+
+
+def finished_chunks(port: int) -> int:
+    return sum(task["state"] == "SUCCESS" for task in get_json(f"http://127.0.0.1:{port}/api/tasks").values())
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,124 @@
+"""`earmark demo` and `earmark run`: one command, everything on this machine."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from console.demo import EXAMPLES
+from tests.servers import readable_binaries
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import Earmark
+
+GOOD = ("dog.ogg", "siren.wav", "piano.flac", "music.mp3", "speech.wav", "rain.ogg", "silence.wav", "mixed.m4a")
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """A folder tree of 200 files: good ones, a web page, an empty one, half a one and a text."""
+    folder = tmp_path / "recordings" / "deep"
+    folder.mkdir(parents=True)
+    for number in range(196):
+        name = GOOD[number % len(GOOD)]
+        shutil.copy(EXAMPLES / name, folder / f"{number:03d}-{name}")
+    shutil.copy(EXAMPLES / "broken.wav", folder.parent / "page.wav")
+    (folder.parent / "empty.wav").touch()
+    (folder.parent / "half.flac").write_bytes((EXAMPLES / "piano.flac").read_bytes()[:30])
+    (folder.parent / "notes.txt").write_text("not a sound")
+    return folder.parent
+
+
+def left_running() -> list[str]:
+    return [child.name() for child in psutil.Process().children(recursive=True) if "valkey" in child.name()]
+
+
+def test_the_demo_names_the_sounds_and_the_reasons_and_leaves_nothing_running(earmark: Earmark) -> None:
+    shown = earmark("demo")
+    best = {line.split()[0]: line.split()[1] for line in shown.stdout.splitlines() if "." in line[:14]}
+    assert best["dog.ogg"] == "dog"
+    assert best["siren.wav"] == "siren"
+    assert best["piano.flac"] == "piano"
+    assert best["broken.wav"] == "not_audio:"
+    assert best["missing.wav"] == "not_found:"
+    assert "earmark results run-1" in shown.stderr
+    assert left_running() == []
+
+
+def test_a_folder_of_200_files_ends_in_200_final_rows_in_sqlite(earmark: Earmark, recordings: Path) -> None:
+    earmark("run", str(recordings), "--db", "sqlite:///x.db", "--name", "mixed")
+    with closing(sqlite3.connect(earmark.folder / "x.db")) as database:
+        counts = dict(database.execute("select label, count(*) from results group by 1").fetchall())
+        codes = dict(database.execute("select uri, error_code from failures").fetchall())
+        states = dict(database.execute("select state, count(*) from clips group by 1").fetchall())
+    assert states == {"done": 196, "failed": 4}
+    assert counts["dog"] == 25
+    assert counts["piano"] == 25
+    assert {Path(uri).name: code for uri, code in codes.items()} == {
+        "page.wav": "not_audio", "empty.wav": "empty", "half.flac": "corrupt", "notes.txt": "not_audio",
+    }  # fmt: skip
+
+
+def test_the_same_folder_goes_to_postgresql_and_is_read_with_psql(
+    earmark: Earmark, recordings: Path, postgres_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    earmark("run", str(recordings), "--db", postgres_url)
+    psql = readable_binaries(tmp_path_factory.mktemp("binaries")) / "psql"
+    query = "select label, count(*) from results group by 1 order by 1"
+    shown = subprocess.check_output([psql, postgres_url, "-Atc", query], text=True)
+    assert "dog|25\n" in shown
+    assert sum(int(line.partition("|")[2]) for line in shown.splitlines()) == 196
+
+
+def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_what_is_new(earmark: Earmark) -> None:
+    rows = [("dog.ogg", "Rome"), ("siren.wav", "Oslo"), ("dog.ogg", "twice"), ("", "blank"), ("nonsense", "Rome")]
+    for name in ("dog.ogg", "siren.wav"):
+        shutil.copy(EXAMPLES / name, earmark.folder)
+    with (earmark.folder / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("link", "city"), *rows])
+    words = ("run", "list.csv", "--url-col", "link", "--name", "mine", "--top_k", "2")
+    first = earmark(*words)
+    assert "3 new clips, 1 known already, 1 blank" in first.stderr
+    query = "SELECT uri, label, json_extract(meta, '$.city') AS city FROM results ORDER BY uri"
+    found = [json.loads(line) for line in earmark("query", query, "--format", "jsonl").stdout.splitlines()]
+    assert [(Path(row["uri"]).name, row["label"], row["city"]) for row in found] == [
+        ("dog.ogg", "dog", "Rome"), ("siren.wav", "siren", "Oslo"),
+    ]  # fmt: skip
+    assert "bad_url" in earmark("failures", "mine").stdout
+    second = earmark(*words)
+    assert "0 new clips, 4 known already" in second.stderr
+    assert len(earmark("results", "mine", "--format", "csv").stdout.splitlines()) == 3
+
+
+def test_strict_exits_with_1_when_a_clip_failed(earmark: Earmark) -> None:
+    earmark("run", str(EXAMPLES / "broken.wav"), "--strict", status=1)
+
+
+def test_a_model_that_cannot_be_had_is_one_sentence(earmark: Earmark) -> None:
+    refused = earmark("run", str(EXAMPLES / "dog.ogg"), "--model", "./no-such-model", status=3)
+    assert "no-such-model" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert left_running() == []
+
+
+def test_results_come_in_every_format(earmark: Earmark) -> None:
+    earmark("run", str(EXAMPLES / "dog.ogg"), str(EXAMPLES / "mixed.m4a"), "--window-s", "5", "--name", "two")
+    windows = earmark("results", "two", "--windows", "--format", "jsonl").stdout.splitlines()
+    assert [json.loads(line)["label"] for line in windows][::3] == ["speech", "siren"]
+    earmark("results", "two", "--format", "parquet", "-o", "two.parquet")
+    import polars
+
+    assert polars.read_parquet(earmark.folder / "two.parquet")["label"].to_list()[0] == "dog"
+    assert earmark("results", "two", "--label", "dog").stdout.count("\n") == 2
+    assert "dog" in earmark("labels", "starter").stdout.splitlines()
+    assert '"done":' not in earmark("status", "--format", "csv").stdout
+    assert json.loads(earmark("status", "two", "--format", "jsonl").stdout)["done"] == 2
