@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from console import options as o
-from console import output, progress, verbs
-from db import ledger, results, schema
-from db import query as queries
-from db.session import connect
+from console import output, progress
+from console.database import connect_to, find_runs, known_labels, open_database, read_settings
+from db import results
 from earmark.errors import BY_CODE, EarmarkError, UsageError
 from earmark.options import RunOptions
-from producer.submit import submit as submit_list
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from console.verbs import Finished
+    from db.results import Progress, RunRow
 
 USAGE_EXIT, SERVICE_EXIT = 2, 3
 EXAMPLE_QUERY = 'earmark query "SELECT label, count(*) FROM results GROUP BY label"'
@@ -51,9 +55,10 @@ def run(
         "chunk_size": chunk_size,
         "limit": limit,
     }
-    settings = verbs.read_settings(db)
-    finished = verbs.run(sources, settings, options=asked, workers=workers, **submission)
-    _show(settings, finished, strict=strict, next_commands=_next(finished, db))
+    from console import verbs
+
+    finished = verbs.run(sources, read_settings(db), options=asked, workers=workers, **submission)
+    _show(finished, db, strict=strict)
 
 
 @app.command(epilog="Example: earmark submit urls.csv --url-col link --name march --watch")
@@ -74,13 +79,16 @@ def submit(
         "chunk_size": chunk_size,
         "limit": limit,
     }
-    settings = verbs.find_broker(verbs.read_settings(db))
-    engine = verbs.open_database(settings, create=True)
+    from console import verbs
+    from producer.submit import submit as submit_list
+
+    settings = verbs.find_broker(read_settings(db))
+    engine = open_database(settings, create=True)
     submitted = submit_list(sources, engine, settings, options=asked, **submission)
     verbs.report_lines(submitted)
     sys.stdout.write(f"{submitted.run_id}\n")
     if watch:
-        _watch(settings, str(submitted.run_id), strict=strict)
+        _watch(engine, str(submitted.run_id), strict=strict)
 
 
 @app.command(epilog="Example: EARMARK_BROKER__URL=redis://redis:6379 earmark worker --device cuda:0")
@@ -90,6 +98,8 @@ def worker(
     model: Annotated[str | None, typer.Option(help="What to load before the first clip.")] = None,
 ) -> None:
     """Run one worker process for one device."""
+    from console import verbs
+
     verbs.worker(concurrency=concurrency, device=device, model=model)
 
 
@@ -100,7 +110,9 @@ def up(
     db: o.Db = None,
 ) -> None:
     """Keep an embedded Valkey, workers and Flower running until Ctrl-C."""
-    verbs.up(verbs.read_settings(db), workers=workers, flower_port=flower_port)
+    from console import verbs
+
+    verbs.up(read_settings(db), workers=workers, flower_port=flower_port)
 
 
 @app.command(epilog="Example: earmark flower --port 5555")
@@ -110,6 +122,8 @@ def flower(
     basic_auth: Annotated[str | None, typer.Option(envvar="FLOWER_BASIC_AUTH", help="USER:PASSWORD.")] = None,
 ) -> None:
     """Watch workers and chunks in the browser."""
+    from console import verbs
+
     verbs.flower(port=port, address=address, basic_auth=basic_auth)
 
 
@@ -121,16 +135,15 @@ def status(
     db: o.Db = None,
 ) -> None:
     """Show how far the runs are, or one of them."""
-    settings = verbs.read_settings(db)
+    engine = open_database(read_settings(db))
     if watch:
-        _watch(settings, run, strict=False)
-    elif run is None or how is not None:
-        engine = verbs.open_database(settings)
-        wanted = None if run is None else results.find_run(engine, run).id
-        output.write(results.rows(engine, results.run_progress(wanted)), how, None)
-    else:
-        engine, found = verbs.find_runs(settings, run)
+        _watch(engine, run, strict=False)
+        return
+    found = results.find_run(engine, run) if run else None
+    if found and how is None:
         progress.summarise(engine, found, results.progress(engine, found.id))
+    else:
+        output.write(results.rows(engine, results.run_progress(found.id if found else None)), how, None)
 
 
 @app.command("results", epilog="Example: earmark results march --label siren --min-score 0.6 -o sirens.csv")
@@ -144,7 +157,7 @@ def show_results(
     db: o.Db = None,
 ) -> None:
     """Print a run's results: each clip with its best label."""
-    engine, found = verbs.find_runs(verbs.read_settings(db), run)
+    engine, found = find_runs(read_settings(db), run)
     statement = results.results(found.id, label=label, min_score=min_score, windows=windows)
     output.write(results.rows(engine, statement), how, file)
 
@@ -152,14 +165,14 @@ def show_results(
 @app.command(epilog="Example: earmark failures march --format jsonl")
 def failures(run: o.Run, how: o.As = None, file: o.Out = None, db: o.Db = None) -> None:
     """Print why clips of a run have no result."""
-    engine, found = verbs.find_runs(verbs.read_settings(db), run)
+    engine, found = find_runs(read_settings(db), run)
     output.write(results.rows(engine, results.failures(found.id)), how, file)
 
 
 @app.command(epilog="Example: earmark labels starter")
 def labels(model: Annotated[str, typer.Argument(help="A model's name.")] = "starter", db: o.Db = None) -> None:
     """Print the labels of a model that some worker has loaded."""
-    for label in verbs.known_labels(verbs.read_settings(db), model):
+    for label in known_labels(read_settings(db), model):
         sys.stdout.write(f"{label}\n")
 
 
@@ -172,7 +185,9 @@ def query(
     db: o.Db = None,
 ) -> None:
     """Read the results with SQL."""
-    engine = verbs.open_database(verbs.read_settings(db))
+    from db import query as queries
+
+    engine = open_database(read_settings(db))
     output.write(queries.query(engine, statement, timeout_s=timeout_s), how, file)
 
 
@@ -186,14 +201,18 @@ def retry(
     codes = error.split(",") if error else []
     if unknown := sorted(set(codes) - set(BY_CODE)):
         raise UsageError(reason=f"There is no error code {', '.join(unknown)}; there are {', '.join(BY_CODE)}.")
-    engine, found = verbs.find_runs(verbs.read_settings(db), run)
+    from db import ledger
+
+    engine, found = find_runs(read_settings(db), run)
     progress.screen.print(f"{ledger.retry_failed(engine, found.id, codes)} clips go back to work.")
 
 
 @app.command(epilog="Example: earmark cancel march")
 def cancel(run: o.Run, db: o.Db = None) -> None:
     """Stop a run: what waits is cancelled, what is being worked on ends."""
-    engine, found = verbs.find_runs(verbs.read_settings(db), run)
+    from db import ledger
+
+    engine, found = find_runs(read_settings(db), run)
     progress.screen.print(f"{ledger.cancel(engine, found.id)} clips are cancelled.")
 
 
@@ -202,24 +221,24 @@ def demo(db: o.Db = None) -> None:
     """Classify the bundled example clips, two of them broken on purpose."""
     from console.demo import demo as classify_examples
 
-    settings = verbs.read_settings(db)
-    finished = classify_examples(settings)
-    _show(settings, finished, strict=False, next_commands=_next(finished, db))
+    _show(classify_examples(read_settings(db)), db, strict=False)
 
 
 @database.command("upgrade", epilog="Example: earmark db upgrade")
 def db_upgrade(db: o.Db = None) -> None:
     """Bring the database to this version's schema."""
-    settings = verbs.read_settings(db)
-    schema.upgrade(connect(settings.database_url, settings.database))
+    from db import schema
+
+    schema.upgrade(connect_to(read_settings(db)))
     db_check(db)
 
 
 @database.command("check", epilog="Example: earmark db check")
 def db_check(db: o.Db = None) -> None:
     """Say whether the database has this version's schema."""
-    settings = verbs.read_settings(db)
-    engine = connect(settings.database_url, settings.database)
+    from db import schema
+
+    engine = connect_to(read_settings(db))
     schema.check(engine)
     progress.screen.print(f"{engine.url.render_as_string()} is ready.")
 
@@ -241,33 +260,28 @@ def _run_options(
     )
 
 
-def _watch(settings: Any, run: str | None, *, strict: bool) -> None:
-    engine = verbs.open_database(settings)
+def _watch(engine: sa.Engine, run: str | None, *, strict: bool) -> None:
     found = results.find_run(engine, run)
-    finished = verbs.Finished(found, progress.watch(engine, found.id))
-    progress.summarise(engine, found, finished.progress)
-    _exit_if_strict(finished, strict=strict)
+    state = progress.watch(engine, found.id)
+    progress.summarise(engine, found, state)
+    _exit_if_strict(state, strict=strict)
 
 
-def _show(settings: Any, finished: verbs.Finished, *, strict: bool, next_commands: list[str]) -> None:
-    engine = verbs.open_database(settings)
+def _show(finished: Finished, db: str | None, *, strict: bool) -> None:
+    engine = open_database(read_settings(db))
     progress.show_results(engine, finished.run, finished.progress)
     progress.summarise(engine, finished.run, finished.progress)
-    progress.screen.print("Next:", *(f"  {command}" for command in next_commands), sep="\n", markup=False)
-    _exit_if_strict(finished, strict=strict)
+    progress.screen.print("Next:", *_next_commands(finished.run, db), sep="\n  ", markup=False, soft_wrap=True)
+    _exit_if_strict(finished.progress, strict=strict)
 
 
-def _next(finished: verbs.Finished, db: str | None) -> list[str]:
+def _next_commands(run: RunRow, db: str | None) -> list[str]:
     where = f" --db {db}" if db else ""
-    return [
-        f"earmark results {finished.run.name}{where}",
-        f"{EXAMPLE_QUERY}{where}",
-        f"earmark run YOUR_FOLDER{where}",
-    ]
+    return [f"earmark results {run.name}{where}", f"{EXAMPLE_QUERY}{where}", f"earmark run YOUR_FOLDER{where}"]
 
 
-def _exit_if_strict(finished: verbs.Finished, *, strict: bool) -> None:
-    if strict and finished.progress.states["failed"]:
+def _exit_if_strict(state: Progress, *, strict: bool) -> None:
+    if strict and state.states["failed"]:
         raise typer.Exit(1)
 
 

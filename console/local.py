@@ -14,8 +14,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import redis
-
 from earmark.errors import ServiceError, UsageError
 
 if TYPE_CHECKING:
@@ -74,6 +72,8 @@ def _valkey_program() -> str:
 
 
 def _wait_until_it_answers(server: subprocess.Popen[bytes], socket: Path, log: Path) -> None:
+    import redis
+
     client = redis.Redis(unix_socket_path=str(socket), socket_timeout=1)
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and server.poll() is None:

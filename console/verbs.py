@@ -1,4 +1,4 @@
-"""What stands behind the verbs of `earmark`: each a function one can call from Python as well."""
+"""What stands behind the verbs that do work: each a function one can call from Python as well."""
 
 from __future__ import annotations
 
@@ -12,23 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from console import local, progress
-from db import results, schema
-from db.session import connect
+from console.database import open_database, read_settings
+from db import results
 from earmark import broker
-from earmark.errors import ServiceError, UsageError
-from earmark.settings import Settings
+from earmark.errors import ServiceError
 from producer.submit import Submitted, submit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import sqlalchemy as sa
-
     from db.results import RunRow
     from earmark.options import RunOptions
+    from earmark.settings import Settings
 
 #: Where `up` says how to reach its Valkey.
 BROKER_NOTE = "broker.url"
@@ -40,41 +36,6 @@ class Finished:
 
     run: RunRow
     progress: results.Progress
-
-
-def read_settings(db: str | None = None) -> Settings:
-    """Return the settings, with another database if one is said.
-
-    Raises:
-        ServiceError: a setting cannot be read.
-    """
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "EARMARK_" + "__".join(str(part) for part in first["loc"]).upper()
-        raise ServiceError(reason=f"The setting {name} is wrong: {first['msg']}.") from error
-    if db is None:
-        return settings
-    url = db if "://" in db else f"sqlite:///{Path(db).expanduser()}"
-    return settings.model_copy(update={"database": settings.database.model_copy(update={"url": url})})
-
-
-def open_database(settings: Settings, *, create: bool = False) -> sa.Engine:
-    """Return the engine of a database at our schema; a SQLite file is brought there, a shared database never silently.
-
-    Raises:
-        ServiceError: it is out of reach, or at another schema.
-    """
-    url = settings.database_url
-    engine = connect(url, settings.database)
-    if engine.dialect.name != "sqlite":
-        schema.check(engine)
-    elif create or Path(str(engine.url.database)).is_file():
-        schema.upgrade(engine)
-    else:
-        raise ServiceError(reason=f"There is no database at {engine.url.database} yet: `earmark run` makes one.")
-    return engine
 
 
 def find_broker(settings: Settings) -> Settings:
@@ -212,17 +173,3 @@ def flower(*, port: int, address: str, basic_auth: str | None) -> None:
         local.environment(settings, broker__url=settings.broker.url), port, address, basic_auth
     )
     os.execve(sys.executable, command, environment)  # noqa: S606 - our own command
-
-
-def find_runs(settings: Settings, run: str) -> tuple[sa.Engine, RunRow]:
-    """Return the database and a run in it by id or name."""
-    engine = open_database(settings)
-    return engine, results.find_run(engine, run)
-
-
-def known_labels(settings: Settings, model: str) -> list[str]:
-    """Return a model's labels as a worker has loaded them."""
-    found = results.labels(open_database(settings), model)
-    if not found:
-        raise UsageError(reason=f"No worker has loaded the model {model!r} into this database yet.")
-    return found

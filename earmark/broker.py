@@ -29,6 +29,9 @@ app = Celery("earmark", set_as_current=False)
 
 def configure(broker: Broker) -> Celery:
     """Point the app at a broker; each line's reason is in docs/architecture.md."""
+    app.close()
+    # Celery keeps the queues and the producers of the broker before.
+    vars(app).pop("amqp", None)
     app.conf.update(
         broker_url=broker.url,
         include=["workers.tasks"],

@@ -66,6 +66,8 @@ class Fetch(Group):
     ports: Annotated[Ports, NoDecode] = Field((80, 443), description="Other ports are internal services as a rule.")
     host_rate: float = Field(0.0, description="Requests a second to one host, all workers together; 0: no limit.")
     host_concurrency: int = Field(8, description="Connections one worker opens to one host, as browsers do.")
+    host_slots: int = Field(0, description="Downloads from one host at once, all workers together; 0: no limit.")
+    robots: bool = Field(False, description="Obey robots.txt; off, as a list names clips somebody chose: it is no crawl.")
     file_roots: Annotated[Folders, NoDecode] = Field((), description="Folders a worker may read; unset: none.")
     contact: str = Field("", description="An address or URL for site owners, sent in the User-Agent.")
 

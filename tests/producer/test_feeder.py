@@ -1,0 +1,117 @@
+"""The feeder: a full queue from any ledger, never more; hosts mixed, suspects alone, a wiped queue noticed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from db import ledger
+from db.models import Clip
+from db.session import reading
+from earmark import broker
+from earmark.clips import Clip as ListedClip
+from earmark.errors import ServiceError
+from earmark.options import RunOptions
+from earmark.settings import Broker, Database, Ledger, Settings
+from producer.feeder import feed
+from producer.submit import submit
+from tests.servers import free_port, running_valkey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import sqlalchemy as sa
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    with running_valkey(tmp_path) as url:
+        chosen = Settings(broker=Broker(url=url, high_water=4), database=Database(), ledger=Ledger(lost_after_s=-1.0))
+        broker.configure(chosen.broker)
+        yield chosen
+        broker.app.close()
+
+
+def new_run(engine: sa.Engine, count: int, *, host: str = "h", chunk_size: int = 8) -> int:
+    run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=chunk_size)
+    ledger.add_clips(engine, run_id, [ListedClip(f"https://{host}{n % 2}/{n}?key=secret") for n in range(count)])
+    return run_id
+
+
+def taken_from_queue() -> list[dict[str, object]]:
+    with broker._client() as client:
+        messages = [client.rpop("clips") for _ in range(broker.queue_length())]
+    decoded = []
+    for message in messages:
+        import base64
+        import json
+
+        body = json.loads(base64.b64decode(json.loads(message)["body"]))
+        decoded.append(body[0][0])
+    return decoded
+
+
+def test_the_queue_is_filled_to_its_mark_and_not_beyond(engine: sa.Engine, settings: Settings) -> None:
+    new_run(engine, 1000)
+    assert feed(engine, settings) == 4
+    assert broker.queue_length() == 4
+    assert feed(engine, settings) == 0
+    taken_from_queue()
+    assert feed(engine, settings) >= 4
+
+
+def test_a_message_names_clips_without_their_signatures_and_mixes_hosts(engine: sa.Engine, settings: Settings) -> None:
+    run_id = new_run(engine, 8)
+    feed(engine, settings)
+    (message,) = taken_from_queue()
+    chunk = broker.decode(message)
+    assert chunk.run_id == run_id
+    assert [uri[:10] for _, uri in chunk.clips] == ["https://h0", "https://h1"] * 4
+    assert "secret" not in str(message)
+
+
+def test_a_clip_of_a_crashed_chunk_travels_alone(engine: sa.Engine, settings: Settings) -> None:
+    new_run(engine, 4)
+    feed(engine, settings)
+    taken_from_queue()
+    with reading(engine) as connection:
+        ids = [row.id for row in connection.execute(Clip.__table__.select())]
+    ledger.claim(engine, ids[:2], worker="w", limits=Ledger(lease_s=-1.0))
+    feed(engine, settings)
+    chunks = [broker.decode(message).clips for message in taken_from_queue()]
+    assert sorted(len(clips) for clips in chunks) == [1, 1, 2]
+
+
+def test_a_wiped_queue_is_filled_again(engine: sa.Engine, settings: Settings) -> None:
+    new_run(engine, 16)
+    assert feed(engine, settings) == 2
+    with broker._client() as client:
+        client.flushall()
+    assert feed(engine, settings) == 2
+
+
+def test_a_message_of_another_version_is_refused_by_name() -> None:
+    with pytest.raises(broker.MessageError, match="version 1"):
+        broker.decode({"v": 2, "run_id": 1, "clips": []})
+    with pytest.raises(broker.MessageError):
+        broker.decode({"v": 1, "run_id": 1, "clips": [["x"]]})
+
+
+def test_submit_counts_every_line(engine: sa.Engine, settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("https://h/a\nhttps://h/b\n\nHTTPS://h:443/a\n")
+    first = submit([str(tmp_path / "list.txt")], engine, settings, name="mine")
+    assert (first.added, first.known, first.blank) == (2, 1, 1)
+    again = submit([str(tmp_path / "list.txt")], engine, settings, name="mine")
+    assert (again.run_id, again.added, again.known) == (first.run_id, 0, 3)
+    assert submit(["https://h/c", "https://h/d"], engine, settings, limit=1).clips == 1
+
+
+def test_a_broker_that_does_not_answer_is_a_sentence(engine: sa.Engine) -> None:
+    unreachable = Settings(broker=Broker(url=f"redis://127.0.0.1:{free_port()}/0"))
+    broker.configure(unreachable.broker)
+    new_run(engine, 1)
+    with pytest.raises(ServiceError, match="EARMARK_BROKER__URL"):
+        feed(engine, unreachable)
+    broker.app.close()

@@ -1,0 +1,100 @@
+"""Reading sources: every line becomes a clip or is counted, and what cannot be read is a sentence."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import pytest
+
+from earmark.errors import UsageError
+from producer.sources import Tally, read_clips
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "sounds" / "deep").mkdir(parents=True)
+    for name in ("sounds/b.wav", "sounds/deep/a.FLAC", "sounds/.hidden.wav", "sounds/notes.md"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def uris(*sources: object, **how: object) -> list[str]:
+    return [clip.uri for clip in read_clips([str(source) for source in sources], **how)]  # type: ignore[arg-type]
+
+
+def test_a_text_list_gives_urls_paths_and_counts_what_it_passes_over(folder: Path) -> None:
+    list_file = folder / "list.txt"
+    list_file.write_bytes(b"\xef\xbb\xbfhttps://h/a.wav\r\n\r\n# comment\r\nsounds/b.wav\r\n/abs/c.wav\r\nno such\r\n")
+    tally = Tally()
+    assert uris(list_file, tally=tally) == ["https://h/a.wav", str(folder / "sounds/b.wav"), "/abs/c.wav", "no such"]
+    assert tally.blank == 2
+
+
+def test_a_line_that_is_not_utf8_or_holds_a_nul_is_kept_as_text(folder: Path) -> None:
+    (folder / "list.txt").write_bytes(b"https://h/\xff.wav\nhttps://h/\x00.wav\n")
+    assert uris(folder / "list.txt") == ["https://h/\\xff.wav", "https://h/\\x00.wav"]
+
+
+def test_all_other_columns_of_a_table_become_meta(folder: Path) -> None:
+    (folder / "list.csv").write_text('city,url,note\nRome,https://h/a,"two\nlines"\nOslo,https://h/b\nBern,,none\n')
+    tally = Tally()
+    clips = list(read_clips([str(folder / "list.csv")], tally=tally))
+    assert [(clip.uri, dict(clip.meta)) for clip in clips] == [
+        ("https://h/a", {"city": "Rome", "note": "two\nlines"}),
+        ("https://h/b", {"city": "Oslo", "note": ""}),
+    ]
+    assert tally.blank == 1
+
+
+def test_a_tsv_and_another_column_name(folder: Path) -> None:
+    (folder / "list.tsv").write_text("id\tlink\n1\thttps://h/a\n")
+    (clip,) = read_clips([str(folder / "list.tsv")], url_col="link")
+    assert (clip.uri, dict(clip.meta)) == ("https://h/a", {"id": "1"})
+
+
+def test_a_folder_is_walked_in_order_without_hidden_files(folder: Path) -> None:
+    names = [uri.removeprefix(f"{folder}/sounds/") for uri in uris(folder / "sounds")]
+    assert names == ["b.wav", "notes.md", "deep/a.FLAC"]
+
+
+def test_a_glob_an_audio_file_and_a_url_are_sources(folder: Path) -> None:
+    found = uris(folder / "**/*.FLAC", folder / "sounds/b.wav", "https://h/x.wav")
+    assert found == [str(folder / "sounds/deep/a.FLAC"), str(folder / "sounds/b.wav"), "https://h/x.wav"]
+
+
+def test_standard_input_is_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("https://h/a\n\nhttps://h/b\n"))
+    assert uris("-") == ["https://h/a", "https://h/b"]
+
+
+def test_a_file_name_that_is_not_text_becomes_a_file_url(tmp_path: Path) -> None:
+    (tmp_path / "a\udcff.wav").touch()
+    assert uris(tmp_path) == [f"file://{tmp_path}/a%FF.wav"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "how", "sentence"),
+    [
+        ("gone.txt", None, {}, "no file or folder"),
+        ("list.xyz", "a", {}, "input-format"),
+        ("list.csv", "a,b\n1,2\n", {}, "it has a, b"),
+        ("list.csv", "", {}, "none at all"),
+    ],
+)
+def test_what_cannot_be_read_is_a_sentence(
+    tmp_path: Path, name: str, text: str | None, how: dict[str, object], sentence: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        uris(tmp_path / name, **how)
+
+
+def test_a_list_is_read_as_it_is_consumed(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("https://h/a\n" * 10)
+    clips = read_clips([str(tmp_path / "list.txt"), str(tmp_path / "gone")])
+    assert next(clips).uri == "https://h/a"
