@@ -67,7 +67,7 @@ class Fetch(Group):
     host_rate: float = Field(0.0, description="Requests a second to one host, all workers together; 0: no limit.")
     host_concurrency: int = Field(8, description="Connections one worker opens to one host, as browsers do.")
     host_slots: int = Field(0, description="Downloads from one host at once, all workers together; 0: no limit.")
-    robots: bool = Field(False, description="Obey robots.txt; off, as a list names clips somebody chose: it is no crawl.")
+    robots: bool = Field(False, description="Obey robots.txt; off, as a list is no crawl: somebody chose each clip.")
     file_roots: Annotated[Folders, NoDecode] = Field((), description="Folders a worker may read; unset: none.")
     contact: str = Field("", description="An address or URL for site owners, sent in the User-Agent.")
 
@@ -91,8 +91,8 @@ class Model(Group):
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16; auto is bf16 only on CUDA that has it.")
     keep: int = Field(1, description="Idle models kept loaded: one fits every device, more serve mixed runs.")
     threads: int = Field(0, description="Windows scored at once on CPU, a core each; 0: the cores there are.")
-    batch_s: float = Field(0.0, description="Padded seconds of audio a batch may hold; 0: 10 on CPU, 640 on a GPU.")
-    batch_windows: int = Field(0, description="Windows a batch may hold; 0: 4 on CPU (more is slower), 64 on a GPU.")
+    batch_s: float = Field(0.0, description="Padded seconds of audio in a batch; 0: 640 on a GPU, a few on CPU.")
+    batch_windows: int = Field(0, description="Windows a batch may hold; 0: 64 on a GPU, 16 on CPU: more gain nothing.")
     loaded: int = Field(1, description="Models one worker keeps loaded: a second one has to fit beside the first.")
 
 

@@ -39,6 +39,14 @@ def postgres_url(postgres: str, request: pytest.FixtureRequest) -> Iterator[str]
     _run(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture
+def empty_postgres_url(postgres: str) -> Iterator[str]:
+    """The URL of a database that no Earmark has seen."""
+    _run(postgres, "CREATE DATABASE empty")
+    yield _named(postgres, "empty")
+    _run(postgres, "DROP DATABASE empty WITH (FORCE)")
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an upgraded database; the test runs once on each kind."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import logging
 import os
@@ -62,6 +63,7 @@ class Batcher:
         self._threads = [threading.Thread(target=self._work, args=(lane,), name="model", daemon=True) for lane in lanes]
         for thread in [*self._threads, threading.Thread(target=self._watch, name="model-watch", daemon=True)]:
             thread.start()
+        atexit.register(self._abandon)
 
     def submit(self, samples: np.ndarray, function_to_apply: str | None = None) -> Future[np.ndarray]:
         """Queue one window, (samples,) float32, and return its future scores, (labels,), or ClipError.
@@ -84,11 +86,19 @@ class Batcher:
 
     def close(self) -> None:
         """Score what is waiting, then stop."""
+        atexit.unregister(self._abandon)
         with self._changed:
             self._closed.set()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+
+    def _abandon(self) -> None:
+        """Stop after the batches at work: an interpreter that ends under a running model aborts the process."""
+        with self._changed:
+            while self._waiting:
+                self._waiting.popleft().scores.cancel()
+        self.close()
 
     def _work(self, lane: Classifier) -> None:
         if lane.device == "cpu":
@@ -106,7 +116,8 @@ class Batcher:
 
     def _take(self, lane: Classifier) -> list[_Ticket]:
         with self._changed:
-            ahead = list(islice(self._waiting, _LOOK_AHEAD))
+            share = -(-len(self._waiting) // lane.lanes)
+            ahead = list(islice(self._waiting, min(share, _LOOK_AHEAD)))
             batch = [ahead[place] for place in lane.choose([len(ticket.samples) for ticket in ahead])] if ahead else []
             for ticket in batch:
                 self._waiting.remove(ticket)

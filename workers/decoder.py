@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 #: The one free descriptor: the clip takes it, so nothing can be opened while a clip is decoded.
 CLIP = 3
 READY = b"+"
-#: The resampler is quickest with blocks that stay in the processor's cache.
-BLOCK_FRAMES = 65536
 #: Times full scale; float files of scaled integers and of garbage lie far above it.
 MAX_AMPLITUDE = 1000.0
 PR_SET_NO_NEW_PRIVS = 38
@@ -64,7 +62,7 @@ def confine(max_memory: int) -> None:
     for name in (signal.SIGINT, signal.SIGTERM):  # meant for the worker, which ends us when it has drained
         signal.signal(name, signal.SIG_IGN)
     os.dup2(1, 2)
-    os.closerange(CLIP, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    os.closerange(CLIP, 256)
     for what, most in _allowances(max_memory).items():
         resource.setrlimit(what, (most, most))
     if sys.platform == "linux":
@@ -129,15 +127,13 @@ class _Meter:
     """Counts the samples that pass, and stops what must not."""
 
     def __init__(self, audio: decoder_read.Audio, limits: settings.Audio) -> None:
-        self._audio = audio
-        self._limits = limits
-        self._frames = 0
-        self._peak = 0.0
         if not limits.min_sample_rate <= audio.sample_rate <= limits.max_sample_rate:
             raise errors.Unsupported(reason=f"a sample rate of {audio.sample_rate:,} Hz")
         if not 1 <= audio.channels <= limits.max_channels:
             raise errors.Unsupported(reason=f"{audio.channels:,} channels")
+        self._audio, self._limits = audio, limits
         self._longest_s = min(limits.max_duration_s, limits.max_samples / (audio.sample_rate * audio.channels))
+        self._frames, self._peak = 0, 0.0
         self._refuse_longer(audio.declared_frames)
 
     def watch(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -156,16 +152,16 @@ class _Meter:
             raise errors.TooLong(max_duration_s=self._longest_s)
 
     def facts(self) -> clips.AudioFacts:
-        duration_s = self._frames / self._audio.sample_rate
-        truncated = self._audio.is_cut_short(self._frames)
-        if truncated and not self._frames:
-            raise errors.Corrupt(reason="it ends before its first sample")
+        audio, frames = self._audio, self._frames
+        truncated = audio.damaged or frames < audio.least_frames
+        truncated = truncated or decoder_formats.is_cut_short(audio.clip, audio.format.name)
+        if truncated and not frames:
+            raise errors.Corrupt(reason="none of it can be decoded")
+        duration_s = frames / audio.sample_rate
         if duration_s < self._limits.min_duration_s:
             raise errors.TooShort(min_duration_s=self._limits.min_duration_s)
-        audio = self._audio
-        return clips.AudioFacts(
-            duration_s, audio.sample_rate, audio.channels, audio.codec, truncated, silent=not self._peak
-        )
+        silent = not self._peak
+        return clips.AudioFacts(duration_s, audio.sample_rate, audio.channels, audio.codec, truncated, silent)
 
 
 def downmix(block: np.ndarray) -> np.ndarray:
@@ -182,14 +178,13 @@ def downmix(block: np.ndarray) -> np.ndarray:
 
 def gather(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Join small blocks into those that the resampler is quickest with."""
-    for group in more_itertools.constrained_batches(blocks, BLOCK_FRAMES, strict=False):
-        yield np.concatenate(group)
+    return map(np.concatenate, more_itertools.constrained_batches(blocks, decoder_read.BLOCK_FRAMES, strict=False))
 
 
 def resample(blocks: Iterable[np.ndarray], source_rate: int, sample_rate: int) -> Iterator[np.ndarray]:
     """Resample block by block to the very bits librosa.resample gives for the whole."""
     if source_rate == sample_rate:
-        yield from (np.ascontiguousarray(block) for block in blocks)
+        yield from blocks
         return
     stream = soxr.ResampleStream(source_rate, sample_rate, 1, dtype="float32", quality="HQ")
     frames = done = 0

@@ -6,12 +6,8 @@ import os
 import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from earmark import errors
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 HEAD_BYTES = 4096
 #: More chunks than any writer makes; a file of empty ones would keep us counting.
@@ -30,10 +26,8 @@ class Format:
     ffmpeg_first: bool = False
 
 
-# What FFmpeg may look for in a file that begins like nothing we know, such as an MP3 after some rubbish.
-UNKNOWN = Format("unknown", "")
-UNKNOWN_DEMUXERS = "mp3,aac,ac3,mpegts"
-
+#: What begins like nothing we know may still be an MP3 after some rubbish.
+UNKNOWN = Format("unknown", "mp3")
 _MP3 = Format("mp3", "mp3")
 _FORMATS = [
     (rb"(RIFF|RF64|BW64)....WAVE", Format("wav", "wav")),
@@ -117,8 +111,7 @@ def is_cut_short(clip: int, name: str) -> bool:
     size = os.fstat(clip).st_size
     if name == "ogg":
         return not _ogg_ends(clip, size)
-    audio_end = _AUDIO_ENDS.get(name)
-    return audio_end is not None and audio_end(clip) > size
+    return name in _LAYOUTS and _LAYOUTS[name].audio_end(clip) > size
 
 
 def counts_mp3_frames(clip: int) -> bool:
@@ -139,6 +132,7 @@ class _Layout:
     size_includes: int = 0
 
     def audio_end(self, clip: int) -> int:
+        """Return where the audio chunk should end; 0 if there is none, or if its writer did not know."""
         at = self.first
         for _ in range(MAX_CHUNKS):
             head = os.pread(clip, struct.calcsize(self.header), at)
@@ -160,36 +154,12 @@ def _end(clip: int, content: int, size: int) -> int:
     return 0 if size < 0 or size in UNKNOWN_SIZES else content + size
 
 
-def _au_end(clip: int) -> int:
-    head = os.pread(clip, 12, 0)
-    content, size = struct.unpack(">II" if head[:1] == b"." else "<II", head[4:].ljust(8, b"\0"))
-    return _end(clip, content, size)
-
-
-def _last_box_end(clip: int) -> int:
-    at = 0
-    for _ in range(MAX_CHUNKS):
-        head = os.pread(clip, 16, at)
-        if len(head) < 8:
-            break
-        (size,) = struct.unpack_from(">I", head)
-        if size == 1:
-            (size,) = struct.unpack_from(">Q", head.ljust(16, b"\0"), 8)
-        if size < 8:
-            break
-        at += size
-    return at
-
-
-#: Where the audio of an open file should end; 0 if nothing says so, or if its writer did not know.
-_AUDIO_ENDS: dict[str, Callable[[int], int]] = {
-    "wav": _Layout("<4sI", 12, b"data").audio_end,
-    "rifx": _Layout(">4sI", 12, b"data").audio_end,
-    "aiff": _Layout(">4sI", 12, b"SSND").audio_end,
-    "caf": _Layout(">4sq", 8, b"data", align=1).audio_end,
-    "w64": _Layout("<16sQ", 40, b"data", align=8, size_includes=24).audio_end,
-    "au": _au_end,
-    "mp4": _last_box_end,
+_LAYOUTS = {
+    "wav": _Layout("<4sI", 12, b"data"),
+    "rifx": _Layout(">4sI", 12, b"data"),
+    "aiff": _Layout(">4sI", 12, b"SSND"),
+    "caf": _Layout(">4sq", 8, b"data", align=1),
+    "w64": _Layout("<16sQ", 40, b"data", align=8, size_includes=24),
 }
 
 

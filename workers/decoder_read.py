@@ -1,10 +1,11 @@
-"""An open clip in, its audio out in blocks: libsndfile first, FFmpeg for what it lacks; never a path or a name."""
+"""An open clip in, its audio out in blocks: by libsndfile, or by FFmpeg for what that lacks; never by path or name."""
 
 from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -18,33 +19,22 @@ if TYPE_CHECKING:
 
     from workers.decoder_formats import Format
 
-#: Small, because libsndfile gives nothing of a block in which it meets damage.
-READ_FRAMES = 8192
+#: The resampler is quickest with blocks that stay in the processor's cache.
+BLOCK_FRAMES = 65536
+#: libsndfile gives nothing of a FLAC block in which it meets damage.
+FLAC_FRAMES = 4096
 UNKNOWN_FRAMES = 2**62
 OUT_OF_MEMORY = 17
-LOST_TAIL_S = 0.1
 #: Formats whose header says how long they are; the length of others is FFmpeg's guess.
 TIMED = ("mp4", "matroska", "asf", "ogg", "wav", "flac")
-
-
-class Audio(Protocol):
-    """An opened clip, to be read once from front to back."""
-
-    codec: str
-    sample_rate: int
-    channels: int
-    #: What the header says; 0: nothing.
-    declared_frames: int
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Yield float32 samples, shape (frames, channels)."""
-
-    def is_cut_short(self, frames: int) -> bool:
-        """Say, after reading so many frames, whether the file declares more than it holds."""
+#: A container's clock and its codec's frames may differ by this much.
+CLOCK_S = 0.1
+#: What PyAV raises for damage, and for lack of memory too.
+DAMAGE = (av.error.FFmpegError, OSError, ValueError)
 
 
 def open_audio(clip: int) -> Audio:
-    """Open a file by the reader that is best at its format, or by the other one."""
+    """Open a file by the reader that is best at its format, or else by the other one."""
     found = decoder_formats.recognise(clip)
     if found.ffmpeg_first:
         return Ffmpeg(clip, found)
@@ -53,16 +43,32 @@ def open_audio(clip: int) -> Audio:
     except soundfile.LibsndfileError as error:
         if error.code == OUT_OF_MEMORY:
             raise MemoryError from error
-        return _second_try(clip, found, error)
-
-
-def _second_try(clip: int, found: Format, error: soundfile.LibsndfileError) -> Audio:
+        refusal = error.error_string.rstrip(".")
     try:
         return Ffmpeg(clip, found)
     except errors.DecodeError:
         if found is decoder_formats.UNKNOWN:
             raise errors.NotAudio(kind=decoder_formats.describe(clip)) from None
-        raise errors.Corrupt(reason=error.error_string.rstrip(".")) from error
+        raise errors.Corrupt(reason=refusal) from None
+
+
+class Audio:
+    """An opened clip, to be read once from front to back."""
+
+    def __init__(self, clip: int, found: Format) -> None:
+        os.lseek(clip, 0, os.SEEK_SET)
+        self.clip, self.format = clip, found
+        self.codec = ""
+        self.sample_rate = self.channels = 0
+        #: What the header says; 0: nothing.
+        self.declared_frames = 0
+        #: A file that gives fewer has lost its end.
+        self.least_frames = 0
+        self.damaged = False
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield float32 samples, shape (frames, channels)."""
+        raise NotImplementedError
 
 
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # it comes without types
@@ -72,112 +78,102 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # it comes withou
         return False
 
 
-class Sndfile:
+class Sndfile(Audio):
     """Audio read by libsndfile."""
 
     def __init__(self, clip: int, found: Format) -> None:
-        os.lseek(clip, 0, os.SEEK_SET)
-        self._clip, self._format = clip, found
+        super().__init__(clip, found)
         self._file = _Sequential(clip, closefd=False)
-        self._damaged = False
         self.codec = f"{self._file.format}/{self._file.subtype}".lower()
-        self.sample_rate = self._file.samplerate
-        self.channels = self._file.channels
+        self.sample_rate, self.channels = self._file.samplerate, self._file.channels
         self.declared_frames = self._file.frames if self._file.frames < UNKNOWN_FRAMES else 0
+        if found.name == "flac" or decoder_formats.counts_mp3_frames(clip):  # in others it is no more than a guess
+            self.least_frames = self.declared_frames
 
     def blocks(self) -> Iterator[np.ndarray]:
+        frames = FLAC_FRAMES if self.format.name == "flac" else BLOCK_FRAMES
         try:
-            while len(block := self._file.read(out=np.empty((READ_FRAMES, self.channels), np.float32))):
+            while len(block := self._file.read(out=np.empty((frames, self.channels), np.float32))):
                 yield block
         except soundfile.LibsndfileError:
-            self._damaged = True
-
-    def is_cut_short(self, frames: int) -> bool:
-        # The others compute the number of frames from the size of the file, or guess it.
-        counted = self._format.name == "flac" or decoder_formats.counts_mp3_frames(self._clip)
-        return (
-            self._damaged
-            or (counted and frames < self.declared_frames)
-            or decoder_formats.is_cut_short(self._clip, self._format.name)
-        )
+            self.damaged = True
 
 
-class Ffmpeg:
+class Ffmpeg(Audio):
     """Audio read by FFmpeg, with the one demuxer that the file's first bytes ask for."""
 
     def __init__(self, clip: int, found: Format) -> None:
-        os.lseek(clip, 0, os.SEEK_SET)
-        self._clip, self._format = clip, found
-        self._damaged = False
-        self._container = _open_container(clip, found)
+        super().__init__(clip, found)
+        file = io.FileIO(clip, closefd=False)
+        file.name = "clip"  # else PyAV passes on the number; FFmpeg takes hints from names
+        try:
+            self._container = av.open(
+                file, "r", format=found.demuxer, options={"protocol_whitelist": ""}, metadata_errors="ignore"
+            )
+        except MemoryError:
+            raise
+        except DAMAGE as error:
+            raise errors.Corrupt(reason=str(getattr(error, "strerror", error))) from error
         if not self._container.streams.audio:
             raise errors.Unsupported(reason="it holds no audio track")
         self._stream = self._container.streams.audio[0]
-        codec = self._stream.codec_context
+        self._describe(self._stream.codec_context)
+
+    def _describe(self, codec: av.AudioCodecContext | None) -> None:
         if codec is None:
             raise errors.Unsupported(reason="its codec is unknown")
-        self.codec = f"{self._container.format.name.split(',')[0]}/{codec.name}"
-        self.sample_rate = codec.sample_rate
-        self.channels = codec.channels
+        self.codec = f"{self.format.name}/{codec.name}"
+        self.sample_rate, self.channels = codec.sample_rate, codec.channels
         self.declared_frames = int(self._declared_s() * self.sample_rate)
+        self.least_frames = self.declared_frames - int(CLOCK_S * self.sample_rate)
 
     def _declared_s(self) -> float:
-        if self._format.name not in TIMED:
+        if self.format.name not in TIMED:
             return 0.0
         if self._stream.duration and self._stream.time_base:
-            return max(0.0, float(self._stream.duration * self._stream.time_base))
-        alone = len(self._container.streams) == 1
-        return max(0, self._container.duration or 0) / av.time_base if alone else 0.0
+            return float(self._stream.duration * self._stream.time_base)
+        alone = len(self._container.streams) == 1  # a picture may go on for longer
+        return (self._container.duration or 0) / av.time_base if alone else 0.0
 
     def blocks(self) -> Iterator[np.ndarray]:
-        for packet in self._packets():
-            try:
-                for frame in packet.decode():
-                    if frame.sample_rate != self.sample_rate:
-                        raise errors.Unsupported(reason="its sample rate changes on the way")
-                    yield _samples(frame)
-            except av.error.FFmpegError as error:
-                self._note(error)
-
-    def _packets(self) -> Iterator[av.Packet[av.AudioStream]]:
-        try:
+        queue = av.AudioFifo()  # a codec's frames are so short that handling each would cost more than decoding it
+        with self._noting_damage():
             for packet in self._container.demux(self._stream):
-                self._damaged |= packet.is_corrupt
-                yield packet
-        except av.error.FFmpegError as error:
-            self._note(error)
+                self.damaged |= packet.is_corrupt
+                with self._noting_damage():  # the next packet may be whole
+                    self._decode(packet, queue)
+                if queue.samples >= BLOCK_FRAMES and (frame := queue.read()):
+                    yield _samples(frame)
+        if frame := queue.read():
+            yield _samples(frame)
 
-    def _note(self, error: av.error.FFmpegError) -> None:
-        if isinstance(error, MemoryError):
-            raise error
-        self._damaged = True
+    def _decode(self, packet: av.Packet[av.AudioStream], queue: av.AudioFifo) -> None:
+        for frame in packet.decode():
+            if not queue.samples_written:
+                self.channels = frame.layout.nb_channels
+            if (frame.sample_rate, frame.layout.nb_channels) != (self.sample_rate, self.channels):
+                raise errors.Unsupported(reason="its sample rate or its channels change on the way")
+            frame.pts = None
+            queue.write(frame)
 
-    def is_cut_short(self, frames: int) -> bool:
-        lost = self.declared_frames - frames > LOST_TAIL_S * self.sample_rate
-        return self._damaged or lost or decoder_formats.is_cut_short(self._clip, self._format.name)
-
-
-def _open_container(clip: int, found: Format) -> av.container.InputContainer:
-    file = io.FileIO(clip, closefd=False)
-    file.name = "clip"  # FFmpeg guesses from names, and reads playlists by them
-    options = {"format_whitelist": found.demuxer or decoder_formats.UNKNOWN_DEMUXERS, "protocol_whitelist": ""}
-    try:
-        return av.open(file, "r", format=found.demuxer or None, options=options, metadata_errors="ignore")
-    except av.error.FFmpegError as error:
-        if isinstance(error, MemoryError):
+    @contextmanager
+    def _noting_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except MemoryError:
             raise
-        raise errors.Corrupt(reason=error.strerror) from error
+        except DAMAGE:
+            self.damaged = True
 
 
-#: What integers are divided by, as libsndfile does; unsigned bytes are centred first.
-_SCALES = {"uint8": 2**7, "int16": 2**15, "int32": 2**31, "int64": 2**63}
+#: What integers are divided by, as in libsndfile.
+_SCALES = {"uint8": 2**7, "int16": 2**15, "int32": 2**31}
 
 
 def _samples(frame: av.AudioFrame) -> np.ndarray:
     array = frame.to_ndarray()
     array = array.T if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels)
-    scale = np.float32(_SCALES.get(array.dtype.name, 1))
     samples = array.astype(np.float32)
     if array.dtype == np.uint8:
-        samples -= scale
-    return samples / scale if scale != 1 else samples
+        samples -= 128
+    return samples / np.float32(_SCALES.get(array.dtype.name, 1))

@@ -23,6 +23,8 @@ _FRAME, _HOP, _FFT = 400, 160, 512
 _PREEMPHASIS = 0.97
 #: The smallest mel energy, kaldi's float32 epsilon.
 _FLOOR = 1.192092955078125e-07
+#: What the widest activation of a batch on a CPU may take, and the batch where that is not known.
+_CPU_BATCH_BYTES, _CPU_BATCH_S = 32 * 1024**2, 10.0
 #: What a model that takes any length is given at once: speech and sound events fit, memory stays small.
 _ANY_LENGTH_S = 10.0
 
@@ -36,6 +38,8 @@ class Features(Protocol):
     window_s: float
     #: The shortest window the model can take.
     min_samples: int
+    #: What a CPU is given at once: enough to spread the cost of each call, little enough to stay near its caches.
+    cpu_batch_s: float
 
     def __call__(self, windows: Sequence[np.ndarray]) -> dict[str, torch.Tensor]: ...
 
@@ -54,6 +58,7 @@ class LogMel:
 
     fixed = True
     min_samples = _FRAME
+    cpu_batch_s = _CPU_BATCH_S
 
     def __init__(self, extractor: ASTFeatureExtractor, device: torch.device) -> None:
         self.window_s = extractor.max_length * _HOP / extractor.sampling_rate
@@ -115,6 +120,8 @@ class Waveforms:
 
     def __init__(self, extractor: Wav2Vec2FeatureExtractor, config: Any, device: torch.device) -> None:
         self.min_samples = _receptive_field(config)
+        bytes_per_s = 4 * config.conv_dim[0] * extractor.sampling_rate / config.conv_stride[0]
+        self.cpu_batch_s = _CPU_BATCH_BYTES / bytes_per_s
         self._device = device
         self._normalize = extractor.do_normalize
         self._with_mask = extractor.return_attention_mask
@@ -142,6 +149,8 @@ def _receptive_field(config: Any) -> int:
 
 class Own:
     """The checkpoint's own extractor, one window at a time as `pipeline` calls it: some draw lots in a batch."""
+
+    cpu_batch_s = _CPU_BATCH_S
 
     def __init__(self, extractor: Any, device: torch.device) -> None:
         self.fixed = isinstance(extractor, (WhisperFeatureExtractor, ClapFeatureExtractor))

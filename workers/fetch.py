@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from urllib3.exceptions import HTTPError
 
 from earmark import clips, errors
-from workers import guard
+from workers import guard, manners
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -51,8 +51,10 @@ class Fetcher:
     """Fetches clips within the limits; one per process, shared by its threads."""
 
     def __init__(self, limits: settings.Fetch) -> None:
+        self._limits = limits
         self._max_bytes = limits.max_bytes
         self._guard = guard.Guard(limits)
+        self._robots = manners.Robots(self._download) if limits.robots else None
         self._roots = [os.path.realpath(root) for root in limits.file_roots]
 
     def close(self) -> None:
@@ -61,6 +63,8 @@ class Fetcher:
     def fetch(self, uri: str) -> Fetched:
         """Return the clip's bytes, or raise a DownloadError."""
         if uri[:8].lower().startswith(("http://", "https://")):
+            if self._robots:
+                self._robots.check(guard.check_url(uri, self._limits))
             return self._download(uri)
         return self._open(os.path.realpath(_path(uri)))
 

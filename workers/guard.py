@@ -23,6 +23,7 @@ import requests.adapters
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import parse_url
+from urllib3.util.ssltransport import SSLTransport
 
 from earmark import errors
 
@@ -280,19 +281,25 @@ _trip: ContextVar[Trip] = ContextVar("trip")
 class _Socket(socket.socket):
     """A socket on which every wait ends at the trip's deadline and every byte counts."""
 
-    def recv_into(self, buffer: Any, nbytes: int | None = 0, flags: int = 0) -> int:
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         trip = _trip.get()
         self.settimeout(trip.left_s())
         try:
-            received = super().recv_into(buffer, nbytes or 0, flags)
+            received = super().recv_into(buffer, nbytes, flags)
         except TimeoutError:
             raise trip.late() from None
         trip.count(received)
         return received
 
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        buffer = bytearray(bufsize)
+        return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
 
-class _TlsSocket(_Socket, ssl.SSLSocket):
-    """The same inside TLS."""
+
+class _TlsContext(ssl.SSLContext):
+    def wrap_socket(self, sock: socket.socket, server_hostname: str | None = None) -> Any:  # type: ignore[override]
+        """Keep OpenSSL off the socket: endless empty handshake messages held it in there, beyond any deadline."""
+        return SSLTransport(sock, self, server_hostname)
 
 
 class _Answer(http.client.HTTPResponse):
@@ -324,9 +331,9 @@ class _HttpsPool(HTTPSConnectionPool):
 
 class _Adapter(requests.adapters.HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        context = ssl.create_default_context()
+        context = _TlsContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_default_certs()
         context.load_verify_locations(certifi.where())
-        context.sslsocket_class = _TlsSocket
         super().init_poolmanager(*args, **kwargs, ssl_context=context)
         self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 

@@ -329,7 +329,7 @@ def redirects() -> list[Case]:
         Case(
             "redirect folded over lines",
             url,
-            NEVER_DIALLED,
+            ("http_error",),
             raw(b"HTTP/1.1 302 F\r\nLocation: http:\r\n //10.0.0.1/\r\n\r\n"),
         ),
         Case("Refresh header", url, OK, answer(CLIP, "Refresh: 0; url=http://10.0.0.1/")),

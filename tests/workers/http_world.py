@@ -160,7 +160,8 @@ class World:
 
     def _talk_tls(self, connection: socket.socket) -> None:
         if not self.tls:
-            self.script(Talk(connection, "", self.stopped))
+            with suppress(OSError), connection:
+                self.script(Talk(connection, "", self.stopped))
             return
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.sni_callback = lambda _sock, name, _context: self.server_names.append(name)

@@ -22,7 +22,7 @@ class Fake(classifier.Classifier):
     """Its logits for a window are its first sample and minus that; it takes four equally long windows at once."""
 
     def __init__(self, lanes: int = 1) -> None:
-        self.card = SimpleNamespace(function_to_apply="none", min_samples=1)  # type: ignore[assignment]
+        self.card = SimpleNamespace(function_to_apply="none", fixed=False, min_samples=1)  # type: ignore[assignment]
         self.limits = classifier.Limits(windows=4, samples=1e6, padding=1.0)
         self.device, self.lanes = "cpu", lanes
         self.free = threading.Event()

@@ -57,7 +57,7 @@ def test_silence_offsets_and_extreme_levels_give_equal_features(offset: float, l
 def test_waveforms_of_mixed_lengths_equal_the_extractor_s(*, normalize: bool) -> None:
     extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize, return_attention_mask=True)
     windows = [checkpoints.clip(seconds, seed=4) + 0.1 for seconds in SECONDS]
-    config = SimpleNamespace(conv_kernel=(10,), conv_stride=(5,))
+    config = SimpleNamespace(conv_kernel=(10,), conv_stride=(5,), conv_dim=(8,))
     ours = features.build(extractor, config, CPU)(windows)
     theirs = own(extractor, windows, padding=True)
     assert (ours["input_values"] - theirs["input_values"]).abs().max() < 1e-5
@@ -65,13 +65,13 @@ def test_waveforms_of_mixed_lengths_equal_the_extractor_s(*, normalize: bool) ->
 
 
 def test_a_mask_is_given_only_where_the_checkpoint_asks_for_one() -> None:
-    config = SimpleNamespace(conv_kernel=(10,), conv_stride=(5,))
+    config = SimpleNamespace(conv_kernel=(10,), conv_stride=(5,), conv_dim=(8,))
     given = features.build(transformers.Wav2Vec2FeatureExtractor(), config, CPU)([checkpoints.clip(1)])
     assert list(given) == ["input_values"]
 
 
 def test_the_shortest_window_is_the_receptive_field() -> None:
-    config = SimpleNamespace(conv_kernel=(10, 3, 3, 3, 3, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2))
+    config = SimpleNamespace(conv_kernel=(10, 3, 3, 3, 3, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2), conv_dim=(8,))
     assert features.build(transformers.Wav2Vec2FeatureExtractor(), config, CPU).min_samples == 400
 
 

@@ -1,0 +1,28 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from docs.reference import PAGES
+
+ROOT = Path(__file__).parents[1]
+PROSE = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_made_page_is_up_to_date(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == PAGES[name](), "run `python -m docs.reference`"
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_readme_gives_both_commands_that_set_everything_up() -> None:
+    assert re.findall(r"^make \w+$", (ROOT / "README.md").read_text(), re.M)[:2] == ["make demo", "make test"]
