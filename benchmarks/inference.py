@@ -72,7 +72,7 @@ def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace)
     for score in ways.values():
         score(turns[0][:2])
     for number, clips in enumerate(turns):
-        for place in _rotated(len(ways), number):
+        for place in np.random.default_rng(number).permutation(len(ways)):
             way = list(ways)[place]
             # A length the CPU kernels meet for the first time costs extra: everyone gets lengths of their own.
             _measure(ways[way], [clip[place:] for clip in clips], costs[way])
@@ -111,10 +111,6 @@ def _turns(lengths: str, count: int, turn: int) -> Iterator[list[np.ndarray]]:
     for start in range(0, count, turn):
         seconds = [generator.uniform(1, 10) if lengths == "ragged" else 5.0 for _ in range(min(turn, count - start))]
         yield [generator.standard_normal(round(each * RATE)).astype(np.float32) * 0.1 for each in seconds]
-
-
-def _rotated(count: int, number: int) -> list[int]:
-    return [(place + number) % count for place in range(count)]
 
 
 def _measure(score: Any, clips: list[np.ndarray], cost: Cost) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from db.results import Progress, RunRow
 
 USAGE_EXIT, SERVICE_EXIT = 2, 3
-EXAMPLE_QUERY = 'earmark query "SELECT label, count(*) FROM results GROUP BY label"'
+EXAMPLE_QUERY = 'query "SELECT label, count(*) FROM results GROUP BY label"'
 
 app = typer.Typer(
     name="earmark",
@@ -176,7 +178,7 @@ def labels(model: Annotated[str, typer.Argument(help="A model's name.")] = "star
         sys.stdout.write(f"{label}\n")
 
 
-@app.command(epilog=f"Example: {EXAMPLE_QUERY}")
+@app.command(epilog=f"Example: earmark {EXAMPLE_QUERY}")
 def query(
     statement: Annotated[str, typer.Argument(help="One SELECT; docs/sql.md has the views.")],
     how: o.As = None,
@@ -277,7 +279,8 @@ def _show(finished: Finished, db: str | None, *, strict: bool) -> None:
 
 def _next_commands(run: RunRow, db: str | None) -> list[str]:
     where = f" --db {db}" if db else ""
-    return [f"earmark results {run.name}{where}", f"{EXAMPLE_QUERY}{where}", f"earmark run YOUR_FOLDER{where}"]
+    program = "earmark" if shutil.which("earmark") else os.path.relpath(sys.argv[0])
+    return [f"{program} {verb}{where}" for verb in (f"results {run.name}", EXAMPLE_QUERY, "run YOUR_FOLDER")]
 
 
 def _exit_if_strict(state: Progress, *, strict: bool) -> None:

@@ -93,7 +93,6 @@ class Model(Group):
     threads: int = Field(0, description="Windows scored at once on CPU, a core each; 0: the cores there are.")
     batch_s: float = Field(0.0, description="Padded seconds of audio in a batch; 0: 640 on a GPU, a few on CPU.")
     batch_windows: int = Field(0, description="Windows a batch may hold; 0: 64 on a GPU, 16 on CPU: more gain nothing.")
-    loaded: int = Field(1, description="Models one worker keeps loaded: a second one has to fit beside the first.")
 
 
 class Worker(Group):

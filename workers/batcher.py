@@ -9,9 +9,8 @@ import os
 import sys
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, NoReturn
@@ -22,7 +21,7 @@ from earmark import errors, settings
 from workers import classifier as classifiers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
 
@@ -150,61 +149,3 @@ def _die(reason: str) -> NoReturn:
     logger.critical("%s; the worker ends", reason, exc_info=sys.exception(), extra={"action": "batcher_broken"})
     faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
     os._exit(_BROKEN)
-
-
-_Key = tuple[str, str | None, tuple[str, ...]]
-
-
-class Models:
-    """The models of one worker, each behind its batcher; one that is needed takes the place of the longest unused."""
-
-    def __init__(self, model: settings.Model, worker: settings.Worker) -> None:
-        self._model = model
-        self._worker = worker
-        self._batchers: OrderedDict[_Key, Batcher] = OrderedDict()
-        self._users: dict[_Key, int] = {}
-        #: Held while a model is chosen: who waits for another one goes before who comes later for the present one.
-        self._turn = threading.Lock()
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def use(self, name: str, revision: str | None = None, labels: tuple[str, ...] = ()) -> Iterator[Batcher]:
-        """Lend the batcher of a model, loaded if need be; it stays loaded for as long as it is lent.
-
-        Waits while all places (`EARMARK_MODEL__LOADED`) are lent to other models. Raises ServiceError as `load` does.
-        """
-        key = (name, revision, labels)
-        with self._turn:
-            batcher = self._batchers.get(key) or self._load(key)
-            with self._changed:
-                self._batchers.move_to_end(key)
-                self._users[key] = self._users.get(key, 0) + 1
-        try:
-            yield batcher
-        finally:
-            with self._changed:
-                self._users[key] -= 1
-                self._changed.notify_all()
-
-    def close(self) -> None:
-        """Score what is waiting, then let all models go."""
-        with self._turn:
-            while self._batchers:
-                self._batchers.popitem()[1].close()
-
-    def _load(self, key: _Key) -> Batcher:
-        if len(self._batchers) >= self._model.loaded:
-            self._evict()
-        name, revision, labels = key
-        model = self._model.model_copy(update={"name": name, "revision": revision})
-        self._batchers[key] = Batcher(classifiers.load(model, labels), self._worker)
-        return self._batchers[key]
-
-    def _evict(self) -> None:
-        with self._changed:
-            self._changed.wait_for(self._unused)
-            unused = self._unused()[0]
-        self._batchers.pop(unused).close()
-
-    def _unused(self) -> list[_Key]:
-        return [key for key in self._batchers if not self._users.get(key)]

@@ -50,7 +50,7 @@ def test_the_demo_names_the_sounds_and_the_reasons_and_leaves_nothing_running(ea
     assert best["piano.flac"] == "piano"
     assert best["broken.wav"] == "not_audio:"
     assert best["missing.wav"] == "not_found:"
-    assert "earmark results run-1" in shown.stderr
+    assert " results run-1\n" in shown.stderr
     assert left_running() == []
 
 
