@@ -20,7 +20,7 @@ from earmark.clips import Failure, Success, display_uri, uri_key
 from earmark.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from earmark import clips as words
     from earmark.clips import Outcome
@@ -239,13 +239,14 @@ def renew(engine: sa.Engine, tokens: Iterable[int], limits: Ledger) -> None:
             connection.execute(statement.values(lease_until=now() + limits.lease_s))
 
 
-def release(engine: sa.Engine, token: int, clip_ids: Iterable[int], delay_s: float = 0.0) -> None:
-    """Give clips back untried, to be taken up again after a delay in seconds."""
-    if ids := list(clip_ids):
-        statement = sa.update(Clip).where(Clip.id.in_(ids), _held_by(token))
-        values = {"attempts": Clip.attempts - 1, "not_before": now() + delay_s if delay_s else 0.0}
+def release(engine: sa.Engine, token: int, delays_s: Mapping[int, float]) -> None:
+    """Give clips back untried, each to be taken up again after its delay in seconds."""
+    rows = [{"clip_id": clip_id, "pause_s": delay_s} for clip_id, delay_s in delays_s.items()]
+    if rows:
+        # Only a running clip has a token.
+        statement = sa.update(Clip).where(Clip.id == sa.bindparam("clip_id"), Clip.lease_token == token)
         with writing(engine) as connection:
-            connection.execute(statement.values(state="pending", **values, **NO_LEASE))
+            connection.execute(statement.values(state="pending", attempts=Clip.attempts - 1, **_LATER), rows)
 
 
 def finish(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import redis
 from celery import Celery
 from kombu import Queue
 from kombu.exceptions import OperationalError
@@ -115,21 +117,26 @@ def send_chunks(chunks: list[Chunk]) -> None:
 
 def queue_length() -> int:
     """Return how many chunks wait in the queue."""
-    with _client() as client:
-        return int(client.llen(app.conf.task_default_queue))
+    with _reachable():
+        return int(client().llen(f"{KEY_PREFIX}{app.conf.task_default_queue}"))
 
 
 def chunks_in_hand() -> int:
     """Return how many chunks workers have taken and not yet acknowledged."""
-    with _client() as client:
-        return int(client.hlen("unacked"))
+    with _reachable():
+        return int(client().hlen(f"{KEY_PREFIX}unacked"))
 
 
-@contextmanager
-def _client() -> Iterator[Any]:
-    pool: Any = app.pool
-    with _reachable(), pool.acquire(block=True) as connection:
-        yield connection.default_channel.client
+def client() -> redis.Redis:
+    """Return the process's client of the broker's Redis."""
+    return _client(app.conf.broker_url, app.conf.broker_transport_options["socket_connect_timeout"])
+
+
+@cache
+def _client(url: str, timeout_s: float) -> redis.Redis:
+    # A socket's URL is written in another way for kombu than for redis-py.
+    url = url.replace("redis+socket://", "unix://").replace("virtual_host=", "db=")
+    return redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
 
 
 def _shown(chunk: Chunk) -> str:
@@ -142,17 +149,6 @@ def _shown(chunk: Chunk) -> str:
 def _reachable() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, OSError) as error:
-        raise unreachable(error) from error
-    except Exception as error:
-        if type(error).__module__.startswith("redis"):
-            raise unreachable(error) from error
-        raise
-
-
-def unreachable(error: BaseException) -> ServiceError:
-    """Return the sentence for a broker that does not answer."""
-    return ServiceError(
-        reason=f"The broker does not answer ({error}). Start Redis, or set EARMARK_BROKER__URL to where it is; "
-        "`earmark run` and `earmark up` bring their own."
-    )
+    except (OperationalError, redis.RedisError, OSError) as error:
+        cure = "Start Redis, or set EARMARK_BROKER__URL to where it is; `earmark run` and `earmark up` bring their own."
+        raise ServiceError(reason=f"The broker does not answer ({error}). {cure}") from error

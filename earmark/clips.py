@@ -129,6 +129,14 @@ class Failure:
 Outcome = Success | Failure
 
 
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """A clip whose host is to be left alone for a while: no outcome yet, and no try either."""
+
+    clip_id: int
+    delay_s: float
+
+
 def display_uri(uri: str) -> str:
     """Return the URI without user-info, query and fragment: what may appear in messages, Flower and logs."""
     parts = _split(uri)

@@ -18,9 +18,9 @@ from earmark.settings import Settings, cores
 from producer.feeder import feed
 from workers import tasks
 from workers.decode import Decoders
-from workers.fetch import Fetcher
 from workers.models import Models
 from workers.pipeline import Pipeline
+from workers.polite import PoliteFetcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,7 @@ def _desk(hostname: str) -> tasks.Desk:
     schema.check(engine)
     decoding = settings.worker.decoders or cores()
     decoders = Decoders(settings.audio, decoding)
-    fetcher = Fetcher(settings.fetch)
+    fetcher = PoliteFetcher(settings)
     models = Models(engine, settings)
     models.load(settings.model.name, settings.model.revision)
     return tasks.Desk(engine, settings, models, Pipeline(fetcher, decoders, decoding), f"{hostname}:{os.getpid()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,6 @@ from db import ledger, results
 from earmark.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import sqlalchemy as sa
 
     from earmark.options import RunOptions
@@ -57,37 +54,42 @@ class Models:
         Raises:
             ServiceError: it cannot be had; the sentence says how to mend that.
         """
-        key = (name, revision, labels)
         with self._changing:
-            if key not in self._loaded:
-                self._make_room()
-                self._loaded[key] = self._load(key)
-            loaded = self._loaded.pop(key)
-            self._loaded[key] = loaded
-            return loaded
+            return self._at_hand((name, revision, labels))
 
-    @contextmanager
-    def of_run(self, run_id: int) -> Iterator[Job]:
-        """Hold the model of a run while a chunk of it is worked on.
+    def take(self, run_id: int) -> Job:
+        """Return what a run's clips need, to be given back after use.
 
         Raises:
+            ServiceError: the run's model cannot be had.
             ModelError: this worker's copy of the model is not the one the run began with.
         """
         run = results.run(self._engine, run_id)
         options = run.options
-        loaded = self.load(options.model, options.revision, options.labels)
-        settled = run.model_id or ledger.settle_model(self._engine, run_id, loaded.model_id)
-        if settled != loaded.model_id:
-            raise ModelError(reason=f"this worker's {options.model} is not the one that the run began with")
-        loaded.users += 1
-        try:
-            yield Job(options, loaded)
-        finally:
-            loaded.users -= 1
+        with self._changing:
+            loaded = self._at_hand((options.model, options.revision, options.labels))
+            settled = run.model_id or ledger.settle_model(self._engine, run_id, loaded.model_id)
+            if settled != loaded.model_id:
+                raise ModelError(reason=f"this worker's {options.model} is not the one that the run began with")
+            loaded.users += 1
+        return Job(options, loaded)
+
+    def give_back(self, job: Job) -> None:
+        """Say that a chunk's work with the model is over."""
+        with self._changing:
+            job.model.users -= 1
 
     def close(self) -> None:
         for loaded in self._loaded.values():
             loaded.batcher.close()
+
+    def _at_hand(self, key: Key) -> Loaded:
+        if key not in self._loaded:
+            self._make_room()
+            self._loaded[key] = self._load(key)
+        # The order of the dictionary is the order of use.
+        self._loaded[key] = loaded = self._loaded.pop(key)
+        return loaded
 
     def _make_room(self) -> None:
         idle = [key for key, loaded in self._loaded.items() if not loaded.users]

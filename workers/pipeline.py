@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from earmark.clips import Failure, Source, Success, Timings, WindowPredictions
+from earmark.clips import Failure, Postponed, Source, Success, Timings, WindowPredictions
 from earmark.errors import ClipError, ModelError
 from workers import windows
+from workers.polite import HostBusyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from db.ledger import Claimed
     from earmark.clips import AudioFacts, Outcome, Window
     from workers.decode import Decoders
-    from workers.fetch import Fetcher
     from workers.models import Job
+    from workers.polite import PoliteFetcher
 
 logger = logging.getLogger(__name__)
 
@@ -29,22 +30,29 @@ logger = logging.getLogger(__name__)
 class Pipeline:
     """Classifies clips, called from many threads; each of them mostly waits."""
 
-    def __init__(self, fetcher: Fetcher, decoders: Decoders, decoding_at_once: int) -> None:
+    def __init__(self, fetcher: PoliteFetcher, decoders: Decoders, decoding_at_once: int) -> None:
         self._fetcher = fetcher
         self._decoders = decoders
         # Held until the model's queue has taken the waveform: so decoded audio is bounded by that queue's bytes.
         self._decoding = threading.Semaphore(decoding_at_once)
 
-    def classify(self, clip: Claimed, job: Job) -> Outcome:
-        """Return the clip's one outcome, whatever happens."""
+    def classify(self, clip: Claimed, job: Job) -> Outcome | Postponed:
+        """Return the clip's one outcome, whatever happens, unless its host is to be left alone for now."""
         journey = _Journey(clip.id)
         try:
             return self._classify(clip, job, journey)
+        except HostBusyError as busy:
+            return Postponed(clip.id, busy.wait_s)
         except ClipError as error:
             return journey.failure(error)
         except Exception as error:
             logger.exception("clip %d failed unexpectedly", clip.id, extra={"action": "clip_error"})
             return journey.failure(ModelError(reason=repr(error)))
+
+    @property
+    def offline(self) -> bool:
+        """Whether the network itself seems to be down."""
+        return self._fetcher.breaker.open
 
     def close(self) -> None:
         self._fetcher.close()

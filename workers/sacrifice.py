@@ -8,21 +8,22 @@ from concurrent.futures import TimeoutError as TookTooLong
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
+from earmark import broker
 from earmark.clips import Failure
 from earmark.errors import WorkerLost
 from workers.decode import Decoders
-from workers.fetch import Fetcher
 from workers.models import Job, Loaded, open_model
 from workers.pipeline import Pipeline
+from workers.polite import PoliteFetcher
 
 if TYPE_CHECKING:
     from db.ledger import Claimed
-    from earmark.clips import Outcome
+    from earmark.clips import Outcome, Postponed
     from earmark.options import RunOptions
     from earmark.settings import Settings
 
 
-def classify(clip: Claimed, options: RunOptions, settings: Settings) -> Outcome:
+def classify(clip: Claimed, options: RunOptions, settings: Settings) -> Outcome | Postponed:
     """Return the clip's outcome; a process that dies or hangs makes it `worker_lost`."""
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(1, mp_context=spawn)
@@ -36,8 +37,9 @@ def classify(clip: Claimed, options: RunOptions, settings: Settings) -> Outcome:
         pool.shutdown()
 
 
-def _classify_alone(clip: Claimed, options: RunOptions, settings: Settings) -> Outcome:
-    pipeline = Pipeline(Fetcher(settings.fetch), Decoders(settings.audio, 1), 1)
+def _classify_alone(clip: Claimed, options: RunOptions, settings: Settings) -> Outcome | Postponed:
+    broker.configure(settings.broker)
+    pipeline = Pipeline(PoliteFetcher(settings), Decoders(settings.audio, 1), 1)
     card, batcher = open_model((options.model, options.revision, options.labels), settings)
     outcome = pipeline.classify(clip, Job(options, Loaded(card, batcher, model_id=0, label_ids=())))
     pipeline.close()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from functools import partial
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +13,12 @@ from celery.exceptions import Reject
 
 from db import ledger
 from earmark import broker
-from earmark.clips import Failure
+from earmark.clips import Failure, Postponed
 from earmark.errors import ClipError, MessageError, ModelError, ServiceError
 from workers import sacrifice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     import sqlalchemy as sa
 
@@ -36,6 +34,75 @@ logger = logging.getLogger(__name__)
 SUSPECT_CRASHES = 2
 #: How often a waiting chunk looks whether the worker is to stop.
 LOOK_UP_S = 0.25
+#: After this a chunk's slow clips no longer hold up the next chunk.
+PATIENCE_S = 5.0
+#: A stopping worker lets running clips end within this, and gives the others back.
+DRAIN_S = 5.0
+
+
+class Work:
+    """A claimed chunk on its way: what runs, what waits for its host, what has come out."""
+
+    def __init__(
+        self, claim: Claim, start: Callable[[Claimed], Future[Outcome | Postponed]], deadline_s: float
+    ) -> None:
+        self.claim = claim
+        self.outcomes: list[Outcome] = []
+        #: Clips to give back, and after how many seconds they may be tried again.
+        self.given_back: dict[int, float] = {}
+        self._start = start
+        self._deadline = monotonic() + deadline_s
+        self._stopping = False
+        self._running = {start(clip): clip for clip in claim.clips}
+        self._parked: list[tuple[float, Claimed]] = []
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._running or self._parked)
+
+    def stop(self) -> None:
+        """Let what has begun end soon, and give back the rest."""
+        if not self._stopping:
+            self._stopping = True
+            self._deadline = min(self._deadline, monotonic() + DRAIN_S)
+            self.give_back(lambda future: not future.cancel())
+
+    def go_on(self, patience_s: float, stopping: threading.Event) -> None:
+        """Go on until every clip has come out, patience is at its end, or the chunk's time is up."""
+        until = min(monotonic() + patience_s, self._deadline)
+        while self.unfinished and monotonic() < min(until, self._deadline):
+            if stopping.is_set():
+                self.stop()
+            ended, _ = wait(self._running, timeout=LOOK_UP_S, return_when=FIRST_COMPLETED)
+            for future in ended:
+                self._take(self._running.pop(future), future.result())
+            self._unpark()
+
+    def give_back(self, keep: Callable[[Future[Outcome | Postponed]], bool] = lambda _: False) -> None:
+        """Give up every clip that is not to be kept running."""
+        kept = {future: clip for future, clip in self._running.items() if keep(future)}
+        left = [clip for future, clip in self._running.items() if future not in kept]
+        left += [clip for _, clip in self._parked]
+        self.given_back |= dict.fromkeys([clip.id for clip in left], 0.0)
+        self._running, self._parked = kept, []
+
+    def collect(self) -> list[Outcome]:
+        """Return the outcomes since the last time."""
+        collected, self.outcomes = self.outcomes, []
+        return collected
+
+    def _take(self, clip: Claimed, result: Outcome | Postponed) -> None:
+        if not isinstance(result, Postponed):
+            self.outcomes.append(result)
+        elif result.delay_s < PATIENCE_S:
+            self._parked.append((monotonic() + result.delay_s, clip))
+        else:
+            self.given_back[clip.id] = result.delay_s
+
+    def _unpark(self) -> None:
+        due = [clip for at, clip in self._parked if at <= monotonic()]
+        self._parked = [(at, clip) for at, clip in self._parked if clip not in due]
+        self._running |= {self._start(clip): clip for clip in due}
 
 
 class Desk:
@@ -44,71 +111,91 @@ class Desk:
     def __init__(self, engine: sa.Engine, settings: Settings, models: Models, pipeline: Pipeline, name: str) -> None:
         self.engine = engine
         self.settings = settings
-        self.models = models
-        self.name = name
         self.draining = threading.Event()
+        self._name = name
+        self._models = models
         self._pipeline = pipeline
-        self._threads = ThreadPoolExecutor(settings.worker.clips_in_flight, thread_name_prefix="clip")
+        self._clips = ThreadPoolExecutor(settings.worker.clips_in_flight, thread_name_prefix="clip")
+        self._late = ThreadPoolExecutor(settings.worker.concurrency, thread_name_prefix="late")
+        self._late_free = threading.Semaphore(settings.worker.concurrency)
         self._held: set[int] = set()
 
-    def work(self, chunk: Chunk) -> dict[str, int]:
-        """Bring every clip of the chunk that is still to do to a final state, or give it back."""
-        limits = self.settings.ledger
-        claim = ledger.claim(self.engine, [clip_id for clip_id, _ in chunk.clips], worker=self.name, limits=limits)
-        counts = Counter({"skipped": len(chunk.clips) - len(claim.clips)})
+    def work(self, chunk: Chunk) -> Counter[str]:
+        """Bring the chunk's clips that are still to do to a final state, or give them back.
+
+        Clips that take long go on behind the chunk's back: the ledger, not the message, keeps them safe.
+        """
+        self._wait_for_network()
+        ids = [clip_id for clip_id, _ in chunk.clips]
+        claim = ledger.claim(self.engine, ids, worker=self._name, limits=self.settings.ledger)
+        counts = Counter(skipped=len(ids) - len(claim.clips))
         if claim.clips:
-            with self._holding(claim.token):
-                outcomes, label_ids = self._outcomes(chunk.run_id, claim)
-                counts += Counter(ledger.finish(self.engine, claim, outcomes, label_ids, limits))
-                undone = {clip.id for clip in claim.clips} - {outcome.clip_id for outcome in outcomes}
-                ledger.release(self.engine, claim.token, undone)
-                counts["released"] = len(undone)
-        return {name: count for name, count in counts.items() if count}
+            self._held.add(claim.token)
+            counts += self._begin(chunk.run_id, claim)
+        return counts
 
     def renew(self) -> None:
         """Lengthen the leases of everything being worked on here."""
         ledger.renew(self.engine, list(self._held), self.settings.ledger)
 
     def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        """Record or give back what is still being worked on."""
+        self._late.shutdown()
+        self._clips.shutdown(wait=False, cancel_futures=True)
         self._pipeline.close()
-        self.models.close()
+        self._models.close()
         self.engine.dispose()
 
-    @contextmanager
-    def _holding(self, token: int) -> Iterator[None]:
-        self._held.add(token)
+    def _begin(self, run_id: int, claim: Claim) -> Counter[str]:
         try:
-            yield
-        finally:
-            self._held.discard(token)
-
-    def _outcomes(self, run_id: int, claim: Claim) -> tuple[list[Outcome], tuple[int, ...]]:
-        try:
-            with self.models.of_run(run_id) as job:
-                return self._classify(claim.clips, job), job.model.label_ids
+            job = self._models.take(run_id)
         except (ServiceError, ClipError) as error:
             reason = error if isinstance(error, ClipError) else ModelError(reason=str(error))
-            return [Failure(clip.id, reason) for clip in claim.clips], ()
+            self._held.discard(claim.token)
+            return self._record(claim, [Failure(clip.id, reason) for clip in claim.clips], ())
+        deadline_s = self.settings.worker.chunk_deadline_s
+        work = Work(claim, lambda clip: self._clips.submit(self._classify, clip, job), deadline_s)
+        work.go_on(PATIENCE_S, self.draining)
+        counts = self._record(claim, work.collect(), job.model.label_ids)
+        if work.unfinished and not self.draining.is_set() and self._late_free.acquire(blocking=False):
+            self._late.submit(self._end_late, work, job)
+            return counts + Counter(late=len(claim.clips) - counts.total())
+        return counts + self._end(work, job)
 
-    def _classify(self, clips: tuple[Claimed, ...], job: Job) -> list[Outcome]:
-        working = [self._threads.submit(partial(self._classify_one, clip, job)) for clip in clips]
-        deadline = monotonic() + self.settings.worker.chunk_deadline_s
-        running = set(working)
-        while running and monotonic() < deadline:
-            _, running = wait(running, timeout=LOOK_UP_S)
-            if self.draining.is_set():
-                running = {future for future in running if not future.cancel()}
-        return [future.result() for future in working if _has_result(future)]
+    def _end_late(self, work: Work, job: Job) -> None:
+        try:
+            self._end(work, job)
+        except Exception:
+            logger.exception("late clips were not recorded; their leases will end", extra={"action": "late_lost"})
+        finally:
+            self._late_free.release()
 
-    def _classify_one(self, clip: Claimed, job: Job) -> Outcome:
+    def _end(self, work: Work, job: Job) -> Counter[str]:
+        try:
+            work.go_on(self.settings.worker.chunk_deadline_s, self.draining)
+            work.give_back()
+            counts = self._record(work.claim, work.collect(), job.model.label_ids)
+            ledger.release(self.engine, work.claim.token, work.given_back)
+        finally:
+            self._held.discard(work.claim.token)
+            self._models.give_back(job)
+        return counts + Counter(released=len(work.given_back))
+
+    def _record(self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]) -> Counter[str]:
+        if not outcomes:
+            return Counter()
+        return Counter(ledger.finish(self.engine, claim, outcomes, label_ids, self.settings.ledger))
+
+    def _classify(self, clip: Claimed, job: Job) -> Outcome | Postponed:
         if clip.crashes >= SUSPECT_CRASHES:
             return sacrifice.classify(clip, job.options, self.settings)
         return self._pipeline.classify(clip, job)
 
-
-def _has_result(future: Future[Outcome]) -> bool:
-    return future.done() and not future.cancelled()
+    def _wait_for_network(self) -> None:
+        if self._pipeline.offline:
+            logger.warning("no network: taking no chunks for now", extra={"action": "offline"})
+        while self._pipeline.offline and not self.draining.wait(LOOK_UP_S):
+            pass
 
 
 #: Set at the worker's start-up, before it takes its first message.
@@ -127,7 +214,7 @@ def classify_chunk(message: dict[str, Any]) -> dict[str, int]:
         logger.error("%s", error, extra={"action": "message_refused"})  # noqa: TRY400 - the sentence says it all
         return {"refused": 1}
     started = monotonic()
-    counts = desk.work(chunk)
+    counts = {name: count for name, count in desk.work(chunk).items() if count}
     logger.info(
         "run %d: %s in %.1f s",
         chunk.run_id,

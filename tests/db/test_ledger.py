@@ -153,7 +153,7 @@ def test_retry_after_is_honoured_up_to_the_cap(engine: sa.Engine) -> None:
 def test_released_clips_are_free_at_once_and_lose_no_try(engine: sa.Engine) -> None:
     _, ids = submit(engine, 2)
     claim = ledger.claim(engine, ids, worker="a", limits=LIMITS)
-    ledger.release(engine, claim.token, ids[:1])
+    ledger.release(engine, claim.token, {ids[0]: 0.0, ids[1]: 60.0})
     again = ledger.claim(engine, ids, worker="b", limits=LIMITS)
     assert [(clip.id, clip.attempts) for clip in again.clips] == [(ids[0], 1)]
 

@@ -41,8 +41,7 @@ def new_run(engine: sa.Engine, count: int, *, host: str = "h", chunk_size: int =
 
 
 def taken_from_queue() -> list[dict[str, object]]:
-    with broker._client() as client:
-        messages = [client.rpop("clips") for _ in range(broker.queue_length())]
+    messages = [broker.client().rpop("earmark:clips") for _ in range(broker.queue_length())]
     decoded = []
     for message in messages:
         import base64
@@ -87,8 +86,7 @@ def test_a_clip_of_a_crashed_chunk_travels_alone(engine: sa.Engine, settings: Se
 def test_a_wiped_queue_is_filled_again(engine: sa.Engine, settings: Settings) -> None:
     new_run(engine, 16)
     assert feed(engine, settings) == 2
-    with broker._client() as client:
-        client.flushall()
+    broker.client().flushall()
     assert feed(engine, settings) == 2
 
 
