@@ -1,7 +1,9 @@
 """What a clip's decoding costs in our pool, beside soundfile + soxr in process and librosa.load, in one run.
 
 `python -m benchmarks.decode` prints, for 5 s clips: milliseconds per clip one after the other, what the pool adds to
-in-process decoding, and the throughput of two children over one thread in process.
+in-process decoding (by the clock, and in processor time of parent and children, which a busy machine disturbs less),
+and the throughput of two children over one thread in process. Two children need two free cores: the last line says
+how many there were.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import av
 import librosa
 import numpy as np
+import psutil
 import soundfile
 import soxr
 
@@ -85,6 +88,19 @@ def milliseconds(act: Callable[[BinaryIO], object], file: BinaryIO) -> float:
     return 1000 * (time.perf_counter() - started)
 
 
+def cpu_ms(act: Callable[[BinaryIO], object], file: BinaryIO, count: int) -> float:
+    before = own_cpu_s()
+    for _ in range(count):
+        file.seek(0)
+        act(file)
+    return 1000 * (own_cpu_s() - before) / count
+
+
+def own_cpu_s() -> float:
+    processes = [psutil.Process(), *psutil.Process().children()]
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
 def clips_per_s(act: Callable[[BinaryIO], object], content: bytes, threads: int, count: int) -> float:
     with ThreadPoolExecutor(threads) as pool:
         files = [on_disk(content) for _ in range(count)]
@@ -97,14 +113,15 @@ def clips_per_s(act: Callable[[BinaryIO], object], content: bytes, threads: int,
 
 
 def on_disk(content: bytes) -> BinaryIO:
-    file = tempfile.TemporaryFile()
+    file = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
     file.write(content)
     file.seek(0)
     return file
 
 
 def rows(decoders: decode.Decoders, rounds: int) -> Iterator[str]:
-    yield f"{'5 s clip':9}{'in process':>12}{'librosa':>10}{'pool':>8}{'added ms':>10}{'two children':>14}{'librosa x':>11}"
+    titles = ("in process", "librosa", "pool", "added ms", "added CPU ms", "two children", "of librosa")
+    yield f"{'5 s clip':9}" + "".join(f"{title:>14}" for title in titles)
     for name in FORMATS:
         yield row(name, partial(decoders.decode, sample_rate=SAMPLE_RATE), rounds)
 
@@ -116,15 +133,14 @@ def row(name: str, pooled: Callable[[BinaryIO], object], rounds: int) -> str:
     with on_disk(content) as file:
         # in turns, so that a busy neighbour hits all of them alike
         times = [[milliseconds(act, file) for act in rivals] for _ in range(rounds)]
-    middle = [statistics.median(column) for column in zip(*times, strict=True)]
-    added = statistics.median(pool - alone for alone, pool, *_ in times)
+        added_cpu = cpu_ms(pooled, file, 2 * rounds) - cpu_ms(near, file, 2 * rounds)
+    alone, pool, *librosa_ms = (statistics.median(column) for column in zip(*times, strict=True))
     rates = [(clips_per_s(near, content, 1, rounds), clips_per_s(pooled, content, 4, 2 * rounds)) for _ in range(5)]
-    gain = statistics.median(pool / alone for alone, pool in rates)
-    librosa_ms = middle[2] if len(middle) > 2 else float("nan")
-    return (
-        f"{name:9}{middle[0]:12.2f}{librosa_ms:10.2f}{middle[1]:8.2f}{added:10.2f}{gain:13.2f}x"
-        f"{gain * librosa_ms / middle[0]:10.2f}x"
-    )
+    gain = statistics.median(together / single for single, together in rates)
+    beside_librosa = gain * librosa_ms[0] / alone if librosa_ms else float("nan")
+    cells = (f"{alone:.2f} ms", *(f"{ms:.2f} ms" for ms in librosa_ms or [float("nan")]), f"{pool:.2f} ms")
+    ratios = (f"{pool - alone:.2f}", f"{added_cpu:.2f}", f"{gain:.2f}x", f"{beside_librosa:.2f}x")
+    return f"{name:9}" + "".join(f"{cell:>14}" for cell in cells + ratios)
 
 
 def main() -> None:
@@ -132,9 +148,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     rounds = parser.parse_args().rounds
     decoders = decode.Decoders(settings.Audio(), 2)
+    psutil.cpu_times_percent()
+    started, own = time.monotonic(), own_cpu_s()
     try:
         for line in rows(decoders, rounds):
             print(line, flush=True)
+        idle = psutil.cpu_times_percent().idle / 100 * psutil.cpu_count()
+        ours = (own_cpu_s() - own) / (time.monotonic() - started)
+        print(f"free cores: {idle + ours:.1f} of {psutil.cpu_count()}")
     finally:
         decoders.close()
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 RATE = 16_000
 LABELS = {number: f"label {number}" for number in range(50)}
+AST_MICRO = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 384,
+             "frequency_stride": 16, "time_stride": 16}  # fmt: skip
 AST_TINY = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
 
 
@@ -149,6 +151,7 @@ def _wav2vec2() -> tuple[Any, Any]:
 
 #: Random weights: they cost what trained ones do.
 MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "ast-micro": lambda: _ast(**AST_MICRO),
     "ast-tiny": lambda: _ast(**AST_TINY),
     "ast-base": _ast,
     "wav2vec2-base": _wav2vec2,

@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from earmark.errors import ServiceError
+from earmark.errors import DatabaseError, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,11 +112,11 @@ def _in_reach(engine: sa.Engine) -> Iterator[None]:
         raise
 
 
-def _sentence(engine: sa.Engine, error: DBAPIError) -> ServiceError:
+def _sentence(engine: sa.Engine, error: DBAPIError) -> DatabaseError:
     where = engine.url.render_as_string(hide_password=True)
     detail = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
     if "no such table" in detail or ("relation" in detail and "does not exist" in detail):
-        return ServiceError(reason=f"The database {where} has no Earmark tables yet: run `earmark db upgrade`.")
-    return ServiceError(
+        return DatabaseError(reason=f"The database {where} has no Earmark tables yet: run `earmark db upgrade`.")
+    return DatabaseError(
         reason=f"The database {where} cannot be used: {detail}. Is it running, and is EARMARK_DATABASE__URL right?"
     )

@@ -3,6 +3,7 @@
 EarmarkError
 ├── UsageError                 the command was given something it cannot use (exit 2)
 ├── ServiceError               a service or a setting is wrong (exit 3)
+│   └── DatabaseError          the database is out of reach, or not at our schema
 ├── MessageError               a queue message that does not parse
 └── ClipError                  one clip has no result; ends as a `failed` row or is retried
     ├── DownloadError          blocked_address bad_url not_found forbidden http_error too_large empty robots
@@ -47,6 +48,10 @@ class UsageError(EarmarkError):
 
 
 class ServiceError(EarmarkError):
+    """{reason}"""
+
+
+class DatabaseError(ServiceError):
     """{reason}"""
 
 

@@ -60,7 +60,8 @@ class Batcher:
         self._busy_since: dict[int, float] = {}
         lanes = [classifier, *(classifier.twin() for _ in range(classifier.lanes - 1))]
         self._threads = [threading.Thread(target=self._work, args=(lane,), name="model", daemon=True) for lane in lanes]
-        for thread in [*self._threads, threading.Thread(target=self._watch, name="model-watch", daemon=True)]:
+        self._threads.append(threading.Thread(target=self._watch, name="model-watch", daemon=True))
+        for thread in self._threads:
             thread.start()
         atexit.register(self._abandon)
 

@@ -162,8 +162,11 @@ class Classifier:
 
     def healthy(self) -> bool:
         """Say whether the device still scores a window of silence: after a CUDA fault it never will again."""
-        silence = np.zeros(max(1, self.card.min_samples), np.float32)
-        return not isinstance(self.outcomes([silence])[0], errors.ModelError)
+        return not isinstance(self.silent_outcome(), errors.ModelError)
+
+    def silent_outcome(self) -> np.ndarray | errors.ClipError:
+        """Score the shortest window there is, of silence, which any sound model and device can."""
+        return self.outcomes([np.zeros(self.card.min_samples, np.float32)])[0]
 
     def twin(self) -> Classifier:
         """Return a classifier for another thread: the same weights, but modules of its own (some cache positions)."""
@@ -257,12 +260,10 @@ def masks_exactly(config: Any, extractor: Any) -> bool:
 
 
 def _warm_up(classifier: Classifier) -> None:
-    silence = np.zeros(max(1, classifier.card.min_samples), np.float32)
-    try:
-        classifier.logits([silence])
-    except (errors.ClipError, ValueError) as error:
-        reason = f"{classifier.card.name} cannot score a window of silence on {classifier.device}: {error}"
-        raise errors.ServiceError(reason=reason) from error
+    outcome = classifier.silent_outcome()
+    if isinstance(outcome, errors.ClipError):
+        reason = f"{classifier.card.name} cannot score a window of silence on {classifier.device}: {outcome}"
+        raise errors.ServiceError(reason=reason) from outcome
 
 
 def pick_device(asked: str) -> torch.device:

@@ -37,6 +37,8 @@ TUNING = {
     "MALLOC_MMAP_THRESHOLD_": str(4 * 1024**2),
     "OPENBLAS_NUM_THREADS": "1",
 }
+#: A decoder does not give back the memory that a waveform so large took.
+SWOLLEN_BYTES = 64 * 1024**2
 _TIMED_OUT = (-signal.SIGALRM, -signal.SIGXCPU)
 
 
@@ -58,8 +60,12 @@ class Decoders:
         children = [_Decoder(limits) for _ in range(processes)]
         for child in children:
             self._idle.put(child)
-        for child in children:
-            child.wait_until_ready()
+        try:
+            for child in children:
+                child.wait_until_ready()
+        except errors.ServiceError:
+            self.close()
+            raise
 
     def decode(self, file: BinaryIO, sample_rate: int) -> Decoded:
         """Return the waveform of an open file at this rate; a child that dies or hangs costs this clip alone."""
@@ -86,7 +92,7 @@ class Decoders:
             self._idle.put(child)
 
     def _usable(self, child: _Decoder) -> _Decoder:
-        if child.alive and child.clips < self._limits.clips_per_decoder:
+        if child.usable:
             return child
         child.stop()
         return _Decoder(self._limits)
@@ -96,7 +102,8 @@ class _Decoder:
     """One child process, which serves one clip at a time, and the socket to it."""
 
     def __init__(self, limits: settings.Audio) -> None:
-        self.clips = 0
+        self._clips = 0
+        self._swollen = False
         self._limits = limits
         self._ready = False
         self._socket, theirs = socket.socketpair()
@@ -109,8 +116,8 @@ class _Decoder:
             )
 
     @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
+    def usable(self) -> bool:
+        return self._process.poll() is None and self._clips < self._limits.clips_per_decoder and not self._swollen
 
     def wait_until_ready(self) -> None:
         if self._ready:
@@ -123,7 +130,7 @@ class _Decoder:
         self._ready = True
 
     def decode(self, descriptor: int, sample_rate: int) -> Decoded:
-        self.clips += 1
+        self._clips += 1
         try:
             return self._exchange(descriptor, sample_rate)
         except errors.DecoderMemory:
@@ -156,6 +163,7 @@ class _Decoder:
         if not 0 <= header["samples"] <= (self._limits.max_duration_s + 1) * sample_rate:
             raise ValueError(header["samples"])
         samples = np.empty(header["samples"], np.float32)
+        self._swollen = samples.nbytes > SWOLLEN_BYTES
         self._fill(samples.view(np.uint8).data, deadline)
         return Decoded(clips.Waveform(samples, sample_rate), clips.AudioFacts(**header["facts"]))
 

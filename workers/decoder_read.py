@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: The resampler is quickest with blocks that stay in the processor's cache.
 BLOCK_FRAMES = 65536
 #: libsndfile gives nothing of a FLAC block in which it meets damage.
-FLAC_FRAMES = 4096
+FLAC_FRAMES = 8192
 UNKNOWN_FRAMES = 2**62
 OUT_OF_MEMORY = 17
 #: Formats whose header says how long they are; the length of others is FFmpeg's guess.
@@ -144,8 +144,8 @@ class Ffmpeg(Audio):
                     self._decode(packet, queue)
                 if queue.samples >= BLOCK_FRAMES and (frame := queue.read()):
                     yield _samples(frame)
-        if frame := queue.read():
-            yield _samples(frame)
+            if frame := queue.read():
+                yield _samples(frame)
 
     def _decode(self, packet: av.Packet[av.AudioStream], queue: av.AudioFifo) -> None:
         for frame in packet.decode():

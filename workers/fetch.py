@@ -151,8 +151,7 @@ def _received(answer: BaseHTTPResponse, declared: int | None) -> Iterator[bytes]
         while block := answer.read(BLOCK_BYTES, decode_content=False):
             received += len(block)
             yield block
-        if received == declared or declared is None:
-            return
+        return
     raise errors.Incomplete(received=received, declared="an unknown number" if declared is None else declared)
 
 

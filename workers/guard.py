@@ -67,7 +67,6 @@ class Guard:
         # requests' sessions are not used: they read redirect bodies and keep cookies, proxies and .netrc passwords.
         self._adapter = _Adapter(HOSTS_KEPT, limits.host_concurrency)
         self._headers = {"User-Agent": f"Earmark ({limits.contact})" if limits.contact else "Earmark"}
-        self._headers |= {"Accept": "*/*", "Accept-Encoding": "identity"}
         self.close = self._adapter.close
 
     @contextmanager
@@ -138,7 +137,7 @@ def check_url(url: str, limits: settings.Fetch) -> str:
     port = DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
     if port not in limits.ports:
         raise errors.BadUrl(reason=f"port {port} is not allowed (EARMARK_FETCH__PORTS)")
-    return parts._replace(fragment=None).url
+    return parts.url
 
 
 def _is_host(host: str) -> bool:
@@ -336,11 +335,6 @@ class _Adapter(requests.adapters.HTTPAdapter):
         context.load_verify_locations(certifi.where())
         super().init_poolmanager(*args, **kwargs, ssl_context=context)
         self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
-
-    def get_connection_with_tls_context(self, request: Any, *_args: Any, **_kwargs: Any) -> HTTPConnectionPool:
-        """Return a connection to the host itself, never to a proxy."""
-        pool: HTTPConnectionPool = self.poolmanager.connection_from_url(request.url)
-        return pool
 
     def cert_verify(self, *args: Any) -> None:
         """Leave it to our TLS context: requests would load its CA file anew for each connection."""

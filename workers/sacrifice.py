@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import signal
+import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from typing import TYPE_CHECKING
 
 from earmark import broker
 from earmark.clips import Failure
-from earmark.errors import WorkerLost
+from earmark.errors import EarmarkError, ModelError, WorkerLost
 from workers.decode import Decoders
 from workers.models import Job, Loaded, open_model
 from workers.pipeline import Pipeline
@@ -22,25 +27,55 @@ if TYPE_CHECKING:
     from earmark.options import RunOptions
     from earmark.settings import Settings
 
+PR_SET_PDEATHSIG = 1
 
-def classify(clip: Claimed, options: RunOptions, settings: Settings) -> Outcome | Postponed:
-    """Return the clip's outcome; a process that dies or hangs makes it `worker_lost`."""
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, mp_context=spawn)
-    try:
-        return pool.submit(_classify_alone, clip, options, settings).result(settings.worker.chunk_deadline_s / 2)
-    except (BrokenProcessPool, TookTooLong):
-        return Failure(clip.id, WorkerLost())
-    finally:
-        for process in list((pool._processes or {}).values()):
-            process.kill()
-        pool.shutdown()
+
+class Sacrifice:
+    """One process, started when first needed and again after each death; it takes one clip at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._alone = threading.Lock()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def classify(self, clip: Claimed, options: RunOptions) -> Outcome | Postponed:
+        """Return the clip's outcome; if the process dies of it or hangs, that is `worker_lost`."""
+        with self._alone:
+            self._pool = self._pool or self._start()
+            try:
+                working = self._pool.submit(_classify_alone, clip, options, self._settings)
+                return working.result(self._settings.worker.chunk_deadline_s / 2)
+            except (BrokenProcessPool, TookTooLong):
+                self.close()
+                return Failure(clip.id, WorkerLost())
+            except EarmarkError as error:
+                return Failure(clip.id, ModelError(reason=str(error)))
+
+    def close(self) -> None:
+        """End the process at once."""
+        if self._pool is not None:
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()
+            self._pool.shutdown()
+            self._pool = None
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _classify_alone(clip: Claimed, options: RunOptions, settings: Settings) -> Outcome | Postponed:
+    pipeline, job = _equipment(options, settings)
+    return pipeline.classify(clip, job)
+
+
+@cache
+def _equipment(options: RunOptions, settings: Settings) -> tuple[Pipeline, Job]:
     broker.configure(settings.broker)
     pipeline = Pipeline(PoliteFetcher(settings), Decoders(settings.audio, 1), 1)
     card, batcher = open_model((options.model, options.revision, options.labels), settings)
-    outcome = pipeline.classify(clip, Job(options, Loaded(card, batcher, model_id=0, label_ids=())))
-    pipeline.close()
-    return outcome
+    return pipeline, Job(options, Loaded(card, batcher, model_id=0, label_ids=()))

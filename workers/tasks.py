@@ -14,8 +14,8 @@ from celery.exceptions import Reject
 from db import ledger
 from earmark import broker
 from earmark.clips import Failure, Postponed
-from earmark.errors import ClipError, MessageError, ModelError, ServiceError
-from workers import sacrifice
+from earmark.errors import DatabaseError, MessageError, ModelError, ServiceError
+from workers.sacrifice import Sacrifice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,6 +115,7 @@ class Desk:
         self._name = name
         self._models = models
         self._pipeline = pipeline
+        self._sacrifice = Sacrifice(settings)
         self._clips = ThreadPoolExecutor(settings.worker.clips_in_flight, thread_name_prefix="clip")
         self._late = ThreadPoolExecutor(settings.worker.concurrency, thread_name_prefix="late")
         self._late_free = threading.Semaphore(settings.worker.concurrency)
@@ -131,7 +132,12 @@ class Desk:
         counts = Counter(skipped=len(ids) - len(claim.clips))
         if claim.clips:
             self._held.add(claim.token)
-            counts += self._begin(chunk.run_id, claim)
+            try:
+                counts += self._begin(chunk.run_id, claim)
+            except BaseException:
+                # Nobody works on them any more: let their lease end.
+                self._held.discard(claim.token)
+                raise
         return counts
 
     def renew(self) -> None:
@@ -142,6 +148,7 @@ class Desk:
         """Record or give back what is still being worked on."""
         self._late.shutdown()
         self._clips.shutdown(wait=False, cancel_futures=True)
+        self._sacrifice.close()
         self._pipeline.close()
         self._models.close()
         self.engine.dispose()
@@ -149,8 +156,10 @@ class Desk:
     def _begin(self, run_id: int, claim: Claim) -> Counter[str]:
         try:
             job = self._models.take(run_id)
-        except (ServiceError, ClipError) as error:
-            reason = error if isinstance(error, ClipError) else ModelError(reason=str(error))
+        except DatabaseError:
+            raise
+        except (ServiceError, ModelError) as error:
+            reason = error if isinstance(error, ModelError) else ModelError(reason=str(error))
             self._held.discard(claim.token)
             return self._record(claim, [Failure(clip.id, reason) for clip in claim.clips], ())
         deadline_s = self.settings.worker.chunk_deadline_s
@@ -188,7 +197,7 @@ class Desk:
 
     def _classify(self, clip: Claimed, job: Job) -> Outcome | Postponed:
         if clip.crashes >= SUSPECT_CRASHES:
-            return sacrifice.classify(clip, job.options, self.settings)
+            return self._sacrifice.classify(clip, job.options)
         return self._pipeline.classify(clip, job)
 
     def _wait_for_network(self) -> None:

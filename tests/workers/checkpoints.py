@@ -137,8 +137,8 @@ def save_clap(folder: Path, *, fusion: bool = False) -> Path:
     text = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
             "intermediate_size": 24, "pad_token_id": 1, "projection_dim": 16}  # fmt: skip
     audio = {"spec_size": 256, "patch_size": 8, "patch_stride": (8, 8), "num_mel_bins": 64, "hidden_size": 64,
-             "depths": (1, 1), "num_attention_heads": (2, 2), "patch_embeds_hidden_size": 32, "projection_dim": 16, "window_size": 4,
-             "enable_fusion": fusion}  # fmt: skip
+             "depths": (1, 1), "num_attention_heads": (2, 2), "patch_embeds_hidden_size": 32,
+             "projection_dim": 16, "window_size": 4, "enable_fusion": fusion}  # fmt: skip
     config = transformers.ClapConfig(text_config=text, audio_config=audio, projection_dim=16)
     transformers.ClapModel(config).save_pretrained(folder)
     truncation = "fusion" if fusion else "rand_trunc"

@@ -417,6 +417,10 @@ def bodies() -> list[Case]:
         "length in words": (_headers(b"Content-Length: many"), "http_error"),
         "two lengths": (_headers(length, b"Content-Length: 100"), "http_error"),
         "length and chunks": (raw(ok + length + b"\r\n" + CHUNKED[17:] + chunk + b"0\r\n\r\n"), "ok"),
+        "huge length and chunks": (
+            raw(ok + b"Content-Length: 999999999\r\n" + CHUNKED[17:] + chunk + b"0\r\n\r\n"),
+            "ok",
+        ),
         "no length": (raw(head + CLIP), "ok"),
         "HTTP/1.0": (raw(b"HTTP/1.0 200 OK\r\n\r\n" + CLIP), "ok"),
         "HTTP/0.9": (raw(CLIP), "http_error"),

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -209,36 +208,33 @@ def test_a_sparse_file_of_3_gb_is_refused_by_its_header(decoders):
 # children that die, hang or swell ------------------------------------------------------------------------------------
 
 
-def act_on_the_child_at_work(decoders, act):
-    """Decode a clip that takes a while, and do this to the child meanwhile."""
-    child = busy_child = next(iter(children().values()))
-    before = child.cpu_times().user
-
-    def once_busy():
-        while busy_child.cpu_times().user < before + 0.1:
+def act_on_the_child_at_work(decoders, child, act):
+    """Decode a clip that takes a while, and do this to the child as soon as it is at work."""
+    at_rest = child.cpu_times().user
+    content = bad_audio.silence("FLAC", "PCM_16", 96000, 2, 600)
+    with ThreadPoolExecutor(1) as threads:
+        result = threads.submit(decoded, decoders, content)
+        while child.cpu_times().user < at_rest + 0.1 and not result.done():
             time.sleep(0.005)
-        act(busy_child)
-
-    watcher = threading.Thread(target=once_busy)
-    watcher.start()
-    try:
-        return decoded(decoders, bad_audio.silence("FLAC", "PCM_16", 96000, 2, 600))
-    finally:
-        watcher.join()
+        act(child)
+        return result.result()
 
 
 def test_a_crash_costs_its_own_clip_alone(pool):
+    others = set(children())
     decoders = pool()
+    (child,) = set(children()) - others
     with pytest.raises(errors.DecoderCrashed):
-        act_on_the_child_at_work(decoders, lambda child: child.send_signal(signal.SIGSEGV))
+        act_on_the_child_at_work(decoders, psutil.Process(child), lambda child: child.send_signal(signal.SIGSEGV))
     assert decoded(decoders, whole_clip()).waveform.duration_s == 1.0
-    assert len(children()) >= 1
 
 
 def test_a_hang_costs_its_own_clip_alone(pool):
+    others = set(children())
     decoders = pool(decode_timeout_s=2)
+    (child,) = set(children()) - others
     with pytest.raises(errors.DecoderTimeout, match="2 s"):
-        act_on_the_child_at_work(decoders, lambda child: child.suspend())
+        act_on_the_child_at_work(decoders, psutil.Process(child), lambda child: child.suspend())
     assert decoded(decoders, whole_clip()).waveform.duration_s == 1.0
 
 
@@ -251,14 +247,18 @@ def test_a_clip_that_needs_too_much_memory_costs_itself_alone(pool):
 
 
 def test_a_child_killed_between_clips_costs_none(pool):
+    others = set(children())
     decoders = pool()
-    before = set(children())
-    decoded(decoders, whole_clip())
-    for child in children().values():
-        child.kill()
-        child.wait()
+    (child,) = set(children()) - others
+    os.kill(child, signal.SIGKILL)
+    wait_until_dead(child)
     assert decoded(decoders, whole_clip()).waveform.duration_s == 1.0
-    assert not before & set(children())
+    assert child not in children()
+
+
+def wait_until_dead(child):
+    while psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.005)
 
 
 def test_children_are_renewed_so_that_leaks_stay_small(pool):
@@ -272,6 +272,15 @@ def test_children_are_renewed_so_that_leaks_stay_small(pool):
     assert len(set(children()) - others) == 1
 
 
+def test_a_child_swollen_by_a_long_clip_is_renewed(pool):
+    others = set(children())
+    decoders = pool()
+    before = set(children()) - others
+    decoded(decoders, bad_audio.silence("FLAC", "PCM_16", 8000, 1, 1200))
+    decoded(decoders, whole_clip())
+    assert not before & set(children())
+
+
 def test_closing_leaves_no_child_and_no_caller_waiting():
     others = set(children())
     decoders = decode.Decoders(settings.Audio(), 2)
@@ -282,9 +291,12 @@ def test_closing_leaves_no_child_and_no_caller_waiting():
         decoded(decoders, whole_clip())
 
 
-def test_a_decoder_that_cannot_start_is_a_wrong_service_and_not_a_wrong_clip():
+def test_decoders_that_cannot_start_are_a_wrong_service_and_not_a_wrong_clip(monkeypatch):
+    others = set(children())
+    monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(errors.ServiceError, match="does not start"):
-        decode.Decoders(settings.Audio(decode_memory=2**20), 1)
+        decode.Decoders(settings.Audio(), 2)
+    assert set(children()) == others
 
 
 ORPHANS = """

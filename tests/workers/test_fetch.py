@@ -123,6 +123,7 @@ def test_failed_downloads_leave_no_file_open(fetcher: Fetcher, httpserver: HTTPS
         ("", None),
         ("٧", None),
         ("Thu, 99 Foo 99999 25:61:61 GMT", None),
+        ("Thu, 01 Jan 2026 00:00:00 +99999999999999999", None),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
         ("Thu, 01 Jan 1970 00:00:00 -0000", 0.0),
     ],

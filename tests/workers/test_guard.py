@@ -178,7 +178,7 @@ def test_an_unknown_authority_is_refused(world: World, fetcher: Fetcher, monkeyp
         pytest.param(lambda talk: talk.send_for_ever(b"\x16\x03\x03\x40\x00" + bytes(16384)), "http_error", id="noise"),
         pytest.param(
             lambda talk: talk.send_for_ever(b"\x16\x03\x03\x00\x04\0\0\0\0", every_s=0.05),
-            "tls",
+            "timeout",
             id="a dripping handshake",
         ),
     ],
