@@ -139,8 +139,12 @@ class Postponed:
 
 def display_uri(uri: str) -> str:
     """Return the URI without user-info, query and fragment: what may appear in messages, Flower and logs."""
+    if "://" not in uri or not any(mark in uri for mark in "?#@"):
+        return uri
     parts = _split(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")) if parts else uri
+    if parts is None:
+        return f"{uri.partition('://')[0]}://(not a URL)"
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def uri_key(uri: str) -> bytes:

@@ -18,6 +18,7 @@ def _split(value: Any) -> Any:
 
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
 Ports = Annotated[tuple[int, ...], BeforeValidator(_split)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
 
 
@@ -67,6 +68,7 @@ class Fetch(Group):
     host_rate: float = Field(0.0, description="Requests a second to one host, all workers together; 0: no limit.")
     host_concurrency: int = Field(8, description="Connections one worker opens to one host, as browsers do.")
     host_slots: int = Field(0, description="Downloads from one host at once, all workers together; 0: no limit.")
+    stores: Annotated[Names, NoDecode] = Field((), description="Object stores to read, as s3,gs,hf; unset: none.")
     robots: bool = Field(False, description="Obey robots.txt; off, as a list is no crawl: somebody chose each clip.")
     file_roots: Annotated[Folders, NoDecode] = Field((), description="Folders a worker may read; unset: none.")
     contact: str = Field("", description="An address or URL for site owners, sent in the User-Agent.")

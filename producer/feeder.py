@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import groupby
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from more_itertools import chunked, interleave_longest
 
@@ -57,4 +56,4 @@ def _hosts_interleaved(clips: Iterable[PickedClip]) -> Iterable[PickedClip]:
 
 
 def _host(clip: PickedClip) -> str:
-    return urlsplit(clip.display_uri).netloc if "://" in clip.display_uri else ""
+    return clip.display_uri.partition("://")[2].partition("/")[0]

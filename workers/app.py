@@ -83,6 +83,9 @@ def _drain(**_: Any) -> None:
 @signals.worker_shutdown.connect
 def _close(**_: Any) -> None:
     _ready_desk().close()
+    logging.shutdown()
+    # Python would wait for threads whose server does not answer; their clips have been given back.
+    os._exit(os.EX_OK)
 
 
 def _ready_desk() -> tasks.Desk:

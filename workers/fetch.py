@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from urllib3.exceptions import HTTPError
 
 from earmark import clips, errors
-from workers import guard, manners
+from workers import guard, manners, stores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -66,6 +66,9 @@ class Fetcher:
             if self._robots:
                 self._robots.check(guard.check_url(uri, self._limits))
             return self._download(uri)
+        if uri.partition("://")[0].lower() in self._limits.stores and "://" in uri:
+            file = _new_file(None)
+            return self._fetched(file, _saved(stores.read(uri, self._limits.timeout_s), file))
         return self._open(os.path.realpath(_path(uri)))
 
     def _download(self, url: str) -> Fetched:

@@ -103,6 +103,17 @@ def test_sigterm_gives_back_what_has_not_begun_and_ends_in_time(cluster: Earmark
     assert scalar(cluster, "SELECT max(crashes) FROM clips") == 0
 
 
+def test_sigterm_does_not_wait_for_a_server_that_does_not_answer(cluster: Earmark, serve: Callable[..., str]) -> None:
+    words = write_list(cluster, serve(EXAMPLES, delay_s=30))
+    worker = cluster.start("console.cli", "worker")
+    cluster("submit", words)
+    wait_until(lambda: scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") > 0, 60)
+    worker.terminate()
+    assert worker.wait(15) == 0
+    assert scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") == 0
+    assert scalar(cluster, "SELECT max(crashes) + max(attempts) FROM clips") == 0
+
+
 def test_a_worker_without_its_schema_or_model_says_so_and_takes_nothing(cluster: Earmark) -> None:
     cluster("worker", "--model", "./nowhere", status=3)
     cluster.settings["EARMARK_DATABASE__URL"] = (

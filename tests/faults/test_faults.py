@@ -45,6 +45,7 @@ def urls(world: World, count: int = CLIPS) -> list[str]:
     return [f"{world.files}/dog.ogg?{number}" for number in range(count)]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_clip_that_kills_its_worker_every_time_fails_alone(world: World) -> None:
     world.extra_path = str(Path(__file__).with_name("poison"))
     world.submit(*urls(world, 20), f"{world.files}/dog.ogg?poison")  # type: ignore[attr-defined]
@@ -54,6 +55,7 @@ def test_a_clip_that_kills_its_worker_every_time_fails_alone(world: World) -> No
     assert world.rows(sa.select(Clip.crashes).where(Clip.state == "failed")) == [(2,)]
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_zombie_writes_nothing_that_its_successor_has_written(world: World) -> None:
     world.submit(*urls(world))
     zombie = world.start_worker()

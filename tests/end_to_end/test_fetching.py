@@ -1,0 +1,140 @@
+"""Downloads of a whole cluster: secrets stay where they belong, and a bad host costs the others nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+import redis
+
+from console.demo import EXAMPLES
+from tests.end_to_end.conftest import Earmark, wait_until
+from tests.end_to_end.test_cluster import answers, scalar
+from tests.servers import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+SECRET = "CANARY0123456789"
+HOSTS, CLIPS_PER_HOST = 50, 20
+RATE_LIMITED, SLOW, DEAD = 1, 2, 3
+SLOW_S = 3.0
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, valkey_url: str, postgres_url: str) -> Iterator[Earmark]:
+    settings = {
+        "EARMARK_BROKER__URL": valkey_url,
+        "EARMARK_DATABASE__URL": postgres_url,
+        "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
+        "EARMARK_LEDGER__RETRY_BASE_S": "1",
+    }
+    command_line = Earmark(settings, tmp_path)
+    yield command_line
+    command_line.end()
+
+
+def test_a_signature_is_nowhere_but_in_its_own_column(
+    cluster: Earmark, serve: Callable[..., str], tmp_path: Path
+) -> None:
+    base = serve(EXAMPLES)
+    cluster.settings["EARMARK_FETCH__PORTS"] = base.rpartition(":")[2]
+    urls = [f"{base}/{name}?X-Amz-Signature={SECRET}#{SECRET}" for name in ("dog.ogg", "gone.wav", "broken.wav")]
+    (tmp_path / "list.txt").write_text("\n".join([*urls, f"http://me:{SECRET}@127.0.0.1/a", f"http://[bad/?{SECRET}"]))
+    port = free_port()
+    cluster.start("console.cli", "flower", "--port", str(port))
+    wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), 30)
+    shown = cluster("submit", "list.txt")
+    with redis.Redis.from_url(cluster.settings["EARMARK_BROKER__URL"]) as client:
+        queued = b"".join(client.lrange("earmark:clips", 0, -1))
+        assert queued
+        assert not leaks(queued)
+        cluster.start("console.cli", "worker")
+        ended = cluster("status", "--watch")
+        kept = b"".join(client.dump(key) or b"" for key in client.scan_iter())
+    assert not leaks(shown.stdout + shown.stderr + ended.stderr)
+    assert not leaks(kept)
+    import urllib.request
+
+    tasks = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/tasks").read()
+    assert b"SUCCESS" in tasks
+    assert not leaks(tasks)
+    columns = "display_uri, coalesce(error, ''), coalesce(worker, ''), coalesce(codec, '')"
+    with psycopg.connect(cluster.settings["EARMARK_DATABASE__URL"]) as connection:
+        assert not leaks(str(connection.execute(f"SELECT {columns} FROM clips").fetchall()))
+    cluster.end()
+    assert not leaks("".join(log.read_text() for log in tmp_path.glob("*.log")))
+
+
+def leaks(text: str | bytes) -> bool:
+    return SECRET in (text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+
+
+def test_a_slow_a_dead_and_an_unwilling_host_cost_the_other_47_nothing(cluster: Earmark, tmp_path: Path) -> None:
+    with many_hosts() as port:
+        cluster.settings["EARMARK_FETCH__PORTS"] = str(port)
+        cluster.start("console.cli", "worker")
+        urls = [url(port, host, number) for number in range(CLIPS_PER_HOST) for host in range(HOSTS)]
+        (tmp_path / "list.txt").write_text("\n".join(urls))
+        cluster("submit", "list.txt", "--watch")
+    states = dict(rows(cluster, "SELECT error_code, count(*) FROM failures GROUP BY 1"))
+    assert states == {"connect": CLIPS_PER_HOST}
+    assert scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'done'") == (HOSTS - 1) * CLIPS_PER_HOST
+    assert scalar(cluster, "SELECT max(attempts) FROM clips") == 3
+
+
+def url(port: int, host: int, number: int) -> str:
+    return f"http://127.0.{2 if host == DEAD else 1}.{host}:{port}/{number}"
+
+
+def rows(cluster: Earmark, query: str) -> list[Any]:
+    with psycopg.connect(cluster.settings["EARMARK_DATABASE__URL"]) as connection:
+        return connection.execute(query).fetchall()  # type: ignore[call-overload]
+
+
+@contextmanager
+def many_hosts() -> Iterator[int]:
+    """Serve one sound on 127.0.1.x: one host is slow, one answers 429 at first; nobody is on 127.0.2.x."""
+    sound = (EXAMPLES / "dog.ogg").read_bytes()
+    willing_after = time.monotonic() + 3600
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            nonlocal willing_after
+            host = int(self.server.server_address[0].rpartition(".")[2])  # type: ignore[union-attr]
+            if host == SLOW:
+                time.sleep(SLOW_S)
+            if host == RATE_LIMITED and time.monotonic() < willing_after:
+                willing_after = min(willing_after, time.monotonic() + 3)
+                self.send_response(429)
+                self.send_header("Retry-After", "3")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(sound)))
+            self.end_headers()
+            self.wfile.write(sound)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    port = free_port()
+    servers = [ThreadingHTTPServer((f"127.0.1.{host}", port), Handler) for host in range(HOSTS) if host != DEAD]
+    for server in servers:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield port
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()
