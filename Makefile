@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint fuzz starter clean
 
 # Serve the example clips on loopback, classify them by URL and show what is heard.
 demo: .venv/ready
@@ -15,6 +15,15 @@ test: .venv/ready-dev
 # Check style, types and the direction of imports.
 lint: .venv/ready-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+# Decode a few thousand damaged and hostile files with a fresh seed.
+fuzz: .venv/ready-dev
+	@$(BIN)/python -m tests.workers.bad_audio
+
+# Train the bundled model from folders of clips: make starter AUDIO="/path/to/audio /path/to/more"; an hour or two.
+starter: .venv/ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check matplotlib
+	@$(BIN)/python -m training.starter --audio $(AUDIO) $(if $(SMOKE),--smoke)
 
 # Remove what the other commands made in this folder.
 clean:

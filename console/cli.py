@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from console import label_files, output, progress
 from console import options as o
-from console import output, progress
 from console.database import connect_to, find_runs, known_labels, open_database, read_settings
+from console.label_files import LabelFormat  # noqa: TC001
 from db import results
 from earmark.errors import BY_CODE, EarmarkError, UsageError
 from earmark.options import RunOptions
@@ -45,7 +47,8 @@ def run(
     function_to_apply: o.FunctionToApply = None, window_s: o.WindowS = None, hop_s: o.HopS = None,
     combine: o.CombineWindows = o.Combine.mean, min_score: o.MinScore = 0.0, labels: o.Labels = None,
     name: o.Name = None, input_format: o.ListFormat = o.InputFormat.auto, url_col: o.UrlCol = "url",
-    chunk_size: o.ChunkSize = 16, limit: o.Limit = None, strict: o.Strict = False, db: o.Db = None,
+    chunk_size: o.ChunkSize = 16, priority: o.Priority = 1, limit: o.Limit = None, strict: o.Strict = False,
+    db: o.Db = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
 ) -> None:  # fmt: skip
     """Classify everything on this machine: embedded Valkey, worker, progress, results."""
@@ -55,6 +58,7 @@ def run(
         "input_format": input_format.value,
         "url_col": url_col,
         "chunk_size": chunk_size,
+        "priority": priority,
         "limit": limit,
     }
     from console import verbs
@@ -69,7 +73,8 @@ def submit(
     function_to_apply: o.FunctionToApply = None, window_s: o.WindowS = None, hop_s: o.HopS = None,
     combine: o.CombineWindows = o.Combine.mean, min_score: o.MinScore = 0.0, labels: o.Labels = None,
     name: o.Name = None, input_format: o.ListFormat = o.InputFormat.auto, url_col: o.UrlCol = "url",
-    chunk_size: o.ChunkSize = 16, limit: o.Limit = None, strict: o.Strict = False, db: o.Db = None,
+    chunk_size: o.ChunkSize = 16, priority: o.Priority = 1, limit: o.Limit = None, strict: o.Strict = False,
+    db: o.Db = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until the end.")] = False,
 ) -> None:  # fmt: skip
     """Put lists into the ledger and the queue; print the run's id."""
@@ -79,6 +84,7 @@ def submit(
         "input_format": input_format.value,
         "url_col": url_col,
         "chunk_size": chunk_size,
+        "priority": priority,
         "limit": limit,
     }
     from console import verbs
@@ -164,6 +170,24 @@ def show_results(
     output.write(results.rows(engine, statement), how, file)
 
 
+@app.command(epilog="Example: earmark export march -o march.parquet")
+def export(
+    run: o.Run,
+    file: Annotated[Path, typer.Option("--output", "-o", help="A file; with --labels audacity a folder.")],
+    how: o.As = None,
+    windows: Annotated[bool, typer.Option("--windows", help="Every window's best label.")] = False,
+    labels: Annotated[LabelFormat | None, typer.Option(help="The windows as label files for this program.")] = None,
+    db: o.Db = None,
+) -> None:
+    """Write all of a run's results to a file, however many."""
+    engine, found = find_runs(read_settings(db), run)
+    rows = results.rows(engine, results.results(found.id, windows=windows or labels is not None))
+    if labels:
+        label_files.write(rows, labels, file)
+    else:
+        output.write(rows, how, file)
+
+
 @app.command(epilog="Example: earmark failures march --format jsonl")
 def failures(run: o.Run, how: o.As = None, file: o.Out = None, db: o.Db = None) -> None:
     """Print why clips of a run have no result."""
@@ -216,6 +240,21 @@ def cancel(run: o.Run, db: o.Db = None) -> None:
 
     engine, found = find_runs(read_settings(db), run)
     progress.screen.print(f"{ledger.cancel(engine, found.id)} clips are cancelled.")
+
+
+@app.command(epilog="Example: earmark prune march --yes")
+def prune(
+    run: o.Run,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    db: o.Db = None,
+) -> None:
+    """Delete a run with its clips and results."""
+    from db import ledger
+
+    engine, found = find_runs(read_settings(db), run)
+    if not yes:
+        typer.confirm(f"Delete the run {found.name} with all its results?", abort=True)
+    progress.screen.print(f"{ledger.prune(engine, found.id)} clips are deleted.")
 
 
 @app.command(epilog="Example: earmark demo")
@@ -279,7 +318,9 @@ def _show(finished: Finished, db: str | None, *, strict: bool) -> None:
 
 def _next_commands(run: RunRow, db: str | None) -> list[str]:
     where = f" --db {db}" if db else ""
-    program = "earmark" if shutil.which("earmark") else os.path.relpath(sys.argv[0])
+    installed = Path(sys.argv[0])
+    found = shutil.which("earmark") or installed.name != "earmark"
+    program = "earmark" if found else os.path.relpath(installed)
     return [f"{program} {verb}{where}" for verb in (f"results {run.name}", EXAMPLE_QUERY, "run YOUR_FOLDER")]
 
 

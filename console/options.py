@@ -18,6 +18,8 @@ class InputFormat(StrEnum):
     txt = "txt"
     csv = "csv"
     tsv = "tsv"
+    jsonl = "jsonl"
+    parquet = "parquet"
 
 
 class Function(StrEnum):
@@ -36,7 +38,8 @@ class Combine(StrEnum):
 
 
 Sources = Annotated[
-    list[str], typer.Argument(help="URLs, audio files, folders, globs, lists (txt, csv, tsv) or - for standard input.")
+    list[str],
+    typer.Argument(help="URLs, audio files, folders, globs, lists (txt, csv, tsv, jsonl, parquet), - for stdin."),
 ]
 Model = Annotated[str, typer.Option(help="starter, a Hugging Face id, or a model directory.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
@@ -51,6 +54,7 @@ Name = Annotated[str | None, typer.Option(help="The run's name; the same name ag
 ListFormat = Annotated[InputFormat, typer.Option(help="How the list is written, where its name does not tell.")]
 UrlCol = Annotated[str, typer.Option(help="The column with the URL or path; all others are kept as meta.")]
 ChunkSize = Annotated[int, typer.Option(min=1, max=1000, help="Clips in one queue message.")]
+Priority = Annotated[int, typer.Option(min=1, max=100, help="Share of the workers beside other runs.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a clip failed.")]
 Db = Annotated[str | None, typer.Option(help="Database URL. Default: EARMARK_DATABASE__URL, else a SQLite file.")]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TextIO
 
-from more_itertools import peekable
+from more_itertools import chunked, peekable
 from rich.console import Console
 from rich.table import Table
 
@@ -18,10 +21,11 @@ from earmark.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
 #: A terminal shows so many rows of a table; a file or a pipe gets all.
 TABLE_ROWS = 1000
+#: Rows of a Parquet file held in memory at once: some 100 MB.
+ROWS_IN_PART = 50_000
 
 
 class Format(StrEnum):
@@ -34,16 +38,27 @@ class Format(StrEnum):
 
 
 def write(rows: Iterable[dict[str, Any]], how: Format | None, file: Path | None) -> None:
-    """Write rows to a file, or to standard output: a table on a terminal and CSV in a pipe, unless a format is said."""
-    if how is None:
-        how = Format.table if file is None and sys.stdout.isatty() else Format.csv
+    """Write rows to a file, or to standard output.
+
+    Args:
+        rows: taken one by one, so that any number fits in memory.
+        how: if not said, what the file's suffix says, else a table on a terminal and CSV elsewhere.
+        file: appears under this name once it is whole.
+    """
+    how = how or _usual(file)
     if how is Format.parquet:
         _write_parquet(rows, file)
     elif how is Format.table and file is None:
         _print_table(rows)
     else:
-        with _opened(file) as out:
+        with opened(file) as out:
             {Format.csv: _write_csv, Format.jsonl: _write_jsonl, Format.table: _write_table}[how](rows, out)
+
+
+def _usual(file: Path | None) -> Format:
+    if file is None:
+        return Format.table if sys.stdout.isatty() else Format.csv
+    return {".parquet": Format.parquet, ".jsonl": Format.jsonl}.get(file.suffix.lower(), Format.csv)
 
 
 def _print_table(rows: Iterable[dict[str, Any]]) -> None:
@@ -106,27 +121,57 @@ def _write_parquet(rows: Iterable[dict[str, Any]], file: Path | None) -> None:
         raise UsageError(reason="Parquet goes to a file: say -o FILE.")
     import polars
 
-    frame = polars.DataFrame([{name: _plain(value) for name, value in row.items()} for row in rows])
-    with _whole(file) as part:
-        frame.write_parquet(part)
+    # In parts first: polars has no writer that goes on, and a later part may have text where an earlier had only nulls.
+    with whole(file) as part, TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
+        parts = []
+        for number, some in enumerate(chunked(rows, ROWS_IN_PART)):
+            parts.append(Path(folder, f"{number}.parquet"))
+            plain = [{name: _plain(value) for name, value in row.items()} for row in some]
+            polars.DataFrame(plain, infer_schema_length=None).write_parquet(parts[-1])
+        try:
+            if parts:
+                polars.concat(map(polars.scan_parquet, parts), how="vertical_relaxed").sink_parquet(part)
+            else:
+                polars.DataFrame().write_parquet(part)
+        except polars.exceptions.SchemaError as error:
+            raise UsageError(reason=f"A column holds values of several types, which Parquet cannot: {error}") from error
 
 
 @contextmanager
-def _opened(file: Path | None) -> Iterator[TextIO]:
+def opened(file: Path | None) -> Iterator[TextIO]:
+    """Yield standard output, or a file that appears under its name at the end.
+
+    Raises:
+        UsageError: it cannot be written, such as on a full disk.
+    """
     if file is None:
-        yield sys.stdout
+        with _sentence("standard output"):
+            yield sys.stdout
+            sys.stdout.flush()
         return
-    with _whole(file) as part, part.open("w", encoding="utf-8", newline="") as out:
+    with whole(file) as part, part.open("w", encoding="utf-8", newline="") as out:
         yield out
 
 
 @contextmanager
-def _whole(file: Path) -> Iterator[Path]:
+def whole(file: Path) -> Iterator[Path]:
+    """Yield a path to write a file or a folder at, which takes its name at the end if all went well."""
     part = file.with_name(f".{file.name}.part")
     try:
-        yield part
-        part.replace(file)
-    except OSError as error:
-        raise UsageError(reason=f"{file} cannot be written: {error.strerror}.") from error
+        with _sentence(str(file)):
+            yield part
+            part.replace(file)
     finally:
+        if part.is_dir():
+            shutil.rmtree(part)
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _sentence(name: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UsageError(reason=f"{name} cannot be written: {error.strerror or error}.") from error

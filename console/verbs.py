@@ -143,10 +143,8 @@ def _wait_for_ctrl_c(children: list[local.Worker]) -> None:
 
 def report_lines(submitted: Submitted) -> None:
     """Print what became of the list's lines, where it is not simply one clip each."""
-    passed = {"known already": submitted.known, "blank or comment": submitted.blank}
-    told = ", ".join(f"{count} {what}" for what, count in passed.items() if count)
-    if told:
-        progress.screen.print(f"Of the list's lines: {submitted.added} new clips, {told}.")
+    for line in submitted.report():
+        progress.screen.print(line, markup=False, soft_wrap=True)
 
 
 def worker(*, concurrency: int | None = None, device: str | None = None, model: str | None = None) -> None:

@@ -6,27 +6,33 @@ times are the database's clock, so no machine's own clock matters.
 
 from __future__ import annotations
 
-import random
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import aliased
 
-from db.models import Base, Clip, Label, Model, Prediction, Run, WindowPrediction
-from db.session import now, writing
-from earmark.clips import Failure, Success, display_uri, uri_key
+from db import results
+from db.listed import Listed, insert, known_keys, listed
+from db.models import Base, Clip, Label, Model, Prediction, Run, RunCount, WindowPrediction
+from db.outcomes import error_values, held, write
+from db.session import now, reading, writing
+from earmark import clips as words
 from earmark.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from earmark import clips as words
     from earmark.clips import Outcome
-    from earmark.errors import ClipError
     from earmark.options import RunOptions
     from earmark.settings import Ledger
+
+
+#: Clips deleted in one transaction: a second or so in which no other writer of a SQLite file gets its turn.
+PRUNED_AT_ONCE = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +73,17 @@ class Picked:
 
 
 def state_is(*states: str) -> sa.ColumnElement[bool]:
-    # Spelled into the statement, because a partial index is not used for a bound parameter.
-    return Clip.state.in_([sa.literal(state, literal_execute=True) for state in states])
+    # Spelled into the statement as in the partial indexes, which SQLite does not see behind anything else.
+    spelled = [sa.literal(state, literal_execute=True) for state in states]
+    return Clip.state == spelled[0] if len(spelled) == 1 else Clip.state.in_(spelled)
 
 
 # submit --------------------------------------------------------------------------------------------------------------
 
 
-def open_run(engine: sa.Engine, name: str | None, options: RunOptions, *, queue: str, chunk_size: int) -> int:
+def open_run(
+    engine: sa.Engine, name: str | None, options: RunOptions, *, queue: str, chunk_size: int, priority: int = 1
+) -> int:
     """Return the id of the run of that name, made now unless it exists; a run without a name gets `run-<id>`.
 
     Raises:
@@ -83,17 +92,18 @@ def open_run(engine: sa.Engine, name: str | None, options: RunOptions, *, queue:
     with writing(engine) as connection:
         found = connection.execute(sa.select(Run.id, Run.options).where(Run.name == name)).first()
         if found is None:
-            return _insert_run(connection, name, options, queue, chunk_size)
+            values = {"options": options.as_json(), "queue": queue, "chunk_size": chunk_size, "priority": priority}
+            return _insert_run(connection, name, values)
         if found.options != options.as_json():
             raise UsageError(reason=f"The run {name!r} exists with other options; use another --name.")
-        connection.execute(sa.update(Run).where(Run.id == found.id).values(queue=queue))
+        connection.execute(sa.update(Run).where(Run.id == found.id).values(queue=queue, priority=priority))
         return int(found.id)
 
 
-def _insert_run(connection: sa.Connection, name: str | None, options: RunOptions, queue: str, chunk_size: int) -> int:
-    values = {"options": options.as_json(), "queue": queue, "chunk_size": chunk_size, "created_at": now()}
+def _insert_run(connection: sa.Connection, name: str | None, values: dict[str, Any]) -> int:
     temporary = name or f"run-{secrets.token_hex(8)}"
-    run_id = connection.execute(sa.insert(Run).values(name=temporary, **values).returning(Run.id)).scalar_one()
+    row = sa.insert(Run).values(name=temporary, created_at=now(), **values)
+    run_id = connection.execute(row.returning(Run.id)).scalar_one()
     if name is None:
         connection.execute(sa.update(Run).where(Run.id == run_id).values(name=f"run-{run_id}"))
     return run_id
@@ -101,22 +111,23 @@ def _insert_run(connection: sa.Connection, name: str | None, options: RunOptions
 
 def add_clips(engine: sa.Engine, run_id: int, clips: Iterable[words.Clip]) -> int:
     """Add clips to a run as `pending`, passing over those it has already; return how many were new."""
-    rows = [
-        {
-            "run_id": run_id,
-            "uri": clip.uri,
-            "display_uri": display_uri(clip.uri),
-            "uri_key": uri_key(clip.uri),
-            "meta": dict(clip.meta) or None,
-            "state": "pending",
-        }
-        for clip in clips
-    ]
+    return add_listed(engine, run_id, [listed(clip) for clip in clips])
+
+
+def add_listed(engine: sa.Engine, run_id: int, rows: list[Listed], *, mostly_known: bool = False) -> int:
+    """Do what add_clips does; rows that are sorted by their key write each page of the index only once.
+
+    Args:
+        mostly_known: look first which are new, since looking costs a fraction of a failed insert.
+    """
+    if mostly_known:
+        with reading(engine) as connection:
+            known = known_keys(connection, run_id, rows)
+        rows = [row for row in rows if row[0] not in known]
     if not rows:
         return 0
     with writing(engine) as connection:
-        new = connection.execute(_insert_new(connection, Clip), rows, execution_options={"preserve_rowcount": True})
-        return new.rowcount
+        return insert(connection, run_id, rows)
 
 
 def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> int:
@@ -131,10 +142,35 @@ def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> i
 
 def cancel(engine: sa.Engine, run_id: int) -> int:
     """Make a run's waiting clips `cancelled`; those being worked on still end by themselves."""
-    final = {**NO_LEASE, **_error_values(Cancelled()), "finished_at": now()}
+    final = {**NO_LEASE, **error_values(Cancelled()), "finished_at": now()}
     statement = sa.update(Clip).where(Clip.run_id == run_id, state_is("pending", "queued"))
     with writing(engine) as connection:
         return connection.execute(statement.values(state="cancelled", **final)).rowcount
+
+
+def prune(engine: sa.Engine, run_id: int) -> int:
+    """Delete a run with its clips and results, some thousands in a transaction; return how many clips it had.
+
+    Raises:
+        UsageError: the run is not at its end.
+    """
+    if not results.progress(engine, run_id).finished:
+        raise UsageError(reason="This run is not at its end: `earmark cancel` it first.")
+    pruned = 0
+    while some := _prune_some(engine, run_id):
+        pruned += some
+    with writing(engine) as connection:
+        connection.execute(sa.delete(RunCount).where(RunCount.run_id == run_id))
+        connection.execute(sa.delete(Run).where(Run.id == run_id))
+    return pruned
+
+
+def _prune_some(engine: sa.Engine, run_id: int) -> int:
+    with writing(engine) as connection:
+        ids = list(connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).limit(PRUNED_AT_ONCE)))
+        for clip_id in (WindowPrediction.clip_id, Prediction.clip_id, Clip.id):
+            connection.execute(sa.delete(clip_id.class_).where(clip_id.in_(ids)))
+    return len(ids)
 
 
 # feed ----------------------------------------------------------------------------------------------------------------
@@ -145,58 +181,96 @@ def take_back(engine: sa.Engine, queue: str) -> int:
 
     A worker that let a lease end has died with the clip: that counts as a crash, and the try does not.
     """
-    ended = sa.and_(Clip.lease_until < now(), Clip.run_id.in_(_runs_of(queue)))
+    ended = sa.and_(state_is("queued", "running"), Clip.lease_until < _CLOCK, Clip.run_id.in_(_runs_of(queue)))
+    with reading(engine) as connection:
+        # Most feeders find nothing, and on SQLite there is one writer.
+        if connection.execute(sa.select(Clip.id).where(ended).limit(1)).first() is None:
+            return 0
     lost = {"crashes": Clip.crashes + 1, "attempts": Clip.attempts - 1}
     with writing(engine) as connection:
-        crashed = sa.update(Clip).where(state_is("running"), ended).values(state="pending", **lost, **NO_LEASE)
-        stale = sa.update(Clip).where(state_is("queued"), ended).values(state="pending", **NO_LEASE)
+        crashed = sa.update(Clip).where(state_is("running"), ended).values(**_AT_ONCE, **lost)
+        stale = sa.update(Clip).where(state_is("queued"), ended).values(_AT_ONCE)
         return connection.execute(crashed).rowcount + connection.execute(stale).rowcount
 
 
 def take_back_queued(engine: sa.Engine, queue: str, limits: Ledger) -> int:
-    """Put clips that the (now empty) queue should still hold back to `pending`; return how many."""
-    sent_long_ago = Clip.lease_until < now() + (limits.queue_lease_s - limits.lost_after_s)
-    lost = sa.update(Clip).where(state_is("queued"), sent_long_ago, Clip.run_id.in_(_runs_of(queue)))
-    with writing(engine) as connection:
-        return connection.execute(lost.values(state="pending", **NO_LEASE)).rowcount
-
-
-def pick(engine: sa.Engine, queue: str, chunks: int, limits: Ledger) -> list[Picked]:
-    """Mark about so many chunks of clips that are due as `queued`, shared evenly among the runs that have some."""
-    with writing(engine) as connection:
-        runs = connection.execute(_runs_with_due_clips(queue)).all()
-        share = -(-chunks // max(1, len(runs)))
-        return [
-            Picked(run.id, run.chunk_size, _pick_clips(connection, run.id, share * run.chunk_size, limits))
-            for run in runs
-        ]
-
-
-def _pick_clips(connection: sa.Connection, run_id: int, count: int, limits: Ledger) -> tuple[PickedClip, ...]:
-    due = (
-        sa.select(Clip.id)
-        .where(Clip.run_id == run_id, _DUE)
-        .order_by(Clip.not_before, Clip.id)
-        .limit(count)
-        .with_for_update(skip_locked=True)
-        .cte("due")
+    """Put clips that the queue should hold and does not back to `pending`; return how many."""
+    sent_long_ago = Clip.lease_until < _CLOCK + (limits.queue_lease_s - limits.lost_after_s)
+    lost = sa.update(Clip).where(
+        state_is("queued", "running"), state_is("queued"), sent_long_ago, Clip.run_id.in_(_runs_of(queue))
     )
+    with writing(engine) as connection:
+        return connection.execute(lost.values(_AT_ONCE)).rowcount
+
+
+def pick(
+    engine: sa.Engine, queue: str, chunks: int, limits: Ledger, after: dict[int, int] | None = None
+) -> list[Picked]:
+    """Mark about so many chunks of clips that are due as `queued`, shared among the runs by their priorities.
+
+    Args:
+        after: by run, the last fresh clip picked before, and kept up to date. It spares PostgreSQL the walk over the
+            index entries of all clips that have left `pending` since its last vacuum.
+    """
+    after = {} if after is None else after
+    with writing(engine) as connection:
+        runs = connection.execute(_runs_with_pending_clips(queue)).all()
+        total = sum(run.priority for run in runs)
+        picked = []
+        for run in runs:
+            count = -(-chunks * run.priority // total) * run.chunk_size
+            clips = _pick_clips(connection, run.id, count, limits, after)
+            picked.append(Picked(run.id, run.chunk_size, tuple(clips)))
+        return [some for some in picked if some.clips]
+
+
+def _pick_clips(
+    connection: sa.Connection, run_id: int, count: int, limits: Ledger, after: dict[int, int]
+) -> list[PickedClip]:
+    again = _mark(connection, _due_again(run_id, count), limits)
+    wanted = count - len(again)
+    fresh = _mark(connection, _fresh(run_id, wanted, after.get(run_id, 0)), limits) if wanted else []
+    if wanted and not fresh and after.get(run_id):
+        fresh = _mark(connection, _fresh(run_id, wanted, 0), limits)
+    if wanted:
+        after[run_id] = fresh[-1].id if fresh else 0
+    return again + fresh
+
+
+def _due_again(run_id: int, count: int) -> sa.Select[int]:
+    return _pending(run_id).where(Clip.not_before > 0, Clip.not_before <= _CLOCK).limit(count)
+
+
+def _fresh(run_id: int, count: int, after: int) -> sa.Select[int]:
+    # Compared as a pair, so that PostgreSQL does not walk all ids of all runs instead.
+    place, mark = sa.tuple_(Clip.not_before, Clip.id), sa.tuple_(sa.literal(0.0), sa.literal(after))
+    return _pending(run_id).where(place > mark, Clip.not_before <= 0).limit(count)
+
+
+def _pending(run_id: int) -> sa.Select[int]:
+    pending = sa.select(Clip.id).where(Clip.run_id == run_id, state_is("pending"))
+    return pending.order_by(Clip.not_before, Clip.id)
+
+
+def _mark(connection: sa.Connection, some: sa.Select[int], limits: Ledger) -> list[PickedClip]:
+    due = some.with_for_update(skip_locked=True).cte("due")
     statement = (
         sa.update(Clip)
         .where(Clip.id.in_(sa.select(due.c.id)))
         .values(state="queued", lease_until=now() + limits.queue_lease_s)
         .returning(Clip.id, Clip.display_uri, Clip.crashes)
     )
-    return tuple(sorted((PickedClip(*row) for row in connection.execute(statement)), key=lambda clip: clip.id))
+    return sorted((PickedClip(*row) for row in connection.execute(statement)), key=lambda clip: clip.id)
 
 
 def _runs_of(queue: str) -> sa.Select[int]:
     return sa.select(Run.id).where(Run.queue == queue)
 
 
-def _runs_with_due_clips(queue: str) -> sa.Select[int, int]:
-    due = sa.exists().where(Clip.run_id == Run.id, _DUE)
-    return sa.select(Run.id, Run.chunk_size).where(Run.queue == queue, due).order_by(Run.id)
+def _runs_with_pending_clips(queue: str) -> sa.Select[int, int, int]:
+    pending = sa.select(RunCount.run_id).where(RunCount.state == "pending").group_by(RunCount.run_id)
+    some = Run.id.in_(pending.having(sa.func.sum(RunCount.clips) > 0))
+    return sa.select(Run.id, Run.chunk_size, Run.priority).where(Run.queue == queue, some).order_by(Run.id)
 
 
 # work ----------------------------------------------------------------------------------------------------------------
@@ -259,18 +333,11 @@ def finish(
     """
     tries = {clip.id: clip.attempts for clip in claim.clips}
     with writing(engine) as connection:
-        held = set(connection.scalars(_held(claim.token, [outcome.clip_id for outcome in outcomes])))
-        mine = [outcome for outcome in outcomes if outcome.clip_id in held]
-        done = [outcome for outcome in mine if isinstance(outcome, Success)]
-        failures = [outcome for outcome in mine if isinstance(outcome, Failure)]
-        retried = [failure for failure in failures if _another_try(failure, tries[failure.clip_id], limits)]
-        failed = [failure for failure in failures if failure not in retried]
-        _update(connection, [_done_values(success) for success in done], _FINAL | NO_ERROR)
-        _update(connection, [_failed_values(failure) for failure in failed], _FINAL)
-        _update(connection, [_retry_values(failure, tries[failure.clip_id], limits) for failure in retried], _LATER)
-        _insert_predictions(connection, done, label_ids)
+        still_held = held(connection, claim.token, [outcome.clip_id for outcome in outcomes])
+        mine = [outcome for outcome in outcomes if outcome.clip_id in still_held]
+        counts = write(connection, mine, tries, label_ids, limits)
     lost = len(outcomes) - len(mine)
-    return {"done": len(done), "failed": len(failed), "retried": len(retried), "lost": lost}
+    return {"done": counts["done"], "failed": counts["failed"], "retried": counts["pending"], "lost": lost}
 
 
 def register_model(engine: sa.Engine, labels: Sequence[str], **identity: Any) -> tuple[int, tuple[int, ...]]:
@@ -297,85 +364,52 @@ def settle_model(engine: sa.Engine, run_id: int, model_id: int) -> int:
         return connection.execute(sa.select(Run.model_id).where(Run.id == run_id)).scalar_one()  # type: ignore[return-value]
 
 
+def reuse(engine: sa.Engine, run_id: int, clip_id: int, source: words.Source) -> words.Success | None:
+    """Return the result that the same bytes already have from the run's model with its options, if there is one."""
+    mine, theirs = aliased(Run), aliased(Run)
+    same = sa.and_(theirs.model_id == mine.model_id, theirs.options == mine.options)
+    facts = [getattr(Clip, name) for name in words.AudioFacts.__slots__]
+    known = sa.select(Clip.id, *facts).join(theirs, theirs.id == Clip.run_id).join(mine, same)
+    known = known.where(mine.id == run_id, Clip.sha256 == source.sha256, state_is("done")).limit(1)
+    with reading(engine) as connection:
+        found = connection.execute(known).first()
+        if found is None:
+            return None
+        whole = connection.execute(_predicted(Prediction, found.id, Prediction.rank)).all()
+        place = (WindowPrediction.start_s, WindowPrediction.end_s, WindowPrediction.rank)
+        windows = connection.execute(_predicted(WindowPrediction, found.id, *place)).all()
+    each = groupby(windows, key=lambda row: (row.start_s, row.end_s))
+    return words.Success(
+        clip_id,
+        source,
+        words.AudioFacts(*found[1:]),
+        tuple(words.Prediction(row.position, row.score) for row in whole),
+        tuple(
+            words.WindowPredictions(*place, tuple(words.Prediction(row.position, row.score) for row in rows))
+            for place, rows in each
+        ),
+        reused=True,
+    )
+
+
+def _predicted(table: type[Prediction | WindowPrediction], clip_id: int, *order: Any) -> sa.Select[Any]:
+    columns = sa.select(Label.position, table.score, *order).join(Label, Label.id == table.label_id)
+    return columns.where(table.clip_id == clip_id).order_by(*order)
+
+
 # the columns ---------------------------------------------------------------------------------------------------------
 
 NO_LEASE: dict[str, Any] = {"lease_until": None, "lease_token": None}
 NO_ERROR: dict[str, Any] = {"error_code": None, "error_stage": None, "error": None}
-_FINAL: dict[str, Any] = {**NO_LEASE, "finished_at": now()}
 _LATER: dict[str, Any] = {**NO_LEASE, "not_before": now() + sa.bindparam("pause_s")}
-_DUE = sa.and_(state_is("pending"), Clip.not_before <= now())
+#: Back to work, ahead of what was never begun.
+_AT_ONCE: dict[str, Any] = {**NO_LEASE, "state": "pending", "not_before": now()}
+#: Read once a statement, so that an index can be used.
+_CLOCK = sa.select(now()).scalar_subquery()
 
 
 def _held_by(token: int) -> sa.ColumnElement[bool]:
     return sa.and_(Clip.lease_token == token, state_is("running"))
-
-
-def _held(token: int, clip_ids: Iterable[int]) -> sa.Select[int]:
-    return sa.select(Clip.id).where(Clip.id.in_(list(clip_ids)), _held_by(token)).order_by(Clip.id).with_for_update()
-
-
-def _update(connection: sa.Connection, rows: list[dict[str, Any]], same_for_all: dict[str, Any]) -> None:
-    if rows:
-        own: dict[str, Any] = {
-            column: sa.bindparam(column) for column in rows[0] if column not in ("clip_id", "pause_s")
-        }
-        statement = sa.update(Clip).where(Clip.id == sa.bindparam("clip_id"))
-        connection.execute(statement.values(**own, **same_for_all), rows)
-
-
-def _done_values(success: Success) -> dict[str, Any]:
-    facts, timings = asdict(success.facts), asdict(success.timings)
-    return {"clip_id": success.clip_id, "state": "done", **asdict(success.source), **facts, **timings}
-
-
-def _failed_values(failure: Failure) -> dict[str, Any]:
-    source = asdict(failure.source) if failure.source else {"sha256": None, "bytes": None}
-    return {
-        "clip_id": failure.clip_id,
-        "state": "failed",
-        **source,
-        **asdict(failure.timings),
-        **_error_values(failure.error),
-    }
-
-
-def _retry_values(failure: Failure, tries: int, limits: Ledger) -> dict[str, Any]:
-    pause_s = _pause_s(failure.error, tries, limits)
-    return {"clip_id": failure.clip_id, "state": "pending", "pause_s": pause_s, **_error_values(failure.error)}
-
-
-def _error_values(error: ClipError) -> dict[str, Any]:
-    return {"error_code": error.code, "error_stage": error.stage, "error": str(error)}
-
-
-def _another_try(failure: Failure, tries: int, limits: Ledger) -> bool:
-    return failure.error.transient and tries < limits.max_attempts
-
-
-def _pause_s(error: ClipError, tries: int, limits: Ledger) -> float:
-    # Half the pause is chance, so that clips that failed together do not come back together.
-    backoff = limits.retry_base_s * 2 ** (tries - 1) * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
-    return float(min(limits.retry_cap_s, max(backoff, error.facts.get("retry_after_s") or 0.0)))
-
-
-def _insert_predictions(connection: sa.Connection, done: list[Success], label_ids: Sequence[int]) -> None:
-    rows = [{"clip_id": success.clip_id, **row} for success in done for row in _ranked(success.predictions, label_ids)]
-    windows = [
-        {"clip_id": success.clip_id, "start_s": window.start_s, "end_s": window.end_s, **row}
-        for success in done
-        for window in success.windows
-        for row in _ranked(window.predictions, label_ids)
-    ]
-    for table, values in ((Prediction, rows), (WindowPrediction, windows)):
-        if values:
-            connection.execute(sa.insert(table), values)
-
-
-def _ranked(predictions: Iterable[words.Prediction], label_ids: Sequence[int]) -> list[dict[str, Any]]:
-    return [
-        {"rank": rank, "label_id": label_ids[prediction.label], "score": prediction.score}
-        for rank, prediction in enumerate(predictions, 1)
-    ]
 
 
 def _insert_new(connection: sa.Connection, table: type[Base]) -> Any:

@@ -1,4 +1,4 @@
-"""The tables: runs, models and their labels, clips with their state, predictions."""
+"""The tables: runs, models and their labels, clips with their state, counts of those, predictions."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ Id = BigInteger().with_variant(Integer, "sqlite")
 Json = JSON().with_variant(JSONB, "postgresql")
 
 
+def _index(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
 class Base(DeclarativeBase):
     """Maps the tables; `metadata` is what the migrations must arrive at.
 
@@ -43,7 +47,7 @@ class Model(Base):
     __tablename__ = "models"
     __table_args__ = (UniqueConstraint("name", "revision", "sha256"),)
 
-    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
     #: The resolved commit of a hub model, else empty.
     revision: Mapped[str]
@@ -60,10 +64,11 @@ class Label(Base):
     __tablename__ = "labels"
     __table_args__ = (UniqueConstraint("model_id", "position"),)
 
-    id: Mapped[int] = mapped_column(Id, primary_key=True)
-    model_id: Mapped[int] = mapped_column(Id, ForeignKey("models.id"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
     position: Mapped[int]
-    name: Mapped[str]
+    #: Indexed, or SQLite would go through a run's clips instead of through a label's.
+    name: Mapped[str] = mapped_column(index=True)
 
 
 class Run(Base):
@@ -71,14 +76,16 @@ class Run(Base):
 
     __tablename__ = "runs"
 
-    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     #: What the first worker of the run loaded.
-    model_id: Mapped[int | None] = mapped_column(Id, ForeignKey("models.id"))
+    model_id: Mapped[int | None] = mapped_column(ForeignKey("models.id"))
     options: Mapped[dict[str, Any]]
     #: The conveyor that carries its chunks.
     queue: Mapped[str]
     chunk_size: Mapped[int]
+    #: Its share of the conveyor, in proportion to the other runs'.
+    priority: Mapped[int] = mapped_column(server_default="1")
     created_at: Mapped[float]
 
 
@@ -90,27 +97,18 @@ class Clip(Base):
         UniqueConstraint("run_id", "uri_key"),
         CheckConstraint(f"state IN {STATES}", name="clips_state"),
         # The order in which the feeder picks.
-        Index(
-            "clips_pending",
-            "run_id",
-            "not_before",
-            "id",
-            sqlite_where=text("state = 'pending'"),
-            postgresql_where=text("state = 'pending'"),
-        ),
+        _index("clips_pending", "run_id", "not_before", "id", where="state = 'pending'"),
         # What has to be taken back.
-        Index(
-            "clips_leased",
-            "lease_until",
-            sqlite_where=text("state IN ('queued', 'running')"),
-            postgresql_where=text("state IN ('queued', 'running')"),
-        ),
+        _index("clips_leased", "lease_until", where="state IN ('queued', 'running')"),
         Index("clips_state", "run_id", "state"),
-        Index("clips_sha256", "sha256", sqlite_where=text("state = 'done'"), postgresql_where=text("state = 'done'")),
+        # A label from a score up, and how often each label came first, without a look at the rows.
+        Index("clips_label", "run_id", "label_id", "score"),
+        _index("clips_finished", "run_id", "finished_at", where="finished_at IS NOT NULL"),
+        _index("clips_sha256", "sha256", where="state = 'done'"),
     )
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
-    run_id: Mapped[int] = mapped_column(Id, ForeignKey("runs.id"))
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"))
     uri: Mapped[str]
     display_uri: Mapped[str]
     #: Hash of the normalised URI: what makes a clip the same clip within a run.
@@ -130,11 +128,14 @@ class Clip(Base):
     error_code: Mapped[str | None]
     error_stage: Mapped[str | None]
     error: Mapped[str | None]
+    #: The best label and its score: rank 1 of the predictions, here too because most questions are about it.
+    label_id: Mapped[int | None] = mapped_column(ForeignKey("labels.id"))
+    score: Mapped[float | None] = mapped_column(REAL)
     sha256: Mapped[str | None]
     bytes: Mapped[int | None] = mapped_column(BigInteger)
     duration_s: Mapped[float | None]
     source_sample_rate: Mapped[int | None]
-    channels: Mapped[int | None]
+    channels: Mapped[int | None] = mapped_column(SmallInteger)
     codec: Mapped[str | None]
     truncated: Mapped[bool | None]
     silent: Mapped[bool | None]
@@ -144,16 +145,33 @@ class Clip(Base):
     finished_at: Mapped[float | None]
 
 
+class RunCount(Base):
+    """How many clips of a run are in a state: the sum over writers, kept by triggers as clips move.
+
+    Each PostgreSQL connection adds to rows of its own, so that no writer ever waits for another\'s count.
+    """
+
+    __tablename__ = "run_counts"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True, autoincrement=False)
+    state: Mapped[str] = mapped_column(primary_key=True)
+    writer: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    clips: Mapped[int] = mapped_column(BigInteger)
+    audio_s: Mapped[float]
+
+
 class Prediction(Base):
     """One of a clip's top-k labels; rank 1 is the best."""
 
     __tablename__ = "predictions"
-    __table_args__ = (Index("predictions_label", "label_id", "score"), {"sqlite_with_rowid": False})
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
+    # The widest column first: PostgreSQL pads each to its own width, and this is the largest table.
     clip_id: Mapped[int] = mapped_column(Id, ForeignKey("clips.id"), primary_key=True, autoincrement=False)
-    rank: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
-    label_id: Mapped[int] = mapped_column(Id, ForeignKey("labels.id"))
+    label_id: Mapped[int] = mapped_column(ForeignKey("labels.id"))
     score: Mapped[float] = mapped_column(REAL)
+    rank: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
 
 
 class WindowPrediction(Base):
@@ -164,7 +182,7 @@ class WindowPrediction(Base):
 
     clip_id: Mapped[int] = mapped_column(Id, ForeignKey("clips.id"), primary_key=True, autoincrement=False)
     start_s: Mapped[float] = mapped_column(primary_key=True)
-    rank: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     end_s: Mapped[float]
-    label_id: Mapped[int] = mapped_column(Id, ForeignKey("labels.id"))
+    label_id: Mapped[int] = mapped_column(ForeignKey("labels.id"))
     score: Mapped[float] = mapped_column(REAL)
+    rank: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)

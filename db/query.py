@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 #: SQLite virtual machine steps between two looks at the clock: about a millisecond.
 STEPS_PER_LOOK = 10_000
+ROWS_AT_ONCE = 2000
 
 
 def query(engine: sa.Engine, statement: str, *, timeout_s: float) -> Iterator[dict[str, Any]]:
@@ -37,6 +39,7 @@ def _sqlite(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[dic
     with _sentences(timeout_s), closing(_open_read_only(str(engine.url.database))) as connection:
         deadline = time.monotonic() + timeout_s
         connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_PER_LOOK)
+        connection.execute("PRAGMA query_only = ON")
         connection.set_authorizer(_allow_reading)
         cursor = connection.execute(statement)
         if cursor.description is None:
@@ -48,7 +51,7 @@ def _sqlite(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[dic
 
 def _open_read_only(file: str) -> sqlite3.Connection:
     try:
-        return sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+        return sqlite3.connect(f"{Path(file).absolute().as_uri()}?mode=ro", uri=True)
     except sqlite3.OperationalError as error:
         raise ServiceError(reason=f"The database {file} cannot be opened: {error}. Has anything run yet?") from error
 
@@ -59,11 +62,17 @@ def _allow_reading(action: int, *_: str | None) -> int:
 
 def _postgresql(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[dict[str, Any]]:
     parameters = engine.dialect.create_connect_args(engine.url)[1]
-    with _sentences(timeout_s), _connected(parameters) as connection, connection.cursor(row_factory=dict_row) as cursor:
+    deadline = time.monotonic() + timeout_s
+    with _sentences(timeout_s), _connected(parameters) as connection:
         connection.read_only = True
-        cursor.execute("SELECT set_config('statement_timeout', %s, true)", [str(int(timeout_s * 1000))])
-        # Streaming sends one statement and no second one behind a semicolon.
-        yield from cursor.stream(statement)
+        connection.execute("SELECT set_config('statement_timeout', %s, true)", [str(int(timeout_s * 1000))])
+        # A cursor is declared FOR one SELECT: no second statement, and no COPY ... TO PROGRAM.
+        with connection.cursor("query", row_factory=dict_row) as cursor:
+            cursor.itersize = ROWS_AT_ONCE
+            for row in cursor.execute(statement.strip().rstrip(";")):
+                yield row
+                if time.monotonic() > deadline:
+                    raise psycopg.errors.QueryCanceled("statement timeout")
 
 
 def _connected(parameters: MutableMapping[str, Any]) -> psycopg.Connection[Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from db.models import Clip, Label, Model, Run
+from db.models import Clip, Label, Model, Run, RunCount
 from db.session import now, reading
 from earmark.clips import FINAL_STATES, STATES
 from earmark.errors import UsageError
@@ -82,15 +82,16 @@ def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], asked: str)
 
 def progress(engine: sa.Engine, run_id: int) -> Progress:
     """Return how far a run has come."""
-    each = sa.select(Clip.state, sa.func.count()).where(Clip.run_id == run_id).group_by(Clip.state)
-    totals = sa.select(sa.func.max(Clip.finished_at), sa.func.sum(Clip.duration_s)).where(Clip.run_id == run_id)
+    count, audio_s = sa.func.sum(RunCount.clips), sa.func.sum(RunCount.audio_s)
+    each = sa.select(RunCount.state, count, audio_s).where(RunCount.run_id == run_id).group_by(RunCount.state)
+    last_end = sa.select(sa.func.max(Clip.finished_at)).where(Clip.run_id == run_id, Clip.finished_at.is_not(None))
+    times = sa.select(Run.created_at, now(), last_end.scalar_subquery()).where(Run.id == run_id)
     with reading(engine) as connection:
-        counts = {state: count for state, count in connection.execute(each)}  # noqa: C416 - a row is no pair to mypy
-        last, audio_s = connection.execute(totals).one()
-        created, clock = connection.execute(sa.select(Run.created_at, now()).where(Run.id == run_id)).one()
-    states = {state: counts.get(state, 0) for state in STATES}
+        counts = {state: (int(clips), seconds) for state, clips, seconds in connection.execute(each)}
+        created, clock, last = connection.execute(times).one()
+    states = {state: counts.get(state, (0, 0.0))[0] for state in STATES}
     going = any(states[state] for state in STATES if state not in FINAL_STATES)
-    return Progress(states, (clock if going else last or clock) - created, audio_s or 0.0)
+    return Progress(states, (clock if going else last or clock) - created, counts.get("done", (0, 0.0))[1])
 
 
 def top_errors(engine: sa.Engine, run_id: int) -> list[tuple[str, int, str]]:
@@ -105,11 +106,9 @@ def top_errors(engine: sa.Engine, run_id: int) -> list[tuple[str, int, str]]:
 
 def label_counts(engine: sa.Engine, run_id: int, limit: int) -> list[tuple[str, int]]:
     """Return (label, clips it is the best of) of a run, the most frequent first."""
-    statement = sa.text(
-        "SELECT label, count(*) AS clips FROM results WHERE run_id = :run_id AND label IS NOT NULL "
-        "GROUP BY label ORDER BY clips DESC, label LIMIT :limit"
-    ).bindparams(run_id=run_id, limit=limit)
-    return [(row["label"], row["clips"]) for row in rows(engine, statement)]
+    statement = "SELECT label, clips FROM label_counts WHERE run_id = :run_id ORDER BY clips DESC, label LIMIT :limit"
+    bound = sa.text(statement).bindparams(run_id=run_id, limit=limit)
+    return [(row["label"], row["clips"]) for row in rows(engine, bound)]
 
 
 def rows(engine: sa.Engine, statement: sa.TextClause) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +16,33 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 VIEWS = Path(__file__).with_name("views.sql")
+#: What is spelled differently on SQLite and on PostgreSQL, whose sums are decimals unless cast.
+SPELLINGS = {
+    "{time:}": ("datetime(", "to_timestamp("),
+    "{:time}": (", 'unixepoch')", ")"),
+    "{sum:}": ("coalesce(sum(", "CAST(coalesce(sum("),
+    "{:sum}": ("), 0)", "), 0) AS bigint)"),
+    "{find}": ("instr", "strpos"),
+}
 
 
 def upgrade(engine: sa.Engine) -> None:
-    """Bring the database to this version's schema."""
-    if current(engine) == versions()[-1]:
+    """Bring the database to this version's schema.
+
+    Raises:
+        ServiceError: it is at a newer one.
+    """
+    found = current(engine)
+    if found == versions()[-1]:
         return
+    if found and found not in versions():
+        check(engine)
     # Imported here because it takes a third of a second, which every look at a status would pay.
     from alembic import command
 
     with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('earmark schema'))"))
         command.upgrade(_config(connection), "head")
 
 
@@ -45,19 +63,33 @@ def current(engine: sa.Engine) -> str | None:
     with reading(engine) as connection:
         if not sa.inspect(connection).has_table("alembic_version"):
             return None
-        return str(connection.scalar(sa.text("SELECT version_num FROM alembic_version")))
+        version: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+        return version
 
 
 def versions() -> list[str]:
     """Return the schema versions there have been, oldest first: each migration's file is named after its own."""
-    return sorted(file.stem for file in (MIGRATIONS / "versions").glob("v*.py"))
+    names = [file.stem for file in (MIGRATIONS / "versions").glob("v*.py")]
+    return sorted(names, key=lambda name: [int(part) for part in name[1:].split("_")])
 
 
 def view_statements(dialect: str) -> list[str]:
     """Return the statements that create the public views on a dialect."""
-    opening, closing = ("to_timestamp(", ")") if dialect == "postgresql" else ("datetime(", ", 'unixepoch')")
-    statements = VIEWS.read_text(encoding="utf-8").replace("{time(}", opening).replace("{)}", closing)
+    statements = VIEWS.read_text(encoding="utf-8")
+    for spelling, own in SPELLINGS.items():
+        statements = statements.replace(spelling, own[dialect == "postgresql"])
     return [statement for statement in statements.split(";") if statement.strip()]
+
+
+def view_names() -> list[str]:
+    """Return the public views, those that others are made of first."""
+    return re.findall(r"CREATE VIEW (\w+)", VIEWS.read_text(encoding="utf-8"))
+
+
+def trigger_statements(dialect: str) -> list[str]:
+    """Return the statements that create the triggers behind `run_counts` on a dialect."""
+    text = VIEWS.with_name(f"triggers_{dialect}.sql").read_text(encoding="utf-8")
+    return re.split(r"(?<=;)\n\n", text)
 
 
 def _config(connection: sa.Connection) -> Config:

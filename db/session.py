@@ -107,7 +107,10 @@ def _in_reach(engine: sa.Engine) -> Iterator[None]:
     except OperationalError as error:
         raise _sentence(engine, error) from error
     except DBAPIError as error:
-        if error.connection_invalidated or "does not exist" in str(error.orig) or "no such table" in str(error.orig):
+        # As such and not of a narrower kind: SQLite says that the file is not a database.
+        if type(error) is sa.exc.DatabaseError or error.connection_invalidated:
+            raise _sentence(engine, error) from error
+        if "does not exist" in str(error.orig) or "no such table" in str(error.orig):
             raise _sentence(engine, error) from error
         raise
 

@@ -1,43 +1,102 @@
--- The public SQL interface. In braces: what makes a timestamp of seconds since 1970 on either database.
+-- The public SQL interface. In braces: what is spelled differently on the two databases.
 
 CREATE VIEW results AS
-SELECT c.id AS clip_id, c.run_id, r.name AS run, c.display_uri AS uri, l.name AS label, p.score, c.meta,
+SELECT c.id AS clip_id, c.run_id, r.name AS run, c.display_uri AS uri, l.name AS label, c.score, c.meta,
        c.duration_s, c.source_sample_rate, c.channels, c.codec, c.truncated, c.silent, c.reused, c.bytes, c.sha256,
-       c.fetch_ms, c.decode_ms, c.classify_ms, c.worker, {time(}c.finished_at{)} AS finished_at
+       c.fetch_ms, c.decode_ms, c.classify_ms, c.worker, {time:}c.finished_at{:time} AS finished_at
 FROM clips c
 JOIN runs r ON r.id = c.run_id
-LEFT JOIN predictions p ON p.clip_id = c.id AND p.rank = 1
-LEFT JOIN labels l ON l.id = p.label_id
+LEFT JOIN labels l ON l.id = c.label_id
 WHERE c.state = 'done';
 
 CREATE VIEW top_k AS
-SELECT c.id AS clip_id, c.run_id, c.display_uri AS uri, p.rank, l.name AS label, p.score
+SELECT c.id AS clip_id, c.run_id, r.name AS run, c.display_uri AS uri, p.rank, l.name AS label, p.score
 FROM clips c
+JOIN runs r ON r.id = c.run_id
 JOIN predictions p ON p.clip_id = c.id
 JOIN labels l ON l.id = p.label_id;
 
 CREATE VIEW windows AS
-SELECT c.id AS clip_id, c.run_id, c.display_uri AS uri, w.start_s, w.end_s, w.rank, l.name AS label, w.score
+SELECT c.id AS clip_id, c.run_id, r.name AS run, c.display_uri AS uri, w.start_s, w.end_s, w.rank, l.name AS label,
+       w.score
 FROM clips c
+JOIN runs r ON r.id = c.run_id
 JOIN window_predictions w ON w.clip_id = c.id
-JOIN labels l ON l.id = w.label_id;
+JOIN labels l ON l.id = w.label_id
+UNION ALL
+SELECT c.id, c.run_id, r.name, c.display_uri, 0.0, c.duration_s, p.rank, l.name, p.score
+FROM clips c
+JOIN runs r ON r.id = c.run_id
+JOIN predictions p ON p.clip_id = c.id
+JOIN labels l ON l.id = p.label_id
+WHERE NOT EXISTS (SELECT 1 FROM window_predictions w WHERE w.clip_id = c.id);
+
+-- DISTINCT over windows of rows, not GROUP BY: through that a condition on one clip would not get at SQLite's index.
+CREATE VIEW events AS
+SELECT DISTINCT clip_id, run_id, run, uri, label, min(start_s) OVER stretch AS start_s, max(end_s) OVER stretch AS end_s,
+       max(score) OVER stretch AS score, count(*) OVER stretch AS windows
+FROM (
+  SELECT changed.*, sum(change) OVER (PARTITION BY run_id, clip_id ORDER BY start_s) AS number
+  FROM (
+    SELECT best.*, CASE WHEN label = lag(label) OVER (PARTITION BY run_id, clip_id ORDER BY start_s)
+                   THEN 0 ELSE 1 END AS change
+    FROM windows best
+    WHERE rank = 1
+  ) changed
+) numbered
+WINDOW stretch AS (PARTITION BY run_id, clip_id, label, number);
 
 CREATE VIEW failures AS
 SELECT c.id AS clip_id, c.run_id, r.name AS run, c.display_uri AS uri, c.error_code, c.error_stage, c.error,
-       c.attempts, c.crashes, c.meta, c.worker, {time(}c.finished_at{)} AS finished_at
+       c.attempts, c.crashes, c.meta, c.worker, {time:}c.finished_at{:time} AS finished_at
 FROM clips c
 JOIN runs r ON r.id = c.run_id
 WHERE c.state = 'failed';
 
 CREATE VIEW run_progress AS
-SELECT r.id AS run_id, r.name AS run, count(c.id) AS total,
-       count(CASE WHEN c.state = 'pending' THEN 1 END) AS pending,
-       count(CASE WHEN c.state = 'queued' THEN 1 END) AS queued,
-       count(CASE WHEN c.state = 'running' THEN 1 END) AS running,
-       count(CASE WHEN c.state = 'done' THEN 1 END) AS done,
-       count(CASE WHEN c.state = 'failed' THEN 1 END) AS failed,
-       count(CASE WHEN c.state = 'cancelled' THEN 1 END) AS cancelled,
-       {time(}r.created_at{)} AS created_at
+SELECT r.id AS run_id, r.name AS run, {sum:}n.clips{:sum} AS total,
+       {sum:}CASE WHEN n.state = 'pending' THEN n.clips END{:sum} AS pending,
+       {sum:}CASE WHEN n.state = 'queued' THEN n.clips END{:sum} AS queued,
+       {sum:}CASE WHEN n.state = 'running' THEN n.clips END{:sum} AS running,
+       {sum:}CASE WHEN n.state = 'done' THEN n.clips END{:sum} AS done,
+       {sum:}CASE WHEN n.state = 'failed' THEN n.clips END{:sum} AS failed,
+       {sum:}CASE WHEN n.state = 'cancelled' THEN n.clips END{:sum} AS cancelled,
+       coalesce(sum(n.audio_s), 0) AS audio_s, {time:}r.created_at{:time} AS created_at
 FROM runs r
-LEFT JOIN clips c ON c.run_id = r.id
+LEFT JOIN run_counts n ON n.run_id = r.id
 GROUP BY r.id, r.name, r.created_at;
+
+CREATE VIEW label_counts AS
+SELECT n.run_id, r.name AS run, l.name AS label, n.clips, n.mean_score, n.max_score
+FROM (
+  SELECT run_id, label_id, count(*) AS clips, avg(score) AS mean_score, max(score) AS max_score
+  FROM clips
+  WHERE label_id IS NOT NULL
+  GROUP BY run_id, label_id
+) n
+JOIN runs r ON r.id = n.run_id
+JOIN labels l ON l.id = n.label_id;
+
+CREATE VIEW host_stats AS
+SELECT run_id, run, host, count(*) AS clips, count(CASE WHEN state = 'done' THEN 1 END) AS done,
+       count(CASE WHEN state = 'failed' THEN 1 END) AS failed,
+       count(CASE WHEN state = 'failed' THEN 1 END) * 1.0
+       / nullif(count(CASE WHEN state IN ('done', 'failed') THEN 1 END), 0) AS failure_rate,
+       avg(fetch_ms) AS mean_fetch_ms, {sum:}bytes{:sum} AS bytes
+FROM (
+  SELECT addressed.*, CASE WHEN place = display_uri THEN ''
+                      ELSE substr(place, 1, {find}(place || '/', '/') - 1) END AS host
+  FROM (
+    SELECT c.*, r.name AS run, substr(c.display_uri, CASE WHEN {find}(c.display_uri, '://') > 0
+           THEN {find}(c.display_uri, '://') + 3 ELSE 1 END) AS place
+    FROM clips c
+    JOIN runs r ON r.id = c.run_id
+  ) addressed
+) hosted
+GROUP BY run_id, run, host;
+
+CREATE VIEW models_used AS
+SELECT r.id AS run_id, r.name AS run, m.name AS model, m.revision, m.sha256, m.sample_rate, m.function_to_apply,
+       m.window_s, (SELECT count(*) FROM labels l WHERE l.model_id = m.id) AS labels
+FROM runs r
+JOIN models m ON m.id = r.model_id;

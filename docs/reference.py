@@ -1,4 +1,4 @@
-"""Write docs/settings.md, docs/errors.md and docs/cli.md from the code: `python -m docs.reference`."""
+"""Write docs/settings.md, errors.md, cli.md and schema.md from the code: `python -m docs.reference`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ByteSize
 from pydantic_core import PydanticUndefined
 
 from console.cli import app
+from docs.erd import schema_page
 from earmark.errors import BY_CODE
 from earmark.settings import Settings
 
@@ -85,7 +86,12 @@ def _verb(verb: Any, name: str) -> Iterator[str]:
     yield ""
 
 
-PAGES = {"settings.md": settings_page, "errors.md": errors_page, "cli.md": cli_page}
+PAGES = {
+    "settings.md": settings_page,
+    "errors.md": errors_page,
+    "cli.md": cli_page,
+    "schema.md": lambda: MADE + schema_page(),
+}
 
 
 def main() -> None:

@@ -127,6 +127,12 @@ def chunks_in_hand() -> int:
         return int(client().hlen(f"{KEY_PREFIX}unacked"))
 
 
+def mark_queue() -> bool:
+    """Leave our mark beside the queue; return whether it was missing, which says that Redis is new or was wiped."""
+    with _reachable():
+        return bool(client().set(f"{KEY_PREFIX}fed:{app.conf.task_default_queue}", 1, nx=True))
+
+
 def client() -> redis.Redis:
     """Return the process's client of the broker's Redis."""
     return _client(app.conf.broker_url, app.conf.broker_transport_options["socket_connect_timeout"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,8 @@ class Success:
     predictions: tuple[Prediction, ...]
     windows: tuple[WindowPredictions, ...] = ()
     timings: Timings = Timings()
+    #: Another clip's result for the same bytes, model and options.
+    reused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,15 @@ class Failure:
 
 Outcome = Success | Failure
 
+#: What display_uri takes away.
+_SAYS_MORE = re.compile(r"[?#@]")
+#: URLs that are in normal form at a glance, which most are.
+_NORMAL = re.compile(
+    r"https?://[a-z0-9-]+(?:\.[a-z0-9-]+)+/[\w~.,;:@!$'()*&=/-]*(?:%[89A-F][0-9A-F][\w~.,;:@!$'()*&=/-]*)*"
+    r"(?:\?[\w~.,;:@!$'()*&=/-]+)?",
+    re.ASCII,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
@@ -139,7 +151,7 @@ class Postponed:
 
 def display_uri(uri: str) -> str:
     """Return the URI without user-info, query and fragment: what may appear in messages, Flower and logs."""
-    if "://" not in uri or not any(mark in uri for mark in "?#@"):
+    if "://" not in uri or not _SAYS_MORE.search(uri):
         return uri
     parts = _split(uri)
     if parts is None:
@@ -148,16 +160,27 @@ def display_uri(uri: str) -> str:
 
 
 def uri_key(uri: str) -> bytes:
-    """Return what makes a clip the same clip within a run: a hash of the URI in its normal form.
+    """Return what makes a clip the same clip within a run: a hash of the URI in its normal form."""
+    normal = uri if _NORMAL.fullmatch(uri) and "/." not in uri else normal_uri(uri)
+    return blake2b(normal.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
-    Scheme and host are lower-cased, a default port and the fragment are dropped; the path and the query stay as they
-    are, since servers may tell those apart.
+
+def normal_uri(uri: str) -> str:
+    """Return the one way of writing a URL: RFC 3986, section 6.2.2, without the fragment; paths stay as they are.
+
+    Scheme and host are lower-cased, an international host becomes ASCII, a default port is dropped, dot segments are
+    resolved, and what need not be percent-encoded is not.
     """
-    parts = _split(uri)
-    if parts:
-        netloc = parts.netloc.lower().removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ":"))
-        uri = urlunsplit((parts.scheme, netloc, parts.path or "/", parts.query, ""))
-    return blake2b(uri.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    if "://" not in uri:
+        return uri
+    # Imported here because most lists are in normal form.
+    from yarl import URL
+
+    try:
+        url = URL(uri).with_fragment(None)
+        return str(url.with_path("/", keep_query=True) if url.raw_path == "/" else url)
+    except (ValueError, TypeError):
+        return uri
 
 
 def _split(uri: str) -> SplitResult | None:

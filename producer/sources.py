@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import os
-import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING
 
-from earmark.clips import Clip
+from earmark.clips import Clip, display_uri
 from earmark.errors import UsageError
+from producer.lists import InputFormat, ListReader, Tally, named_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-InputFormat = Literal["auto", "txt", "csv", "tsv"]
 
 AUDIO_SUFFIXES = frozenset(
     f".{name}"
@@ -26,16 +22,8 @@ AUDIO_SUFFIXES = frozenset(
         *("aif", "aiff", "aifc", "au", "snd", "caf", "w64", "rf64"),
     )
 )
-LIST_SUFFIXES: dict[str, InputFormat] = {".txt": "txt", ".lst": "txt", ".csv": "csv", ".tsv": "tsv"}
-#: A quoted cell may be a transcript; the csv module's own limit is 128 kB.
-MAX_CELL_CHARS = 16 * 1024**2
-
-
-@dataclass(slots=True)
-class Tally:
-    """What reading has passed over so far, to be reported."""
-
-    blank: int = 0
+#: Twice what any worker fetches; a longer one is no URL.
+MAX_URI_CHARS = 8192
 
 
 def read_clips(
@@ -43,7 +31,8 @@ def read_clips(
 ) -> Iterator[Clip]:
     """Yield the clips of each source in turn, reading as it goes.
 
-    A source is a URL, an audio file, a folder (every file in it, hidden ones apart), a glob, a list file or `-`.
+    A source is a URL, an audio file, a folder (every file in it, hidden ones apart), a glob, `-`, or a list; a URL
+    whose path ends like a list is one, and every URL is if the format is said.
 
     Raises:
         UsageError: a source does not exist, its format is not known, or it lacks the URL column.
@@ -62,17 +51,26 @@ class _Reading:
     def source(self, source: str) -> Iterator[Clip]:
         path = Path(source).expanduser()
         if source == "-":
-            yield from self.lines(sys.stdin, Path.cwd(), self.format_of(path, standard_input=True))
+            yield from self.lines(source, str(Path.cwd()))
         elif "://" in source:
-            yield Clip(source)
+            yield from self.elsewhere(source)
         elif path.is_dir():
-            yield from _walk(path)
+            yield from self.walk(path)
         elif path.is_file():
             yield from self.file(path)
         elif glob.has_magic(source):
             yield from self.matches(str(path))
         else:
             raise UsageError(reason=f"There is no file or folder {source!r}.")
+
+    def elsewhere(self, url: str) -> Iterator[Clip]:
+        if self.input_format == "auto" and named_format(display_uri(url)) is None:
+            yield self.single(url)
+        elif "*" in url and not url.startswith("http"):
+            for match in _remote_matches(url):
+                yield from self.lines(match, match.rpartition("/")[0])
+        else:
+            yield from self.lines(url, display_uri(url).rpartition("/")[0])
 
     def matches(self, pattern: str) -> Iterator[Clip]:
         found = sorted(glob.iglob(pattern, recursive=True))  # noqa: PTH207 - the pattern may be absolute
@@ -84,82 +82,60 @@ class _Reading:
 
     def file(self, path: Path) -> Iterator[Clip]:
         if self.input_format == "auto" and path.suffix.lower() in AUDIO_SUFFIXES:
-            yield Clip(_storable(path))
-            return
-        with _opened(path) as lines:
-            yield from self.lines(lines, path.parent, self.format_of(path))
+            yield self.single(_storable(path))
+        else:
+            yield from self.lines(str(path), str(path.parent.absolute()))
 
-    def format_of(self, path: Path, *, standard_input: bool = False) -> InputFormat:
-        if self.input_format != "auto":
-            return self.input_format
-        if standard_input:
-            return "txt"
-        try:
-            return LIST_SUFFIXES[path.suffix.lower()]
-        except KeyError:
-            known = ", ".join(sorted(LIST_SUFFIXES))
-            raise UsageError(
-                reason=f"{path} is neither audio nor a list that its name tells ({known}): say --input-format."
-            ) from None
+    def walk(self, folder: Path) -> Iterator[Clip]:
+        def refuse(error: OSError) -> None:
+            self.tally.lines += 1
+            self.tally.refuse(str(error.filename), 0, f"the folder cannot be read: {error.strerror}")
 
-    def lines(self, lines: TextIO, folder: Path, input_format: InputFormat) -> Iterator[Clip]:
-        if input_format == "txt":
-            return self.plain(lines, folder)
-        return self.table(lines, folder, "\t" if input_format == "tsv" else ",")
+        for parent, folders, files in os.walk(folder, onerror=refuse):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(files):
+                if not name.startswith("."):
+                    yield self.single(_storable(Path(parent, name)))
 
-    def plain(self, lines: TextIO, folder: Path) -> Iterator[Clip]:
-        for line in lines:
-            text = line.strip()
-            if not text or text.startswith("#"):
-                self.tally.blank += 1
+    def single(self, uri: str) -> Clip:
+        self.tally.lines += 1
+        self.tally.clips += 1
+        return Clip(uri)
+
+    def lines(self, place: str, folder: str) -> Iterator[Clip]:
+        tally = self.tally
+        reader = ListReader(place, tally, input_format=self.input_format, url_col=self.url_col)
+        for text, meta in reader.rows():
+            if len(text) > MAX_URI_CHARS:
+                reader.refuse(f"a URL of {len(text)} characters is too long")
             else:
-                yield Clip(_resolved(text, folder))
-
-    def table(self, lines: TextIO, folder: Path, delimiter: str) -> Iterator[Clip]:
-        csv.field_size_limit(MAX_CELL_CHARS)
-        rows = csv.DictReader(lines, delimiter=delimiter, restkey="more", restval="")
-        if self.url_col not in (rows.fieldnames or ()):
-            columns = ", ".join(rows.fieldnames or ()) or "none at all"
-            raise UsageError(reason=f"The list has no column {self.url_col!r}; it has {columns}. Say --url-col.")
-        for row in rows:
-            uri = row.pop(self.url_col).strip()
-            if uri:
-                yield Clip(_resolved(uri, folder), {name: _text(cell) for name, cell in row.items()})
-            else:
-                self.tally.blank += 1
+                tally.clips += 1
+                yield Clip(_resolved(text, folder), meta)
 
 
-def _walk(folder: Path) -> Iterator[Clip]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield Clip(_storable(Path(parent, name)))
+def _remote_matches(pattern: str) -> list[str]:
+    import fsspec
+
+    filesystem, path = fsspec.url_to_fs(pattern)
+    found = [str(filesystem.unstrip_protocol(match)) for match in sorted(filesystem.glob(path))]
+    if not found:
+        raise UsageError(reason=f"No file matches {pattern!r}.")
+    return found
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    try:
-        # A byte that is not UTF-8 shows up as \xff in its row's URI: the line fails by itself and is not lost.
-        with path.open(encoding="utf-8-sig", errors="backslashreplace", newline="") as lines:
-            yield lines
-    except OSError as error:
-        raise UsageError(reason=f"The list {path} cannot be read: {error.strerror}.") from error
-
-
-def _resolved(text: str, folder: Path) -> str:
-    text = _text(text)
+def _resolved(text: str, folder: str) -> str:
+    if not text.isprintable():
+        # Databases have no NUL in a text, nor half a surrogate pair.
+        text = text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
     if "://" in text:
         return text
-    path = folder / Path(text).expanduser()
-    return _storable(path) if path.exists() or Path(text).is_absolute() else text
+    if "://" in folder:
+        return text if text.startswith("/") else f"{folder}/{text}"
+    path = Path(folder, os.path.expanduser(text))  # noqa: PTH111 - keeps a user name nobody has
+    # What is no file here is no path anywhere: its row says that it is no URL either.
+    return _storable(path) if text[0] in "/~" or path.exists() else text
 
 
 def _storable(path: Path) -> str:
     absolute = str(path.absolute())
     return absolute if absolute.isprintable() else path.absolute().as_uri()
-
-
-def _text(cell: str | list[str]) -> str:
-    # PostgreSQL's text has no NUL.
-    return (cell if isinstance(cell, str) else ",".join(cell)).replace("\0", "\\x00")

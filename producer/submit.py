@@ -2,77 +2,185 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
-from more_itertools import chunked, spy
+from more_itertools import sliced, spy
 
-from db import ledger
-from earmark.errors import UsageError
+from db import ledger, results, schema
+from db.listed import Listed, listed
+from db.session import connect
+from earmark import broker
+from earmark.errors import ServiceError, UsageError
 from earmark.options import RunOptions
+from earmark.settings import Settings
 from producer.feeder import feed
-from producer.sources import InputFormat, Tally, read_clips
+from producer.lists import InputFormat, Tally
+from producer.sources import read_clips
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import sqlalchemy as sa
 
-    from earmark.settings import Settings
+    from earmark.clips import Clip
 
 #: Rows a transaction: large enough to be cheap, small enough that workers write in between.
-ROWS_AT_ONCE = 2000
+ROWS_AT_ONCE = 10_000
+#: Rows sorted before they are written: several of them then fall on one page of the index of keys.
+ROWS_SORTED = 300_000
+CHARS_SORTED = 64 * 1024**2
 #: One message costs a worker 1.5 ms: a sixteenth of it a clip.
 CHUNK_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """What became of a list: clips + blank lines are its lines."""
+    """A run, what became of the lines of its list, and a way to wait for it and read from it."""
 
     run_id: int
-    clips: int
+    tally: Tally
     added: int
-    blank: int
+    engine: sa.Engine = field(repr=False, compare=False)
+
+    @property
+    def clips(self) -> int:
+        return self.tally.clips
+
+    @property
+    def blank(self) -> int:
+        return self.tally.blank
 
     @property
     def known(self) -> int:
         """Clips the run had already: duplicates in the list, or a list submitted before."""
         return self.clips - self.added
 
+    def report(self) -> list[str]:
+        """Return sentences on the list's lines, where they were not simply one new clip each."""
+        tally = self.tally
+        counts = {
+            "known already": self.known,
+            "blank or comment": tally.blank,
+            "refused": tally.refused,
+            "header or further line of a cell": tally.extra if self.known or tally.blank or tally.refused else 0,
+        }
+        told = [f"{count} {what}" for what, count in counts.items() if count]
+        examples = [f"  {refused}" for refused in tally.examples]
+        more = tally.refused - len(examples)
+        return [
+            *([f"Of the list's {tally.lines} lines: {self.added} new clips, {', '.join(told)}."] if told else []),
+            *examples,
+            *([f"  and {more} more"] if more else []),
+        ]
+
+    def progress(self) -> results.Progress:
+        """Return how far the run has come."""
+        return results.progress(self.engine, self.run_id)
+
+    def wait(self, timeout_s: float | None = None) -> results.Progress:
+        """Return what the run came to, once every clip is final; its clips are worked on by workers elsewhere.
+
+        Raises:
+            TimeoutError: it is still going after so many seconds.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not (state := self.progress()).finished:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"{state.final} of {state.total} clips are final after {timeout_s} s.")
+            time.sleep(0.5)
+        return state
+
+    def results(self, **conditions: Any) -> Iterator[dict[str, Any]]:
+        """Yield the clips that are done, each with its best label; conditions as in db.results.results."""
+        return results.rows(self.engine, results.results(self.run_id, **conditions))
+
+    def failures(self) -> Iterator[dict[str, Any]]:
+        """Yield the clips that failed, each with the reason."""
+        return results.rows(self.engine, results.failures(self.run_id))
+
 
 def submit(
-    sources: Iterable[str],
-    engine: sa.Engine,
-    settings: Settings,
+    sources: Iterable[str] | str,
+    engine: sa.Engine | None = None,
+    settings: Settings | None = None,
     *,
     options: RunOptions | None = None,
     name: str | None = None,
     input_format: InputFormat = "auto",
     url_col: str = "url",
     chunk_size: int = CHUNK_SIZE,
+    priority: int = 1,
     limit: int | None = None,
 ) -> Submitted:
-    """Record every clip of the sources as a row, then start to queue them.
+    """Record every clip of the sources as a row, then start to queue them; workers do the rest.
 
     Args:
+        engine: where the ledger is; default: the database of the settings.
+        settings: default: those of the environment.
         name: an existing run of that name gets what is new in the list and goes on.
+        priority: the run's share of the workers, in proportion to that of other runs.
 
     Raises:
         UsageError: a source cannot be read, or holds no clip at all.
         ServiceError: the database or the broker is out of reach.
     """
+    sources = [sources] if isinstance(sources, str) else list(sources)
+    if engine is None or settings is None:
+        settings = settings or Settings()
+        engine = engine or _open(settings)
     tally = Tally()
-    clips = read_clips(sources, input_format=input_format, url_col=url_col, tally=tally)
-    first, clips = spy(islice(clips, limit))
+    first, clips = spy(islice(read_clips(sources, input_format=input_format, url_col=url_col, tally=tally), limit))
     if not first:
-        raise UsageError(reason=f"There is no clip in {', '.join(sources)}.")
-    options = options or RunOptions()
-    run_id = ledger.open_run(engine, name, options, queue=settings.broker.queue, chunk_size=chunk_size)
-    count = added = 0
-    for batch in chunked(clips, ROWS_AT_ONCE):
-        count += len(batch)
-        added += ledger.add_clips(engine, run_id, batch)
-        feed(engine, settings)
-    return Submitted(run_id, count, added, tally.blank)
+        reasons = "".join(f" {refused}." for refused in tally.examples)
+        raise UsageError(reason=f"There is no clip in {', '.join(sources)}.{reasons}")
+    run_id = ledger.open_run(
+        engine, name, options or RunOptions(), queue=settings.broker.queue, chunk_size=chunk_size, priority=priority
+    )
+    added = _add(clips, run_id, engine, settings)
+    return Submitted(run_id, tally, added, engine)
+
+
+def _open(settings: Settings) -> sa.Engine:
+    if settings.broker.url is None:
+        raise ServiceError(reason="No broker is known: set EARMARK_BROKER__URL.")
+    broker.configure(settings.broker)
+    engine = connect(settings.database_url, settings.database)
+    if engine.dialect.name == "sqlite":
+        schema.upgrade(engine)
+    return engine
+
+
+def _add(clips: Iterable[Clip], run_id: int, engine: sa.Engine, settings: Settings) -> int:
+    added, fed, mostly_known = 0, float("-inf"), False
+    for window in _windows(clips):
+        for rows in sliced(window, ROWS_AT_ONCE):
+            new = ledger.add_listed(engine, run_id, rows, mostly_known=mostly_known)
+            added, mostly_known = added + new, new < len(rows) / 2
+            if time.monotonic() - fed > settings.ledger.feed_every_s:
+                feed(engine, settings)
+                fed = time.monotonic()
+    feed(engine, settings)
+    return added
+
+
+def _windows(clips: Iterable[Clip]) -> Iterator[list[Listed]]:
+    # The first keeps the list's order; those after it are sorted, and grow, so that work begins at once.
+    all_rows, most = map(listed, clips), ROWS_AT_ONCE
+    yield _taken(all_rows, most)
+    while rows := _taken(all_rows, most := min(most * 3, ROWS_SORTED)):
+        rows.sort(key=itemgetter(0))
+        yield rows
+
+
+def _taken(all_rows: Iterator[Listed], most: int) -> list[Listed]:
+    rows, chars = [], 0
+    for row in islice(all_rows, most):
+        rows.append(row)
+        chars += len(row[1]) + len(row[2] or "")
+        if chars > CHARS_SORTED:
+            break
+    return rows

@@ -116,9 +116,10 @@ class Waveforms:
     """The samples themselves, with zero mean and unit variance if asked, as `Wav2Vec2FeatureExtractor` gives them."""
 
     fixed = False
-    window_s = _ANY_LENGTH_S
 
     def __init__(self, extractor: Wav2Vec2FeatureExtractor, config: Any, device: torch.device) -> None:
+        # Some checkpoints say what they were trained on; the starter does.
+        self.window_s = float(getattr(extractor, "chunk_length_s", None) or _ANY_LENGTH_S)
         self.min_samples = _receptive_field(config)
         bytes_per_s = 4 * config.conv_dim[0] * extractor.sampling_rate / config.conv_stride[0]
         self.cpu_batch_s = _CPU_BATCH_BYTES / bytes_per_s

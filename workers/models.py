@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from db import ledger, results
 from earmark.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import sqlalchemy as sa
 
+    from earmark.clips import Source, Success
     from earmark.options import RunOptions
     from earmark.settings import Settings
     from workers.batcher import Batcher
@@ -37,6 +41,8 @@ class Job:
 
     options: RunOptions
     model: Loaded
+    #: The result that the bytes of a clip have already, if any.
+    known: Callable[[int, Source], Success | None] = lambda _clip_id, _source: None
 
 
 class Models:
@@ -72,7 +78,7 @@ class Models:
             if settled != loaded.model_id:
                 raise ModelError(reason=f"this worker's {options.model} is not the one that the run began with")
             loaded.users += 1
-        return Job(options, loaded)
+        return Job(options, loaded, partial(ledger.reuse, self._engine, run_id))
 
     def give_back(self, job: Job) -> None:
         """Say that a chunk's work with the model is over."""

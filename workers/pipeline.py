@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from earmark.clips import Failure, Postponed, Source, Success, Timings, WindowPredictions
-from earmark.errors import ClipError, ModelError
+from earmark.errors import ClipError, ModelError, ServiceError
 from workers import windows
 from workers.polite import HostBusyError
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from workers.polite import PoliteFetcher
 
 logger = logging.getLogger(__name__)
+
+#: When the database or the decoders are out of reach, no clip is to blame.
+SERVICE_PAUSE_S = 10.0
 
 
 class Pipeline:
@@ -43,6 +47,9 @@ class Pipeline:
             return self._classify(clip, job, journey)
         except HostBusyError as busy:
             return Postponed(clip.id, busy.wait_s)
+        except ServiceError as error:
+            logger.warning("clip %d is put off: %s", clip.id, error, extra={"action": "clip_put_off"})
+            return Postponed(clip.id, SERVICE_PAUSE_S)
         except ClipError as error:
             return journey.failure(error)
         except Exception as error:
@@ -62,6 +69,9 @@ class Pipeline:
         with journey.stage("fetch_ms"):
             fetched = self._fetcher.fetch(clip.uri)
         journey.source = fetched.source
+        if known := job.known(clip.id, fetched.source):
+            fetched.file.close()
+            return replace(known, timings=journey.timings)
         card, options = job.model.card, job.options
         with fetched.file, self._decoding:
             with journey.stage("decode_ms"):
@@ -97,8 +107,12 @@ class _Journey:
         finally:
             self._ms[name] = self._ms.get(name, 0.0) + (perf_counter() - start) * 1000
 
+    @property
+    def timings(self) -> Timings:
+        return Timings(**self._ms)
+
     def failure(self, error: ClipError) -> Failure:
-        return Failure(self.clip_id, error, self.source, Timings(**self._ms))
+        return Failure(self.clip_id, error, self.source, self.timings)
 
     def success(self, facts: AudioFacts, scored: list[tuple[Window, np.ndarray]], job: Job) -> Success:
         assert self.source is not None
@@ -110,4 +124,4 @@ class _Journey:
             if len(scored) > 1
         )
         predictions = windows.top_k(best, options.top_k, options.min_score)
-        return Success(self.clip_id, self.source, facts, predictions, each, Timings(**self._ms))
+        return Success(self.clip_id, self.source, facts, predictions, each, self.timings)

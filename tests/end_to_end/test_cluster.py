@@ -57,7 +57,7 @@ def get_json(url: str) -> Any:
 
 
 def test_two_workers_and_flower_do_a_list(cluster: Earmark, serve: Callable[..., str]) -> None:
-    words = write_list(cluster, serve(EXAMPLES))
+    words = write_list(cluster, serve(EXAMPLES, delay_s=0.3))
     port = free_port()
     cluster.start("celery", "-A", "workers.app", "worker", "--pool", "threads", "-c", "2", "-E", "-n", "one@%h")
     cluster.start("console.cli", "worker", "--concurrency", "2")

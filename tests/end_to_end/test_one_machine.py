@@ -60,7 +60,9 @@ def test_a_folder_of_200_files_ends_in_200_final_rows_in_sqlite(earmark: Earmark
         counts = dict(database.execute("select label, count(*) from results group by 1").fetchall())
         codes = dict(database.execute("select uri, error_code from failures").fetchall())
         states = dict(database.execute("select state, count(*) from clips group by 1").fetchall())
+        (reused,) = database.execute("select count(*) from results where reused").fetchone()
     assert states == {"done": 196, "failed": 4}
+    assert reused > 100
     assert counts["dog"] == 25
     assert counts["piano"] == 25
     assert {Path(uri).name: code for uri, code in codes.items()} == {
@@ -87,7 +89,7 @@ def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_what_is_new(
         csv.writer(file).writerows([("link", "city"), *rows])
     words = ("run", "list.csv", "--url-col", "link", "--name", "mine", "--top_k", "2")
     first = earmark(*words)
-    assert "3 new clips, 1 known already, 1 blank" in first.stderr
+    assert "6 lines: 3 new clips, 1 known already, 1 refused" in first.stderr
     query = "SELECT uri, label, json_extract(meta, '$.city') AS city FROM results ORDER BY uri"
     found = [json.loads(line) for line in earmark("query", query, "--format", "jsonl").stdout.splitlines()]
     assert [(Path(row["uri"]).name, row["label"], row["city"]) for row in found] == [
@@ -95,7 +97,7 @@ def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_what_is_new(
     ]  # fmt: skip
     assert "bad_url" in earmark("failures", "mine").stdout
     second = earmark(*words)
-    assert "0 new clips, 4 known already" in second.stderr
+    assert "0 new clips, 4 known already, 1 refused" in second.stderr
     assert len(earmark("results", "mine", "--format", "csv").stdout.splitlines()) == 3
 
 

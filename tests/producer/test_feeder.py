@@ -13,29 +13,19 @@ from earmark import broker
 from earmark.clips import Clip as ListedClip
 from earmark.errors import ServiceError
 from earmark.options import RunOptions
-from earmark.settings import Broker, Database, Ledger, Settings
+from earmark.settings import Broker, Ledger, Settings
 from producer.feeder import feed
 from producer.submit import submit
-from tests.servers import free_port, running_valkey
+from tests.servers import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import sqlalchemy as sa
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Iterator[Settings]:
-    with running_valkey(tmp_path) as url:
-        chosen = Settings(broker=Broker(url=url, high_water=4), database=Database(), ledger=Ledger(lost_after_s=-1.0))
-        broker.configure(chosen.broker)
-        yield chosen
-        broker.app.close()
-
-
-def new_run(engine: sa.Engine, count: int, *, host: str = "h", chunk_size: int = 8) -> int:
-    run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=chunk_size)
+def new_run(engine: sa.Engine, count: int, *, host: str = "h", chunk_size: int = 8, priority: int = 1) -> int:
+    run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=chunk_size, priority=priority)
     ledger.add_clips(engine, run_id, [ListedClip(f"https://{host}{n % 2}/{n}?key=secret") for n in range(count)])
     return run_id
 
@@ -88,6 +78,31 @@ def test_a_wiped_queue_is_filled_again(engine: sa.Engine, settings: Settings) ->
     assert feed(engine, settings) == 2
     broker.client().flushall()
     assert feed(engine, settings) == 2
+
+
+def test_two_runs_go_side_by_side_in_proportion_to_their_priorities(engine: sa.Engine, settings: Settings) -> None:
+    slow, fast = new_run(engine, 500), new_run(engine, 500, priority=3)
+    for _ in range(5):
+        feed(engine, settings)
+        runs = [broker.decode(message).run_id for message in taken_from_queue()]
+        assert sorted(runs) == [slow, fast, fast, fast]
+
+
+def test_chunks_wiped_a_moment_ago_are_found_though_the_queue_is_fed_again(
+    engine: sa.Engine, settings: Settings
+) -> None:
+    patient = settings.model_copy(update={"ledger": Ledger(lost_after_s=600.0)})
+    new_run(engine, 32)
+    assert feed(engine, patient) == 4
+    broker.client().flushall()
+    assert feed(engine, patient) == 4
+
+
+def test_the_marks_grow_with_what_workers_hold(engine: sa.Engine, settings: Settings) -> None:
+    new_run(engine, 1000)
+    for tag in range(20):
+        broker.client().hset("earmark:unacked", str(tag), "chunk")
+    assert feed(engine, settings) == 40
 
 
 def test_a_message_of_another_version_is_refused_by_name() -> None:

@@ -1,25 +1,22 @@
 """The first schema."""
 
-from typing import Any
-
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-from db.schema import view_statements
+from db.schema import trigger_statements, view_names, view_statements
 
 revision = "v0_1_0"
 down_revision = None
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 JSON = sa.JSON().with_variant(JSONB(), "postgresql")
-VIEWS = ("results", "top_k", "windows", "failures", "run_progress")
 
 
 def upgrade() -> None:
     op.create_table(
         "models",
-        sa.Column("id", ID, nullable=False),
+        sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("revision", sa.String(), nullable=False),
         sa.Column("sha256", sa.String(), nullable=False),
@@ -32,22 +29,24 @@ def upgrade() -> None:
     )
     op.create_table(
         "labels",
-        sa.Column("id", ID, nullable=False),
-        sa.Column("model_id", ID, nullable=False),
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("model_id", sa.Integer(), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
         sa.ForeignKeyConstraint(["model_id"], ["models.id"]),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("model_id", "position"),
     )
+    op.create_index("ix_labels_name", "labels", ["name"])
     op.create_table(
         "runs",
-        sa.Column("id", ID, nullable=False),
+        sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
-        sa.Column("model_id", ID),
+        sa.Column("model_id", sa.Integer()),
         sa.Column("options", JSON, nullable=False),
         sa.Column("queue", sa.String(), nullable=False),
         sa.Column("chunk_size", sa.Integer(), nullable=False),
+        sa.Column("priority", sa.Integer(), server_default="1", nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["model_id"], ["models.id"]),
         sa.PrimaryKeyConstraint("id"),
@@ -56,7 +55,7 @@ def upgrade() -> None:
     op.create_table(
         "clips",
         sa.Column("id", ID, nullable=False),
-        sa.Column("run_id", ID, nullable=False),
+        sa.Column("run_id", sa.Integer(), nullable=False),
         sa.Column("uri", sa.String(), nullable=False),
         sa.Column("display_uri", sa.String(), nullable=False),
         sa.Column("uri_key", sa.LargeBinary(length=16), nullable=False),
@@ -72,11 +71,13 @@ def upgrade() -> None:
         sa.Column("error_code", sa.String()),
         sa.Column("error_stage", sa.String()),
         sa.Column("error", sa.String()),
+        sa.Column("label_id", sa.Integer()),
+        sa.Column("score", sa.REAL()),
         sa.Column("sha256", sa.String()),
         sa.Column("bytes", sa.BigInteger()),
         sa.Column("duration_s", sa.Double()),
         sa.Column("source_sample_rate", sa.Integer()),
-        sa.Column("channels", sa.Integer()),
+        sa.Column("channels", sa.SmallInteger()),
         sa.Column("codec", sa.String()),
         sa.Column("truncated", sa.Boolean()),
         sa.Column("silent", sa.Boolean()),
@@ -88,49 +89,63 @@ def upgrade() -> None:
             "state IN ('pending', 'queued', 'running', 'done', 'failed', 'cancelled')", name="clips_state"
         ),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"]),
+        sa.ForeignKeyConstraint(["label_id"], ["labels.id"]),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("run_id", "uri_key"),
     )
-    op.create_index("clips_leased", "clips", ["lease_until"], **_where("state IN ('queued', 'running')"))
-    op.create_index("clips_pending", "clips", ["run_id", "not_before", "id"], **_where("state = 'pending'"))
-    op.create_index("clips_sha256", "clips", ["sha256"], **_where("state = 'done'"))
+    for name, columns, where in (
+        ("clips_pending", ["run_id", "not_before", "id"], "state = 'pending'"),
+        ("clips_leased", ["lease_until"], "state IN ('queued', 'running')"),
+        ("clips_finished", ["run_id", "finished_at"], "finished_at IS NOT NULL"),
+        ("clips_sha256", ["sha256"], "state = 'done'"),
+    ):
+        op.create_index(name, "clips", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
     op.create_index("clips_state", "clips", ["run_id", "state"])
+    op.create_index("clips_label", "clips", ["run_id", "label_id", "score"])
+    op.create_table(
+        "run_counts",
+        sa.Column("run_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("writer", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("clips", sa.BigInteger(), nullable=False),
+        sa.Column("audio_s", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["run_id"], ["runs.id"]),
+        sa.PrimaryKeyConstraint("run_id", "state", "writer"),
+        sqlite_with_rowid=False,
+    )
     op.create_table(
         "predictions",
         sa.Column("clip_id", ID, autoincrement=False, nullable=False),
-        sa.Column("rank", sa.SmallInteger(), autoincrement=False, nullable=False),
-        sa.Column("label_id", ID, nullable=False),
+        sa.Column("label_id", sa.Integer(), nullable=False),
         sa.Column("score", sa.REAL(), nullable=False),
+        sa.Column("rank", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
         sa.ForeignKeyConstraint(["label_id"], ["labels.id"]),
         sa.PrimaryKeyConstraint("clip_id", "rank"),
         sqlite_with_rowid=False,
     )
-    op.create_index("predictions_label", "predictions", ["label_id", "score"])
     op.create_table(
         "window_predictions",
         sa.Column("clip_id", ID, autoincrement=False, nullable=False),
         sa.Column("start_s", sa.Double(), nullable=False),
-        sa.Column("rank", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.Column("end_s", sa.Double(), nullable=False),
-        sa.Column("label_id", ID, nullable=False),
+        sa.Column("label_id", sa.Integer(), nullable=False),
         sa.Column("score", sa.REAL(), nullable=False),
+        sa.Column("rank", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
         sa.ForeignKeyConstraint(["label_id"], ["labels.id"]),
         sa.PrimaryKeyConstraint("clip_id", "start_s", "rank"),
         sqlite_with_rowid=False,
     )
-
-    for statement in view_statements(op.get_bind().dialect.name):
+    dialect = op.get_bind().dialect.name
+    for statement in trigger_statements(dialect) + view_statements(dialect):
         op.execute(statement)
 
 
 def downgrade() -> None:
-    for view in VIEWS:
+    for view in reversed(view_names()):
         op.execute(f"DROP VIEW {view}")
-    for table in ("window_predictions", "predictions", "clips", "runs", "labels", "models"):
+    for table in ("window_predictions", "predictions", "run_counts", "clips", "runs", "labels", "models"):
         op.drop_table(table)
-
-
-def _where(condition: str) -> dict[str, Any]:
-    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("DROP FUNCTION count_clips")

@@ -1,0 +1,149 @@
+"""What submitting and feeding cost: `python -m benchmarks.producer` measures both databases with lists it makes."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from db import schema
+from db.session import connect
+from earmark import broker
+from earmark.settings import Broker, Database, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROWS_WRITTEN_AT_ONCE = 500_000
+
+
+def main() -> None:
+    options = _options()
+    print("| list | database | act | rows/s | CPU us/row | memory MB | first chunk s | Redis MB |")
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for kind in options.lists.split(","):
+            listed = _make_list(Path(folder), kind, options.rows)
+            for database in options.databases.split(","):
+                with _settings(database, Path(folder)) as settings:
+                    for act in ("submit", "submit again"):
+                        _show(kind, database, act, _in_child(_submit, settings, str(listed), options.rows))
+                    if kind == options.lists.split(",")[-1]:
+                        _show_feeder(database, _in_child(_feed, settings, options.top_ups))
+            listed.unlink()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--lists", default="txt,parquet")
+    parser.add_argument("--databases", default="sqlite,postgresql")
+    parser.add_argument("--top-ups", type=int, default=2000)
+    parser.add_argument("--folder", help="where lists and databases go for the time being")
+    return parser.parse_args()
+
+
+def _make_list(folder: Path, kind: str, rows: int) -> Path:
+    import polars as pl
+
+    path = folder / f"list.{kind}"
+    numbers = pl.select(n=pl.int_range(rows)).lazy()
+    host, part = (pl.col("n") * 7919 % 997).cast(str), (pl.col("n") * 104729 % 9973).cast(str)
+    url = pl.format("https://media{}.example.org/collection/{}/recording-{}.ogg", host, part, pl.col("n"))
+    if kind == "parquet":
+        numbers.select(url=url, city=part).sink_parquet(path, row_group_size=ROWS_WRITTEN_AT_ONCE)
+    else:
+        numbers.select(url=url).sink_csv(path, include_header=False, quote_style="never")
+    return path
+
+
+@contextmanager
+def _settings(database: str, folder: Path) -> Iterator[Settings]:
+    from tests.servers import running_postgres, running_valkey
+
+    with ExitStack() as servers:
+        redis = servers.enter_context(running_valkey(folder))
+        file = folder / "earmark.db"
+        url = servers.enter_context(running_postgres()) if database == "postgresql" else f"sqlite:///{file}"
+        engine = connect(url, Database())
+        schema.upgrade(engine)
+        engine.dispose()
+        yield Settings(broker=Broker(url=redis), database=Database(url=url))
+    for left in folder.glob("earmark.db*"):
+        left.unlink()
+
+
+def _in_child(act: Any, *arguments: Any) -> dict[str, float]:
+    # A process of its own each time, for its memory is part of what is measured.
+    with multiprocessing.get_context("spawn").Pool(1) as child:
+        return dict(child.apply(act, arguments))
+
+
+def _submit(settings: Settings, listed: str, rows: int) -> dict[str, float]:
+    from producer.submit import submit
+
+    broker.configure(settings.broker)
+    broker.client().delete("earmark:clips")
+    first: list[float] = []
+    start, cpu = time.perf_counter(), time.process_time()
+    threading.Thread(target=_wait_for_chunk, args=(start, first), daemon=True).start()
+    submitted = submit(listed, connect(settings.database_url, settings.database), settings, name="benchmark")
+    seconds = time.perf_counter() - start
+    assert submitted.clips == rows
+    return {
+        "rows_s": rows / seconds,
+        "cpu_us": (time.process_time() - cpu) / rows * 1e6,
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "first_s": first[0] if first else float("nan"),
+        "redis_mb": broker.client().info("memory")["used_memory"] / 2**20,
+    }
+
+
+def _wait_for_chunk(start: float, first: list[float]) -> None:
+    while not broker.queue_length():
+        time.sleep(0.01)
+    first.append(time.perf_counter() - start)
+
+
+def _feed(settings: Settings, top_ups: int) -> dict[str, float]:
+    from producer import feeder
+
+    broker.configure(settings.broker)
+    engine = connect(settings.database_url, settings.database)
+    took = []
+    for _ in range(top_ups):
+        start = time.perf_counter()
+        chunks = feeder._top_up(engine, settings, feeder.CHUNKS_AT_ONCE)
+        took.append(time.perf_counter() - start)
+        assert chunks == feeder.CHUNKS_AT_ONCE
+        broker.client().delete("earmark:clips")
+    return {
+        "clips_s": top_ups * feeder.CHUNKS_AT_ONCE * 16 / sum(took),
+        "median_ms": statistics.median(took) * 1000,
+        "p99_ms": statistics.quantiles(took, n=100)[-1] * 1000,
+    }
+
+
+def _show(kind: str, database: str, act: str, found: dict[str, float]) -> None:
+    numbers = (found["rows_s"], found["cpu_us"], found["memory_mb"], found["first_s"], found["redis_mb"])
+    print(
+        f"| {kind} | {database} | {act} |", "{:,.0f} | {:.1f} | {:.0f} | {:.2f} | {:.1f} |".format(*numbers), flush=True
+    )
+
+
+def _show_feeder(database: str, found: dict[str, float]) -> None:
+    numbers = (
+        f"{found['clips_s']:,.0f} clips/s, {found['median_ms']:.1f} ms in the middle, {found['p99_ms']:.1f} ms p99"
+    )
+    print(f"| | {database} | feed | {numbers} | | | | |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

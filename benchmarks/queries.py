@@ -1,0 +1,207 @@
+"""Build a run of many clips in SQL, then time what people and workers ask: `python -m benchmarks.queries 1000000`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from db import ledger, results, schema
+from db.models import Clip
+from db.session import connect, reading, writing
+from earmark.clips import AudioFacts, Prediction, Source, Success, Timings
+from earmark.options import RunOptions
+from earmark.settings import Database, Ledger
+from tests.servers import running_postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LABELS = 527
+ROWS_AT_ONCE = 500_000
+#: Clips left for the worker's part of the benchmark.
+PENDING = 32_000
+CHUNK = 16
+REPEATS = 5
+
+#: What each database calls: the numbers from :a to :b, a hash of one in hex, its bytes.
+DIALECTS = {
+    "sqlite": (
+        "WITH RECURSIVE n(i) AS (SELECT :a UNION ALL SELECT i + 1 FROM n WHERE i < :b)",
+        "lower(hex(randomblob(32)))",
+        "randomblob(16)",
+    ),
+    "postgresql": (
+        "WITH n(i) AS (SELECT generate_series(CAST(:a AS bigint), CAST(:b AS bigint)))",
+        "md5(i::text) || md5((-i)::text)",
+        "decode(md5(i::text), 'hex')",
+    ),
+}
+CLIPS = """
+INSERT INTO clips (run_id, uri, display_uri, uri_key, meta, state, attempts, worker, label_id, score, sha256, bytes,
+                   duration_s, source_sample_rate, channels, codec, truncated, silent, fetch_ms, decode_ms, classify_ms,
+                   finished_at)
+{numbers}
+SELECT 1, 'https://archive-' || (i % 40) || '.example.org/recordings/2026/' || (10000000 + i) || '.wav',
+       'https://archive-' || (i % 40) || '.example.org/recordings/2026/' || (10000000 + i) || '.wav',
+       {key}, NULL, 'done', 1, 'worker@machine-' || (i % 8), 1 + CAST(526 * u * u * u AS int), 0.2 + 0.8 * v, {sha256},
+       441044, 5, 44100, 1, 'pcm_s16le', false, false, 80, 2, 9, 1.78e9 + i / 300.0
+FROM (SELECT i, (i * 2654435761 % 4294967296) / 4294967296.0 AS u, (i * 40503 % 65536) / 65536.0 AS v FROM n) AS drawn
+"""
+PREDICTIONS = """
+INSERT INTO predictions (clip_id, label_id, score, rank)
+SELECT c.id, (c.label_id - 1 + (k.rank - 1) * 101) % 527 + 1, c.score / k.rank, k.rank
+FROM clips c CROSS JOIN (SELECT 1 AS rank UNION SELECT 2 UNION SELECT 3 UNION SELECT 4 UNION SELECT 5) k
+WHERE c.id BETWEEN :a AND :b ORDER BY c.id, k.rank
+"""
+QUERIES = {
+    "label and least score, the best 50": "SELECT * FROM results WHERE run = 'big' AND label = 'label 300'"
+    " AND score >= 0.6 ORDER BY score DESC LIMIT 50",
+    "one clip": "SELECT * FROM results WHERE clip_id = 4321",
+    "one clip's top 5": "SELECT * FROM top_k WHERE clip_id = 4321",
+    "one clip's events": "SELECT * FROM events WHERE run_id = 1 AND clip_id = 4321",
+    "progress of the runs": "SELECT * FROM run_progress",
+    "label counts of a run": "SELECT * FROM label_counts WHERE run = 'big' ORDER BY clips DESC LIMIT 20",
+    "first page of results": "SELECT * FROM results WHERE run_id = 1 ORDER BY clip_id LIMIT 50",
+    "failures": "SELECT * FROM failures WHERE run_id = 1 ORDER BY clip_id LIMIT 50",
+    "a label anywhere in the top 5": "SELECT count(*) FROM top_k WHERE run_id = 1 AND label = 'label 300'"
+    " AND score >= 0.3",
+    "hosts": "SELECT * FROM host_stats WHERE run_id = 1",
+}
+
+
+def build(engine: sa.Engine, clips: int) -> tuple[int, ...]:
+    """Fill a new database; return the ids of the labels."""
+    schema.upgrade(engine)
+    ledger.open_run(engine, "big", RunOptions(), queue="clips", chunk_size=CHUNK)
+    identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
+    names = [f"label {number}" for number in range(LABELS)]
+    _, label_ids = ledger.register_model(engine, names, **identity, function_to_apply="sigmoid", window_s=10.0)
+    numbers, sha256, key = DIALECTS[engine.dialect.name]
+    indexes = list(sa.inspect(Clip).local_table.indexes)
+    with writing(engine) as connection:
+        for index in indexes:
+            index.drop(connection)
+    for start in range(1, clips + 1, ROWS_AT_ONCE):
+        span = {"a": start, "b": min(start + ROWS_AT_ONCE - 1, clips)}
+        with writing(engine) as connection:
+            connection.execute(sa.text(CLIPS.format(numbers=numbers, sha256=sha256, key=key)), span)
+            connection.execute(sa.text(PREDICTIONS), span)
+    with writing(engine) as connection:
+        for index in indexes:
+            index.create(connection)
+        if engine.dialect.name == "sqlite":
+            # What the planner is told went with the indexes.
+            connection.execute(sa.text("DELETE FROM sqlite_stat1"))
+            connection.execute(sa.text(schema.trigger_statements("sqlite")[-1]))
+        waiting = "lease_until = NULL, state = 'pending', label_id = NULL, score = NULL, finished_at = NULL"
+        connection.execute(sa.text(f"UPDATE clips SET {waiting} WHERE id > :last"), {"last": clips - PENDING})
+        connection.execute(sa.text("DELETE FROM predictions WHERE clip_id > :last"), {"last": clips - PENDING})
+    if engine.dialect.name == "postgresql":
+        # What autovacuum does within minutes; SQLite gets nothing, as with a user.
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE")
+    # Planners read their statistics when a connection opens.
+    engine.dispose()
+    return label_ids
+
+
+def query_ms(engine: sa.Engine, statement: str) -> float:
+    def ask() -> None:
+        with reading(engine) as connection:
+            connection.execute(sa.text(statement)).all()
+
+    return median(_seconds(ask) for _ in range(REPEATS)) * 1000
+
+
+def plan(engine: sa.Engine, statement: str) -> str:
+    explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN (ANALYZE, COSTS OFF, SUMMARY OFF)"
+    with reading(engine) as connection:
+        return "\n".join(str(row[-1]) for row in connection.execute(sa.text(f"{explain} {statement}")))
+
+
+def rates(engine: sa.Engine, label_ids: tuple[int, ...]) -> tuple[float, float]:
+    """Return clips/s of `finish` alone, and of `claim` and `finish`, in chunks of 16 on one thread."""
+    ids = list(range_of_pending(engine))
+    claiming = finishing = 0.0
+    for start in range(0, len(ids), CHUNK):
+        began = time.perf_counter()
+        claim = ledger.claim(engine, ids[start : start + CHUNK], worker="worker@machine-1", limits=Ledger())
+        claiming += time.perf_counter() - began
+        outcomes = [_success(clip.id) for clip in claim.clips]
+        finishing += _seconds(lambda claim=claim, outcomes=outcomes: ledger.finish(  # type: ignore[misc]
+            engine, claim, outcomes, label_ids, Ledger()))  # fmt: skip
+    return len(ids) / finishing, len(ids) / (claiming + finishing)
+
+
+def range_of_pending(engine: sa.Engine) -> list[int]:
+    with reading(engine) as connection:
+        return list(connection.scalars(sa.select(Clip.id).where(ledger.state_is("pending")).order_by(Clip.id)))
+
+
+def _success(clip_id: int) -> Success:
+    predictions = tuple(Prediction((clip_id * 7 + rank * 101) % LABELS, 0.9 / rank) for rank in range(1, 6))
+    facts = AudioFacts(5.0, 44100, 1, "pcm_s16le")
+    return Success(clip_id, Source(f"{clip_id * 2654435761:064x}", 441044), facts, predictions, (), Timings(80, 2, 9))
+
+
+def bytes_per_clip(engine: sa.Engine, clips: int) -> float:
+    size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+    if engine.dialect.name == "postgresql":
+        size = "SELECT pg_database_size(current_database())"
+    with reading(engine) as connection:
+        return float(connection.scalar(sa.text(size)) or 0) / clips
+
+
+def _seconds(act: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _database(kind: str, folder: Path | None) -> Iterator[str]:
+    if kind == "postgresql":
+        with running_postgres() as url:
+            yield url
+    else:
+        with TemporaryDirectory(dir=folder) as own:
+            yield f"sqlite:///{own}/queries.db"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("clips", type=int, nargs="?", default=10_000_000)
+    parser.add_argument("--on", choices=DIALECTS, action="append", help="Default: both databases.")
+    parser.add_argument("--plans", action="store_true", help="Print each query's plan.")
+    parser.add_argument("--folder", type=Path, help="Where the SQLite file goes; PostgreSQL's goes to TMPDIR.")
+    asked = parser.parse_args()
+    for kind in asked.on or DIALECTS:
+        with _database(kind, asked.folder) as url:
+            _report(connect(url, Database()), asked.clips, plans=asked.plans)
+
+
+def _report(engine: sa.Engine, clips: int, *, plans: bool) -> None:
+    began = time.perf_counter()
+    label_ids = build(engine, clips)
+    print(f"\n{engine.dialect.name}, {clips:,} clips x 5 predictions, built in {time.perf_counter() - began:.0f} s")
+    print(f"  {bytes_per_clip(engine, clips):8.0f} bytes a clip")
+    for name, statement in QUERIES.items():
+        print(f"  {query_ms(engine, statement):8.1f} ms  {name}")
+        if plans:
+            print(plan(engine, statement))
+    looking = median(_seconds(lambda: results.progress(engine, 1)) for _ in range(REPEATS))
+    print(f"  {looking * 1000:8.1f} ms  `earmark status`, one look")
+    finish, both = rates(engine, label_ids)
+    print(f"  {finish:8.0f} clips/s finished, {both:.0f} claimed and finished, in chunks of {CHUNK}", flush=True)
+    engine.dispose()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The tables as a diagram, drawn from the models: a page of docs/reference.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from db.models import Base
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import sqlalchemy as sa
+
+HEAD = """# The tables
+
+Ours to change: what is promised are [the views](sql.md). Times are seconds since 1970.
+"""
+
+
+def schema_page() -> str:
+    """Return the page with the entity diagram, which GitHub and most viewers of Markdown draw."""
+    tables = Base.metadata.sorted_tables
+    lines = [line for table in tables for line in (*_entity(table), *_relations(table))]
+    return "\n".join([HEAD, "```mermaid", "erDiagram", *lines, "```", ""])
+
+
+def _entity(table: sa.Table) -> Iterator[str]:
+    yield f"  {table.name} {{"
+    for column in table.columns:
+        key = " PK" if column.primary_key else " FK" if column.foreign_keys else ""
+        yield f"    {type(column.type).__name__.lower()} {column.name}{key}"
+    yield "  }"
+
+
+def _relations(table: sa.Table) -> Iterator[str]:
+    for key in sorted(table.foreign_keys, key=lambda key: key.parent.name):
+        yield f"  {key.column.table.name} ||--o{{ {table.name} : {key.parent.name}"

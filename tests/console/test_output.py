@@ -1,0 +1,136 @@
+"""What comes out: files that are whole or not there, in the format their name says; label files; sentences."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import polars
+import pytest
+
+from console import label_files, output
+from db import schema
+from db.session import connect
+from earmark.errors import UsageError
+from earmark.settings import Database
+from tests.db.facts import two_runs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ROWS = [{"uri": "a", "label": None, "score": 1}, {"uri": "=b", "label": "dog", "score": 0.5}]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    file = tmp_path / "e.db"
+    engine = connect(f"sqlite:///{file}", Database())
+    schema.upgrade(engine)
+    two_runs(engine)
+    engine.dispose()
+    return file
+
+
+def earmark(database: Path, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "console.cli", *words, "--db", str(database)]
+    return subprocess.run(command, text=True, capture_output="stdout" not in more, **more)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("r.csv", "uri,label,score\na,,1\n'=b,dog,0.5\n"),
+        ("r.jsonl", '{"uri": "a", "label": null, "score": 1}\n{"uri": "=b", "label": "dog", "score": 0.5}\n'),
+    ],
+)
+def test_the_suffix_says_the_format(tmp_path: Path, name: str, text: str) -> None:
+    output.write(ROWS, None, tmp_path / name)
+    assert (tmp_path / name).read_text() == text
+
+
+def test_parquet_is_written_in_parts_whose_types_may_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "ROWS_IN_PART", 1)
+    output.write(iter(ROWS), None, tmp_path / "r.parquet")
+    assert polars.read_parquet(tmp_path / "r.parquet").rows() == [("a", None, 1.0), ("=b", "dog", 0.5)]
+    assert [file.name for file in tmp_path.iterdir()] == ["r.parquet"]
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl", "r.parquet"])
+def test_a_file_that_could_not_be_finished_is_not_there(tmp_path: Path, name: str) -> None:
+    def breaking() -> Iterator[dict[str, Any]]:
+        yield ROWS[0]
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / name).write_text("as it was")
+    with pytest.raises(UsageError, match="No space left on device"):
+        output.write(breaking(), None, tmp_path / name)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "as it was")]
+
+
+def test_labels_for_audacity_are_a_folder_of_files(tmp_path: Path) -> None:
+    windows = [{"clip_id": 7, "uri": "https://h/a b.wav", "start_s": 0.0, "end_s": 4.0, "label": "dog", "score": 0.5}]
+    label_files.write(windows, label_files.LabelFormat.audacity, tmp_path / "labels")
+    assert (tmp_path / "labels" / "7-a_b.wav.txt").read_text() == "0.000\t4.000\tdog 0.50\n"
+
+
+def test_labels_for_raven_are_one_table(database: Path, tmp_path: Path) -> None:
+    assert earmark(database, "export", "march", "--labels", "raven", "-o", str(tmp_path / "t.txt")).returncode == 0
+    head, first, *_ = (tmp_path / "t.txt").read_text().splitlines()
+    assert head.split("\t")[3:5] == ["Begin Time (s)", "End Time (s)"]
+    assert first.split("\t")[3:9] == ["0.0", "4.0", "0", "20000", "https://h0.org/0.wav", "siren"]
+
+
+def test_a_run_is_exported_whole(database: Path, tmp_path: Path) -> None:
+    assert earmark(database, "export", "march", "-o", str(tmp_path / "m.parquet")).returncode == 0
+    assert polars.read_parquet(tmp_path / "m.parquet")["label"].to_list() == ["siren", "rain", "rain"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")  # noqa: PTH110
+def test_a_full_disk_behind_standard_output_is_one_sentence(database: Path) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        ended = earmark(database, "results", "march", stdout=full, stderr=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert "No space left" in ended.stderr
+
+
+def test_a_file_that_grows_too_large_leaves_nothing(database: Path, tmp_path: Path) -> None:
+    file = tmp_path / "big.csv"
+    statement = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 99999) SELECT x FROM n"
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    ended = earmark(database, "query", statement, "-o", str(file), preexec_fn=limit)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert [found.name for found in tmp_path.iterdir() if "big" in found.name] == []
+
+
+def test_a_reader_that_stops_early_sees_no_traceback(database: Path) -> None:
+    statement = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 99999) SELECT x FROM n"
+    command = [sys.executable, "-m", "console.cli", "query", statement, "--db", str(database)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        program.stdout.readline()
+        program.stdout.close()
+        assert program.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("statement", "status"), [("DELETE FROM runs", 2), ("SELECT * FROM nowhere", 2), ("SELEC", 2), ("", 2)]
+)
+def test_a_bad_query_is_one_sentence(database: Path, statement: str, status: int) -> None:
+    ended = earmark(database, "query", statement)
+    assert (ended.returncode, ended.stderr.count("\n")) == (status, 1)
+
+
+def test_a_missing_database_is_one_sentence(tmp_path: Path) -> None:
+    ended = earmark(tmp_path / "none.db", "query", "SELECT 1")
+    assert (ended.returncode, ended.stderr.count("\n")) == (3, 1)
+
+
+def test_prune_asks_first(database: Path) -> None:
+    assert earmark(database, "prune", "march", input="n\n").returncode == 1
+    assert "4 clips" in earmark(database, "prune", "march", "--yes").stderr
+    assert earmark(database, "results", "march").returncode == 2

@@ -1,0 +1,67 @@
+"""Two runs of the same clips, made through the ledger: what the tests of views and queries look at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from db import ledger
+from db.models import Clip
+from db.session import reading
+from earmark import clips as words
+from earmark.errors import NotFound
+from earmark.options import RunOptions
+from earmark.settings import Ledger
+
+if TYPE_CHECKING:
+    from db.ledger import Claim
+
+LABELS = ("dog", "siren", "rain")
+SIREN_THEN_DOG = ((1, 0.7), (1, 0.9), (0, 0.6), (1, 0.8))
+
+
+def two_runs(engine: sa.Engine) -> None:
+    """Fill a database: `march` has a long siren in Rome, a close call, a copy and a failure; `april` hears a dog."""
+    march, claim = _claimed(engine, "march")
+    long = _success(claim.clips[0].id, [(1, 0.8), (0, 0.3)], "aa", windows=SIREN_THEN_DOG)
+    close = _success(claim.clips[1].id, [(2, 0.45), (0, 0.40)], "bb")
+    copy = _success(claim.clips[2].id, [(2, 0.95)], "bb", truncated=True)
+    missing = words.Failure(claim.clips[3].id, NotFound(status=404))
+    ledger.finish(engine, claim, [long, close, copy, missing], _model(engine, march, "m"), Ledger())
+    april, claim = _claimed(engine, "april")
+    ledger.finish(engine, claim, [_success(claim.clips[0].id, [(0, 0.9)], "aa")], _model(engine, april, "n"), Ledger())
+
+
+def _claimed(engine: sa.Engine, name: str) -> tuple[int, Claim]:
+    run_id = ledger.open_run(engine, name, RunOptions(), queue="clips", chunk_size=16)
+    cities = ("Rome", "Oslo", "Rome", "Oslo")
+    clips = [words.Clip(f"https://h{n % 2}.org/{n}.wav", {"city": city}) for n, city in enumerate(cities)]
+    ledger.add_clips(engine, run_id, clips)
+    with reading(engine) as connection:
+        ids = list(connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id)))
+    return run_id, ledger.claim(engine, ids, worker="w", limits=Ledger())
+
+
+def _model(engine: sa.Engine, run_id: int, name: str) -> tuple[int, ...]:
+    identity = {"name": name, "revision": "", "sha256": "0", "sample_rate": 16000, "window_s": 4.0}
+    model_id, label_ids = ledger.register_model(engine, LABELS, **identity, function_to_apply="sigmoid")
+    ledger.settle_model(engine, run_id, model_id)
+    return label_ids
+
+
+def _success(
+    clip_id: int,
+    scores: list[tuple[int, float]],
+    sha256: str,
+    *,
+    windows: tuple[tuple[int, float], ...] = (),
+    truncated: bool = False,
+) -> words.Success:
+    facts = words.AudioFacts(4.0 * max(1, len(windows)), 44100, 1, "vorbis", truncated)
+    parts = [
+        words.WindowPredictions(4.0 * n, 4.0 * (n + 1), (words.Prediction(*best), words.Prediction(2, 0.1)))
+        for n, best in enumerate(windows)
+    ]
+    predictions = tuple(words.Prediction(*score) for score in scores)
+    return words.Success(clip_id, words.Source(sha256, 7), facts, predictions, tuple(parts), words.Timings(1, 2, 3))

@@ -1,0 +1,108 @@
+"""Migrations: forth and back, equal to the models, with data from the first one on; what a wrong schema is told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from db import results, schema
+from db.models import Base
+from db.session import connect, reading, writing
+from earmark.errors import ServiceError
+from earmark.settings import Database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+#: Rows as the first version's own program wrote them; never to be changed once that is released.
+FIRST_DATA = (
+    "INSERT INTO models (id, name, revision, sha256, sample_rate, function_to_apply, window_s, created_at)"
+    " VALUES (1, 'm', '', '0', 16000, 'softmax', 10, 1)",
+    "INSERT INTO labels (id, model_id, position, name) VALUES (1, 1, 0, 'siren')",
+    "INSERT INTO runs (id, name, model_id, options, queue, chunk_size, created_at)"
+    " VALUES (1, 'old', 1, '{}', 'clips', 16, 1)",
+    "INSERT INTO clips (id, run_id, uri, display_uri, uri_key, state, label_id, score, sha256, bytes, duration_s,"
+    " finished_at) VALUES (1, 1, 'u', 'u', '0123456789abcdef', 'done', 1, 0.5, 'ab', 7, 2, 3)",
+    "INSERT INTO predictions (clip_id, label_id, score, rank) VALUES (1, 1, 0.5, 1)",
+)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
+    """A database that no Earmark has seen."""
+    url = f"sqlite:///{tmp_path}/e.db"
+    if request.param == "postgresql":
+        url = str(request.getfixturevalue("empty_postgres_url"))
+    engine = connect(url, Database())
+    yield engine
+    engine.dispose()
+
+
+def migrate(engine: sa.Engine, to: str, *, back: bool = False) -> None:
+    with writing(engine) as connection:
+        (command.downgrade if back else command.upgrade)(schema._config(connection), to)
+
+
+def test_the_migrations_arrive_at_the_models(engine: sa.Engine) -> None:
+    with reading(engine) as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_the_migrations_go_back_to_nothing_and_forth_again(empty: sa.Engine) -> None:
+    schema.upgrade(empty)
+    migrate(empty, "base", back=True)
+    assert schema.current(empty) is None
+    with reading(empty) as connection:
+        found = sa.inspect(connection)
+        assert {*found.get_table_names(), *found.get_view_names()} <= {"alembic_version", "sqlite_stat1"}
+    schema.upgrade(empty)
+    schema.check(empty)
+
+
+def test_data_of_the_first_version_is_there_after_every_later_one(empty: sa.Engine) -> None:
+    first, *later = schema.versions()
+    migrate(empty, first)
+    with writing(empty) as connection:
+        for statement in FIRST_DATA:
+            connection.execute(sa.text(statement))
+    for version in [first, *later]:
+        migrate(empty, version)
+        rows = list(results.rows(empty, results.results(1)))
+        assert [(row["run"], row["label"], row["score"]) for row in rows] == [("old", "siren", 0.5)]
+        assert results.progress(empty, 1).states["done"] == 1
+
+
+def test_versions_are_in_the_order_of_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "versions").mkdir()
+    for name in ("v0_10_0", "v0_2_0", "v0_1_0"):
+        (tmp_path / "versions" / f"{name}.py").touch()
+    monkeypatch.setattr(schema, "MIGRATIONS", tmp_path)
+    assert schema.versions() == ["v0_1_0", "v0_2_0", "v0_10_0"]
+
+
+def test_a_newer_schema_is_left_alone_with_a_sentence(engine: sa.Engine) -> None:
+    with writing(engine) as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = 'v9_0_0'"))
+    for act in (schema.upgrade, schema.check):
+        with pytest.raises(ServiceError, match="newer than this Earmark"):
+            act(engine)
+
+
+def test_an_empty_database_is_told_to_be_upgraded(empty: sa.Engine) -> None:
+    with pytest.raises(ServiceError, match="earmark db upgrade"):
+        schema.check(empty)
+
+
+def test_a_file_that_is_no_database_gets_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "notes.db"
+    file.write_text("not a database, but long enough to look like one " * 40)
+    engine = connect(f"sqlite:///{file}", Database())
+    with pytest.raises(ServiceError, match="not a database"):
+        schema.current(engine)

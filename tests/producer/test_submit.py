@@ -1,0 +1,183 @@
+"""Submitting: rows once each whatever happens, counts that add up, and a run to wait for and read from."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+import producer
+from db import ledger
+from db.models import Clip
+from db.session import reading
+from earmark.clips import _NORMAL, normal_uri, uri_key
+from earmark.clips import Clip as ListedClip
+from earmark.errors import UsageError
+from earmark.options import RunOptions
+from earmark.settings import Ledger
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from earmark.settings import Settings
+
+submit_module = sys.modules["producer.submit"]
+ROWS = 60_000
+
+
+def count(engine: sa.Engine, run_id: int) -> tuple[int, int]:
+    """Return a run's clips, and how many different URIs they have."""
+    with reading(engine) as connection:
+        found = sa.select(sa.func.count(), sa.func.count(Clip.uri.distinct())).where(Clip.run_id == run_id)
+        return tuple(connection.execute(found).one())  # type: ignore[return-value]
+
+
+def test_an_edited_and_reordered_list_adds_only_what_is_new(
+    engine: sa.Engine, settings: Settings, tmp_path: Path
+) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("".join(f"https://h.org/{n}\n" for n in range(25_000)))
+    first = producer.submit([str(path)], engine, settings, name="mine")
+    assert (first.added, first.known) == (25_000, 0)
+    path.write_text("".join(f"https://h.org/{n}\n" for n in reversed(range(10, 45_000))))
+    second = producer.submit([str(path)], engine, settings, name="mine")
+    assert (second.run_id, second.added, second.known) == (first.run_id, 20_000, 24_990)
+    assert count(engine, first.run_id) == (45_000, 45_000)
+
+
+def test_the_report_accounts_for_every_line(engine: sa.Engine, settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("n,url\n1,https://h.org/a\n2\n3,https://h.org/a\n\n")
+    submitted = producer.submit(str(path), engine, settings)
+    assert submitted.report() == [
+        "Of the list's 5 lines: 1 new clips, 1 known already, 1 blank or comment, 1 refused, "
+        "1 header or further line of a cell.",
+        f"  {path}, line 3: it has 1 cells, and 'url' is number 2",
+    ]
+    path.write_text("url,n\n,1\n")
+    with pytest.raises(UsageError, match="line 2: there is no text"):
+        producer.submit(str(path), engine, settings)
+
+
+def test_any_meta_is_kept_and_found_with_sql(engine: sa.Engine, settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    odd = '"nul": "a\\u0000b", "half": "\\ud800", "number": NaN, "deep": {"n": [1, "\\u0000"]}'
+    path.write_text(f'{{"url": "https://h.org/a", "city": "Zürich", {odd}}}\n{{"url": "https://h.org/b", "n": 2}}\n')
+    run = producer.submit(str(path), engine, settings)
+    field = "json_extract(meta, '$.city')" if engine.dialect.name == "sqlite" else "meta ->> 'city'"
+    with reading(engine) as connection:
+        found = connection.execute(sa.text(f"SELECT uri FROM clips WHERE {field} = 'Zürich'")).scalars().all()
+        meta = (
+            connection.execute(sa.select(Clip.meta).where(Clip.run_id == run.run_id).order_by(Clip.id)).scalars().all()
+        )
+    assert found == ["https://h.org/a"]
+    assert meta[0] == {
+        "city": "Zürich", "nul": "a\\x00b", "half": "\\ud800", "number": None, "deep": {"n": [1, "\\x00"]}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("killed_after_s", [0.02, 0.3, 0.8])
+def test_a_producer_that_is_killed_and_run_again_loses_and_doubles_nothing(
+    engine: sa.Engine, settings: Settings, tmp_path: Path, killed_after_s: float
+) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("".join(f"https://h.org/{n}\n" for n in range(ROWS)))
+    program = "import sys, producer; print(flush=True); producer.submit(sys.argv[1], name='mine')"
+    environment = {
+        **os.environ,
+        "EARMARK_DATABASE__URL": str(settings.database.url),
+        "EARMARK_BROKER__URL": str(settings.broker.url),
+    }
+    with subprocess.Popen([sys.executable, "-c", program, str(path)], env=environment, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        child.stdout.readline()
+        time.sleep(killed_after_s)
+        child.send_signal(signal.SIGKILL)
+    again = producer.submit(str(path), engine, settings, name="mine")
+    assert count(engine, again.run_id) == (ROWS, ROWS)
+    assert again.progress().total == ROWS
+
+
+def test_memory_holds_one_window_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit_module, "ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(submit_module, "ROWS_SORTED", 50)
+    clips = (ListedClip(f"https://h.org/{n}") for n in range(200))
+    windows = list(submit_module._windows(clips))
+    assert [len(window) for window in windows] == [10, 30, 50, 50, 50, 10]
+    assert [row[1] for row in windows[0]] == [f"https://h.org/{n}" for n in range(10)]
+    assert all(window == sorted(window) for window in windows[1:])
+    monkeypatch.setattr(submit_module, "CHARS_SORTED", 1000)
+    wide = (ListedClip(f"https://h.org/{n}", {"note": "x" * 600}) for n in range(20))
+    assert max(map(len, submit_module._windows(wide))) == 2
+
+
+def test_a_run_is_waited_for_and_read_from(engine: sa.Engine, settings: Settings) -> None:
+    run = producer.submit(["https://h.org/a"], engine, settings)
+    with pytest.raises(TimeoutError, match="0 of 1 clips"):
+        run.wait(timeout_s=0)
+    ledger.cancel(engine, run.run_id)
+    assert run.wait().states["cancelled"] == 1
+    assert list(run.results()) == list(run.failures()) == []
+
+
+def test_two_ways_of_writing_a_url_are_one_clip() -> None:
+    same = ["https://h.org/~a%2Fb?x=1", "HTTPS://H.ORG:443/c/../%7ea%2fb?x=1#part"]
+    assert len({uri_key(uri) for uri in same}) == 1
+    assert uri_key("http://h.org") == uri_key("http://h.org/")
+    assert uri_key("https://bücher.example/a b") == uri_key("https://xn--bcher-kva.example/a%20b")
+    others = ["https://h.org/a", "https://h.org/A", "https://h.org/a/", "https://h.org/a?", "https://h.org/a?b", "/a"]
+    assert len({uri_key(uri) for uri in others if uri != "https://h.org/a?"}) == 5
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://h.org/a,b;c=(1)!/@*&'$+:~_.-", "https://h.org/%C3%A4?q=1&r=a/b,c", "http://h.org/"]
+)
+def test_what_looks_normal_is_normal(uri: str) -> None:
+    assert not _NORMAL.fullmatch(uri) or normal_uri(uri) == uri
+
+
+def plan(engine: sa.Engine, statement: sa.Executable) -> str:
+    text = str(statement.compile(engine, compile_kwargs={"literal_binds": True}))  # type: ignore[attr-defined]
+    explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
+    with reading(engine) as connection:
+        return "\n".join(str(row) for row in connection.exec_driver_sql(explain + text.replace("%", "%%")))
+
+
+def test_the_feeder_walks_its_index_and_sorts_nothing(engine: sa.Engine) -> None:
+    run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=16)
+    ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(20_000)])
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ANALYZE clips")
+    for statement in (ledger._fresh(run_id, 256, 5000), ledger._due_again(run_id, 256)):
+        found = plan(engine, statement)
+        assert "clips_pending" in found
+        assert "sort" not in found.lower()
+        assert "b-tree" not in found.lower()
+
+
+def test_retries_that_are_due_go_before_what_was_never_begun(engine: sa.Engine) -> None:
+    run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=4)
+    ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(40)])
+    after: dict[int, int] = {}
+    (first,) = ledger.pick(engine, "clips", 1, Ledger(queue_lease_s=-1.0), after)
+    assert ledger.take_back(engine, "clips") == 4
+    (again,) = ledger.pick(engine, "clips", 1, Ledger(), after)
+    assert again.clips == first.clips
+    seen = [
+        clip.id for _ in range(9) for some in ledger.pick(engine, "clips", 1, Ledger(), after) for clip in some.clips
+    ]
+    assert len(set(seen)) == len(seen) == 36
+
+
+def test_what_lies_behind_the_feeders_mark_is_found_at_the_end(engine: sa.Engine) -> None:
+    run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=4)
+    ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(4)])
+    after = {run_id: 10**9}
+    assert len(ledger.pick(engine, "clips", 1, Ledger(), after)[0].clips) == 4

@@ -1,0 +1,95 @@
+"""One clip's way: every end it can come to is one outcome, and no clip is blamed for what is not its fault."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+
+from db.ledger import Claimed
+from earmark.clips import AudioFacts, Failure, Postponed, Source, Success, Waveform
+from earmark.errors import DatabaseError, NotFound
+from earmark.options import RunOptions
+from workers.decode import Decoded
+from workers.fetch import Fetched
+from workers.models import Job, Loaded
+from workers.pipeline import Pipeline
+from workers.polite import HostBusyError
+
+CLIP = Claimed(7, "https://h/a.wav", attempts=1, crashes=0)
+SOURCE = Source("ab", 5)
+FACTS = AudioFacts(duration_s=2.0, source_sample_rate=8000, channels=1, codec="pcm")
+
+
+class Card:
+    sample_rate = 4
+    min_samples = 1
+
+    def usable_window_s(self, asked: float | None) -> float:
+        return asked or 1.0
+
+
+class Fetching:
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def fetch(self, uri: str) -> Fetched:
+        if self.error:
+            raise self.error
+        return Fetched(io.BytesIO(b"bytes"), SOURCE)
+
+
+class Decoding:
+    def decode(self, file: Any, sample_rate: int) -> Decoded:
+        return Decoded(Waveform(np.arange(8, dtype=np.float32), sample_rate), FACTS)
+
+
+class Scoring:
+    """Gives each window the mean of its samples as the score of label 1."""
+
+    def submit(self, samples: np.ndarray, _function: str | None) -> Any:
+        from concurrent.futures import Future
+
+        future: Future[np.ndarray] = Future()
+        future.set_result(np.array([0.5, float(samples.mean())]))
+        return future
+
+
+def classify(error: Exception | None = None, **job: Any) -> Any:
+    model = Loaded(Card(), Scoring(), model_id=1, label_ids=(10, 11))  # type: ignore[arg-type]
+    pipeline = Pipeline(Fetching(error), Decoding(), 1)  # type: ignore[arg-type]
+    return pipeline.classify(CLIP, Job(RunOptions(top_k=1), model, **job))
+
+
+def test_windows_are_combined_and_kept() -> None:
+    outcome = classify()
+    assert isinstance(outcome, Success)
+    assert (outcome.clip_id, outcome.source, outcome.facts) == (7, SOURCE, FACTS)
+    assert [(window.start_s, window.predictions[0].score) for window in outcome.windows] == [(0.0, 1.5), (1.0, 5.5)]
+    assert (outcome.predictions[0].label, outcome.predictions[0].score) == (1, 3.5)
+
+
+def test_bytes_that_have_a_result_are_not_decoded_again() -> None:
+    known = Success(7, SOURCE, FACTS, (), reused=True)
+    outcome = classify(known=lambda clip_id, source: known if (clip_id, source) == (7, SOURCE) else None)
+    assert outcome.reused
+    assert outcome.timings.decode_ms == 0.0
+
+
+def test_a_clips_own_error_is_its_outcome() -> None:
+    outcome = classify(NotFound(status=404))
+    assert isinstance(outcome, Failure)
+    assert outcome.error.code == "not_found"
+
+
+def test_an_unexpected_error_ends_one_clip_and_not_the_worker() -> None:
+    outcome = classify(ZeroDivisionError("by nought"))
+    assert isinstance(outcome, Failure)
+    assert "by nought" in str(outcome.error)
+
+
+@pytest.mark.parametrize("error", [HostBusyError(3.0), DatabaseError(reason="away")])
+def test_a_clip_is_put_off_for_what_is_not_its_fault(error: Exception) -> None:
+    assert isinstance(classify(error), Postponed)
