@@ -93,3 +93,5 @@ def summarise(engine: sa.Engine, run: RunRow, state: results.Progress) -> None:
     )
     for code, count, example in results.top_errors(engine, run.id):
         screen.print(f"  [red]{count} {code}[/], such as: {escape(example)}")
+    for code, count, example in results.top_errors(engine, run.id, "pending"):
+        screen.print(f"  [yellow]{count} {code}, to be tried again[/], such as: {escape(example)}")

@@ -94,11 +94,12 @@ def progress(engine: sa.Engine, run_id: int) -> Progress:
     return Progress(states, (clock if going else last or clock) - created, counts.get("done", (0, 0.0))[1])
 
 
-def top_errors(engine: sa.Engine, run_id: int) -> list[tuple[str, int, str]]:
-    """Return (code, clips, one such sentence) of a run's failures, the most frequent first."""
+def top_errors(engine: sa.Engine, run_id: int, state: str = "failed") -> list[tuple[str, int, str]]:
+    """Return (code, clips, one such sentence) of a run's failures, or of its `pending` retries, most frequent first."""
     count = sa.func.count()
     statement = sa.select(Clip.error_code, count, sa.func.min(Clip.error))
-    statement = statement.where(Clip.run_id == run_id, Clip.state == "failed").group_by(Clip.error_code)
+    statement = statement.where(Clip.run_id == run_id, Clip.state == state, Clip.error_code.is_not(None))
+    statement = statement.group_by(Clip.error_code)
     with reading(engine) as connection:
         rows = connection.execute(statement.order_by(count.desc(), Clip.error_code))
         return [(str(code), clips, str(example)) for code, clips, example in rows]

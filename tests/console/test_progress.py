@@ -1,0 +1,29 @@
+"""What `status` tells of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from console import progress
+from db import ledger, results
+from earmark.clips import Failure
+from earmark.errors import Connect, NotFound
+from earmark.settings import Ledger
+from tests.db.test_ledger import submit
+
+if TYPE_CHECKING:
+    import pytest
+    import sqlalchemy as sa
+
+
+def test_status_names_final_failures_and_what_waits_for_another_try(
+    engine: sa.Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id, ids = submit(engine, 2)
+    claim = ledger.claim(engine, ids, worker="w", limits=Ledger())
+    failures = [Failure(ids[0], NotFound(status=404)), Failure(ids[1], Connect(reason="no route"))]
+    ledger.finish(engine, claim, failures, (), Ledger())
+    progress.summarise(engine, results.run(engine, run_id), results.progress(engine, run_id))
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "1 not_found, such as: The server says there is nothing at this URL (HTTP 404)." in shown
+    assert "1 connect, to be tried again, such as: The server cannot be reached: no route." in shown
