@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def lists(earmark: Earmark) -> Path:
     (earmark.folder / "empty.txt").write_text("\n# nothing here\n")
-    (earmark.folder / "list.xyz").write_text("https://example.org/a.wav\n")
+    (earmark.folder / "list.xyz").write_bytes(bytes(range(256)) * 8)
     with (earmark.folder / "list.csv").open("w") as file:
         csv.writer(file).writerows([("link", "city"), ("https://example.org/a.wav", "Rome")])
     return earmark.folder
