@@ -69,7 +69,7 @@ class Fetcher:
         if uri.partition("://")[0].lower() in self._limits.stores and "://" in uri:
             file = _new_file(None)
             return self._fetched(file, _saved(stores.read(uri, self._limits.timeout_s), file))
-        return self._open(os.path.realpath(_path(uri)))
+        return self._open(_real(_path(uri)))
 
     def _download(self, url: str) -> Fetched:
         with self._guard.open(url) as answer:
@@ -184,6 +184,14 @@ def _path(uri: str) -> str:
     if guard.CONTROL.search(uri + path) or not path.startswith("/"):
         raise errors.BadUrl(reason="it starts with neither http://, https:// nor /, or holds control characters")
     return path
+
+
+def _real(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        # A link went away between being seen and being read.
+        raise errors.FileNotFound from None
 
 
 def _open_regular(path: str) -> FileIO:

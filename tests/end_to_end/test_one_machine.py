@@ -115,7 +115,7 @@ def test_a_model_that_cannot_be_had_is_one_sentence(earmark: Earmark) -> None:
 def test_results_come_in_every_format(earmark: Earmark) -> None:
     earmark("run", str(EXAMPLES / "dog.ogg"), str(EXAMPLES / "mixed.m4a"), "--window-s", "5", "--name", "two")
     windows = earmark("results", "two", "--windows", "--format", "jsonl").stdout.splitlines()
-    assert [json.loads(line)["label"] for line in windows][::3] == ["speech", "siren"]
+    assert [json.loads(line)["label"] for line in windows][1::3] == ["speech", "siren"]
     earmark("results", "two", "--format", "parquet", "-o", "two.parquet")
     import polars
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import redis
-import sqlalchemy as sa
 
 from console.demo import EXAMPLES
-from db.models import Clip
 from tests.faults.world import LEASE_S, World, check_invariants
 from tests.servers import running_valkey, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 CLIPS = 64
 
@@ -43,16 +41,6 @@ def world(tmp_path: Path, database_url: str) -> Iterator[World]:
 
 def urls(world: World, count: int = CLIPS) -> list[str]:
     return [f"{world.files}/dog.ogg?{number}" for number in range(count)]  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_clip_that_kills_its_worker_every_time_fails_alone(world: World) -> None:
-    world.extra_path = str(Path(__file__).with_name("poison"))
-    world.submit(*urls(world, 20), f"{world.files}/dog.ogg?poison")  # type: ignore[attr-defined]
-    world.start_worker()
-    world.until_final(180)
-    check_invariants(world, 21, poison=1)
-    assert world.rows(sa.select(Clip.crashes).where(Clip.state == "failed")) == [(2,)]
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
