@@ -117,10 +117,11 @@ def _feed(settings: Settings, top_ups: int) -> dict[str, float]:
 
     broker.configure(settings.broker)
     engine = connect(settings.database_url, settings.database)
+    feeding = feeder.Feeder(engine, settings)
     took = []
     for _ in range(top_ups):
         start = time.perf_counter()
-        chunks = feeder._top_up(engine, settings, feeder.CHUNKS_AT_ONCE)
+        chunks = feeding._top_up(feeder.CHUNKS_AT_ONCE)
         took.append(time.perf_counter() - start)
         assert chunks == feeder.CHUNKS_AT_ONCE
         broker.client().delete("earmark:clips")

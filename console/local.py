@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earmark.errors import ServiceError, UsageError
+from earmark.errors import SERVICE_EXIT, ServiceError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 STOP_S = 15.0
 #: Valkey answers in a tenth of a second; loading an append-only file takes longer.
 START_S = 20.0
-#: What a worker exits with when a service or a setting is wrong: starting it again would not help.
-SERVICE_EXIT = 3
 #: A worker that keeps dying is not started for ever.
 MAX_RESTARTS = 10
 PR_SET_PDEATHSIG = 1

@@ -135,9 +135,9 @@ def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> i
     statement = sa.update(Clip).where(Clip.run_id == run_id, state_is("failed"))
     if wanted := list(codes):
         statement = statement.where(Clip.error_code.in_(wanted))
-    fresh = {"attempts": 0, "crashes": 0, "not_before": 0.0, "finished_at": None}
+    fresh = {"attempts": 0, "crashes": 0, "finished_at": None}
     with writing(engine) as connection:
-        return connection.execute(statement.values(state="pending", **fresh, **NO_ERROR)).rowcount
+        return connection.execute(statement.values(**_AT_ONCE, **fresh, **NO_ERROR)).rowcount
 
 
 def cancel(engine: sa.Engine, run_id: int) -> int:
@@ -181,26 +181,33 @@ def take_back(engine: sa.Engine, queue: str) -> int:
 
     A worker that let a lease end has died with the clip: that counts as a crash, and the try does not.
     """
-    ended = sa.and_(state_is("queued", "running"), Clip.lease_until < _CLOCK, Clip.run_id.in_(_runs_of(queue)))
-    with reading(engine) as connection:
-        # Most feeders find nothing, and on SQLite there is one writer.
-        if connection.execute(sa.select(Clip.id).where(ended).limit(1)).first() is None:
-            return 0
+    ended = Clip.lease_until < _CLOCK
+    if not _some_kept(engine, queue, ended):
+        return 0
     lost = {"crashes": Clip.crashes + 1, "attempts": Clip.attempts - 1}
     with writing(engine) as connection:
-        crashed = sa.update(Clip).where(state_is("running"), ended).values(**_AT_ONCE, **lost)
-        stale = sa.update(Clip).where(state_is("queued"), ended).values(_AT_ONCE)
+        crashed = sa.update(Clip).where(state_is("running"), _kept(queue, ended)).values(**_AT_ONCE, **lost)
+        stale = sa.update(Clip).where(state_is("queued"), _kept(queue, ended)).values(_AT_ONCE)
         return connection.execute(crashed).rowcount + connection.execute(stale).rowcount
 
 
-def take_back_queued(engine: sa.Engine, queue: str, limits: Ledger) -> int:
-    """Put clips that the queue should hold and does not back to `pending`; return how many."""
-    sent_long_ago = Clip.lease_until < _CLOCK + (limits.queue_lease_s - limits.lost_after_s)
-    lost = sa.update(Clip).where(
-        state_is("queued", "running"), state_is("queued"), sent_long_ago, Clip.run_id.in_(_runs_of(queue))
-    )
+def take_back_queued(engine: sa.Engine, queue: str, within_s: float) -> int:
+    """Put clips back to `pending` whose time in the queue would end within so many seconds; return how many."""
+    lost = sa.and_(state_is("queued"), Clip.lease_until < _CLOCK + within_s)
+    if not _some_kept(engine, queue, lost):
+        return 0
     with writing(engine) as connection:
-        return connection.execute(lost.values(_AT_ONCE)).rowcount
+        return connection.execute(sa.update(Clip).where(_kept(queue, lost)).values(_AT_ONCE)).rowcount
+
+
+def _some_kept(engine: sa.Engine, queue: str, condition: sa.ColumnElement[bool]) -> bool:
+    # Most feeders find nothing, and on SQLite there is one writer.
+    with reading(engine) as connection:
+        return connection.execute(sa.select(Clip.id).where(_kept(queue, condition)).limit(1)).first() is not None
+
+
+def _kept(queue: str, condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    return sa.and_(state_is("queued", "running"), condition, Clip.run_id.in_(_runs_of(queue)))
 
 
 def pick(

@@ -21,6 +21,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+#: What a process exits with: given something it cannot use; a service or a setting is wrong, so that starting it again
+#: would not help; unsound or cut off, so that starting it again would.
+USAGE_EXIT, SERVICE_EXIT, BROKEN_EXIT = 2, 3, 70
+
 
 class EarmarkError(Exception):
     """Something went wrong in Earmark."""

@@ -54,6 +54,8 @@ class Ledger(Group):
     feed_every_s: float = Field(0.5, description="The queue holds seconds of work, so half a second keeps it full.")
     queue_lease_s: float = Field(600.0, description="A queued clip nobody claimed by then is sent again.")
     lost_after_s: float = Field(10.0, description="Queued clips this old are lost when the queue is empty.")
+    settle_s: float = Field(5.0, description="After a database outage workers renew leases before any is taken back.")
+    outage_s: float = Field(60.0, description="Results wait this long for a database that is out of reach.")
 
 
 class Fetch(Group):
@@ -105,6 +107,7 @@ class Worker(Group):
         ByteSize(512 * 1024**2), description="Decoded audio waiting for the model: two one-hour clips."
     )
     chunk_deadline_s: float = Field(600.0, description="A chunk not done by then gives its clips back.")
+    idle_s: float = Field(120.0, description="A worker that no chunk reaches for so long while some wait is cut off.")
     silent_batcher_s: float = Field(120.0, description="A model silent this long with work waiting is hung.")
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from itertools import groupby
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from more_itertools import chunked, interleave_evenly, interleave_longest
 
 from db import ledger
 from earmark import broker
 from earmark.clips import Chunk
+from earmark.errors import DatabaseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,50 +23,69 @@ if TYPE_CHECKING:
 
 #: Chunks picked in one transaction: few enough that it is short.
 CHUNKS_AT_ONCE = 16
-#: By database and run, the last clip picked.
-_picked: WeakKeyDictionary[sa.Engine, dict[int, int]] = WeakKeyDictionary()
 
 
-def feed(engine: sa.Engine, settings: Settings) -> int:
-    """Take back what was lost, then fill the queue to its high mark if it is below the low one; return chunks sent.
+class Feeder:
+    """Moves clips from one database's ledger to one queue; several may run at once, in any processes.
 
-    The marks grow with what workers hold, so that a large cluster finds enough and a small one makes Redis hold little.
-    Several feeders may run at once. A feeder that dies between marking and sending leaves `queued` clips whose
-    lease ends.
-
-    Raises:
-        ServiceError: the broker or the database is out of reach.
+    One that dies between marking and sending leaves `queued` clips that another finds lost.
     """
-    ledger.take_back(engine, settings.broker.queue)
-    waiting, in_hand = broker.queue_length(), broker.chunks_in_hand()
-    _take_back_wiped(engine, settings, idle=waiting == in_hand == 0)
-    high = max(settings.broker.high_water, 2 * in_hand)
-    sent = 0
-    while waiting + sent <= (high if sent else high // 2):
-        chunks = _top_up(engine, settings, min(CHUNKS_AT_ONCE, high - waiting - sent))
-        sent += chunks
-        if not chunks:
-            break
-    return sent
 
+    def __init__(self, engine: sa.Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._queue = settings.broker.queue
+        self._high_water = settings.broker.high_water
+        self._limits = settings.ledger
+        #: By run, the last clip picked.
+        self._picked: dict[int, int] = {}
+        self._settled_at = 0.0
 
-def _take_back_wiped(engine: sa.Engine, settings: Settings, *, idle: bool) -> None:
-    limits = settings.ledger
-    if broker.mark_queue():
-        # Redis has forgotten the mark, and so every chunk, however young.
-        ledger.take_back_queued(engine, settings.broker.queue, limits.model_copy(update={"lost_after_s": -1.0}))
-    elif idle:
-        ledger.take_back_queued(engine, settings.broker.queue, limits)
+    def feed(self) -> int:
+        """Take back what was lost, then fill the queue to its high mark if it is below the low one; return chunks sent.
 
+        The marks grow with what workers hold, so that a large cluster finds enough and a small one makes Redis hold
+        little.
 
-def _top_up(engine: sa.Engine, settings: Settings, count: int) -> int:
-    if count <= 0:
-        return 0
-    after = _picked.setdefault(engine, {})
-    picked = ledger.pick(engine, settings.broker.queue, count, settings.ledger, after)
-    chunks = list(interleave_evenly([_cut(part) for part in picked])) if picked else []
-    broker.send_chunks(chunks)
-    return len(chunks)
+        Raises:
+            ServiceError: the broker or the database is out of reach.
+        """
+        try:
+            if time.monotonic() >= self._settled_at:
+                ledger.take_back(self._engine, self._queue)
+            waiting = self._take_back_lost()
+            return self._fill(waiting, max(self._high_water, 2 * broker.chunks_in_hand()))
+        except DatabaseError:
+            # Workers could not renew their leases either.
+            self._settled_at = time.monotonic() + self._limits.settle_s
+            raise
+
+    def _take_back_lost(self) -> int:
+        """Return how many chunks wait, having taken back the clips that a queue without them should hold."""
+        if broker.mark_queue():
+            # Redis has forgotten the mark, and so every chunk, however young.
+            ledger.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s)
+        waiting = broker.queue_length()
+        if not waiting:
+            # A chunk that left the queue is claimed at once, unless its worker died first.
+            ledger.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s - self._limits.lost_after_s)
+        return waiting
+
+    def _fill(self, waiting: int, high: int) -> int:
+        sent = 0
+        while waiting + sent <= (high if sent else high // 2):
+            chunks = self._top_up(min(CHUNKS_AT_ONCE, high - waiting - sent))
+            sent += chunks
+            if not chunks:
+                break
+        return sent
+
+    def _top_up(self, count: int) -> int:
+        if count <= 0:
+            return 0
+        picked = ledger.pick(self._engine, self._queue, count, self._limits, self._picked)
+        chunks = list(interleave_evenly([_cut(part) for part in picked])) if picked else []
+        broker.send_chunks(chunks)
+        return len(chunks)
 
 
 def _cut(picked: Picked) -> list[Chunk]:

@@ -17,7 +17,7 @@ from earmark import broker
 from earmark.errors import ServiceError, UsageError
 from earmark.options import RunOptions
 from earmark.settings import Settings
-from producer.feeder import feed
+from producer.feeder import Feeder
 from producer.lists import InputFormat, Tally
 from producer.sources import read_clips
 
@@ -155,15 +155,16 @@ def _open(settings: Settings) -> sa.Engine:
 
 
 def _add(clips: Iterable[Clip], run_id: int, engine: sa.Engine, settings: Settings) -> int:
+    feeder = Feeder(engine, settings)
     added, fed, mostly_known = 0, float("-inf"), False
     for window in _windows(clips):
         for rows in sliced(window, ROWS_AT_ONCE):
             new = ledger.add_listed(engine, run_id, rows, mostly_known=mostly_known)
             added, mostly_known = added + new, new < len(rows) / 2
             if time.monotonic() - fed > settings.ledger.feed_every_s:
-                feed(engine, settings)
+                feeder.feed()
                 fed = time.monotonic()
-    feed(engine, settings)
+    feeder.feed()
     return added
 
 

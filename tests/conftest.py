@@ -10,7 +10,7 @@ import pytest
 from db import schema
 from db.session import connect
 from earmark.settings import Database
-from tests.servers import running_postgres
+from tests.servers import Postgres
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,14 +20,22 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server with a template database at our schema."""
-    with running_postgres() as url:
-        _run(url, "CREATE DATABASE template_earmark")
-        engine = connect(_named(url, "template_earmark"), Database())
+def postgres_server() -> Iterator[Postgres]:
+    """A PostgreSQL server with a template database at our schema."""
+    server = Postgres()
+    try:
+        _run(server.url, "CREATE DATABASE template_earmark")
+        engine = connect(_named(server.url, "template_earmark"), Database())
         schema.upgrade(engine)
         engine.dispose()
-        yield url
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_server: Postgres) -> str:
+    return postgres_server.url
 
 
 @pytest.fixture

@@ -26,48 +26,76 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+class Postgres:
+    """A server on a free port, in a folder of its own; it can be killed and started again with its data."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="earmark-postgres-"))
+        self._folder.chmod(0o755)
+        data = self._folder / "data"
+        data.mkdir()
+        self._who = _ordinary_user(data)
+        self._binaries = readable_binaries(self._folder)
+        port = free_port()
+        initdb = [self._binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N"]
+        subprocess.run(initdb, check=True, capture_output=True, cwd=self._folder, **self._who)
+        options = [f"-p{port}", "-cunix_socket_directories=", "-cfsync=off", "-cmax_connections=200"]
+        self._command = [self._binaries / "postgres", "-D", data, *options]
+        self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        self.start()
+
+    def start(self) -> None:
+        with (self._folder / "log").open("ab") as log:
+            self._server = subprocess.Popen(self._command, cwd=self._folder, stdout=log, stderr=log, **self._who)
+        _wait_until(lambda: _accepts(self.url))
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop it: SIGINT is its fast way, SIGQUIT the one that leaves a crash to recover from."""
+        self._server.send_signal(how)
+        self._server.wait(20)
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder)
+
+
+class Valkey:
+    """A server on a free port; it can be killed and started again, and forgets all unless told otherwise."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._port = free_port()
+        where = ["--port", str(self._port), "--dir", str(folder)]
+        self._command = [local._valkey_program(), *where, "--save", "", *options]
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self.start()
+
+    def start(self, *options: str) -> None:
+        self.process = subprocess.Popen([*self._command, *options], stdout=subprocess.DEVNULL)
+        _wait_until(lambda: _pings(self._port))
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(how)
+        self.process.wait(20)
+
+
 @contextmanager
 def running_postgres() -> Iterator[str]:
     """Yield the URL of a server that ends with the block."""
-    folder = Path(tempfile.mkdtemp(prefix="earmark-postgres-"))
-    data, port = folder / "data", free_port()
-    folder.chmod(0o755)
-    data.mkdir()
-    who = _ordinary_user(data)
-    binaries = readable_binaries(folder)
-    subprocess.run(
-        [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N"],
-        check=True,
-        capture_output=True,
-        cwd=folder,
-        **who,
-    )
-    log = (folder / "log").open("wb")
-    options = [f"-p{port}", "-cunix_socket_directories=", "-cfsync=off", "-cmax_connections=200"]
-    server = subprocess.Popen([binaries / "postgres", "-D", data, *options], cwd=folder, stdout=log, stderr=log, **who)
+    server = Postgres()
     try:
-        url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        _wait_until(lambda: _accepts(url))
-        yield url
+        yield server.url
     finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(20)
-        log.close()
-        shutil.rmtree(folder)
+        server.remove()
 
 
 @contextmanager
 def running_valkey(folder: Path, *options: str) -> Iterator[str]:
     """Yield the URL of a Valkey that ends with the block."""
-    port = free_port()
-    command = [local._valkey_program(), "--port", str(port), "--dir", str(folder), "--save", "", *options]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    server = Valkey(folder, *options)
     try:
-        _wait_until(lambda: _pings(port))
-        yield f"redis://127.0.0.1:{port}/0"
+        yield server.url
     finally:
-        server.terminate()
-        server.wait(20)
+        server.stop()
 
 
 @contextmanager

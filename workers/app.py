@@ -13,9 +13,9 @@ from celery import signals
 from db import schema
 from db.session import connect
 from earmark import broker
-from earmark.errors import EarmarkError, ServiceError
+from earmark.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, ServiceError
 from earmark.settings import Settings, cores
-from producer.feeder import feed
+from producer.feeder import Feeder
 from workers import tasks
 from workers.decode import Decoders
 from workers.models import Models
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SERVICE_EXIT = 3
 #: Feed failures are told once in so many, so that a broker that is down for an hour does not fill the disk.
 TOLD_EACH = 60
+#: What failed is tried again this soon: leases must not end because one renewal met a restart.
+RETRY_S = 1.0
 
 settings = Settings()
 app = broker.configure(settings.broker)
@@ -70,7 +71,8 @@ def _desk(hostname: str) -> tasks.Desk:
 def _start_timers(**_: Any) -> None:
     desk = _ready_desk()
     _every(settings.ledger.lease_s / 3, desk.renew)
-    _every(settings.ledger.feed_every_s, lambda: feed(desk.engine, settings))
+    _every(settings.ledger.feed_every_s, Feeder(desk.engine, settings).feed)
+    _every(settings.worker.idle_s / 8, lambda: _end_if_cut_off(desk))
     logger.info("ready, with the model %s", settings.model.name, extra={"action": "ready"})
 
 
@@ -93,13 +95,20 @@ def _ready_desk() -> tasks.Desk:
     return tasks.desk
 
 
+def _end_if_cut_off(desk: tasks.Desk) -> None:
+    """End this process if chunks wait and none reaches it: the supervisor starts one that can."""
+    if desk.idle_s > settings.worker.idle_s and broker.queue_length():
+        logger.critical("chunks wait and none has come for %.0f s; the worker ends", desk.idle_s)
+        os._exit(BROKEN_EXIT)
+
+
 def _every(seconds: float, act: Callable[[], object]) -> None:
     threading.Thread(target=_repeat, args=(seconds, act), daemon=True).start()
 
 
 def _repeat(seconds: float, act: Callable[[], object]) -> None:
     failures = 0
-    while not _stopping.wait(seconds):
+    while not _stopping.wait(min(seconds, RETRY_S) if failures else seconds):
         try:
             act()
             failures = 0

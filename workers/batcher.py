@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 #: Enough to fill any batch with like lengths, few enough that choosing costs nothing.
 _LOOK_AHEAD = 512
-#: What a supervisor restarts: the process is sound no more.
-_BROKEN = 70
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,4 +147,4 @@ def _die(reason: str) -> NoReturn:
     """End the process at once; the supervisor starts another and the leases bring the clips back."""
     logger.critical("%s; the worker ends", reason, exc_info=sys.exception(), extra={"action": "batcher_broken"})
     faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
-    os._exit(_BROKEN)
+    os._exit(errors.BROKEN_EXIT)

@@ -6,19 +6,21 @@ import logging
 import threading
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.exceptions import Reject
 
 from db import ledger
 from earmark import broker
 from earmark.clips import Failure, Postponed
-from earmark.errors import DatabaseError, MessageError, ModelError, ServiceError
+from earmark.errors import DatabaseError, MessageError, ModelError, ServiceError, UsageError
 from workers.sacrifice import Sacrifice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import sqlalchemy as sa
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from workers.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: A clip that has seen this many workers die is suspected of killing them.
 SUSPECT_CRASHES = 2
@@ -38,6 +41,8 @@ LOOK_UP_S = 0.25
 PATIENCE_S = 5.0
 #: A stopping worker lets running clips end within this, and gives the others back.
 DRAIN_S = 5.0
+#: Between two tries to reach a database that is away.
+OUTAGE_PAUSE_S = 1.0
 
 
 class Work:
@@ -120,29 +125,32 @@ class Desk:
         self._late = ThreadPoolExecutor(settings.worker.concurrency, thread_name_prefix="late")
         self._late_free = threading.Semaphore(settings.worker.concurrency)
         self._held: set[int] = set()
+        self._limits = settings.ledger
+        self._deadline_s = settings.worker.chunk_deadline_s
+        self._counting = threading.Lock()
+        self._chunks_in_hand = 0
+        self._idle_since = monotonic()
 
     def work(self, chunk: Chunk) -> Counter[str]:
         """Bring the chunk's clips that are still to do to a final state, or give them back.
 
         Clips that take long go on behind the chunk's back: the ledger, not the message, keeps them safe.
         """
-        self._wait_for_network()
-        ids = [clip_id for clip_id, _ in chunk.clips]
-        claim = ledger.claim(self.engine, ids, worker=self._name, limits=self.settings.ledger)
-        counts = Counter(skipped=len(ids) - len(claim.clips))
-        if claim.clips:
-            self._held.add(claim.token)
-            try:
-                counts += self._begin(chunk.run_id, claim)
-            except BaseException:
-                # Nobody works on them any more: let their lease end.
-                self._held.discard(claim.token)
-                raise
-        return counts
+        with self._at_work():
+            self._wait_for_network()
+            ids = [clip_id for clip_id, _ in chunk.clips]
+            claim = self._patiently(partial(ledger.claim, self.engine, ids, worker=self._name, limits=self._limits))
+            counts = Counter(skipped=len(ids) - len(claim.clips))
+            return counts + self._begin(chunk.run_id, claim) if claim.clips else counts
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since this worker last had a chunk in hand."""
+        return 0.0 if self._chunks_in_hand else monotonic() - self._idle_since
 
     def renew(self) -> None:
         """Lengthen the leases of everything being worked on here."""
-        ledger.renew(self.engine, list(self._held), self.settings.ledger)
+        ledger.renew(self.engine, list(self._held), self._limits)
 
     def close(self) -> None:
         """Record or give back what is still being worked on."""
@@ -153,19 +161,35 @@ class Desk:
         self._models.close()
         self.engine.dispose()
 
-    def _begin(self, run_id: int, claim: Claim) -> Counter[str]:
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self._counting:
+            self._chunks_in_hand += 1
         try:
-            job = self._models.take(run_id)
+            yield
+        finally:
+            with self._counting:
+                self._chunks_in_hand -= 1
+                self._idle_since = monotonic()
+
+    def _begin(self, run_id: int, claim: Claim) -> Counter[str]:
+        self._held.add(claim.token)
+        try:
+            job = self._patiently(partial(self._models.take, run_id))
         except DatabaseError:
-            raise
-        except (ServiceError, ModelError) as error:
-            reason = error if isinstance(error, ModelError) else ModelError(reason=str(error))
             self._held.discard(claim.token)
+            raise
+        except (ServiceError, ModelError, UsageError) as error:
+            self._held.discard(claim.token)
+            reason = error if isinstance(error, ModelError) else ModelError(reason=str(error))
             return self._record(claim, [Failure(clip.id, reason) for clip in claim.clips], ())
-        deadline_s = self.settings.worker.chunk_deadline_s
-        work = Work(claim, lambda clip: self._clips.submit(self._classify, clip, job), deadline_s)
-        work.go_on(PATIENCE_S, self.draining)
-        counts = self._record(claim, work.collect(), job.model.label_ids)
+        work = Work(claim, lambda clip: self._clips.submit(self._classify, clip, job), self._deadline_s)
+        try:
+            work.go_on(PATIENCE_S, self.draining)
+            counts = self._record(claim, work.collect(), job.model.label_ids)
+        except BaseException:
+            self._let_go(work, job)
+            raise
         if work.unfinished and not self.draining.is_set() and self._late_free.acquire(blocking=False):
             self._late.submit(self._end_late, work, job)
             return counts + Counter(late=len(claim.clips) - counts.total())
@@ -181,19 +205,35 @@ class Desk:
 
     def _end(self, work: Work, job: Job) -> Counter[str]:
         try:
-            work.go_on(self.settings.worker.chunk_deadline_s, self.draining)
+            work.go_on(self._deadline_s, self.draining)
             work.give_back()
             counts = self._record(work.claim, work.collect(), job.model.label_ids)
-            ledger.release(self.engine, work.claim.token, work.given_back)
+            self._patiently(partial(ledger.release, self.engine, work.claim.token, work.given_back))
         finally:
-            self._held.discard(work.claim.token)
-            self._models.give_back(job)
+            self._let_go(work, job)
         return counts + Counter(released=len(work.given_back))
+
+    def _let_go(self, work: Work, job: Job) -> None:
+        # What was neither recorded nor released is nobody's now, and its lease ends.
+        self._held.discard(work.claim.token)
+        self._models.give_back(job)
 
     def _record(self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]) -> Counter[str]:
         if not outcomes:
             return Counter()
-        return Counter(ledger.finish(self.engine, claim, outcomes, label_ids, self.settings.ledger))
+        finish = partial(ledger.finish, self.engine, claim, outcomes, label_ids, self._limits)
+        return Counter(self._patiently(finish))
+
+    def _patiently(self, transaction: Callable[[], T]) -> T:
+        """Do a transaction, again and again while the database is out of reach; raises DatabaseError in the end."""
+        give_up = monotonic() + self._limits.outage_s
+        while True:
+            try:
+                return transaction()
+            except DatabaseError as error:
+                if monotonic() > give_up or self.draining.wait(OUTAGE_PAUSE_S):
+                    raise
+                logger.warning("%s", error, extra={"action": "database_away"})
 
     def _classify(self, clip: Claimed, job: Job) -> Outcome | Postponed:
         if clip.crashes >= SUSPECT_CRASHES:
@@ -223,7 +263,10 @@ def classify_chunk(message: dict[str, Any]) -> dict[str, int]:
         logger.error("%s", error, extra={"action": "message_refused"})  # noqa: TRY400 - the sentence says it all
         return {"refused": 1}
     started = monotonic()
-    counts = {name: count for name, count in desk.work(chunk).items() if count}
+    try:
+        counts = {name: count for name, count in desk.work(chunk).items() if count}
+    except DatabaseError as error:
+        raise Reject(str(error), requeue=True) from error
     logger.info(
         "run %d: %s in %.1f s",
         chunk.run_id,

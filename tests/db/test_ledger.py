@@ -169,8 +169,8 @@ def test_picking_is_fair_between_runs_and_bounded(engine: sa.Engine) -> None:
 def test_what_a_wiped_queue_held_is_taken_back_once_it_is_old_enough(engine: sa.Engine) -> None:
     submit(engine, 3)
     ledger.pick(engine, "clips", 10, LIMITS)
-    assert ledger.take_back_queued(engine, "clips", LIMITS) == 0
-    assert ledger.take_back_queued(engine, "clips", Ledger(lost_after_s=-1.0)) == 3
+    assert ledger.take_back_queued(engine, "clips", LIMITS.queue_lease_s - 10) == 0
+    assert ledger.take_back_queued(engine, "clips", LIMITS.queue_lease_s) == 3
     assert len(ledger.pick(engine, "clips", 10, LIMITS)[0].clips) == 3
 
 

@@ -1,67 +1,151 @@
-"""Faults, one by one: whatever is killed, every clip ends in exactly one final state."""
+"""Each fault by itself: whatever happens, every clip ends in exactly one final state, the right one."""
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from typing import TYPE_CHECKING
 
 import pytest
-import redis
+import sqlalchemy as sa
 
-from console.demo import EXAMPLES
-from tests.faults.world import LEASE_S, World, check_invariants
-from tests.servers import running_valkey, serving
+from db import ledger
+from db.models import Clip
+from earmark import broker
+from earmark.clips import AudioFacts, Failure, Prediction, Source, Success
+from earmark.errors import NotFound
+from earmark.settings import Broker, Ledger
+from tests.faults import faults
+from tests.faults.world import LEASE_S, check_invariants
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from tests.faults.faults import Fault
+    from tests.faults.world import World
 
 CLIPS = 64
+#: After the lease, the longest a worker's death may hold up its clips.
+RECOVERY_S = 15
+MODEL = {
+    "name": "m", "revision": "", "sha256": "0", "sample_rate": 8000, "function_to_apply": "softmax", "window_s": 10.0
+}  # fmt: skip
 
 
-@pytest.fixture
-def world(tmp_path: Path, database_url: str) -> Iterator[World]:
-    """One Valkey, a file server and a supervisor; no worker yet."""
-    with running_valkey(tmp_path) as broker, serving(EXAMPLES, delay_s=0.05) as files:
-        settings = {
-            "EARMARK_BROKER__URL": broker,
-            "EARMARK_DATABASE__URL": database_url,
-            "EARMARK_LEDGER__LEASE_S": str(LEASE_S),
-            "EARMARK_LEDGER__LOST_AFTER_S": "2",
-            "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
-            "EARMARK_FETCH__PORTS": files.rpartition(":")[2],
-        }
-        cluster = World(tmp_path, settings)
-        cluster.files = files  # type: ignore[attr-defined]
-        yield cluster
-        cluster.end()
+def strike_amid_work(world: World, fault: Fault) -> None:
+    """Have a fault happen to two workers at work, then let them end."""
+    world.submit(*world.uris(CLIPS))
+    world.start_workers()
+    world.until_some_are_done()
+    fault(world)
+    world.until_final()
+    check_invariants(world)
 
 
-def urls(world: World, count: int = CLIPS) -> list[str]:
-    return [f"{world.files}/dog.ogg?{number}" for number in range(count)]  # type: ignore[attr-defined]
+def named(fault: Fault) -> str:
+    return fault.__name__
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("fault", faults.ON_SQLITE, ids=named)
+def test_on_sqlite_nothing_is_lost_or_doubled(world: World, fault: Fault) -> None:
+    strike_amid_work(world, fault)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_zombie_writes_nothing_that_its_successor_has_written(world: World) -> None:
-    world.submit(*urls(world))
-    zombie = world.start_worker()
-    world.until(lambda states: states.get("done", 0) >= 8, 90)
-    os.kill(zombie.pid, signal.SIGSTOP)
-    time.sleep(LEASE_S)
-    world.start_worker()
+@pytest.mark.parametrize("fault", faults.ON_POSTGRES, ids=named)
+def test_on_postgresql_nothing_is_lost_or_doubled(world: World, fault: Fault) -> None:
+    strike_amid_work(world, fault)
+
+
+def test_clips_that_fail_or_kill_cost_only_themselves(world: World) -> None:
+    world.submit(*world.uris(CLIPS, "busy", "broken", "cut", "gone", "endless", "poison", "unnamed", "renamed"))
+    world.start_workers()
+    world.until_final(120)
+    check_invariants(world)
+
+
+def test_a_killed_worker_s_clips_go_on_within_its_lease_and_15_s(world: World) -> None:
+    world.submit(*world.uris(CLIPS))
+    world.start_workers(1)
+    world.until_some_are_done()
+    faults.kill_all_workers(world)
+    running = [row[0] for row in world.rows(sa.select(Clip.id).where(Clip.state == "running"))]
+    assert running
+    unfinished = sa.select(sa.func.count()).where(Clip.id.in_(running), Clip.state != "done")
+    world.until(lambda: world.rows(unfinished)[0][0] == 0, LEASE_S + RECOVERY_S)
     world.until_final()
-    os.kill(zombie.pid, signal.SIGCONT)
-    time.sleep(LEASE_S)
-    check_invariants(world, CLIPS)
+    check_invariants(world)
 
 
-def test_a_wiped_redis_loses_nothing(world: World) -> None:
-    world.submit(*urls(world, 1200))
-    world.start_worker()
-    world.until(lambda states: states.get("done", 0) >= 8, 90)
-    with redis.Redis.from_url(world.settings["EARMARK_BROKER__URL"]) as client:
-        client.flushall()
-    world.until_final(180)
-    check_invariants(world, 1200)
+def test_a_stopped_worker_loses_nothing_and_does_nothing_twice(world: World) -> None:
+    world.submit(*world.uris(CLIPS))
+    world.start_workers()
+    world.until_some_are_done()
+    for process in world.workers:
+        process.terminate()
+    world.until_final()
+    check_invariants(world)
+    assert set(world.files.sent.values()) == {1}
+    assert world.rows(sa.select(sa.func.max(Clip.crashes))) == [(0,)]
+
+
+def test_a_worker_without_memory_for_a_batch_scores_windows_one_by_one(world: World) -> None:
+    world.submit(*world.uris(CLIPS))
+    world.start_workers(1, FAULT_MEMORY="1")
+    world.until_final()
+    check_invariants(world)
+    assert world.rows(sa.select(sa.func.max(Clip.attempts))) == [(1,)]
+
+
+def test_two_producers_of_one_list_make_one_run(world: World) -> None:
+    uris = world.uris(2000)
+    both = [world.submit(*uris, wait=False, name=name) for name in ("one", "two")]
+    assert [process.wait(120) for process in both] == [0, 0]
+    for process in both:
+        process.communicate()
+    assert sum(world.states().values()) == 2000
+
+
+def test_an_idle_worker_that_chunks_do_not_reach_ends_itself(world: World) -> None:
+    world.start_workers(1, EARMARK_WORKER__IDLE_S="4")
+    world.until(lambda: "ready" in world.log(), 60)
+    deaf = world.workers[0]
+    cut_off_from_the_queue(world)
+    world.submit(*world.uris(8))
+    deaf.wait(30)
+    world.until_final()
+    check_invariants(world)
+
+
+def cut_off_from_the_queue(world: World) -> None:
+    broker.configure(Broker(url=world.valkey.url))
+    broker.app.control.cancel_consumer("clips")
+    broker.app.close()
+
+
+def test_the_check_notices_a_feeder_that_takes_nothing_back(world: World) -> None:
+    world.settings["FAULT_NO_RECOVERY"] = "1"
+    world.submit(*world.uris(CLIPS))
+    world.start_workers()
+    world.until_some_are_done()
+    faults.kill_all_workers(world)
+    with pytest.raises(AssertionError, match="'running'"):
+        world.until_final(15)
+    with pytest.raises(AssertionError):
+        check_invariants(world)
+
+
+def test_the_check_notices_a_ledger_without_fencing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.submit(*world.uris(1))
+    with world.database() as engine:
+        (clip_id,) = world.rows(sa.select(Clip.id))[0]
+        labels = ledger.register_model(engine, ["dog"], **MODEL)[1]
+        zombie = ledger.claim(engine, [clip_id], worker="zombie", limits=Ledger(lease_s=-1.0))
+        ledger.take_back(engine, "clips")
+        successor = ledger.claim(engine, [clip_id], worker="successor", limits=Ledger())
+        success = Success(clip_id, Source("", 1), AudioFacts(1.0, 8000, 1, "pcm"), (Prediction(0, 1.0),))
+        ledger.finish(engine, successor, [success], labels, Ledger())
+        late = [Failure(clip_id, NotFound(status=404))]
+        ledger.finish(engine, zombie, late, labels, Ledger())
+        check_invariants(world)
+        monkeypatch.setattr(ledger, "held", lambda _connection, _token, clip_ids: set(clip_ids))
+        ledger.finish(engine, zombie, late, labels, Ledger())
+    with pytest.raises(AssertionError):
+        check_invariants(world)

@@ -3,107 +3,208 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import sqlalchemy as sa
 
+from db import results
 from db.models import Clip, Prediction
 from db.session import connect, reading
 from earmark.clips import FINAL_STATES
+from earmark.errors import DatabaseError
 from earmark.settings import Database
+from tests.faults.flaky_server import HOSTS, KINDS, flaky_server
+from tests.faults.nursery import HOOKS
+from tests.servers import Postgres, Valkey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.faults.flaky_server import FlakyServer
+    from tests.faults.nursery import Nursery
+
 LEASE_S = 4.0
-#: The lease, the feeder's next look, a process's start and its model's loading, on a busy machine.
-RECOVERY_S = LEASE_S + 60
+MAX_ATTEMPTS = 5
 
 
 @dataclass
 class World:
-    """Workers under a supervisor that starts them again, as systemd or compose would."""
+    """Workers under a supervisor that starts them again as systemd or compose would, and all they depend on."""
 
     folder: Path
     settings: dict[str, str]
-    extra_path: str = ""
-    _workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    nursery: Nursery
+    files: FlakyServer
+    valkey: Valkey
+    postgres: Postgres | None
+    random: random.Random
+    workers: list[psutil.Process] = field(default_factory=list)
+    submitted: set[str] = field(default_factory=set)
 
-    def submit(self, *uris: str) -> None:
-        list_file = self.folder / "list.txt"
-        list_file.write_text("\n".join(uris))
-        self._run("submit", str(list_file))
+    @property
+    def database_url(self) -> str:
+        return self.settings["EARMARK_DATABASE__URL"]
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
-        with (self.folder / "worker.log").open("ab") as log:
-            command = [sys.executable, "-m", "console.cli", "worker"]
-            process = subprocess.Popen(command, env=self._environment(), cwd=self.folder, stdout=log, stderr=log)
-        self._workers.append(process)
+    def uris(self, count: int, *odd: str) -> list[str]:
+        """Return so many URIs that end well, and one of each odd kind, in any order."""
+        port = self.files.server_port
+        kinds = enumerate([*["sound"] * count, *odd])
+        uris = [f"http://{HOSTS.get(kind, '127.0.0.1')}:{port}/{kind}/{place}" for place, kind in kinds]
+        self.random.shuffle(uris)
+        return uris
+
+    def submit(self, *uris: str, wait: bool = True, name: str = "list") -> subprocess.Popen[bytes]:
+        """Submit a list with the real command."""
+        self.submitted.update(uris)
+        path = self.folder / f"{name}.txt"
+        path.write_text("\n".join(uris) + "\n")
+        words = ["submit", str(path), "--name", "run", "--chunk-size", "8"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "console.cli", *words],
+            env=self.environment(), cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        if wait:
+            said = process.communicate(timeout=120)[1].decode()
+            assert process.returncode == 0, said
         return process
 
-    def until(self, done: Callable[[dict[str, int]], bool], seconds: float) -> dict[str, int]:
-        """Supervise until the states of the clips are as wanted; return them."""
-        deadline = time.monotonic() + seconds
-        while not done(states := self.states()):
-            assert time.monotonic() < deadline, f"after {seconds} s: {states}"
-            self._supervise()
-            time.sleep(0.2)
-        return states
+    def start_workers(self, count: int = 2, **environment: str) -> None:
+        for _ in range(count):
+            self.workers.append(self.nursery.start_worker(self.folder, {**self.environment(), **environment}))
 
-    def until_final(self, seconds: float = RECOVERY_S) -> dict[str, int]:
-        return self.until(lambda states: set(states) <= set(FINAL_STATES), seconds)
+    def worker(self) -> psutil.Process:
+        """Return one of the workers that live."""
+        self.supervise()
+        return self.random.choice(self.workers)
+
+    def supervise(self) -> None:
+        """Start another worker for each that has ended."""
+        ended = [process for process in self.workers if not process.is_running()]
+        self.workers = [process for process in self.workers if process not in ended]
+        self.start_workers(len(ended))
+
+    def until(self, done: Callable[[], bool], seconds: float) -> None:
+        """Supervise until something is so."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with suppress(DatabaseError):  # it may be what is out of order
+                if done():
+                    return
+            assert time.monotonic() < deadline, f"not within {seconds} s: {self.states()}\n{self.log()}"
+            self.supervise()
+            time.sleep(0.2)
+
+    def until_some_are_done(self, count: int = 8) -> None:
+        self.until(lambda: self.states().get("done", 0) >= count, 60)
+
+    def until_final(self, seconds: float = LEASE_S + 60) -> None:
+        def all_final() -> bool:
+            states = self.states()
+            return set(states) <= set(FINAL_STATES) and sum(states.values()) == len(self.submitted)
+
+        self.until(all_final, seconds)
 
     def states(self) -> dict[str, int]:
         return dict(self.rows(sa.select(Clip.state, sa.func.count()).group_by(Clip.state)))
 
     def rows(self, statement: Any) -> list[Any]:
-        engine = connect(self.settings["EARMARK_DATABASE__URL"], Database())
+        with self.database() as engine, reading(engine) as connection:
+            return [tuple(row) for row in connection.execute(statement)]
+
+    @contextmanager
+    def database(self) -> Iterator[sa.Engine]:
+        engine = connect(self.database_url, Database())
         try:
-            with reading(engine) as connection:
-                return [tuple(row) for row in connection.execute(statement)]
+            yield engine
         finally:
             engine.dispose()
 
+    def log(self) -> str:
+        """Return the end of what the workers have said."""
+        log = self.folder / "worker.log"
+        return log.read_text()[-3000:] if log.exists() else ""
+
     def end(self) -> None:
-        for process in self._workers:
-            process.send_signal(signal.SIGCONT)
-            process.kill()
-            process.wait()
+        for process in self.workers:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                process.send_signal(signal.SIGCONT)
+                os.killpg(process.pid, signal.SIGKILL)
 
-    def _supervise(self) -> None:
-        for process in [process for process in self._workers if process.poll() is not None]:
-            self._workers.remove(process)
-            self.start_worker()
-
-    def _run(self, *words: str) -> None:
-        command = [sys.executable, "-m", "console.cli", *words]
-        ended = subprocess.run(command, env=self._environment(), cwd=self.folder, capture_output=True, timeout=120)
-        assert ended.returncode == 0, ended.stderr.decode()
-
-    def _environment(self) -> dict[str, str]:
-        paths = [self.extra_path, *filter(None, [os.environ.get("PYTHONPATH")])]
+    def environment(self) -> dict[str, str]:
+        paths = [str(HOOKS), *filter(None, [os.environ.get("PYTHONPATH")])]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("EARMARK_")}
-        return {**inherited, **self.settings, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        return {**inherited, **self.settings, "PYTHONPATH": os.pathsep.join(paths), "FAULT_CLIPS": "1"}
 
 
-def check_invariants(world: World, submitted: int, *, poison: int = 0, max_attempts: int = 3) -> None:
-    """Assert that every clip has one final state, its results match it, and none failed for a neighbour."""
+@contextmanager
+def running_world(
+    folder: Path, database_url: str, nursery: Nursery, postgres: Postgres | None, seed: int = 0, delay_s: float = 0.1
+) -> Iterator[World]:
+    """Run a Valkey and a file server; submitting and starting workers is up to the caller."""
+    valkey = Valkey(folder)
+    with flaky_server(delay_s) as files:
+        settings = {
+            "EARMARK_BROKER__URL": valkey.url,
+            "EARMARK_BROKER__CONNECT_TIMEOUT_S": "2",
+            "EARMARK_DATABASE__URL": database_url,
+            "EARMARK_DATABASE__BUSY_TIMEOUT_S": "2",
+            "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
+            "EARMARK_FETCH__PORTS": files.url.rpartition(":")[2],
+            "EARMARK_FETCH__TIMEOUT_S": "2",
+            "EARMARK_LEDGER__LEASE_S": str(LEASE_S),
+            "EARMARK_LEDGER__LOST_AFTER_S": "2",
+            "EARMARK_LEDGER__MAX_ATTEMPTS": str(MAX_ATTEMPTS),
+            "EARMARK_LEDGER__RETRY_BASE_S": "1",
+            "EARMARK_LEDGER__SETTLE_S": "2",
+            "EARMARK_WORKER__CLIPS_IN_FLIGHT": "8",
+            "EARMARK_WORKER__CONCURRENCY": "2",
+            "EARMARK_WORKER__DECODERS": "1",
+            "EARMARK_MODEL__THREADS": "1",
+        }
+        world = World(folder, settings, nursery, files, valkey, postgres, random.Random(seed))
+        try:
+            yield world
+        finally:
+            world.end()
+            valkey.stop(signal.SIGKILL)
+
+
+def check_invariants(world: World) -> None:
+    """Assert that every clip has one final state, the right one, and that all that is told of it agrees."""
+    clips = world.rows(sa.select(Clip.uri, Clip.state, Clip.error_code, Clip.attempts, Clip.crashes))
+    assert sorted(uri for uri, *_ in clips) == sorted(world.submitted)
+    for uri, state, code, attempts, crashes in clips:
+        expected = KINDS[uri.split("/")[3]]
+        assert (state, code) == (("failed", expected) if expected else ("done", None)), uri
+        assert attempts <= MAX_ATTEMPTS
+        assert attempts == MAX_ATTEMPTS or expected != "timeout"
+        assert crashes >= 2 or expected != "worker_lost"
+    _check_results(world)
+    _check_counts(world)
+
+
+def _check_results(world: World) -> None:
+    ranks = sa.select(Prediction.clip_id, sa.func.count(), sa.func.max(Prediction.rank)).group_by(Prediction.clip_id)
+    found = world.rows(ranks)
+    assert {clip_id for clip_id, *_ in found} == {row[0] for row in world.rows(sa.select(Clip.id).where(DONE))}
+    assert all(count == last for _, count, last in found)
+
+
+def _check_counts(world: World) -> None:
+    with world.database() as engine:
+        told = results.progress(engine, 1)
     states = world.states()
-    assert sum(states.values()) == submitted
-    assert set(states) <= set(FINAL_STATES)
-    best = dict(
-        world.rows(sa.select(Prediction.clip_id, sa.func.count()).where(Prediction.rank == 1).group_by("clip_id"))
-    )
-    done = {row[0] for row in world.rows(sa.select(Clip.id).where(Clip.state == "done"))}
-    assert set(best) == done
-    assert set(best.values()) <= {1}
-    assert max(row[0] for row in world.rows(sa.select(Clip.attempts))) <= max_attempts
-    failed = world.rows(sa.select(Clip.uri, Clip.error_code).where(Clip.state == "failed"))
-    assert len(failed) == poison
-    assert all("poison" in uri and code == "worker_lost" for uri, code in failed)
+    assert (told.total, told.final) == (sum(states.values()), sum(states.values()))
+    assert {state: count for state, count in told.states.items() if count} == states
+
+
+DONE = Clip.state == "done"

@@ -5,23 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
 
 from db import ledger
 from db.models import Clip
-from db.session import reading
+from db.session import connect, reading
 from earmark import broker
 from earmark.clips import Clip as ListedClip
-from earmark.errors import ServiceError
+from earmark.errors import DatabaseError, ServiceError
 from earmark.options import RunOptions
-from earmark.settings import Broker, Ledger, Settings
-from producer.feeder import feed
+from earmark.settings import Broker, Database, Ledger, Settings
+from producer.feeder import Feeder
 from producer.submit import submit
 from tests.servers import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import sqlalchemy as sa
+
+def feed(engine: sa.Engine, settings: Settings) -> int:
+    return Feeder(engine, settings).feed()
 
 
 def new_run(engine: sa.Engine, count: int, *, host: str = "h", chunk_size: int = 8, priority: int = 1) -> int:
@@ -80,10 +83,45 @@ def test_a_wiped_queue_is_filled_again(engine: sa.Engine, settings: Settings) ->
     assert feed(engine, settings) == 2
 
 
+def test_clips_whose_worker_died_before_it_claimed_them_are_sent_again(engine: sa.Engine, settings: Settings) -> None:
+    patient = settings.model_copy(update={"ledger": Ledger(lost_after_s=10.0)})
+    impatient = settings.model_copy(update={"ledger": Ledger(lost_after_s=0.0)})
+    new_run(engine, 16)
+    feed(engine, settings)
+    for message in taken_from_queue():
+        broker.client().hset("earmark:unacked", str(message), "taken by a worker that is dead")
+    assert feed(engine, patient) == 0
+    assert feed(engine, impatient) == 2
+
+
+def test_after_an_outage_of_the_database_workers_renew_before_leases_are_taken_back(
+    engine: sa.Engine, settings: Settings
+) -> None:
+    new_run(engine, 8)
+    feeder = Feeder(engine, settings.model_copy(update={"ledger": Ledger(settle_s=600.0)}))
+    feeder.feed()
+    with reading(engine) as connection:
+        ids = list(connection.scalars(sa.select(Clip.id)))
+    ledger.claim(engine, ids, worker="w", limits=Ledger(lease_s=-1.0))
+    out_of_reach(feeder)
+    assert feeder.feed() == 0
+    assert Feeder(engine, settings).feed() == 8
+
+
+def out_of_reach(feeder: Feeder) -> None:
+    engine = feeder._engine
+    feeder._engine = connect("postgresql://nobody@127.0.0.1:1/none", Database(connect_timeout_s=2))
+    with pytest.raises(DatabaseError):
+        feeder.feed()
+    feeder._engine.dispose()
+    feeder._engine = engine
+
+
 def test_two_runs_go_side_by_side_in_proportion_to_their_priorities(engine: sa.Engine, settings: Settings) -> None:
     slow, fast = new_run(engine, 500), new_run(engine, 500, priority=3)
+    feeder = Feeder(engine, settings)
     for _ in range(5):
-        feed(engine, settings)
+        feeder.feed()
         runs = [broker.decode(message).run_id for message in taken_from_queue()]
         assert sorted(runs) == [slow, fast, fast, fast]
 

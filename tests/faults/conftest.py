@@ -1,0 +1,33 @@
+"""One nursery for all tests here, and a world for each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.nursery import Nursery
+from tests.faults.world import running_world
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.faults.world import World
+    from tests.servers import Postgres
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    started = Nursery()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path, database_url: str, nursery: Nursery, request: pytest.FixtureRequest) -> Iterator[World]:
+    server: Postgres | None = None
+    if database_url.startswith("postgresql"):
+        server = request.getfixturevalue("postgres_server")
+    with running_world(tmp_path, database_url, nursery, server) as running:
+        yield running

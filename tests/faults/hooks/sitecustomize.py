@@ -1,0 +1,56 @@
+"""On the path of a worker, this brings about what no server or signal can.
+
+FAULT_CLIPS: a clip with `poison` in its URI kills the process that works on it, the host `nowhere.test` has no address,
+and `flaky.test` has one (loopback) each second time. FAULT_MEMORY: the model has room for one window at a time.
+FAULT_CLOCK_S: the process's clock is off by so much. FAULT_NO_RECOVERY: its feeder takes nothing back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+if "FAULT_CLIPS" in os.environ:
+    from workers.pipeline import Pipeline
+
+    _classify, _getaddrinfo, _lookups = Pipeline.classify, socket.getaddrinfo, itertools.count()
+
+    def _classify_or_die(self: Any, clip: Any, job: Any) -> Any:
+        if "poison" in clip.uri:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return _classify(self, clip, job)
+
+    def _found_or_not(host: Any, *where: Any, **how: Any) -> Any:
+        if host == "nowhere.test" or (host == "flaky.test" and next(_lookups) % 2 == 0):
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return _getaddrinfo("127.0.0.1" if host == "flaky.test" else host, *where, **how)
+
+    Pipeline.classify = _classify_or_die  # type: ignore[method-assign]
+    socket.getaddrinfo = _found_or_not
+
+if "FAULT_MEMORY" in os.environ:
+    import torch
+
+    from workers.classifier import Classifier
+
+    _forward = Classifier._forward
+
+    def _forward_if_small(self: Any, windows: Any) -> Any:
+        if len(windows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return _forward(self, windows)
+
+    Classifier._forward = _forward_if_small  # type: ignore[method-assign]
+
+if "FAULT_CLOCK_S" in os.environ:
+    _time, _offset_s = time.time, float(os.environ["FAULT_CLOCK_S"])
+    time.time = lambda: _time() + _offset_s
+
+if "FAULT_NO_RECOVERY" in os.environ:
+    from db import ledger
+
+    ledger.take_back = ledger.take_back_queued = lambda *_: 0
