@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint fuzz starter clean
+.PHONY: demo test lint fuzz chaos starter clean
 
 # Serve the example clips on loopback, classify them by URL and show what is heard.
 demo: .venv/ready
@@ -19,6 +19,10 @@ lint: .venv/ready-dev
 # Decode a few thousand damaged and hostile files with a fresh seed.
 fuzz: .venv/ready-dev
 	@$(BIN)/python -m tests.workers.bad_audio
+
+# Kill, stop, fill, lock and wipe what a list of 1,000 clips depends on, 25 times: make chaos SEED=1 DATABASE=postgresql
+chaos: .venv/ready-dev
+	@$(BIN)/python -m tests.faults.chaos --seed $(or $(SEED),1) --database $(or $(DATABASE),sqlite)
 
 # Train the bundled model from folders of clips: make starter AUDIO="/path/to/audio /path/to/more"; an hour or two.
 starter: .venv/ready

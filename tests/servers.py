@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -53,6 +54,13 @@ class Postgres:
         """Stop it: SIGINT is its fast way, SIGQUIT the one that leaves a crash to recover from."""
         self._server.send_signal(how)
         self._server.wait(20)
+
+    def new_database(self) -> str:
+        """Return the URL of a database with nothing in it."""
+        name = f"new_{secrets.token_hex(4)}"
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+        return f"{self.url.rpartition('/')[0]}/{name}"
 
     def remove(self) -> None:
         self.stop()

@@ -16,7 +16,6 @@ import redis
 import sqlalchemy as sa
 
 from db.models import Clip
-from db.session import writing
 from earmark import broker
 from earmark.clips import Chunk
 from earmark.settings import Broker
@@ -220,12 +219,6 @@ def lock_sqlite_for_20_s(world: World) -> None:
     connection.close()
 
 
-def take_all_leases(world: World) -> None:
-    """End every lease, as when the database was away for longer than one."""
-    with world.database() as engine, writing(engine) as connection:
-        connection.execute(sa.update(Clip).where(Clip.lease_until.is_not(None)).values(lease_until=1.0))
-
-
 # users ---------------------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +246,6 @@ ON_ANY: tuple[Fault, ...] = (
     drop_redis_connections,
     stop_redis_for_10_s,
     send_a_chunk_twice_and_one_of_another_version,
-    take_all_leases,
     submit_again_and_kill_that,
 )
 ON_SQLITE: tuple[Fault, ...] = (*ON_ANY, lock_sqlite_for_20_s)

@@ -1,0 +1,136 @@
+"""Many faults in a row, chosen by a seed, over a list that is being worked on: `make chaos SEED=1`.
+
+`--each` has every fault happen once to a small list of its own instead, and prints the table of docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import sqlalchemy as sa
+
+from db import schema
+from db.models import Clip
+from db.session import connect
+from earmark.clips import FINAL_STATES
+from earmark.settings import Database
+from tests.faults import faults
+from tests.faults.nursery import Nursery
+from tests.faults.world import broken_promises, running_world
+from tests.servers import Postgres
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.faults.faults import Fault
+    from tests.faults.world import World
+
+FAULTS = {"sqlite": faults.ON_SQLITE, "postgresql": faults.ON_POSTGRES}
+#: Clips that must fail, or that must not though something goes wrong with them once.
+ODD = ["busy", "broken", "cut", "gone", "unnamed", "renamed"] * 3 + ["endless", "poison"] * 2
+#: A clip takes so long to come that a list lasts as long as its faults.
+DELAY_S = 1.0
+#: From the last fault to the last clip.
+END_S = 240
+
+
+def have_chaos(world: World, clips: int, count: int) -> str:
+    """Have so many faults happen to a run of so many clips; return what came of it, in one line."""
+    kinds = FAULTS["postgresql" if world.postgres else "sqlite"]
+    chosen = [*world.random.sample(kinds, min(count, len(kinds))), *world.random.choices(kinds, k=count)][:count]
+    started = time.monotonic()
+    world.submit(*world.uris(clips - len(ODD), *ODD))
+    world.start_workers()
+    world.until_some_are_done()
+    amid = 0
+    for fault in chosen:
+        time.sleep(world.random.uniform(0, 2))
+        amid += not is_final(world)
+        strike(world, fault)
+    world.until_final(END_S)
+    broken = broken_promises(world)
+    share = world.sent_again / clips
+    ends = ", ".join(f"{len(found)} {promise}" for promise, found in broken.items())
+    told = f"{clips} clips, {count} faults ({amid} before the end), {time.monotonic() - started:.0f} s"
+    assert not any(broken.values()), broken
+    return f"{told}: {ends}; {world.sent_again} fetched again ({share:.1%})"
+
+
+def strike(world: World, fault: Fault) -> None:
+    """Have a fault happen to whoever is alive."""
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        fault(world)
+    world.supervise()
+
+
+def is_final(world: World) -> bool:
+    return set(world.states()) <= set(FINAL_STATES)
+
+
+def recovery(world: World, fault: Fault, clips: int = 100) -> str:
+    """Return a table's cells on one fault: seconds until all that was in hand was final, clips fetched again."""
+    world.submit(*world.uris(clips))
+    world.start_workers()
+    world.until_some_are_done()
+    in_hand = [row[0] for row in world.rows(sa.select(Clip.id).where(Clip.state == "running"))]
+    left = sa.select(sa.func.count()).where(Clip.id.in_(in_hand), Clip.state.not_in(FINAL_STATES))
+    started = time.monotonic()
+    strike(world, fault)
+    fault_s = time.monotonic() - started
+    world.until(lambda: world.rows(left)[0][0] == 0, END_S)
+    recovered_s = time.monotonic() - started
+    world.until_final(END_S)
+    broken = broken_promises(world)
+    assert not any(broken.values()), broken
+    return f"{fault_s:.1f} | {recovered_s:.1f} | {world.sent_again}"
+
+
+@contextmanager
+def new_world(database: str, nursery: Nursery, postgres: Postgres | None, seed: int, delay_s: float) -> Iterator[World]:
+    with tempfile.TemporaryDirectory(prefix="earmark-chaos-") as folder:
+        url = f"sqlite:///{folder}/earmark.db" if postgres is None else postgres.new_database()
+        engine = connect(url, Database())
+        schema.upgrade(engine)
+        engine.dispose()
+        with running_world(Path(folder), url, nursery, postgres, seed, delay_s) as world:
+            yield world
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--database", choices=sorted(FAULTS), default="sqlite")
+    parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--faults", type=int, default=25)
+    parser.add_argument("--each", action="store_true")
+    asked = parser.parse_args()
+    with ExitStack() as stack:
+        nursery = Nursery()
+        stack.callback(nursery.close)
+        postgres = None
+        if asked.database == "postgresql":
+            postgres = Postgres()
+            stack.callback(postgres.remove)
+        if asked.each:
+            print(
+                f"| fault, on {asked.database} | it lasts, s | all in hand is final after, s | of 100 fetched again |"
+            )
+            print("|---|---|---|---|")
+            for fault in FAULTS[asked.database]:
+                with new_world(asked.database, nursery, postgres, asked.seed, 0.2) as world:
+                    print(f"| {fault.__name__.replace('_', ' ')} | {recovery(world, fault)} |", flush=True)
+        else:
+            with new_world(asked.database, nursery, postgres, asked.seed, DELAY_S) as world:
+                print(
+                    f"seed {asked.seed}, {asked.database}: {have_chaos(world, asked.clips, asked.faults)}", flush=True
+                )
+
+
+if __name__ == "__main__":
+    main()
