@@ -30,35 +30,33 @@ PENDING = 32_000
 CHUNK = 16
 REPEATS = 5
 
-#: What each database calls: the numbers from :a to :b, a hash of one in hex, its bytes.
+#: What each database calls: the numbers from :a to :b, bytes of so many hex digits, a list.
 DIALECTS = {
     "sqlite": (
         "WITH RECURSIVE n(i) AS (SELECT :a UNION ALL SELECT i + 1 FROM n WHERE i < :b)",
-        "lower(hex(randomblob(32)))",
-        "randomblob(16)",
+        {"sha256": "randomblob(32)", "key": "randomblob(11)"},
+        "json_array({})",
     ),
     "postgresql": (
         "WITH n(i) AS (SELECT generate_series(CAST(:a AS bigint), CAST(:b AS bigint)))",
-        "md5(i::text) || md5((-i)::text)",
-        "decode(md5(i::text), 'hex')",
+        {
+            "sha256": "decode(md5(i::text) || md5((-i)::text), 'hex')",
+            "key": "substr(decode(md5((i * 7)::text), 'hex'), 1, 11)",
+        },
+        "ARRAY[{}]",
     ),
 }
 CLIPS = """
-INSERT INTO clips (run_id, uri, display_uri, uri_key, meta, state, attempts, worker, label_id, score, sha256, bytes,
-                   duration_s, source_sample_rate, channels, codec, truncated, silent, fetch_ms, decode_ms, classify_ms,
-                   finished_at)
+INSERT INTO clips (run_id, uri, uri_key, state, attempts, not_before, worker, label_id, score, label_ids, scores,
+                   sha256, bytes, duration_s, source_sample_rate, channels, codec, truncated, silent,
+                   fetch_ms, decode_ms, classify_ms, finished_at)
 {numbers}
-SELECT 1, 'https://archive-' || (i % 40) || '.example.org/recordings/2026/' || (10000000 + i) || '.wav',
-       'https://archive-' || (i % 40) || '.example.org/recordings/2026/' || (10000000 + i) || '.wav',
-       {key}, NULL, 'done', 1, 'worker@machine-' || (i % 8), 1 + CAST(526 * u * u * u AS int), 0.2 + 0.8 * v, {sha256},
-       441044, 5, 44100, 1, 'pcm_s16le', false, false, 80, 2, 9, 1.78e9 + i / 300.0
-FROM (SELECT i, (i * 2654435761 % 4294967296) / 4294967296.0 AS u, (i * 40503 % 65536) / 65536.0 AS v FROM n) AS drawn
-"""
-PREDICTIONS = """
-INSERT INTO predictions (clip_id, label_id, score, rank)
-SELECT c.id, (c.label_id - 1 + (k.rank - 1) * 101) % 527 + 1, c.score / k.rank, k.rank
-FROM clips c CROSS JOIN (SELECT 1 AS rank UNION SELECT 2 UNION SELECT 3 UNION SELECT 4 UNION SELECT 5) k
-WHERE c.id BETWEEN :a AND :b ORDER BY c.id, k.rank
+SELECT 1, 'https://archive-' || (i % 40) || '.example.org/recordings/2026/' || (10000000 + i) || '.wav', {key}, 'done',
+       1, NULL, 'worker@machine-' || (i % 8), 1 + best, score, {labels}, {scores},
+       {sha256}, 441044, 5, 44100, 1, 'pcm_s16le', false, false, 80, 2, 9, 1.78e9 + i / 300.0
+FROM (SELECT i, CAST(526 * u * u * u AS int) AS best, 0.2 + 0.8 * v AS score
+      FROM (SELECT i, (i * 2654435761 % 4294967296) / 4294967296.0 AS u, (i * 40503 % 65536) / 65536.0 AS v FROM n) AS n
+     ) AS drawn
 """
 QUERIES = {
     "label and least score, the best 50": "SELECT * FROM results WHERE run = 'big' AND label = 'label 300'"
@@ -83,7 +81,10 @@ def build(engine: sa.Engine, clips: int) -> tuple[int, ...]:
     identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
     names = [f"label {number}" for number in range(LABELS)]
     _, label_ids = ledger.register_model(engine, names, **identity, function_to_apply="sigmoid", window_s=10.0)
-    numbers, sha256, key = DIALECTS[engine.dialect.name]
+    numbers, digests, listed = DIALECTS[engine.dialect.name]
+    labels = listed.format(", ".join(f"(best + {rank * 101}) % 527 + 1" for rank in range(5)))
+    scores = listed.format(", ".join(f"round(score / {rank}, 7)" for rank in range(1, 6)))
+    fill = CLIPS.format(numbers=numbers, labels=labels, scores=scores, **digests)
     indexes = list(sa.inspect(Clip).local_table.indexes)
     with writing(engine) as connection:
         for index in indexes:
@@ -91,8 +92,7 @@ def build(engine: sa.Engine, clips: int) -> tuple[int, ...]:
     for start in range(1, clips + 1, ROWS_AT_ONCE):
         span = {"a": start, "b": min(start + ROWS_AT_ONCE - 1, clips)}
         with writing(engine) as connection:
-            connection.execute(sa.text(CLIPS.format(numbers=numbers, sha256=sha256, key=key)), span)
-            connection.execute(sa.text(PREDICTIONS), span)
+            connection.execute(sa.text(fill), span)
     with writing(engine) as connection:
         for index in indexes:
             index.create(connection)
@@ -100,9 +100,8 @@ def build(engine: sa.Engine, clips: int) -> tuple[int, ...]:
             # What the planner is told went with the indexes.
             connection.execute(sa.text("DELETE FROM sqlite_stat1"))
             connection.execute(sa.text(schema.trigger_statements("sqlite")[-1]))
-        waiting = "lease_until = NULL, state = 'pending', label_id = NULL, score = NULL, finished_at = NULL"
+        waiting = "state = 'pending', not_before = 0, label_id = NULL, score = NULL, label_ids = NULL, scores = NULL"
         connection.execute(sa.text(f"UPDATE clips SET {waiting} WHERE id > :last"), {"last": clips - PENDING})
-        connection.execute(sa.text("DELETE FROM predictions WHERE clip_id > :last"), {"last": clips - PENDING})
     if engine.dialect.name == "postgresql":
         # What autovacuum does within minutes; SQLite gets nothing, as with a user.
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

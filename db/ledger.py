@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -17,8 +17,8 @@ from sqlalchemy.orm import aliased
 
 from db import results
 from db.listed import Listed, insert, known_keys, listed
-from db.models import Base, Clip, Label, Model, Prediction, Run, RunCount, WindowPrediction
-from db.outcomes import error_values, held, write
+from db.models import CONTENT, Base, Clip, Label, Model, Run, RunCount, WindowPrediction
+from db.outcomes import error_values, write
 from db.session import now, reading, writing
 from earmark import clips as words
 from earmark.errors import Cancelled, UsageError
@@ -142,10 +142,14 @@ def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> i
 
 def cancel(engine: sa.Engine, run_id: int) -> int:
     """Make a run's waiting clips `cancelled`; those being worked on still end by themselves."""
-    final = {**NO_LEASE, **error_values(Cancelled()), "finished_at": now()}
-    statement = sa.update(Clip).where(Clip.run_id == run_id, state_is("pending", "queued"))
+    final = {**NO_LEASE, **error_values(Cancelled()), "state": "cancelled", "not_before": None, "finished_at": now()}
+    # An index for each: one statement for both would read all of the run's clips.
+    waiting = (state_is("pending"), sa.and_(state_is("queued", "running"), state_is("queued")))
     with writing(engine) as connection:
-        return connection.execute(statement.values(state="cancelled", **final)).rowcount
+        return sum(
+            connection.execute(sa.update(Clip).where(Clip.run_id == run_id, some).values(final)).rowcount
+            for some in waiting
+        )
 
 
 def prune(engine: sa.Engine, run_id: int) -> int:
@@ -168,7 +172,7 @@ def prune(engine: sa.Engine, run_id: int) -> int:
 def _prune_some(engine: sa.Engine, run_id: int) -> int:
     with writing(engine) as connection:
         ids = list(connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).limit(PRUNED_AT_ONCE)))
-        for clip_id in (WindowPrediction.clip_id, Prediction.clip_id, Clip.id):
+        for clip_id in (WindowPrediction.clip_id, Clip.id):
             connection.execute(sa.delete(clip_id.class_).where(clip_id.in_(ids)))
     return len(ids)
 
@@ -289,27 +293,28 @@ def claim(engine: sa.Engine, clip_ids: Iterable[int], *, worker: str, limits: Le
     Clips that are final, running elsewhere or not yet due are left out: a message delivered twice does no harm.
     """
     token = secrets.randbits(63)
+    values = {"ids": list(clip_ids), "token": token, "worker": worker, "lease_s": limits.lease_s}
+    with writing(engine) as connection:
+        return Claim(token, tuple(Claimed(*row) for row in connection.execute(_claim(), values)))
+
+
+@cache
+def _claim() -> sa.Update:
+    named = Clip.id.in_(sa.bindparam("ids", expanding=True))
     waiting = (
         sa.select(Clip.id)
-        .where(Clip.id.in_(list(clip_ids)), state_is("queued", "pending"), Clip.not_before <= now())
+        .where(named, state_is("queued", "pending"), Clip.not_before <= now())
         .order_by(Clip.id)
         .with_for_update(skip_locked=True)
         .cte("waiting")
     )
-    statement = (
+    taken = {"attempts": Clip.attempts + 1, "lease_until": now() + sa.bindparam("lease_s")}
+    return (
         sa.update(Clip)
         .where(Clip.id.in_(sa.select(waiting.c.id)))
-        .values(
-            state="running",
-            attempts=Clip.attempts + 1,
-            lease_until=now() + limits.lease_s,
-            lease_token=token,
-            worker=worker,
-        )
+        .values(state="running", lease_token=sa.bindparam("token"), worker=sa.bindparam("worker"), **taken)
         .returning(Clip.id, Clip.uri, Clip.attempts, Clip.crashes)
     )
-    with writing(engine) as connection:
-        return Claim(token, tuple(Claimed(*row) for row in connection.execute(statement)))
 
 
 def renew(engine: sa.Engine, tokens: Iterable[int], limits: Ledger) -> None:
@@ -340,10 +345,8 @@ def finish(
     """
     tries = {clip.id: clip.attempts for clip in claim.clips}
     with writing(engine) as connection:
-        still_held = held(connection, claim.token, [outcome.clip_id for outcome in outcomes])
-        mine = [outcome for outcome in outcomes if outcome.clip_id in still_held]
-        counts = write(connection, mine, tries, label_ids, limits)
-    lost = len(outcomes) - len(mine)
+        counts = write(connection, claim.token, outcomes, tries, label_ids, limits)
+    lost = len(outcomes) - counts.total()
     return {"done": counts["done"], "failed": counts["failed"], "retried": counts["pending"], "lost": lost}
 
 
@@ -376,32 +379,33 @@ def reuse(engine: sa.Engine, run_id: int, clip_id: int, source: words.Source) ->
     mine, theirs = aliased(Run), aliased(Run)
     same = sa.and_(theirs.model_id == mine.model_id, theirs.options == mine.options)
     facts = [getattr(Clip, name) for name in words.AudioFacts.__slots__]
-    known = sa.select(Clip.id, *facts).join(theirs, theirs.id == Clip.run_id).join(mine, same)
-    known = known.where(mine.id == run_id, Clip.sha256 == source.sha256, state_is("done")).limit(1)
+    known = sa.select(Clip.id, Clip.label_ids, Clip.scores, *facts)
+    known = known.join(theirs, theirs.id == Clip.run_id).join(mine, same)
+    content = bytes.fromhex(source.sha256)
+    found_by_index = sa.literal_column(CONTENT.text) == content[:7]
+    known = known.where(mine.id == run_id, found_by_index, Clip.sha256 == content, state_is("done")).limit(1)
     with reading(engine) as connection:
         found = connection.execute(known).first()
         if found is None:
             return None
-        whole = connection.execute(_predicted(Prediction, found.id, Prediction.rank)).all()
-        place = (WindowPrediction.start_s, WindowPrediction.end_s, WindowPrediction.rank)
-        windows = connection.execute(_predicted(WindowPrediction, found.id, *place)).all()
-    each = groupby(windows, key=lambda row: (row.start_s, row.end_s))
+        each = sa.select(WindowPrediction).where(WindowPrediction.clip_id == found.id)
+        windows = connection.execute(each.order_by(WindowPrediction.start_s)).all()
+        ids = {label_id for row in (found, *windows) for label_id in row.label_ids}
+        places = sa.select(Label.id, Label.position).where(Label.id.in_(ids))
+        positions = dict(connection.execute(places).all())
+
+    def predictions(row: sa.Row[Any]) -> tuple[words.Prediction, ...]:
+        pairs = zip(row.label_ids, row.scores, strict=True)
+        return tuple(words.Prediction(positions[label_id], score) for label_id, score in pairs)
+
     return words.Success(
         clip_id,
         source,
-        words.AudioFacts(*found[1:]),
-        tuple(words.Prediction(row.position, row.score) for row in whole),
-        tuple(
-            words.WindowPredictions(*place, tuple(words.Prediction(row.position, row.score) for row in rows))
-            for place, rows in each
-        ),
+        words.AudioFacts(*found[3:]),
+        predictions(found),
+        tuple(words.WindowPredictions(row.start_s, row.end_s, predictions(row)) for row in windows),
         reused=True,
     )
-
-
-def _predicted(table: type[Prediction | WindowPrediction], clip_id: int, *order: Any) -> sa.Select[Any]:
-    columns = sa.select(Label.position, table.score, *order).join(Label, Label.id == table.label_id)
-    return columns.where(table.clip_id == clip_id).order_by(*order)
 
 
 # the columns ---------------------------------------------------------------------------------------------------------

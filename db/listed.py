@@ -40,7 +40,7 @@ def insert(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
     if connection.dialect.name == "sqlite":
         return sum(_insert_some(counting, run_id, rows[at : at + _ROWS_AT_ONCE]) for at in _starts(rows))
     keys, uris, metas = (list(column) for column in zip(*rows, strict=True))
-    shown = [display_uri(uri) for uri in uris]
+    shown = [_shown(uri) for uri in uris]
     return counting.exec_driver_sql(_POSTGRESQL, (run_id, keys, uris, metas, shown)).rowcount
 
 
@@ -66,8 +66,13 @@ def _starts(rows: list[Listed]) -> range:
 
 def _insert_some(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
     marks = ", ".join(["(?, ?, ?, ?, ?, 'pending')"] * len(rows))
-    values = [value for key, uri, meta in rows for value in (run_id, key, uri, meta, display_uri(uri))]
+    values = [value for key, uri, meta in rows for value in (run_id, key, uri, meta, _shown(uri))]
     return connection.exec_driver_sql(f"{_INSERT} VALUES {marks} ON CONFLICT DO NOTHING", tuple(values)).rowcount
+
+
+def _shown(uri: str) -> str | None:
+    shown = display_uri(uri)
+    return shown if shown != uri else None
 
 
 def _json(meta: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The tables: runs, models and their labels, clips with their state, counts of those, predictions."""
+"""The tables: runs, models and their labels, clips with their state, counts of those, the windows of the long ones."""
 
 from __future__ import annotations
 
@@ -15,20 +15,29 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     SmallInteger,
+    TextClause,
     UniqueConstraint,
+    func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
 from earmark.clips import STATES
 
 # SQLite counts rows only in a column that is exactly INTEGER.
 Id = BigInteger().with_variant(Integer, "sqlite")
 Json = JSON().with_variant(JSONB, "postgresql")
+# A clip's top-k, best first, in two lists of its row: rows of their own would take five times the disk and the writing.
+Ids = JSON().with_variant(ARRAY(Integer), "postgresql")
+Scores = JSON().with_variant(ARRAY(REAL), "postgresql")
+#: By another name, since a column of ours is called `bytes`.
+Digest = bytes
+#: What an index knows of a file's content: enough to find it, a quarter of the whole.
+CONTENT = text("substr(sha256, 1, 7)")
 
 
-def _index(name: str, *columns: str, where: str) -> Index:
+def _index(name: str, *columns: str | TextClause, where: str) -> Index:
     return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
@@ -100,55 +109,61 @@ class Clip(Base):
         _index("clips_pending", "run_id", "not_before", "id", where="state = 'pending'"),
         # What has to be taken back.
         _index("clips_leased", "lease_until", where="state IN ('queued', 'running')"),
-        Index("clips_state", "run_id", "state"),
+        _index("clips_done", "run_id", where="state = 'done'"),
+        _index("clips_failed", "run_id", where="state = 'failed'"),
         # A label from a score up, and how often each label came first, without a look at the rows.
-        Index("clips_label", "run_id", "label_id", "score"),
-        _index("clips_finished", "run_id", "finished_at", where="finished_at IS NOT NULL"),
-        _index("clips_sha256", "sha256", where="state = 'done'"),
+        _index("clips_label", "run_id", "label_id", "score", where="state = 'done'"),
+        _index("clips_sha256", CONTENT, where="state = 'done'"),
     )
 
+    # The widest columns first: PostgreSQL pads each to its own width.
     id: Mapped[int] = mapped_column(Id, primary_key=True)
+    bytes: Mapped[int | None] = mapped_column(BigInteger)
+    duration_s: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    #: Null once a clip is final.
+    not_before: Mapped[float | None] = mapped_column(server_default="0")
+    #: Until when the queue (queued) or a worker (running) may keep the clip.
+    lease_until: Mapped[float | None]
+    lease_token: Mapped[int | None] = mapped_column(BigInteger)
     run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"))
-    uri: Mapped[str]
-    display_uri: Mapped[str]
-    #: Hash of the normalised URI: what makes a clip the same clip within a run.
-    uri_key: Mapped[bytes] = mapped_column(LargeBinary(16))
-    meta: Mapped[dict[str, Any] | None]
-    state: Mapped[str]
+    #: The best label and its score: the first of label_ids and scores, here too because most questions are about it.
+    label_id: Mapped[int | None] = mapped_column(ForeignKey("labels.id"))
+    score: Mapped[float | None] = mapped_column(REAL)
+    source_sample_rate: Mapped[int | None]
+    fetch_ms: Mapped[float | None] = mapped_column(REAL)
+    decode_ms: Mapped[float | None] = mapped_column(REAL)
+    classify_ms: Mapped[float | None] = mapped_column(REAL)
     #: Tries that ended by the clip's own doing; crashes and drained tries are not among them.
     attempts: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     #: Worker deaths while holding this clip.
     crashes: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    channels: Mapped[int | None] = mapped_column(SmallInteger)
     reused: Mapped[bool] = mapped_column(server_default=text("false"))
-    not_before: Mapped[float] = mapped_column(server_default="0")
-    #: Until when the queue (queued) or a worker (running) may keep the clip.
-    lease_until: Mapped[float | None]
-    lease_token: Mapped[int | None] = mapped_column(BigInteger)
+    truncated: Mapped[bool | None]
+    silent: Mapped[bool | None]
+    state: Mapped[str]
+    uri: Mapped[str] = mapped_column()
+    _display_uri: Mapped[str | None] = mapped_column("display_uri")
+    #: Hash of the normalised URI: what makes a clip the same clip within a run.
+    uri_key: Mapped[Digest] = mapped_column(LargeBinary(11))
+    meta: Mapped[dict[str, Any] | None]
     worker: Mapped[str | None]
     error_code: Mapped[str | None]
     error_stage: Mapped[str | None]
     error: Mapped[str | None]
-    #: The best label and its score: rank 1 of the predictions, here too because most questions are about it.
-    label_id: Mapped[int | None] = mapped_column(ForeignKey("labels.id"))
-    score: Mapped[float | None] = mapped_column(REAL)
-    sha256: Mapped[str | None]
-    bytes: Mapped[int | None] = mapped_column(BigInteger)
-    duration_s: Mapped[float | None]
-    source_sample_rate: Mapped[int | None]
-    channels: Mapped[int | None] = mapped_column(SmallInteger)
     codec: Mapped[str | None]
-    truncated: Mapped[bool | None]
-    silent: Mapped[bool | None]
-    fetch_ms: Mapped[float | None] = mapped_column(REAL)
-    decode_ms: Mapped[float | None] = mapped_column(REAL)
-    classify_ms: Mapped[float | None] = mapped_column(REAL)
-    finished_at: Mapped[float | None]
+    sha256: Mapped[Digest | None] = mapped_column(LargeBinary(32))
+    label_ids: Mapped[list[int] | None] = mapped_column(Ids)
+    scores: Mapped[list[float] | None] = mapped_column(Scores)
+    #: The column is null where it would only repeat the URI.
+    display_uri: Mapped[str] = column_property(func.coalesce(_display_uri, uri))
 
 
 class RunCount(Base):
     """How many clips of a run are in a state: the sum over writers, kept by triggers as clips move.
 
-    Each PostgreSQL connection adds to rows of its own, so that no writer ever waits for another\'s count.
+    Each PostgreSQL connection adds to rows of its own, so that no writer ever waits for another's count.
     """
 
     __tablename__ = "run_counts"
@@ -159,23 +174,12 @@ class RunCount(Base):
     writer: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     clips: Mapped[int] = mapped_column(BigInteger)
     audio_s: Mapped[float]
-
-
-class Prediction(Base):
-    """One of a clip's top-k labels; rank 1 is the best."""
-
-    __tablename__ = "predictions"
-    __table_args__ = ({"sqlite_with_rowid": False},)
-
-    # The widest column first: PostgreSQL pads each to its own width, and this is the largest table.
-    clip_id: Mapped[int] = mapped_column(Id, ForeignKey("clips.id"), primary_key=True, autoincrement=False)
-    label_id: Mapped[int] = mapped_column(ForeignKey("labels.id"))
-    score: Mapped[float] = mapped_column(REAL)
-    rank: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    #: When the last of them became final; 0 where none did.
+    finished_at: Mapped[float]
 
 
 class WindowPrediction(Base):
-    """One of the top-k labels of one window of a clip that has several."""
+    """The top-k labels of one window of a clip that has several, best first."""
 
     __tablename__ = "window_predictions"
     __table_args__ = ({"sqlite_with_rowid": False},)
@@ -183,6 +187,5 @@ class WindowPrediction(Base):
     clip_id: Mapped[int] = mapped_column(Id, ForeignKey("clips.id"), primary_key=True, autoincrement=False)
     start_s: Mapped[float] = mapped_column(primary_key=True)
     end_s: Mapped[float]
-    label_id: Mapped[int] = mapped_column(ForeignKey("labels.id"))
-    score: Mapped[float] = mapped_column(REAL)
-    rank: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    label_ids: Mapped[list[int]] = mapped_column(Ids)
+    scores: Mapped[list[float]] = mapped_column(Scores)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 VIEWS = Path(__file__).with_name("views.sql")
+WITH_RANKS = "WITH ORDINALITY AS p(value, score, key)"
 #: What is spelled differently on SQLite and on PostgreSQL, whose sums are decimals unless cast.
 SPELLINGS = {
     "{time:}": ("datetime(", "to_timestamp("),
@@ -23,6 +24,17 @@ SPELLINGS = {
     "{sum:}": ("coalesce(sum(", "CAST(coalesce(sum("),
     "{:sum}": ("), 0)", "), 0) AS bigint)"),
     "{find}": ("instr", "strpos"),
+    "{hex}": ("lower(hex(c.sha256))", "encode(c.sha256, 'hex')"),
+    "{rank}": ("p.key + 1", "p.key"),
+    "{score of c}": ("c.scores ->> p.key", "p.score"),
+    "{score of w}": ("w.scores ->> p.key", "p.score"),
+    "{each of c}": ("json_each(c.label_ids) p", f"unnest(c.label_ids, c.scores) {WITH_RANKS}"),
+    "{each of w}": ("json_each(w.label_ids) p", f"unnest(w.label_ids, w.scores) {WITH_RANKS}"),
+    "{host}": (
+        "CASE instr(uri, '://') WHEN 0 THEN '' ELSE substr(uri, instr(uri, '://') + 3,"
+        " instr(substr(uri, instr(uri, '://') + 3) || '/', '/') - 1) END",
+        "split_part(split_part(uri, '://', 2), '/', 1)",
+    ),
 }
 
 

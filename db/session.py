@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 
     from earmark.settings import Database
 
+NOW_POSTGRESQL = "extract(epoch from clock_timestamp())::double precision"
+NOW_SQLITE = "((julianday('now') - 2440587.5) * 86400.0)"
+
+# SQLite has no arrays: a list is written as JSON.
+sqlite3.register_adapter(list, json.dumps)
+
 
 class now(FunctionElement[float]):  # noqa: N801 - reads as the SQL function it is
     """The database's clock in seconds since 1970: leases must not depend on a worker's."""
@@ -30,12 +38,12 @@ class now(FunctionElement[float]):  # noqa: N801 - reads as the SQL function it 
 
 @compiles(now, "postgresql")
 def _now_postgresql(_element: now, _compiler: SQLCompiler, **_: Any) -> str:
-    return "extract(epoch from clock_timestamp())::double precision"
+    return NOW_POSTGRESQL
 
 
 @compiles(now, "sqlite")
 def _now_sqlite(_element: now, _compiler: SQLCompiler, **_: Any) -> str:
-    return "((julianday('now') - 2440587.5) * 86400.0)"
+    return NOW_SQLITE
 
 
 def connect(url: str, database: Database) -> sa.Engine:

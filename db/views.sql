@@ -1,8 +1,8 @@
 -- The public SQL interface. In braces: what is spelled differently on the two databases.
 
 CREATE VIEW results AS
-SELECT c.id AS clip_id, c.run_id, r.name AS run, c.display_uri AS uri, l.name AS label, c.score, c.meta,
-       c.duration_s, c.source_sample_rate, c.channels, c.codec, c.truncated, c.silent, c.reused, c.bytes, c.sha256,
+SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, l.name AS label, c.score, c.meta,
+       c.duration_s, c.source_sample_rate, c.channels, c.codec, c.truncated, c.silent, c.reused, c.bytes, {hex} AS sha256,
        c.fetch_ms, c.decode_ms, c.classify_ms, c.worker, {time:}c.finished_at{:time} AS finished_at
 FROM clips c
 JOIN runs r ON r.id = c.run_id
@@ -10,25 +10,27 @@ LEFT JOIN labels l ON l.id = c.label_id
 WHERE c.state = 'done';
 
 CREATE VIEW top_k AS
-SELECT c.id AS clip_id, c.run_id, r.name AS run, c.display_uri AS uri, p.rank, l.name AS label, p.score
+SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, {rank} AS rank,
+       l.name AS label, {score of c} AS score
 FROM clips c
 JOIN runs r ON r.id = c.run_id
-JOIN predictions p ON p.clip_id = c.id
-JOIN labels l ON l.id = p.label_id;
+CROSS JOIN {each of c}
+JOIN labels l ON l.id = p.value;
 
 CREATE VIEW windows AS
-SELECT c.id AS clip_id, c.run_id, r.name AS run, c.display_uri AS uri, w.start_s, w.end_s, w.rank, l.name AS label,
-       w.score
+SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, w.start_s, w.end_s,
+       {rank} AS rank, l.name AS label, {score of w} AS score
 FROM clips c
 JOIN runs r ON r.id = c.run_id
 JOIN window_predictions w ON w.clip_id = c.id
-JOIN labels l ON l.id = w.label_id
+CROSS JOIN {each of w}
+JOIN labels l ON l.id = p.value
 UNION ALL
-SELECT c.id, c.run_id, r.name, c.display_uri, 0.0, c.duration_s, p.rank, l.name, p.score
+SELECT c.id, c.run_id, r.name, coalesce(c.display_uri, c.uri), 0.0, c.duration_s, {rank}, l.name, {score of c}
 FROM clips c
 JOIN runs r ON r.id = c.run_id
-JOIN predictions p ON p.clip_id = c.id
-JOIN labels l ON l.id = p.label_id
+CROSS JOIN {each of c}
+JOIN labels l ON l.id = p.value
 WHERE NOT EXISTS (SELECT 1 FROM window_predictions w WHERE w.clip_id = c.id);
 
 -- DISTINCT over windows of rows, not GROUP BY: through that a condition on one clip would not get at SQLite's index.
@@ -47,7 +49,7 @@ FROM (
 WINDOW stretch AS (PARTITION BY run_id, clip_id, label, number);
 
 CREATE VIEW failures AS
-SELECT c.id AS clip_id, c.run_id, r.name AS run, c.display_uri AS uri, c.error_code, c.error_stage, c.error,
+SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, c.error_code, c.error_stage, c.error,
        c.attempts, c.crashes, c.meta, c.worker, {time:}c.finished_at{:time} AS finished_at
 FROM clips c
 JOIN runs r ON r.id = c.run_id
@@ -71,7 +73,7 @@ SELECT n.run_id, r.name AS run, l.name AS label, n.clips, n.mean_score, n.max_sc
 FROM (
   SELECT run_id, label_id, count(*) AS clips, avg(score) AS mean_score, max(score) AS max_score
   FROM clips
-  WHERE label_id IS NOT NULL
+  WHERE state = 'done' AND label_id IS NOT NULL
   GROUP BY run_id, label_id
 ) n
 JOIN runs r ON r.id = n.run_id
@@ -84,14 +86,12 @@ SELECT run_id, run, host, count(*) AS clips, count(CASE WHEN state = 'done' THEN
        / nullif(count(CASE WHEN state IN ('done', 'failed') THEN 1 END), 0) AS failure_rate,
        avg(fetch_ms) AS mean_fetch_ms, {sum:}bytes{:sum} AS bytes
 FROM (
-  SELECT addressed.*, CASE WHEN place = display_uri THEN ''
-                      ELSE substr(place, 1, {find}(place || '/', '/') - 1) END AS host
+  SELECT shown.*, {host} AS host
   FROM (
-    SELECT c.*, r.name AS run, substr(c.display_uri, CASE WHEN {find}(c.display_uri, '://') > 0
-           THEN {find}(c.display_uri, '://') + 3 ELSE 1 END) AS place
+    SELECT c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, c.state, c.fetch_ms, c.bytes
     FROM clips c
     JOIN runs r ON r.id = c.run_id
-  ) addressed
+  ) shown
 ) hosted
 GROUP BY run_id, run, host;
 

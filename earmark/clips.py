@@ -162,7 +162,7 @@ def display_uri(uri: str) -> str:
 def uri_key(uri: str) -> bytes:
     """Return what makes a clip the same clip within a run: a hash of the URI in its normal form."""
     normal = uri if _NORMAL.fullmatch(uri) and "/." not in uri else normal_uri(uri)
-    return blake2b(normal.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    return blake2b(normal.encode("utf-8", "surrogateescape"), digest_size=11).digest()
 
 
 def normal_uri(uri: str) -> str:

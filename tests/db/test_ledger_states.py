@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from db import ledger, results
-from db.models import Clip, Prediction
+from db.models import Clip
 from db.session import reading, writing
 from earmark import clips as words
 from earmark.clips import FINAL_STATES
 from earmark.errors import NotFound, ServerFailed
 from earmark.options import RunOptions
 from earmark.settings import Ledger
+from tests.db.unfenced import switch_fencing_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,9 +126,9 @@ class LedgerStates(RuleBasedStateMachine):
 
     @invariant()
     def results_belong_to_done_clips(self) -> None:
-        statement = sa.select(Prediction.clip_id).join(Clip, Clip.id == Prediction.clip_id)
+        view = sa.text("SELECT clip_id FROM top_k WHERE run_id = :run_id").bindparams(run_id=self.run_id)
         with reading(self.engine) as connection:
-            found = list(connection.scalars(statement.where(Clip.run_id == self.run_id)))
+            found = list(connection.scalars(view))
         assert sorted(found) == sorted(clip_id for clip_id, state in self.final.items() if state == "done")
 
     @invariant()
@@ -181,6 +182,6 @@ def test_any_order_of_events_keeps_the_ledger_true(engine: sa.Engine) -> None:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_the_machine_finds_a_ledger_that_lets_zombies_write(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "held", lambda _connection, _token, clip_ids: set(clip_ids))
+    switch_fencing_off(monkeypatch)
     with pytest.raises((AssertionError, sa.exc.IntegrityError)):
         run_machine(engine, Phase.generate)

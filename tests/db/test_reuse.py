@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from db import ledger
-from db.session import reading
+from db.models import Clip
+from db.session import reading, writing
 from earmark import clips as words
 from earmark.settings import Ledger
 from tests.db.test_ledger import FACTS, labels, row, submit
@@ -57,7 +59,14 @@ def test_other_bytes_another_model_and_other_options_are_classified(engine: sa.E
 
 
 def test_looking_is_one_statement_and_uses_the_index(engine: sa.Engine, caplog: pytest.LogCaptureFixture) -> None:
-    run_id, ids = submit(engine, 1)
+    run_id, ids = submit(engine, 500)
+    with writing(engine) as connection:
+        done = (
+            sa.update(Clip).where(Clip.id == sa.bindparam("clip")).values(state="done", sha256=sa.bindparam("digest"))
+        )
+        connection.execute(done, [{"clip": clip, "digest": sha256(b"%d" % clip).digest()} for clip in ids])
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("ANALYZE clips")
     seen: list[tuple[str, object]] = []
     sa.event.listen(engine, "before_cursor_execute", lambda *event: seen.append((event[2], event[3])))
     ledger.reuse(engine, run_id, ids[0], SOURCE)

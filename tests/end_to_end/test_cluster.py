@@ -67,7 +67,7 @@ def test_two_workers_and_flower_do_a_list(cluster: Earmark, serve: Callable[...,
     assert scalar(cluster, "SELECT string_agg(error, '; ') FROM failures") is None
     assert scalar(cluster, "SELECT count(*) FROM results") == CLIPS
     assert scalar(cluster, "SELECT count(DISTINCT worker) FROM results") == 2
-    assert scalar(cluster, "SELECT count(*) FROM predictions WHERE rank = 1") == CLIPS
+    assert scalar(cluster, "SELECT count(*) FROM top_k WHERE rank = 1") == CLIPS
     wait_until(lambda: finished_chunks(port) >= CLIPS // 8, 20)
     tasks = list(get_json(f"http://127.0.0.1:{port}/api/tasks").values())
     assert {task["state"] for task in tasks} == {"SUCCESS"}
@@ -88,7 +88,7 @@ def test_kill_9_of_the_only_worker_loses_nothing_and_doubles_nothing(
     cluster.start("console.cli", "worker")
     finished = "SELECT count(*) FROM clips WHERE state = 'done'"
     wait_until(lambda: scalar(cluster, finished) == CLIPS, LEASE_S + 30)
-    assert scalar(cluster, "SELECT count(*) FROM predictions WHERE rank = 1") == CLIPS
+    assert scalar(cluster, "SELECT count(*) FROM top_k WHERE rank = 1") == CLIPS
     assert scalar(cluster, "SELECT max(attempts) FROM clips") == 1
 
 

@@ -65,7 +65,7 @@ def test_a_signature_is_nowhere_but_in_its_own_column(
     tasks = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/tasks").read()
     assert b"SUCCESS" in tasks
     assert not leaks(tasks)
-    columns = "display_uri, coalesce(error, ''), coalesce(worker, ''), coalesce(codec, '')"
+    columns = "coalesce(display_uri, uri), coalesce(error, ''), coalesce(worker, ''), coalesce(codec, '')"
     with psycopg.connect(cluster.settings["EARMARK_DATABASE__URL"]) as connection:
         assert not leaks(str(connection.execute(f"SELECT {columns} FROM clips").fetchall()))
     cluster.end()

@@ -13,6 +13,7 @@ from earmark import broker
 from earmark.clips import AudioFacts, Failure, Prediction, Source, Success
 from earmark.errors import NotFound
 from earmark.settings import Broker, Ledger
+from tests.db.unfenced import switch_fencing_off
 from tests.faults import faults
 from tests.faults.world import LEASE_S, check_invariants
 
@@ -140,12 +141,12 @@ def test_the_check_notices_a_ledger_without_fencing(world: World, monkeypatch: p
         zombie = ledger.claim(engine, [clip_id], worker="zombie", limits=Ledger(lease_s=-1.0))
         ledger.take_back(engine, "clips")
         successor = ledger.claim(engine, [clip_id], worker="successor", limits=Ledger())
-        success = Success(clip_id, Source("", 1), AudioFacts(1.0, 8000, 1, "pcm"), (Prediction(0, 1.0),))
+        success = Success(clip_id, Source("ab", 1), AudioFacts(1.0, 8000, 1, "pcm"), (Prediction(0, 1.0),))
         ledger.finish(engine, successor, [success], labels, Ledger())
         late = [Failure(clip_id, NotFound(status=404))]
         ledger.finish(engine, zombie, late, labels, Ledger())
         check_invariants(world)
-        monkeypatch.setattr(ledger, "held", lambda _connection, _token, clip_ids: set(clip_ids))
+        switch_fencing_off(monkeypatch)
         ledger.finish(engine, zombie, late, labels, Ledger())
     with pytest.raises(AssertionError):
         check_invariants(world)

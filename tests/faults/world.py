@@ -17,7 +17,7 @@ import psutil
 import sqlalchemy as sa
 
 from db import results
-from db.models import Clip, Prediction
+from db.models import Clip
 from db.session import connect, reading
 from earmark.clips import FINAL_STATES
 from earmark.errors import DatabaseError
@@ -193,12 +193,13 @@ def broken_promises(world: World) -> dict[str, list[str]]:
     """Return by promise what broke it: every clip has one final state, the right one, and all that is told agrees."""
     clips = world.rows(sa.select(Clip.id, Clip.uri, Clip.state, Clip.error_code, Clip.attempts, Clip.crashes))
     final = [uri for _, uri, state, *_ in clips if state in FINAL_STATES]
+    best = [row[0] for row in world.rows(sa.text("SELECT clip_id FROM top_k WHERE rank = 1"))]
     done = {clip_id for clip_id, _, state, *_ in clips if state == "done"}
     return {
         "lost": sorted(world.submitted - set(final)),
-        "doubled": [uri for uri, count in Counter(final).items() if count > 1] + _doubled_results(world),
+        "doubled": [str(each) for each, count in Counter([*final, *best]).items() if count > 1],
         "failed for a neighbour": [str(row) for _, *row in clips if not ends_as_it_should(*row)],
-        "result without its clip, or the other way round": sorted(map(str, done ^ _clips_with_results(world))),
+        "without its result": sorted(map(str, done ^ set(best))),
         "counted wrong": _wrong_counts(world),
     }
 
@@ -209,16 +210,6 @@ def ends_as_it_should(uri: str, state: str, code: str | None, attempts: int, cra
     right = (state, code) == (("failed", expected) if expected else ("done", None))
     tries = attempts == MAX_ATTEMPTS if expected in ("timeout", "dns") else attempts <= MAX_ATTEMPTS
     return right and tries and (crashes >= 2 or expected != "worker_lost")
-
-
-def _doubled_results(world: World) -> list[str]:
-    count = sa.func.count()
-    ranks = sa.select(Prediction.clip_id).group_by(Prediction.clip_id).having(count != sa.func.max(Prediction.rank))
-    return [f"results of clip {row[0]}" for row in world.rows(ranks)]
-
-
-def _clips_with_results(world: World) -> set[int]:
-    return {row[0] for row in world.rows(sa.select(Prediction.clip_id).distinct())}
 
 
 def _wrong_counts(world: World) -> list[str]:

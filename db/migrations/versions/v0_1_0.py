@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from db.schema import trigger_statements, view_names, view_statements
 
@@ -11,6 +11,8 @@ down_revision = None
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 JSON = sa.JSON().with_variant(JSONB(), "postgresql")
+IDS = sa.JSON().with_variant(ARRAY(sa.Integer()), "postgresql")
+SCORES = sa.JSON().with_variant(ARRAY(sa.REAL()), "postgresql")
 
 
 def upgrade() -> None:
@@ -55,36 +57,38 @@ def upgrade() -> None:
     op.create_table(
         "clips",
         sa.Column("id", ID, nullable=False),
-        sa.Column("run_id", sa.Integer(), nullable=False),
-        sa.Column("uri", sa.String(), nullable=False),
-        sa.Column("display_uri", sa.String(), nullable=False),
-        sa.Column("uri_key", sa.LargeBinary(length=16), nullable=False),
-        sa.Column("meta", JSON),
-        sa.Column("state", sa.String(), nullable=False),
-        sa.Column("attempts", sa.SmallInteger(), server_default="0", nullable=False),
-        sa.Column("crashes", sa.SmallInteger(), server_default="0", nullable=False),
-        sa.Column("reused", sa.Boolean(), server_default=sa.text("false"), nullable=False),
-        sa.Column("not_before", sa.Double(), server_default="0", nullable=False),
+        sa.Column("bytes", sa.BigInteger()),
+        sa.Column("duration_s", sa.Double()),
+        sa.Column("finished_at", sa.Double()),
+        sa.Column("not_before", sa.Double(), server_default="0"),
         sa.Column("lease_until", sa.Double()),
         sa.Column("lease_token", sa.BigInteger()),
+        sa.Column("run_id", sa.Integer(), nullable=False),
+        sa.Column("label_id", sa.Integer()),
+        sa.Column("score", sa.REAL()),
+        sa.Column("source_sample_rate", sa.Integer()),
+        sa.Column("fetch_ms", sa.REAL()),
+        sa.Column("decode_ms", sa.REAL()),
+        sa.Column("classify_ms", sa.REAL()),
+        sa.Column("attempts", sa.SmallInteger(), server_default="0", nullable=False),
+        sa.Column("crashes", sa.SmallInteger(), server_default="0", nullable=False),
+        sa.Column("channels", sa.SmallInteger()),
+        sa.Column("reused", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("truncated", sa.Boolean()),
+        sa.Column("silent", sa.Boolean()),
+        sa.Column("state", sa.String(), nullable=False),
+        sa.Column("uri", sa.String(), nullable=False),
+        sa.Column("display_uri", sa.String()),
+        sa.Column("uri_key", sa.LargeBinary(length=11), nullable=False),
+        sa.Column("meta", JSON),
         sa.Column("worker", sa.String()),
         sa.Column("error_code", sa.String()),
         sa.Column("error_stage", sa.String()),
         sa.Column("error", sa.String()),
-        sa.Column("label_id", sa.Integer()),
-        sa.Column("score", sa.REAL()),
-        sa.Column("sha256", sa.String()),
-        sa.Column("bytes", sa.BigInteger()),
-        sa.Column("duration_s", sa.Double()),
-        sa.Column("source_sample_rate", sa.Integer()),
-        sa.Column("channels", sa.SmallInteger()),
         sa.Column("codec", sa.String()),
-        sa.Column("truncated", sa.Boolean()),
-        sa.Column("silent", sa.Boolean()),
-        sa.Column("fetch_ms", sa.REAL()),
-        sa.Column("decode_ms", sa.REAL()),
-        sa.Column("classify_ms", sa.REAL()),
-        sa.Column("finished_at", sa.Double()),
+        sa.Column("sha256", sa.LargeBinary(length=32)),
+        sa.Column("label_ids", IDS),
+        sa.Column("scores", SCORES),
         sa.CheckConstraint(
             "state IN ('pending', 'queued', 'running', 'done', 'failed', 'cancelled')", name="clips_state"
         ),
@@ -96,12 +100,12 @@ def upgrade() -> None:
     for name, columns, where in (
         ("clips_pending", ["run_id", "not_before", "id"], "state = 'pending'"),
         ("clips_leased", ["lease_until"], "state IN ('queued', 'running')"),
-        ("clips_finished", ["run_id", "finished_at"], "finished_at IS NOT NULL"),
-        ("clips_sha256", ["sha256"], "state = 'done'"),
+        ("clips_done", ["run_id"], "state = 'done'"),
+        ("clips_failed", ["run_id"], "state = 'failed'"),
+        ("clips_label", ["run_id", "label_id", "score"], "state = 'done'"),
+        ("clips_sha256", [sa.text("substr(sha256, 1, 7)")], "state = 'done'"),
     ):
         op.create_index(name, "clips", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
-    op.create_index("clips_state", "clips", ["run_id", "state"])
-    op.create_index("clips_label", "clips", ["run_id", "label_id", "score"])
     op.create_table(
         "run_counts",
         sa.Column("run_id", sa.Integer(), autoincrement=False, nullable=False),
@@ -109,19 +113,9 @@ def upgrade() -> None:
         sa.Column("writer", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("clips", sa.BigInteger(), nullable=False),
         sa.Column("audio_s", sa.Double(), nullable=False),
+        sa.Column("finished_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"]),
         sa.PrimaryKeyConstraint("run_id", "state", "writer"),
-        sqlite_with_rowid=False,
-    )
-    op.create_table(
-        "predictions",
-        sa.Column("clip_id", ID, autoincrement=False, nullable=False),
-        sa.Column("label_id", sa.Integer(), nullable=False),
-        sa.Column("score", sa.REAL(), nullable=False),
-        sa.Column("rank", sa.SmallInteger(), autoincrement=False, nullable=False),
-        sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
-        sa.ForeignKeyConstraint(["label_id"], ["labels.id"]),
-        sa.PrimaryKeyConstraint("clip_id", "rank"),
         sqlite_with_rowid=False,
     )
     op.create_table(
@@ -129,12 +123,10 @@ def upgrade() -> None:
         sa.Column("clip_id", ID, autoincrement=False, nullable=False),
         sa.Column("start_s", sa.Double(), nullable=False),
         sa.Column("end_s", sa.Double(), nullable=False),
-        sa.Column("label_id", sa.Integer(), nullable=False),
-        sa.Column("score", sa.REAL(), nullable=False),
-        sa.Column("rank", sa.SmallInteger(), autoincrement=False, nullable=False),
+        sa.Column("label_ids", IDS, nullable=False),
+        sa.Column("scores", SCORES, nullable=False),
         sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
-        sa.ForeignKeyConstraint(["label_id"], ["labels.id"]),
-        sa.PrimaryKeyConstraint("clip_id", "start_s", "rank"),
+        sa.PrimaryKeyConstraint("clip_id", "start_s"),
         sqlite_with_rowid=False,
     )
     dialect = op.get_bind().dialect.name
@@ -145,7 +137,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     for view in reversed(view_names()):
         op.execute(f"DROP VIEW {view}")
-    for table in ("window_predictions", "predictions", "run_counts", "clips", "runs", "labels", "models"):
+    for table in ("window_predictions", "run_counts", "clips", "runs", "labels", "models"):
         op.drop_table(table)
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION count_clips")
