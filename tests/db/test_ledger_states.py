@@ -170,7 +170,7 @@ class LedgerStates(RuleBasedStateMachine):
 def run_machine(engine: sa.Engine, *phases: Phase) -> None:
     bound = type("BoundLedgerStates", (LedgerStates,), {"engine": engine})
     plan = settings(
-        max_examples=40, stateful_step_count=30, deadline=None, report_multiple_bugs=False,
+        max_examples=400 if phases else 40, stateful_step_count=30, deadline=None, report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck), phases=phases or list(Phase),
     )  # fmt: skip
     run_state_machine_as_test(bound, settings=plan)
