@@ -22,6 +22,7 @@ from earmark.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+EXAMPLE_QUERY = 'query "SELECT label, count(*) FROM results GROUP BY label"'
 #: A terminal shows so many rows of a table; a file or a pipe gets all.
 TABLE_ROWS = 1000
 #: Rows of a Parquet file held in memory at once: some 100 MB.

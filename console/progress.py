@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -15,7 +17,7 @@ from rich.table import Table
 from db import results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import sqlalchemy as sa
 
@@ -43,6 +45,30 @@ def watch(engine: sa.Engine, run_id: int, *, meanwhile: Callable[[], None] = lam
                 return state
             meanwhile()
             time.sleep(LOOK_S)
+
+
+def follow(engine: sa.Engine, run: str | None, *, strict: bool = False) -> None:
+    """Show a run that is worked on elsewhere until its end, and then what it came to."""
+    found = results.find_run(engine, run)
+    with interruptible(lambda: f"The run goes on; `earmark status {found.name} --watch` shows it again."):
+        state = watch(engine, found.id)
+    summarise(engine, found, state)
+    exit_if_strict(state, strict=strict)
+
+
+def exit_if_strict(state: results.Progress, *, strict: bool) -> None:
+    if strict and state.states["failed"]:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def interruptible(how_to_go_on: Callable[[], str]) -> Iterator[None]:
+    """Answer Ctrl-C with a sentence, then let it end what has to be ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        screen.print(how_to_go_on(), markup=False, soft_wrap=True)
+        raise
 
 
 def _doing(state: results.Progress) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -16,11 +17,14 @@ from console import local, progress
 from console.database import open_database, read_settings
 from db import results
 from earmark import broker
-from earmark.errors import ServiceError
+from earmark.errors import ServiceError, UsageError
+from earmark.settings import cores
 from producer.submit import Submitted, submit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import sqlalchemy as sa
 
     from db.results import RunRow
     from earmark.options import RunOptions
@@ -72,13 +76,24 @@ def run(
     """
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
-    roots = ",".join(str(root) for root in file_roots(sources))
+    roots = _as_setting(file_roots(sources))
     changed = {"fetch__file_roots": roots, "model__name": options.model, "model__revision": options.revision}
-    with machine(settings, queue=queue, workers=workers, **changed, **(changes or {})) as (here, children):
+    with (
+        machine(settings, queue=queue, workers=workers, **{**changed, **(changes or {})}) as (here, children),
+        progress.interruptible(lambda: _how_to_go_on(engine, queue)),
+    ):
         submitted = submit(sources, engine, here, options=options, **submission)
         state = progress.watch(engine, submitted.run_id, meanwhile=lambda: keep_alive(children))
     report_lines(submitted)
     return Finished(results.run(engine, submitted.run_id), state)
+
+
+def _how_to_go_on(engine: sa.Engine, queue: str) -> str:
+    try:
+        name = results.run_of(engine, queue).name
+    except UsageError:
+        return "Stopped before the first clip was submitted."
+    return f"Stopping; the same command with --name {name} goes on where this stops."
 
 
 @contextmanager
@@ -87,6 +102,8 @@ def machine(
 ) -> Iterator[tuple[Settings, list[local.Worker]]]:
     """Run an embedded Valkey and workers with the changed settings; yield how to reach them."""
     folder = settings.data_dir / queue
+    if not settings.model.threads:
+        changes["model__threads"] = max(1, cores() // workers)
     with local.valkey(folder / "valkey") as url:
         here = with_broker(settings, url=url, queue=queue)
         environment = local.environment(here, broker__url=url, broker__queue=queue, **changes)
@@ -115,11 +132,17 @@ def file_roots(sources: Sequence[str]) -> list[Path]:
     return roots
 
 
-def up(settings: Settings, *, workers: int = 1, flower_port: int = 5555) -> None:
-    """Keep an embedded Valkey, workers and Flower running until Ctrl-C."""
+def _as_setting(folders: Iterable[Path]) -> str:
+    # As JSON, since a folder's name may have a comma.
+    return json.dumps([str(folder) for folder in folders])
+
+
+def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flower_port: int = 5555) -> None:
+    """Keep an embedded Valkey, workers that may read these folders, and Flower running until Ctrl-C."""
     open_database(settings, create=True)
     note = settings.data_dir / BROKER_NOTE
-    with machine(settings, queue=settings.broker.queue, workers=workers) as (here, children):
+    changes = {"fetch__file_roots": _as_setting([folder.absolute() for folder in files])} if files else {}
+    with machine(settings, queue=settings.broker.queue, workers=workers, **changes) as (here, children):
         assert here.broker.url is not None
         note.write_text(here.broker.url)
         try:

@@ -72,6 +72,11 @@ def find_run(engine: sa.Engine, id_or_name: str | None) -> RunRow:
     return _run_where(engine, same, id_or_name)
 
 
+def run_of(engine: sa.Engine, queue: str) -> RunRow:
+    """Return the run that has this queue to itself, or raise UsageError."""
+    return _run_where(engine, Run.queue == queue, f"on {queue}")
+
+
 def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], asked: str) -> RunRow:
     with reading(engine) as connection:
         row = connection.execute(sa.select(Run.id, Run.name, Run.options, Run.model_id).where(condition)).first()
