@@ -34,6 +34,8 @@ class Format(StrEnum):
 
     table = "table"
     csv = "csv"
+    #: An object a line, as jsonl.
+    json = "json"
     jsonl = "jsonl"
     parquet = "parquet"
 
@@ -53,13 +55,15 @@ def write(rows: Iterable[dict[str, Any]], how: Format | None, file: Path | None)
         _print_table(rows)
     else:
         with opened(file) as out:
-            {Format.csv: _write_csv, Format.jsonl: _write_jsonl, Format.table: _write_table}[how](rows, out)
+            {Format.csv: _write_csv, Format.table: _write_table}.get(how, _write_jsonl)(rows, out)
 
 
 def _usual(file: Path | None) -> Format:
     if file is None:
         return Format.table if sys.stdout.isatty() else Format.csv
-    return {".parquet": Format.parquet, ".jsonl": Format.jsonl}.get(file.suffix.lower(), Format.csv)
+    return {".parquet": Format.parquet, ".jsonl": Format.jsonl, ".json": Format.json}.get(
+        file.suffix.lower(), Format.csv
+    )
 
 
 def _print_table(rows: Iterable[dict[str, Any]]) -> None:

@@ -83,7 +83,7 @@ def run(
         progress.interruptible(lambda: _how_to_go_on(engine, queue)),
     ):
         submitted = submit(sources, engine, here, options=options, **submission)
-        state = progress.watch(engine, submitted.run_id, meanwhile=lambda: keep_alive(children))
+        state = progress.watch(engine, submitted.run_id, here, meanwhile=lambda: keep_alive(children))
     report_lines(submitted)
     return Finished(results.run(engine, submitted.run_id), state)
 

@@ -14,10 +14,12 @@ from console import options as o
 from console import progress
 from console.database import open_database, read_settings
 from console.output import EXAMPLE_QUERY
+from db import results
 
 if TYPE_CHECKING:
     from console.verbs import Finished
     from db.results import RunRow
+    from earmark.settings import Settings
 
 verbs = typer.Typer()
 
@@ -29,8 +31,10 @@ def run(submission: o.Submission, workers: o.Workers = 1) -> None:
     from console import verbs
 
     settings = read_settings(submission.db)
-    task = {"options": submission.options, **submission.arguments}
-    _show(verbs.run(submission.sources, settings, workers=workers, **task), submission.db, strict=submission.strict)
+    finished = verbs.run(
+        submission.sources, settings, options=submission.options, workers=workers, **submission.arguments
+    )
+    _show(finished, settings, submission.db, strict=submission.strict)
 
 
 @verbs.command(epilog="Example: earmark submit urls.csv --url-col link --name march --watch")
@@ -50,7 +54,10 @@ def submit(submission: o.Submission, watch: o.Watch = False) -> None:
     verbs.report_lines(submitted)
     sys.stdout.write(f"{submitted.run_id}\n")
     if watch:
-        progress.follow(engine, str(submitted.run_id), strict=submission.strict)
+        found = results.run(engine, submitted.run_id)
+        state = progress.follow(engine, found, settings)
+        progress.summarise(engine, found, state, settings)
+        progress.exit_if_strict(state, strict=submission.strict)
 
 
 @verbs.command(epilog="Example: EARMARK_BROKER__URL=redis://redis:6379 earmark worker --device cuda:0")
@@ -98,13 +105,14 @@ def demo(db: o.Db = None) -> None:
     """Classify the bundled example clips, two of them broken on purpose."""
     from console.demo import demo as classify_examples
 
-    _show(classify_examples(read_settings(db)), db, strict=False)
+    settings = read_settings(db)
+    _show(classify_examples(settings), settings, db, strict=False)
 
 
-def _show(finished: Finished, db: str | None, *, strict: bool) -> None:
-    engine = open_database(read_settings(db))
+def _show(finished: Finished, settings: Settings, db: str | None, *, strict: bool) -> None:
+    engine = open_database(settings)
     progress.show_results(engine, finished.run, finished.progress)
-    progress.summarise(engine, finished.run, finished.progress)
+    progress.summarise(engine, finished.run, finished.progress, settings)
     progress.screen.print("Next:", *_next_commands(finished.run, db), sep="\n  ", markup=False, soft_wrap=True)
     progress.exit_if_strict(finished.progress, strict=strict)
 

@@ -25,16 +25,16 @@ def status(
     how: o.As = None,
     db: o.Db = None,
 ) -> None:
-    """Show how far the runs are, or one of them."""
-    engine = open_database(read_settings(db))
-    if watch:
-        progress.follow(engine, run)
-        return
-    found = results.find_run(engine, run) if run else None
+    """Show how far the runs are, or one of them: counts, pace, time to go, and what holds it back."""
+    settings = read_settings(db)
+    engine = open_database(settings)
+    found = results.find_run(engine, run) if run or watch else None
+    if found and watch:
+        progress.follow(engine, found, settings)
     if found and how is None:
-        progress.summarise(engine, found, results.progress(engine, found.id))
+        progress.summarise(engine, found, results.progress(engine, found.id), settings)
     else:
-        output.write(results.rows(engine, results.run_progress(found.id if found else None)), how, None)
+        output.write(progress.rows(engine, found, settings), how, None)
 
 
 @verbs.command("results", epilog="Example: earmark results march --label siren --min-score 0.6 -o sirens.csv")
