@@ -58,6 +58,12 @@ def write(rows: Iterable[dict[str, Any]], how: Format | None, file: Path | None)
             {Format.csv: _write_csv, Format.table: _write_table}.get(how, _write_jsonl)(rows, out)
 
 
+def print_rows(rows: Iterable[dict[str, Any]], title: str) -> None:
+    """Print rows as a table below a title, if there are any."""
+    if listed := list(rows):
+        Console(highlight=False).print(f"\n[bold]{title}[/]", _table(listed))
+
+
 def _usual(file: Path | None) -> Format:
     if file is None:
         return Format.table if sys.stdout.isatty() else Format.csv

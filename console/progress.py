@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from db.results import RunRow
     from earmark.settings import Settings
+    from producer.submit import Submitted
 
 #: Quick enough to look alive, slow enough to cost a million-row run nothing.
 LOOK_S = 0.5
@@ -121,6 +122,12 @@ def in_words(seconds: float) -> str:
             parts.append(f"{left // length} {unit}")
             left %= length
     return " ".join(parts[:2])
+
+
+def report_lines(submitted: Submitted) -> None:
+    """Print what became of the list's lines, where it is not simply one clip each."""
+    for line in submitted.report():
+        screen.print(line, markup=False, soft_wrap=True)
 
 
 def show_results(engine: sa.Engine, run: RunRow, state: results.Progress) -> None:

@@ -40,6 +40,7 @@ class Finished:
 
     run: RunRow
     progress: results.Progress
+    submitted: Submitted
 
 
 def find_broker(settings: Settings) -> Settings:
@@ -66,26 +67,27 @@ def run(
     options: RunOptions,
     workers: int = 1,
     changes: dict[str, str] | None = None,
+    on_interrupt: str | None = None,
     **submission: Any,
 ) -> Finished:
     """Classify every clip of the sources on this machine, from an embedded Valkey to the finished run.
 
     Args:
         changes: settings of the workers, such as `{"fetch__ports": "8080"}`.
+        on_interrupt: what to say on Ctrl-C; default: how to go on with the run.
         submission: what `producer.submit.submit` takes as well.
     """
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
-    roots = _as_setting(file_roots(sources))
+    roots = as_setting(file_roots(sources))
     changed = {"fetch__file_roots": roots, "model__name": options.model, "model__revision": options.revision}
     with (
         machine(settings, queue=queue, workers=workers, **{**changed, **(changes or {})}) as (here, children),
-        progress.interruptible(lambda: _how_to_go_on(engine, queue)),
+        progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
         submitted = submit(sources, engine, here, options=options, **submission)
         state = progress.watch(engine, submitted.run_id, here, meanwhile=lambda: keep_alive(children))
-    report_lines(submitted)
-    return Finished(results.run(engine, submitted.run_id), state)
+    return Finished(results.run(engine, submitted.run_id), state, submitted)
 
 
 def _how_to_go_on(engine: sa.Engine, queue: str) -> str:
@@ -132,8 +134,8 @@ def file_roots(sources: Sequence[str]) -> list[Path]:
     return roots
 
 
-def _as_setting(folders: Iterable[Path]) -> str:
-    # As JSON, since a folder's name may have a comma.
+def as_setting(folders: Iterable[Path]) -> str:
+    """Return folders as the environment gives them: as JSON, since a name may have a comma."""
     return json.dumps([str(folder) for folder in folders])
 
 
@@ -141,7 +143,7 @@ def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flow
     """Keep an embedded Valkey, workers that may read these folders, and Flower running until Ctrl-C."""
     open_database(settings, create=True)
     note = settings.data_dir / BROKER_NOTE
-    changes = {"fetch__file_roots": _as_setting([folder.absolute() for folder in files])} if files else {}
+    changes = {"fetch__file_roots": as_setting([folder.absolute() for folder in files])} if files else {}
     with machine(settings, queue=settings.broker.queue, workers=workers, **changes) as (here, children):
         assert here.broker.url is not None
         note.write_text(here.broker.url)
@@ -162,12 +164,6 @@ def _wait_for_ctrl_c(children: list[local.Worker]) -> None:
             time.sleep(progress.LOOK_S)
     except KeyboardInterrupt:
         progress.screen.print("Stopping.")
-
-
-def report_lines(submitted: Submitted) -> None:
-    """Print what became of the list's lines, where it is not simply one clip each."""
-    for line in submitted.report():
-        progress.screen.print(line, markup=False, soft_wrap=True)
 
 
 def worker(*, concurrency: int | None = None, device: str | None = None, model: str | None = None) -> None:

@@ -156,6 +156,13 @@ def failures(run_id: int) -> sa.TextClause:
     return sa.text("SELECT * FROM failures WHERE run_id = :run_id ORDER BY clip_id").bindparams(run_id=run_id)
 
 
+def hosts(run_id: int) -> sa.TextClause:
+    """Return the statement for how a run fares with each host, those with the most clips first."""
+    columns = "host, clips, done, failed, failure_rate, mean_fetch_ms, bytes"
+    statement = f"SELECT {columns} FROM host_stats WHERE run_id = :run_id ORDER BY clips DESC, host"  # noqa: S608
+    return sa.text(statement).bindparams(run_id=run_id)
+
+
 def run_progress(run_id: int | None = None) -> sa.TextClause:
     """Return the statement for the counts of one run or of all, the newest first."""
     if run_id is None:

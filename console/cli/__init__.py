@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from console.cli import changing, doing, reading
+from console.cli import asking, changing, doing, reading
 from earmark.errors import EarmarkError, UsageError
 
 USAGE_EXIT, SERVICE_EXIT = 2, 3
@@ -21,7 +21,7 @@ app = typer.Typer(
         "token_normalize_func": lambda flag: flag.replace("_", "-"),
     },
 )
-for some in (doing.verbs, reading.verbs, changing.verbs):
+for some in (doing.verbs, asking.verbs, reading.verbs, changing.verbs):
     app.add_typer(some)
 app.add_typer(changing.database, name="db")
 

@@ -51,7 +51,7 @@ def submit(submission: o.Submission, watch: o.Watch = False) -> None:
         submitted = submit_list(
             submission.sources, engine, settings, options=submission.options, **submission.arguments
         )
-    verbs.report_lines(submitted)
+    progress.report_lines(submitted)
     sys.stdout.write(f"{submitted.run_id}\n")
     if watch:
         found = results.run(engine, submitted.run_id)
@@ -111,6 +111,7 @@ def demo(db: o.Db = None) -> None:
 
 def _show(finished: Finished, settings: Settings, db: str | None, *, strict: bool) -> None:
     engine = open_database(settings)
+    progress.report_lines(finished.submitted)
     progress.show_results(engine, finished.run, finished.progress)
     progress.summarise(engine, finished.run, finished.progress, settings)
     progress.screen.print("Next:", *_next_commands(finished.run, db), sep="\n  ", markup=False, soft_wrap=True)
