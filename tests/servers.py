@@ -60,7 +60,7 @@ def running_postgres() -> Iterator[str]:
 def running_valkey(folder: Path, *options: str) -> Iterator[str]:
     """Yield the URL of a Valkey that ends with the block."""
     port = free_port()
-    command = [local._valkey_program(), "--port", str(port), "--dir", str(folder), "--save", "", *options]
+    command = [local.valkey_program(), "--port", str(port), "--dir", str(folder), "--save", "", *options]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         _wait_until(lambda: _pings(port))

@@ -7,9 +7,10 @@ import sys
 import typer
 
 from console.cli import asking, changing, doing, reading
+from console.local import SERVICE_EXIT
 from earmark.errors import EarmarkError, UsageError
 
-USAGE_EXIT, SERVICE_EXIT = 2, 3
+USAGE_EXIT = 2
 
 app = typer.Typer(
     name="earmark",
