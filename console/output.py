@@ -22,6 +22,7 @@ from earmark.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+EXAMPLE_QUERY = 'query "SELECT label, count(*) FROM results GROUP BY label"'
 #: A terminal shows so many rows of a table; a file or a pipe gets all.
 TABLE_ROWS = 1000
 #: Rows of a Parquet file held in memory at once: some 100 MB.
@@ -33,6 +34,8 @@ class Format(StrEnum):
 
     table = "table"
     csv = "csv"
+    #: An object a line, as jsonl.
+    json = "json"
     jsonl = "jsonl"
     parquet = "parquet"
 
@@ -52,13 +55,21 @@ def write(rows: Iterable[dict[str, Any]], how: Format | None, file: Path | None)
         _print_table(rows)
     else:
         with opened(file) as out:
-            {Format.csv: _write_csv, Format.jsonl: _write_jsonl, Format.table: _write_table}[how](rows, out)
+            {Format.csv: _write_csv, Format.table: _write_table}.get(how, _write_jsonl)(rows, out)
+
+
+def print_rows(rows: Iterable[dict[str, Any]], title: str) -> None:
+    """Print rows as a table below a title, if there are any."""
+    if listed := list(rows):
+        Console(highlight=False).print(f"\n[bold]{title}[/]", _table(listed))
 
 
 def _usual(file: Path | None) -> Format:
     if file is None:
         return Format.table if sys.stdout.isatty() else Format.csv
-    return {".parquet": Format.parquet, ".jsonl": Format.jsonl}.get(file.suffix.lower(), Format.csv)
+    return {".parquet": Format.parquet, ".jsonl": Format.jsonl, ".json": Format.json}.get(
+        file.suffix.lower(), Format.csv
+    )
 
 
 def _print_table(rows: Iterable[dict[str, Any]]) -> None:

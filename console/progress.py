@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from db import results
+from db.pace import Pace, pace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import sqlalchemy as sa
+    from rich.console import RenderableType
 
     from db.results import RunRow
+    from earmark.settings import Settings
+    from producer.submit import Submitted
 
 #: Quick enough to look alive, slow enough to cost a million-row run nothing.
 LOOK_S = 0.5
+#: A pace that changes faster is hard to read.
+LOOK_AT_PACE_S = 2.0
 #: So many clips fit on one screen; of more, the labels are counted.
 CLIPS_ON_SCREEN = 20
 #: A clip's row shows so many of its labels.
@@ -31,25 +39,95 @@ LABELS_SHOWN = 3
 screen = Console(stderr=True, highlight=False)
 
 
-def watch(engine: sa.Engine, run_id: int, *, meanwhile: Callable[[], None] = lambda: None) -> results.Progress:
+class _Bar(Progress):
+    """A progress bar with a line of advice below it."""
+
+    advice: str | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.advice:
+            yield f"  [yellow]{self.advice}[/]"
+
+
+def watch(
+    engine: sa.Engine, run_id: int, settings: Settings, *, meanwhile: Callable[[], None] = lambda: None
+) -> results.Progress:
     """Show a run's progress until every clip is final; return what it came to."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True) as bar:
+    with _Bar(*columns, console=screen, transient=True) as bar:
         task = bar.add_task("starting")
+        looked = float("-inf")
         while True:
             state = results.progress(engine, run_id)
-            bar.update(task, total=state.total, completed=state.final, description=_doing(state))
+            if time.monotonic() - looked > LOOK_AT_PACE_S:
+                going, looked = pace(engine, run_id, state, settings.worker), time.monotonic()
+            bar.advice = going.bottleneck
+            bar.update(task, total=state.total, completed=state.final, description=_doing(state, going))
             if state.finished:
                 return state
             meanwhile()
             time.sleep(LOOK_S)
 
 
-def _doing(state: results.Progress) -> str:
+def follow(engine: sa.Engine, run: RunRow, settings: Settings) -> results.Progress:
+    """Watch a run that workers elsewhere do, until its end or Ctrl-C."""
+    with interruptible(lambda: f"The run goes on; `earmark status {run.name} --watch` shows it again."):
+        return watch(engine, run.id, settings)
+
+
+def rows(engine: sa.Engine, run: RunRow | None, settings: Settings) -> Iterator[dict[str, Any]]:
+    """Yield the counts and the pace of one run or of all, the newest first."""
+    for row in results.rows(engine, results.run_progress(run.id if run else None)):
+        state = results.progress(engine, row["run_id"])
+        yield {**row, **pace(engine, row["run_id"], state, settings.worker).as_json()}
+
+
+def exit_if_strict(state: results.Progress, *, strict: bool) -> None:
+    if strict and state.states["failed"]:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def interruptible(how_to_go_on: Callable[[], str]) -> Iterator[None]:
+    """Answer Ctrl-C with a sentence, then let it end what has to be ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        screen.print(how_to_go_on(), markup=False, soft_wrap=True)
+        raise
+
+
+def _doing(state: results.Progress, going: Pace) -> str:
     if not state.final:
         return "listening" if state.states["running"] else "loading the model"
-    failed = f", [red]{state.states['failed']} failed[/]" if state.states["failed"] else ""
-    return f"{state.final / max(state.seconds, 0.1):.1f} clips/s{failed}"
+    failed = f"[red]{state.states['failed']} failed[/]" if state.states["failed"] else ""
+    return ", ".join(filter(None, (pace_in_words(going), failed))) or "listening"
+
+
+def pace_in_words(going: Pace) -> str:
+    """Return how fast a run goes and how long it will take, as far as that is known."""
+    if going.clips_per_s is None:
+        return ""
+    left = "" if going.eta_s is None else f", {in_words(going.eta_s)} to go"
+    return f"{going.clips_per_s:.1f} clips/s, {going.audio_s_per_s:.0f} s of audio a second{left}"
+
+
+def in_words(seconds: float) -> str:
+    """Return a span of time to two figures that matter: 45 s, 3 min 20 s, 5 h 12 min, 3 d 4 h."""
+    parts: list[str] = []
+    left = round(seconds)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if left >= length or parts or unit == "s":
+            parts.append(f"{left // length} {unit}")
+            left %= length
+    return " ".join(parts[:2])
+
+
+def report_lines(submitted: Submitted) -> None:
+    """Print what became of the list's lines, where it is not simply one clip each."""
+    for line in submitted.report():
+        screen.print(line, markup=False, soft_wrap=True)
 
 
 def show_results(engine: sa.Engine, run: RunRow, state: results.Progress) -> None:
@@ -84,13 +162,16 @@ def _label_table(engine: sa.Engine, run_id: int) -> Table:
     return table
 
 
-def summarise(engine: sa.Engine, run: RunRow, state: results.Progress) -> None:
-    """Print what a run came to: counts, rate and the reasons of its failures."""
-    counts = ", ".join(f"{state.states[name]} {name}" for name in ("done", "failed", "cancelled") if state.states[name])
+def summarise(engine: sa.Engine, run: RunRow, state: results.Progress, settings: Settings) -> None:
+    """Print how far a run is or what it came to: counts, pace and the reasons of its failures."""
+    going = pace(engine, run.id, state, settings.worker)
+    counts = "".join(f", {number} {name}" for name, number in state.states.items() if number)
     screen.print(
-        f"[bold]{escape(run.name)}[/]: {state.total} clips, {counts}. {state.audio_s / 60:.1f} minutes of audio in "
-        f"{state.seconds:.0f} s, {state.final / max(state.seconds, 0.1):.1f} clips/s."
+        f"[bold]{escape(run.name)}[/]: {state.total} clips{counts}. {state.audio_s / 60:.1f} minutes of audio in "
+        f"{in_words(state.seconds)}."
     )
+    for line in filter(None, (pace_in_words(going), going.bottleneck)):
+        screen.print(f"  {line}")
     for code, count, example in results.top_errors(engine, run.id):
         screen.print(f"  [red]{count} {code}[/], such as: {escape(example)}")
     for code, count, example in results.top_errors(engine, run.id, "pending"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -16,11 +17,14 @@ from console import local, progress
 from console.database import open_database, read_settings
 from db import results
 from earmark import broker
-from earmark.errors import ServiceError
+from earmark.errors import ServiceError, UsageError
+from earmark.settings import cores
 from producer.submit import Submitted, submit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import sqlalchemy as sa
 
     from db.results import RunRow
     from earmark.options import RunOptions
@@ -36,6 +40,7 @@ class Finished:
 
     run: RunRow
     progress: results.Progress
+    submitted: Submitted
 
 
 def find_broker(settings: Settings) -> Settings:
@@ -62,23 +67,35 @@ def run(
     options: RunOptions,
     workers: int = 1,
     changes: dict[str, str] | None = None,
+    on_interrupt: str | None = None,
     **submission: Any,
 ) -> Finished:
     """Classify every clip of the sources on this machine, from an embedded Valkey to the finished run.
 
     Args:
         changes: settings of the workers, such as `{"fetch__ports": "8080"}`.
+        on_interrupt: what to say on Ctrl-C; default: how to go on with the run.
         submission: what `producer.submit.submit` takes as well.
     """
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
-    roots = ",".join(str(root) for root in file_roots(sources))
+    roots = as_setting(file_roots(sources))
     changed = {"fetch__file_roots": roots, "model__name": options.model, "model__revision": options.revision}
-    with machine(settings, queue=queue, workers=workers, **changed, **(changes or {})) as (here, children):
+    with (
+        machine(settings, queue=queue, workers=workers, **{**changed, **(changes or {})}) as (here, children),
+        progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
+    ):
         submitted = submit(sources, engine, here, options=options, **submission)
-        state = progress.watch(engine, submitted.run_id, meanwhile=lambda: keep_alive(children))
-    report_lines(submitted)
-    return Finished(results.run(engine, submitted.run_id), state)
+        state = progress.watch(engine, submitted.run_id, here, meanwhile=lambda: keep_alive(children))
+    return Finished(results.run(engine, submitted.run_id), state, submitted)
+
+
+def _how_to_go_on(engine: sa.Engine, queue: str) -> str:
+    try:
+        name = results.run_of(engine, queue).name
+    except UsageError:
+        return "Stopped before the first clip was submitted."
+    return f"Stopping; the same command with --name {name} goes on where this stops."
 
 
 @contextmanager
@@ -87,6 +104,8 @@ def machine(
 ) -> Iterator[tuple[Settings, list[local.Worker]]]:
     """Run an embedded Valkey and workers with the changed settings; yield how to reach them."""
     folder = settings.data_dir / queue
+    if not settings.model.threads:
+        changes["model__threads"] = max(1, cores() // workers)
     with local.valkey(folder / "valkey") as url:
         here = with_broker(settings, url=url, queue=queue)
         environment = local.environment(here, broker__url=url, broker__queue=queue, **changes)
@@ -115,11 +134,17 @@ def file_roots(sources: Sequence[str]) -> list[Path]:
     return roots
 
 
-def up(settings: Settings, *, workers: int = 1, flower_port: int = 5555) -> None:
-    """Keep an embedded Valkey, workers and Flower running until Ctrl-C."""
+def as_setting(folders: Iterable[Path]) -> str:
+    """Return folders as the environment gives them: as JSON, since a name may have a comma."""
+    return json.dumps([str(folder) for folder in folders])
+
+
+def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flower_port: int = 5555) -> None:
+    """Keep an embedded Valkey, workers that may read these folders, and Flower running until Ctrl-C."""
     open_database(settings, create=True)
     note = settings.data_dir / BROKER_NOTE
-    with machine(settings, queue=settings.broker.queue, workers=workers) as (here, children):
+    changes = {"fetch__file_roots": as_setting([folder.absolute() for folder in files])} if files else {}
+    with machine(settings, queue=settings.broker.queue, workers=workers, **changes) as (here, children):
         assert here.broker.url is not None
         note.write_text(here.broker.url)
         try:
@@ -139,12 +164,6 @@ def _wait_for_ctrl_c(children: list[local.Worker]) -> None:
             time.sleep(progress.LOOK_S)
     except KeyboardInterrupt:
         progress.screen.print("Stopping.")
-
-
-def report_lines(submitted: Submitted) -> None:
-    """Print what became of the list's lines, where it is not simply one clip each."""
-    for line in submitted.report():
-        progress.screen.print(line, markup=False, soft_wrap=True)
 
 
 def worker(*, concurrency: int | None = None, device: str | None = None, model: str | None = None) -> None:

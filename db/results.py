@@ -72,6 +72,11 @@ def find_run(engine: sa.Engine, id_or_name: str | None) -> RunRow:
     return _run_where(engine, same, id_or_name)
 
 
+def run_of(engine: sa.Engine, queue: str) -> RunRow:
+    """Return the run that has this queue to itself, or raise UsageError."""
+    return _run_where(engine, Run.queue == queue, f"on {queue}")
+
+
 def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], asked: str) -> RunRow:
     with reading(engine) as connection:
         row = connection.execute(sa.select(Run.id, Run.name, Run.options, Run.model_id).where(condition)).first()
@@ -145,6 +150,15 @@ def clips(run_id: int) -> sa.TextClause:
     return sa.text(f"SELECT {columns} FROM clips WHERE run_id = :run_id ORDER BY id").bindparams(run_id=run_id)  # noqa: S608
 
 
+def clip(engine: sa.Engine, clip_id: int) -> sa.Row[Any]:
+    """Return a clip's row, true URI and all; raise UsageError if there is none."""
+    with reading(engine) as connection:
+        found = connection.execute(sa.select(Clip.__table__).where(Clip.id == clip_id)).first()
+    if found is None:
+        raise UsageError(reason=f"There is no clip {clip_id}; `earmark results RUN` and `failures RUN` give their ids.")
+    return found
+
+
 def top_k(run_id: int) -> sa.TextClause:
     """Return the statement for every stored prediction of a run, clip by clip, best first."""
     return sa.text("SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank").bindparams(run_id=run_id)
@@ -153,6 +167,13 @@ def top_k(run_id: int) -> sa.TextClause:
 def failures(run_id: int) -> sa.TextClause:
     """Return the statement for a run's failures."""
     return sa.text("SELECT * FROM failures WHERE run_id = :run_id ORDER BY clip_id").bindparams(run_id=run_id)
+
+
+def hosts(run_id: int) -> sa.TextClause:
+    """Return the statement for how a run fares with each host, those with the most clips first."""
+    columns = "host, clips, done, failed, failure_rate, mean_fetch_ms, bytes"
+    statement = f"SELECT {columns} FROM host_stats WHERE run_id = :run_id ORDER BY clips DESC, host"  # noqa: S608
+    return sa.text(statement).bindparams(run_id=run_id)
 
 
 def run_progress(run_id: int | None = None) -> sa.TextClause:

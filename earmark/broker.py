@@ -127,6 +127,12 @@ def chunks_in_hand() -> int:
         return int(client().hlen(f"{KEY_PREFIX}unacked"))
 
 
+def server_info() -> dict[str, Any]:
+    """Return what the Redis says of itself."""
+    with _reachable():
+        return client().info()
+
+
 def mark_queue() -> bool:
     """Leave our mark beside the queue; return whether it was missing, which says that Redis is new or was wiped."""
     with _reachable():

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 FunctionToApply = Literal["softmax", "sigmoid", "none"]
 Combine = Literal["mean", "max"]
+#: How a list is written.
+InputFormat = Literal["auto", "txt", "csv", "tsv", "jsonl", "parquet"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

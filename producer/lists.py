@@ -15,15 +15,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from earmark import options
 from earmark.clips import display_uri
 from earmark.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-InputFormat = Literal["auto", "txt", "csv", "tsv", "jsonl", "parquet"]
+InputFormat = options.InputFormat
 #: A URL or path as the list has it, and all else its row says.
 Row = tuple[str, "Mapping[str, Any]"]
 

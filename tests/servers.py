@@ -73,7 +73,7 @@ class Valkey:
     def __init__(self, folder: Path, *options: str) -> None:
         self._port = free_port()
         where = ["--port", str(self._port), "--dir", str(folder)]
-        self._command = [local._valkey_program(), *where, "--save", "", *options]
+        self._command = [local.valkey_program(), *where, "--save", "", *options]
         self.url = f"redis://127.0.0.1:{self._port}/0"
         self.start()
 

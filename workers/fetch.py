@@ -50,10 +50,10 @@ class Fetched:
 class Fetcher:
     """Fetches clips within the limits; one per process, shared by its threads."""
 
-    def __init__(self, limits: settings.Fetch) -> None:
+    def __init__(self, limits: settings.Fetch, opener: guard.Guard | None = None) -> None:
         self._limits = limits
         self._max_bytes = limits.max_bytes
-        self._guard = guard.Guard(limits)
+        self._guard = opener or guard.Guard(limits)
         self._robots = manners.Robots(self._download) if limits.robots else None
         self._roots = [os.path.realpath(root) for root in limits.file_roots]
 

@@ -214,7 +214,7 @@ class Trip:
         """Return a connection to the first address of the host that answers, if all of them are allowed."""
         self.dialled = True
         tries: dict[int, list[Any]] = {}
-        for family, _, _, _, place in _resolve(host, port, self._connect_s()):
+        for family, _, _, _, place in resolve(host, port, self._connect_s()):
             self._addresses.check(place[0])
             tries.setdefault(family, []).append(place)
         reason = "it has no address"
@@ -256,7 +256,7 @@ class Trip:
         return errors.HttpError(reason="its answer is not HTTP")
 
 
-def _resolve(host: str, port: int, timeout_s: float) -> list[Any]:
+def resolve(host: str, port: int, timeout_s: float) -> list[Any]:
     """Ask the system, which knows no timeout and so may outlive this call."""
     answer: Future[list[Any]] = Future()
 

@@ -73,7 +73,7 @@ class Pipeline:
             fetched.file.close()
             return replace(known, timings=journey.timings)
         card, options = job.model.card, job.options
-        with fetched.file, self._decoding:
+        with fetched.file, self._turn(journey):
             with journey.stage("decode_ms"):
                 decoded = self._decoders.decode(fetched.file, card.sample_rate)
             with journey.stage("classify_ms"):
@@ -89,6 +89,16 @@ class Pipeline:
         with journey.stage("classify_ms"):
             scored = [(window, future.result()) for window, future in scoring]
         return journey.success(decoded.facts, scored, job)
+
+    @contextmanager
+    def _turn(self, journey: _Journey) -> Iterator[None]:
+        # To wait for a decoder counts as decoding, or nobody would see that there are too few.
+        with journey.stage("decode_ms"):
+            self._decoding.acquire()
+        try:
+            yield
+        finally:
+            self._decoding.release()
 
 
 class _Journey:

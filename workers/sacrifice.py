@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
+import os
 import signal
-import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from earmark import broker
 from earmark.clips import Failure
 from earmark.errors import EarmarkError, ModelError, WorkerLost
+from earmark.processes import end_with_parent
 from workers.decode import Decoders
 from workers.models import Job, Loaded, open_model
 from workers.pipeline import Pipeline
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from earmark.clips import Outcome, Postponed
     from earmark.options import RunOptions
     from earmark.settings import Settings
-
-PR_SET_PDEATHSIG = 1
 
 
 class Sacrifice:
@@ -60,12 +58,8 @@ class Sacrifice:
             self._pool = None
 
     def _start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
-
-
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        fresh = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, fresh, initializer=end_with_parent, initargs=(os.getpid(), signal.SIGKILL))
 
 
 def _classify_alone(clip: Claimed, options: RunOptions, settings: Settings) -> Outcome | Postponed:

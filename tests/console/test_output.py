@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -134,3 +135,23 @@ def test_prune_asks_first(database: Path) -> None:
     assert earmark(database, "prune", "march", input="n\n").returncode == 1
     assert "4 clips" in earmark(database, "prune", "march", "--yes").stderr
     assert earmark(database, "results", "march").returncode == 2
+
+
+def test_status_gives_the_same_numbers_as_json(database: Path) -> None:
+    told = json.loads(earmark(database, "status", "march", "--format", "json").stdout)
+    assert (told["done"], told["failed"]) == (3, 1)
+    assert told["clips_per_s"] > 0
+    assert (told["eta_s"], told["bottleneck"]) == (None, None)
+    every = earmark(database, "status", "--format", "json").stdout.splitlines()
+    assert [json.loads(line)["run"] for line in every] == ["april", "march"]
+
+
+@pytest.mark.parametrize("words", [["status"], ["results", "march"], ["results", "--help"], ["query", "SELECT 1"]])
+def test_reading_loads_nothing_heavy(database: Path, words: list[str]) -> None:
+    code = (
+        "import sys\nfrom console.cli import main\ntry: main()\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *words, "--db", str(database)]
+    loaded = subprocess.run(command, text=True, capture_output=True, check=True).stderr.split()
+    assert not {"torch", "celery", "alembic", "transformers", "requests", "polars"} & set(loaded)
+    assert "typer" in loaded

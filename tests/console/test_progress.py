@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from console import progress
 from db import ledger, results
 from earmark.clips import Failure
 from earmark.errors import Connect, NotFound
-from earmark.settings import Ledger
+from earmark.settings import Ledger, Settings
 from tests.db.test_ledger import submit
 
 if TYPE_CHECKING:
-    import pytest
     import sqlalchemy as sa
 
 
@@ -23,7 +24,15 @@ def test_status_names_final_failures_and_what_waits_for_another_try(
     claim = ledger.claim(engine, ids, worker="w", limits=Ledger())
     failures = [Failure(ids[0], NotFound(status=404)), Failure(ids[1], Connect(reason="no route"))]
     ledger.finish(engine, claim, failures, (), Ledger())
-    progress.summarise(engine, results.run(engine, run_id), results.progress(engine, run_id))
+    progress.summarise(engine, results.run(engine, run_id), results.progress(engine, run_id), Settings())
     shown = " ".join(capsys.readouterr().err.split())
     assert "1 not_found, such as: The server says there is nothing at this URL (HTTP 404)." in shown
     assert "1 connect, to be tried again, such as: The server cannot be reached: no route." in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (45, "45 s"), (3600, "1 h 0 min"), (200.4, "3 min 20 s"), (273_601, "3 d 4 h")],
+)
+def test_a_span_of_time_is_told_to_what_matters(seconds: float, words: str) -> None:
+    assert progress.in_words(seconds) == words

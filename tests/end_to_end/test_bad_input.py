@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 
 from console.cli import app as command_line
 from db.models import Base
@@ -83,7 +84,8 @@ def test_a_wrong_setting_is_named(earmark: Earmark) -> None:
 
 
 def test_every_verb_has_help_with_an_example() -> None:
-    for verb in command_line.registered_commands:
-        assert verb.callback is not None
-        assert verb.callback.__doc__
-        assert "Example: " in (verb.epilog or "")
+    verbs: dict[str, Any] = typer.main.get_command(command_line).commands
+    assert len(verbs) > 15
+    for name, verb in verbs.items():
+        assert verb.help, name
+        assert "Example: " in (verb.epilog or "") or verb.commands, name

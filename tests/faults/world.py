@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -156,8 +156,10 @@ def running_world(
     folder: Path, database_url: str, nursery: Nursery, postgres: Postgres | None, seed: int = 0, delay_s: float = 0.1
 ) -> Iterator[World]:
     """Run a Valkey and a file server; submitting and starting workers is up to the caller."""
-    valkey = Valkey(folder)
-    with flaky_server(delay_s) as files:
+    with ExitStack() as stack:
+        valkey = Valkey(folder)
+        stack.callback(valkey.stop, signal.SIGKILL)
+        files = stack.enter_context(flaky_server(delay_s))
         settings = {
             "EARMARK_BROKER__URL": valkey.url,
             "EARMARK_BROKER__CONNECT_TIMEOUT_S": "2",
@@ -177,11 +179,8 @@ def running_world(
             "EARMARK_MODEL__THREADS": "1",
         }
         world = World(folder, settings, nursery, files, valkey, postgres, random.Random(seed))
-        try:
-            yield world
-        finally:
-            world.end()
-            valkey.stop(signal.SIGKILL)
+        stack.callback(world.end)
+        yield world
 
 
 def check_invariants(world: World) -> None:

@@ -1,0 +1,119 @@
+"""How fast a run goes and what holds it back, told only where there is enough to tell it by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from db import ledger, results
+from db.models import Clip
+from db.pace import LAST_S, Pace, pace
+from db.session import now, reading, writing
+from earmark import clips as words
+from earmark.settings import Ledger, Worker
+from tests.db.test_ledger import FACTS, labels, submit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Clips that end, evenly, in this many seconds: ten a second.
+ENDED, SECONDS, LEFT = 200, 20.0, 100
+
+
+def finish(engine: sa.Engine, ids: Sequence[int], *, worker: str = "w", **timings: float) -> None:
+    label_ids = labels(engine)
+    claim = ledger.claim(engine, ids, worker=worker, limits=Ledger())
+    source, heard = words.Source("ab", 7), (words.Prediction(0, 0.5),)
+    done = [words.Success(id_, source, FACTS, heard, (), words.Timings(**timings)) for id_ in ids]
+    ledger.finish(engine, claim, done, label_ids, Ledger())
+
+
+def going(engine: sa.Engine, *, ago_s: float = 0.0, seconds: float = SECONDS, **timings: float) -> int:
+    """A run of which most clips ended one by one, the last of them so long ago."""
+    run_id, ids = submit(engine, ENDED + LEFT)
+    finish(engine, ids[:ENDED], **timings)
+    first = sa.select(sa.func.min(Clip.id)).where(Clip.run_id == run_id).scalar_subquery()
+    ended = now() - ago_s - seconds + (Clip.id - first + 1) * (seconds / ENDED)
+    with writing(engine) as connection:
+        ids_ended = sa.update(Clip).where(Clip.run_id == run_id, Clip.state == "done")
+        connection.execute(ids_ended.values(finished_at=ended))
+    return run_id
+
+
+def look(engine: sa.Engine, run_id: int, **limits: Any) -> Pace:
+    return pace(engine, run_id, results.progress(engine, run_id), Worker(**limits))
+
+
+def test_the_pace_is_that_of_the_last_minutes(engine: sa.Engine) -> None:
+    found = look(engine, going(engine, fetch_ms=1, decode_ms=1, classify_ms=1))
+    assert found.clips_per_s == pytest.approx(ENDED / SECONDS, rel=0.05)
+    assert found.audio_s_per_s == pytest.approx(5 * ENDED / SECONDS, rel=0.05)
+    assert found.eta_s == pytest.approx(LEFT / 10, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("timings", "limits", "said"),
+    [
+        # At ten clips a second, 2500 ms a clip are 25 clips at once.
+        ((2500, 5, 38), {}, "at least 62% of the time for downloads: raise EARMARK_WORKER__CLIPS_IN_FLIGHT"),
+        ((2500, 5, 38), {"concurrency": 1}, "raise --concurrency"),
+        ((800, 5, 38), {}, "8.0 downloads a worker at once: raise EARMARK_FETCH__HOST_CONCURRENCY"),
+        ((20, 2500, 38), {}, "for decoding"),
+        ((200, 5, 2500), {}, "92% of their time at the model"),
+        ((2500, 5, 98), {}, None),
+    ],
+)
+def test_the_one_bottleneck_is_told_with_its_cure(
+    engine: sa.Engine, timings: tuple[float, ...], limits: dict[str, Any], said: str | None
+) -> None:
+    run_id = going(engine, **dict(zip(("fetch_ms", "decode_ms", "classify_ms"), timings, strict=True)))
+    found = look(engine, run_id, **limits).bottleneck
+    assert found is None if said is None else said in str(found)
+
+
+def test_too_little_is_not_judged(engine: sa.Engine) -> None:
+    run_id, ids = submit(engine, 100)
+    assert look(engine, run_id) == Pace()
+    finish(engine, ids[:60], fetch_ms=2500)
+    assert look(engine, run_id) == Pace()
+    assert look(engine, going(engine, ago_s=LAST_S, fetch_ms=2500)) == Pace()
+
+
+def test_a_model_that_works_for_other_runs_too_is_not_called_idle(engine: sa.Engine) -> None:
+    run_id = going(engine, fetch_ms=2500)
+    _, others = submit(engine, 3)
+    ledger.claim(engine, others, worker="w", limits=Ledger())
+    found = look(engine, run_id)
+    assert found.clips_per_s
+    assert found.bottleneck is None
+
+
+def test_few_clips_of_many_workers_say_nothing_of_a_worker(engine: sa.Engine) -> None:
+    run_id = going(engine, fetch_ms=2500)
+    with writing(engine) as connection:
+        connection.execute(sa.update(Clip).values(worker=sa.cast(Clip.id % 50, sa.String)))
+    assert look(engine, run_id).bottleneck is None
+
+
+def test_a_finished_run_has_the_pace_it_had(engine: sa.Engine) -> None:
+    run_id, ids = submit(engine, 2)
+    finish(engine, ids)
+    found = look(engine, run_id)
+    assert found.clips_per_s
+    assert (found.eta_s, found.bottleneck) == (None, None)
+
+
+def test_looking_goes_by_the_index(engine: sa.Engine) -> None:
+    run_id = going(engine)
+    seen: list[tuple[str, Any]] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *event: seen.append((event[2], event[3])))
+    look(engine, run_id)
+    [(statement, values)] = [some for some in seen if "ended" in some[0]]
+    with reading(engine) as connection:
+        explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        plan = "\n".join(str(line) for line in connection.exec_driver_sql(explain + statement, values))
+    assert "clips_finished" in plan

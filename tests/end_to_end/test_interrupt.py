@@ -1,0 +1,88 @@
+"""Ctrl-C ends a command cleanly, with one sentence that says how to go on."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sqlite3
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from console.demo import EXAMPLES
+from earmark.settings import cores
+from tests.end_to_end.conftest import wait_until
+from tests.end_to_end.test_one_machine import left_running
+from tests.servers import free_port
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+
+    from tests.end_to_end.conftest import Earmark
+
+CLIPS = 80
+
+
+def slow_list(earmark: Earmark, serve: Callable[..., str]) -> str:
+    base = serve(EXAMPLES, delay_s=0.4)
+    earmark.settings["EARMARK_FETCH__ALLOW_NETWORKS"] = "127.0.0.1/32"
+    earmark.settings["EARMARK_FETCH__PORTS"] = base.rpartition(":")[2]
+    (earmark.folder / "list.txt").write_text("".join(f"{base}/dog.ogg?{number}\n" for number in range(CLIPS)))
+    return "list.txt"
+
+
+def interrupt_midway(earmark: Earmark, process: subprocess.Popen[str]) -> str:
+    """Press Ctrl-C once some clips are done; return what was said."""
+    wait_until(lambda: 0 < states(earmark).get("done", 0) < CLIPS, 60)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    return " ".join((earmark.folder / "console.cli-0.log").read_text().split())
+
+
+def states(earmark: Earmark) -> dict[str, Any]:
+    with suppress(sqlite3.Error), closing(sqlite3.connect(earmark.folder / "data" / "earmark.db")) as database:
+        return dict(database.execute("SELECT state, count(*) FROM clips GROUP BY state").fetchall())
+    return {}
+
+
+def test_an_interrupted_run_is_gone_on_with_by_its_name(earmark: Earmark, serve: Callable[..., str]) -> None:
+    words = ("console.cli", "run", slow_list(earmark, serve))
+    said = interrupt_midway(earmark, earmark.start(*words))
+    assert said == "Stopping; the same command with --name run-1 goes on where this stops."
+    assert left_running() == []
+    assert "running" not in states(earmark)
+    earmark(*words[1:], "--name", "run-1")
+    assert states(earmark) == {"done": CLIPS}
+
+
+def test_up_shares_the_cores_reads_the_folders_it_is_told_and_ends_with_ctrl_c(earmark: Earmark) -> None:
+    folder = earmark.folder / "two, words"
+    folder.mkdir()
+    shutil.copy(EXAMPLES / "dog.ogg", folder)
+    up = earmark.start(
+        "console.cli", "up", "--workers", "2", "--files", str(folder), "--flower-port", str(free_port())
+    )  # fmt: skip
+    wait_until((earmark.folder / "data" / "broker.url").exists, 30)
+    workers = [child for child in psutil.Process(up.pid).children() if "worker" in child.cmdline()]
+    assert [worker.environ()["EARMARK_MODEL__THREADS"] for worker in workers] == [str(max(1, cores() // 2))] * 2
+    earmark("submit", str(folder), "--watch", "--strict")
+    earmark("submit", str(EXAMPLES), "--watch", "--strict", status=1)
+    assert "file_not_allowed" in earmark("failures", "run-2").stdout
+    up.send_signal(signal.SIGINT)
+    assert up.wait(30) == 0
+    assert left_running() == []
+
+
+def test_an_interrupted_submit_watch_says_how_to_watch_again(
+    earmark: Earmark, valkey_url: str, serve: Callable[..., str]
+) -> None:
+    earmark.settings["EARMARK_BROKER__URL"] = valkey_url
+    words = ("console.cli", "submit", slow_list(earmark, serve), "--watch", "--name", "slow")
+    watching = earmark.start(*words)
+    wait_until(lambda: "pending" in states(earmark) or "queued" in states(earmark), 30)
+    earmark.start("console.cli", "worker")
+    assert "The run goes on; `earmark status slow --watch` shows it again." in interrupt_midway(earmark, watching)
+    earmark("status", "slow", "--watch")
+    assert states(earmark) == {"done": CLIPS}

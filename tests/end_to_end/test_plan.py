@@ -1,0 +1,75 @@
+"""`earmark plan`: a sample of a list, run for real and not kept."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from console.demo import EXAMPLES
+from console.plan import Plan, sentences
+from tests.end_to_end.test_one_machine import left_running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.end_to_end.conftest import Earmark
+
+
+def test_a_sample_tells_what_the_list_will_take_and_leaves_nothing(
+    earmark: Earmark, serve: Callable[..., str], tmp_path: Path
+) -> None:
+    base = serve(EXAMPLES, delay_s=0.1)
+    earmark.settings["EARMARK_FETCH__ALLOW_NETWORKS"] = "127.0.0.1/32"
+    earmark.settings["EARMARK_FETCH__PORTS"] = base.rpartition(":")[2]
+    earmark.settings["TMPDIR"] = str(tmp_path / "temporary")
+    (tmp_path / "temporary").mkdir()
+    urls = [f"{base}/{'dog.ogg' if number % 4 else 'gone.ogg'}?{number}" for number in range(1000)]
+    (earmark.folder / "list.csv").write_text("url\n" + "\n".join(urls) + "\n")
+    words = ("plan", "list.csv", "--sample", "60", "--within", "2s", "--format", "json")
+    planned = json.loads(earmark(*words).stdout)
+    size = (EXAMPLES / "dog.ogg").stat().st_size
+    assert (planned["clips"], planned["sampled"]) == (1000, 60)
+    assert planned["done"] + planned["errors"][0]["clips"] == 60
+    assert 20 < planned["done"] < 60
+    assert planned["errors"][0]["code"] == "not_found"
+    assert planned["bytes"] == pytest.approx(1000 * planned["done"] / 60 * size, rel=0.01)
+    assert planned["hosts"][0]["host"] == base.partition("://")[2]
+    assert planned["eta_s"] == pytest.approx(1000 / planned["clips_per_s"])
+    assert planned["workers"] == -(-planned["eta_s"] // 2)
+    assert list((tmp_path / "temporary").glob("earmark*")) == []
+    assert not (earmark.folder / "data").exists()
+    assert left_running() == []
+
+
+def test_a_plan_of_a_small_list_is_told_without_a_speed(earmark: Earmark) -> None:
+    shown = earmark("plan", str(EXAMPLES)).stdout
+    assert "14 clips, 14 of them tried" in shown
+    assert "too few clips" in shown
+    assert "not_audio" in shown
+
+
+@pytest.mark.parametrize("span", ["soon", "0h", "8", "-1h"])
+def test_a_time_that_is_none_is_refused(earmark: Earmark, span: str) -> None:
+    assert "say 90s, 30min, 8h or 2d" in earmark("plan", str(EXAMPLES), "--within", span, status=2).stderr
+
+
+def test_a_list_without_clips_cannot_be_planned(earmark: Earmark) -> None:
+    (earmark.folder / "empty.txt").write_text("\n# nothing\n")
+    assert "no clip" in earmark("plan", "empty.txt", status=2).stderr
+
+
+def test_a_certain_looking_sample_still_has_a_margin() -> None:
+    found = Plan(
+        clips=1_000_000, refused_lines=2, sampled=200, done=200, bytes=10**11, audio_s=5e6, clips_per_s=12.5,
+        eta_s=80_000.0, workers=3, hosts=[], errors=[],
+    )  # fmt: skip
+    assert list(sentences(found, "8h")) == [
+        "1000000 clips (2 lines refused), 200 of them tried on this machine; nothing is kept.",
+        "success: 100.0%, give or take 1.4%",
+        "volume: 100.0GB, 1388.9 hours of audio",
+        "speed: 12.5 clips/s by one worker here, 22 h 13 min for all",
+        "within 8h: 3 such workers",
+    ]
