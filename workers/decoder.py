@@ -62,18 +62,13 @@ def confine(max_memory: int) -> None:
         signal.signal(name, signal.SIG_IGN)
     os.dup2(1, 2)
     os.closerange(CLIP, 256)
-    for what, most in _allowances(max_memory).items():
-        resource.setrlimit(what, (most, most))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-
-
-def _allowances(max_memory: int) -> dict[int, int]:
-    allowances = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NPROC: 0}
+    allowances = dict.fromkeys((resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC), 0)
     allowances[resource.RLIMIT_NOFILE] = CLIP + 1
     if sys.platform == "linux":  # elsewhere it is refused
         allowances[resource.RLIMIT_AS] = max_memory
-    return allowances
+        ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    for what, most in allowances.items():
+        resource.setrlimit(what, (most, most))
 
 
 def serve(parent: socket.socket, limits: settings.Audio) -> None:
