@@ -1,20 +1,22 @@
 """What a clip's decoding costs in our pool, beside soundfile + soxr in process and librosa.load, in one run.
 
-`python -m benchmarks.decode` prints, for 5 s clips: milliseconds per clip one after the other, what the pool adds to
-in-process decoding (by the clock, and in processor time of parent and children, which a busy machine disturbs less),
-and the throughput of two children over one thread in process. Two children need two free cores: the last line says
-how many there were.
+`python -m benchmarks.decode` prints, for 5 s clips: milliseconds a clip of each way; what the pool adds to in-process
+decoding, by the clock and in processor time of parent and children; how many times the clips a second of one process
+two plain processes and our two children reach, and our share of the plain ones', which is all that the machine has to
+give. The ways take turns of a few clips, so that a busy machine slows all alike; figures are medians over the turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import multiprocessing
+import os
 import statistics
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache, partial
 from typing import TYPE_CHECKING, BinaryIO
 
 import av
@@ -28,7 +30,7 @@ from earmark import settings
 from workers import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
 SAMPLE_RATE = 16000
 SECONDS = 5
@@ -42,6 +44,7 @@ FORMATS = {
 }
 
 
+@cache
 def clip(name: str) -> bytes:
     container, codec, sample_rate = FORMATS[name]
     time_s = np.arange(SECONDS * sample_rate) / sample_rate
@@ -81,81 +84,90 @@ def by_librosa(file: BinaryIO) -> None:
     librosa.load(file, sr=SAMPLE_RATE)
 
 
-def milliseconds(act: Callable[[BinaryIO], object], file: BinaryIO) -> float:
-    file.seek(0)
-    started = time.perf_counter()
-    act(file)
-    return 1000 * (time.perf_counter() - started)
+def decode_turn(name: str, clips: int, act: Callable[[BinaryIO], object] | None = None) -> None:
+    """Decode one clip so many times; by itself, as a process without a pool would."""
+    act = act or (in_process_ffmpeg if name in {"m4a", "opus"} else in_process)
+    with tempfile.TemporaryFile() as file:
+        file.write(clip(name))
+        for _ in range(clips):
+            file.seek(0)
+            act(file)
 
 
-def cpu_ms(act: Callable[[BinaryIO], object], file: BinaryIO, count: int) -> float:
-    before = own_cpu_s()
-    for _ in range(count):
-        file.seek(0)
-        act(file)
-    return 1000 * (own_cpu_s() - before) / count
+class Stopwatch:
+    """Wall and processor milliseconds of what is done here and in these processes."""
+
+    def __init__(self, children: Sequence[psutil.Process]) -> None:
+        self._processes = [psutil.Process(), *children]
+
+    def __call__(self, act: Callable[[], object]) -> tuple[float, float]:
+        wall, cpu = time.perf_counter(), self._cpu_s()
+        act()
+        return 1000 * (time.perf_counter() - wall), 1000 * (self._cpu_s() - cpu)
+
+    def _cpu_s(self) -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in self._processes)
 
 
-def own_cpu_s() -> float:
-    processes = [psutil.Process(), *psutil.Process().children()]
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
+TITLES = ("in process", "librosa", "pool", "added ms", "added CPU ms", "two plain", "two children", "share")
 
 
-def clips_per_s(act: Callable[[BinaryIO], object], content: bytes, threads: int, count: int) -> float:
-    with ThreadPoolExecutor(threads) as pool:
-        files = [on_disk(content) for _ in range(count)]
-        started = time.perf_counter()
-        list(pool.map(act, files))
-        took = time.perf_counter() - started
-    for file in files:
-        file.close()
-    return count / took
+def row(name: str, decoders: decode.Decoders, plain: Sequence[Executor], turns: int, clips: int) -> str:
+    threads = [ThreadPoolExecutor(1) for _ in plain]
+    pooled = partial(decoders.decode, sample_rate=SAMPLE_RATE)
+    stopwatch = Stopwatch(psutil.Process().children())
+
+    def at_once(executors: Sequence[Executor], *act: Callable[[BinaryIO], object]) -> None:
+        for future in [executor.submit(decode_turn, name, clips, *act) for executor in executors]:
+            future.result()
+
+    ways = {
+        "in process": lambda: decode_turn(name, clips),
+        "pool": lambda: decode_turn(name, clips, pooled),
+        "two plain": lambda: at_once(plain),
+        "two children": lambda: at_once(threads, pooled),
+    }
+    if name != "m4a":  # librosa reads none
+        ways["librosa"] = lambda: decode_turn(name, clips, by_librosa)
+    for way in ways.values():
+        way()
+    rounds = [figures({way: stopwatch(act) for way, act in ways.items()}, clips) for _ in range(turns)]
+    return f"{name:9}" + "".join(f"{cell(title, rounds):>14}" for title in TITLES)
 
 
-def on_disk(content: bytes) -> BinaryIO:
-    file = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
-    file.write(content)
-    file.seek(0)
-    return file
+def cell(title: str, rounds: Sequence[dict[str, float]]) -> str:
+    values = [figures[title] for figures in rounds if title in figures]
+    middle = statistics.fmean if "CPU" in title else statistics.median  # the kernel counts CPU in steps of 10 ms
+    return f"{middle(values):.2f}" if values else "-"
 
 
-def rows(decoders: decode.Decoders, rounds: int) -> Iterator[str]:
-    titles = ("in process", "librosa", "pool", "added ms", "added CPU ms", "two children", "of librosa")
-    yield f"{'5 s clip':9}" + "".join(f"{title:>14}" for title in titles)
-    for name in FORMATS:
-        yield row(name, partial(decoders.decode, sample_rate=SAMPLE_RATE), rounds)
-
-
-def row(name: str, pooled: Callable[[BinaryIO], object], rounds: int) -> str:
-    content = clip(name)
-    near = in_process_ffmpeg if name in {"m4a", "opus"} else in_process
-    rivals = [near, pooled] if name == "m4a" else [near, pooled, by_librosa]
-    with on_disk(content) as file:
-        # in turns, so that a busy neighbour hits all of them alike
-        times = [[milliseconds(act, file) for act in rivals] for _ in range(rounds)]
-        added_cpu = cpu_ms(pooled, file, 2 * rounds) - cpu_ms(near, file, 2 * rounds)
-    alone, pool, *librosa_ms = (statistics.median(column) for column in zip(*times, strict=True))
-    rates = [(clips_per_s(near, content, 1, rounds), clips_per_s(pooled, content, 4, 2 * rounds)) for _ in range(5)]
-    gain = statistics.median(together / single for single, together in rates)
-    beside_librosa = gain * librosa_ms[0] / alone if librosa_ms else float("nan")
-    cells = (f"{alone:.2f} ms", *(f"{ms:.2f} ms" for ms in librosa_ms or [float("nan")]), f"{pool:.2f} ms")
-    ratios = (f"{pool - alone:.2f}", f"{added_cpu:.2f}", f"{gain:.2f}x", f"{beside_librosa:.2f}x")
-    return f"{name:9}" + "".join(f"{cell:>14}" for cell in cells + ratios)
+def figures(took: dict[str, tuple[float, float]], clips: int) -> dict[str, float]:
+    """Return a turn's cells by their titles."""
+    wall = {way: ms / clips for way, (ms, _) in took.items()}
+    alone, pool = wall["in process"], wall["pool"]
+    found = {way: ms for way, ms in wall.items() if not way.startswith("two")}
+    found |= {way: 2 * alone / ms for way, ms in wall.items() if way.startswith("two")}
+    added_cpu = (took["pool"][1] - took["in process"][1]) / clips
+    return found | {
+        "added ms": pool - alone,
+        "added CPU ms": added_cpu,
+        "share": wall["two plain"] / wall["two children"],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--clips", type=int, default=20, help="decoded by each way in a turn")
+    arguments = parser.parse_args()
     decoders = decode.Decoders(settings.Audio(), 2)
-    psutil.cpu_times_percent()
-    started, own = time.monotonic(), own_cpu_s()
+    # Both processes: a pool of two would give one of them most of the clips.
+    plain = [ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for _ in range(2)]
     try:
-        for line in rows(decoders, rounds):
-            print(line, flush=True)
-        idle = psutil.cpu_times_percent().idle / 100 * psutil.cpu_count()
-        ours = (own_cpu_s() - own) / (time.monotonic() - started)
-        print(f"free cores: {idle + ours:.1f} of {psutil.cpu_count()}")
+        print(f"{'5 s clip':9}" + "".join(f"{title:>14}" for title in TITLES))
+        for name in FORMATS:
+            print(row(name, decoders, plain, arguments.turns, arguments.clips), flush=True)
+        print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, ours included")
     finally:
         decoders.close()
 

@@ -1,15 +1,18 @@
 """Compare what one clip costs the model side of a worker with pipelines and with a loop that has no queue.
 
-    python -m benchmarks.inference --models starter ast-tiny --clips 200
-    python -m benchmarks.inference --models ast-base wav2vec2-base --clips 8 --turn 4
+    python -m benchmarks.inference
+    python -m benchmarks.inference --models starter --clips 400
 
 All ways are given the same 16 kHz arrays and take turns on a few clips at a time, so a busy machine slows all alike.
-The costs are CPU seconds (wall seconds with more than one thread), the median over the turns; above 1, ours wins.
+Costs are CPU seconds (wall seconds with more than one thread), the median over the turns; above 1, ours wins. Beside
+ours stands what the queue takes of its CPU time: all that is not features and forward pass. The base models get few
+clips, which cost seconds each.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -41,26 +44,28 @@ class Cost:
 
     cpu: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
+    #: CPU seconds in features and forward passes, where they are ours.
+    model: list[float] = field(default_factory=list)
 
 
 def main() -> None:
     arguments = _arguments()
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
+    classifier.Classifier._forward = _timed(classifier.Classifier._forward)  # type: ignore[method-assign]
     print(f"{'model':14} {'lengths':8} {'way':12} {'CPU ms/clip':>12} {'clips/s':>8} {'cost, of ours':>14}")
     with tempfile.TemporaryDirectory() as folder:
         for model in arguments.models:
             name = _saved(model, Path(folder) / model)
-            for lengths in arguments.lengths:
+            for lengths in ("equal", "ragged"):
                 _compare(model, name, lengths, arguments)
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, ours included")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["starter"], choices=["starter", *MAKERS])
-    parser.add_argument("--lengths", nargs="+", default=["equal", "ragged"], choices=["equal", "ragged"])
-    parser.add_argument("--clips", type=int, default=200)
-    parser.add_argument("--turn", type=int, default=20, help="clips each way scores before the next has its turn")
+    parser.add_argument("--models", nargs="+", default=list(CLIPS), choices=CLIPS)
+    parser.add_argument("--clips", type=int, help="instead of as many as a model is given by default")
     parser.add_argument("--threads", type=int, default=1, help="lanes of ours, torch threads of the others")
     return parser.parse_args()
 
@@ -70,9 +75,10 @@ def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace)
     queue = batcher.Batcher(loaded, settings.Worker())
     ways = _ways(loaded, queue, name)
     costs = {way: Cost() for way in ways}
-    turns = list(_turns(lengths, arguments.clips, arguments.turn))
+    default, turn = CLIPS[model]
+    turns = list(_turns(lengths, arguments.clips or default, turn))
     for score in ways.values():
-        score(turns[0][:2])
+        score(turns[0][:1])
     for number, clips in enumerate(turns):
         for place in np.random.default_rng(number).permutation(len(ways)):
             way = list(ways)[place]
@@ -80,7 +86,8 @@ def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace)
             _measure(ways[way], [clip[place:] for clip in clips], costs[way])
     queue.close()
     for way, cost in costs.items():
-        print(_row(model, lengths, way, cost, costs["ours"], arguments))
+        print(_row(f"{model:14} {lengths:8} {way:12}", cost, costs["ours"], sum(map(len, turns)), arguments.threads))
+    print(f"{model:14} {lengths:8} {'queue':12} {_queue(costs['ours']):>12.1%}", flush=True)
 
 
 def _ways(loaded: classifier.Classifier, queue: batcher.Batcher, name: str) -> dict[str, Any]:
@@ -116,17 +123,36 @@ def _turns(lengths: str, count: int, turn: int) -> Iterator[list[np.ndarray]]:
 
 
 def _measure(score: Any, clips: list[np.ndarray], cost: Cost) -> None:
+    forward_s.clear()
     wall, cpu = time.perf_counter(), time.process_time()
     score(clips)
     cost.wall.append(time.perf_counter() - wall)
     cost.cpu.append(time.process_time() - cpu)
+    cost.model.append(sum(forward_s))
 
 
-def _row(model: str, lengths: str, way: str, cost: Cost, ours: Cost, arguments: argparse.Namespace) -> str:
-    theirs, reference = (cost.cpu, ours.cpu) if arguments.threads == 1 else (cost.wall, ours.wall)
+#: CPU seconds of each of our forward passes in this turn.
+forward_s: list[float] = []
+
+
+def _timed(forward: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    def timed(*arguments: Any) -> np.ndarray:
+        started = time.thread_time()
+        logits = forward(*arguments)
+        forward_s.append(time.thread_time() - started)
+        return logits
+
+    return timed
+
+
+def _queue(ours: Cost) -> float:
+    return statistics.median(1 - model / cpu for model, cpu in zip(ours.model, ours.cpu, strict=True))
+
+
+def _row(title: str, cost: Cost, ours: Cost, clips: int, threads: int) -> str:
+    theirs, reference = (cost.cpu, ours.cpu) if threads == 1 else (cost.wall, ours.wall)
     ratio = statistics.median(one / other for one, other in zip(theirs, reference, strict=True))
-    cpu_ms, rate = 1000 * sum(cost.cpu) / arguments.clips, arguments.clips / sum(cost.wall)
-    return f"{model:14} {lengths:8} {way:12} {cpu_ms:12.2f} {rate:8.2f} {ratio:14.2f}"
+    return f"{title} {1000 * sum(cost.cpu) / clips:12.2f} {clips / sum(cost.wall):8.2f} {ratio:14.2f}"
 
 
 def _saved(model: str, folder: Path) -> str:
@@ -156,6 +182,8 @@ MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "ast-base": _ast,
     "wav2vec2-base": _wav2vec2,
 }
+#: How many clips a model is given, and how many of them each way scores before the next has its turn.
+CLIPS = {"starter": (200, 20), "ast-micro": (80, 16), "ast-tiny": (16, 8), "ast-base": (4, 2), "wav2vec2-base": (6, 3)}
 
 
 if __name__ == "__main__":

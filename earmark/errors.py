@@ -225,7 +225,7 @@ class Corrupt(DecodeError):
 
 
 class TooLong(DecodeError):
-    """The audio is longer than {max_duration_s:g} s (EARMARK_AUDIO__MAX_DURATION_S)."""
+    """The audio is longer than {max_duration_s:g} s ({setting})."""
 
     code = "too_long"
 

@@ -67,46 +67,18 @@ class Limits:
     padding: float
 
 
+@dataclass(eq=False)
 class Classifier:
     """Score windows: 1-D float32 arrays at the card's sample rate, of any lengths."""
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        features: features.Features,
-        card: ModelCard,
-        device: str,
-        dtype: str,
-        limits: Limits,
-        lanes: int,
-    ) -> None:
-        self.card = card
-        self.device = device
-        self.dtype = dtype
-        self.limits = limits
-        #: How many threads may score at once, each with a twin.
-        self.lanes = lanes
-        self._model = model
-        self._features = features
-        self._number = getattr(torch, dtype)
-
-    def scores(self, windows: Sequence[np.ndarray], function_to_apply: str | None = None) -> np.ndarray:
-        """Return scores (windows, labels): the logits with the given function, or the card's, applied."""
-        return apply(self.logits(windows), function_to_apply or self.card.function_to_apply)
-
-    def logits(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        """Return logits (windows, labels), each the same as if its window were alone; raises the first ClipError."""
-        logits = np.empty((len(windows), len(self.card.labels)), np.float32)
-        waiting = list(range(len(windows)))
-        while waiting:
-            batch = [waiting[place] for place in self.choose([len(windows[position]) for position in waiting])]
-            for position, outcome in zip(batch, self.outcomes([windows[each] for each in batch]), strict=True):
-                if isinstance(outcome, errors.ClipError):
-                    raise outcome
-                logits[position] = outcome
-            waiting = [position for position in waiting if position not in batch]
-        return logits
+    _model: Any
+    _features: features.Features
+    card: ModelCard
+    device: str
+    dtype: str
+    limits: Limits
+    #: How many threads may score at once, each with a twin.
+    lanes: int
 
     def choose(self, lengths: Sequence[int]) -> list[int]:
         """Return the places of the windows to score next: the first, and those that share its batch within limits."""
@@ -147,7 +119,7 @@ class Classifier:
         return logits
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._number) if tensor.is_floating_point() else tensor
+        return tensor.to(getattr(torch, self.dtype)) if tensor.is_floating_point() else tensor
 
     def _make_room(self, windows: Sequence[np.ndarray]) -> None:
         if self.device.startswith("cuda"):
@@ -215,10 +187,10 @@ def load(model: settings.Model, labels: Sequence[str] = ()) -> Classifier:
     network = checkpoint.load_model(found, dtype, names).to(device)
     inputs = features.build(found.extractor, found.config, device)
     card = _card(found, names, inputs)
+    limits = _limits(model, found, inputs, device)
     classifier = Classifier(
-        network, features=inputs, card=card, device=str(device), dtype=str(dtype).removeprefix("torch."),
-        limits=_limits(model, found, inputs, device), lanes=_lanes(model, device),
-    )  # fmt: skip
+        network, inputs, card, str(device), str(dtype).removeprefix("torch."), limits, _lanes(model, device)
+    )
     _warm_up(classifier)
     return classifier
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import queue
-import shutil
 import signal
 import socket
 import stat
 import struct
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -25,8 +21,6 @@ import numpy as np
 from earmark import clips, errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from earmark import settings
 
 START_TIMEOUT_S = 60.0
@@ -56,7 +50,8 @@ class Decoders:
     def __init__(self, limits: settings.Audio, processes: int) -> None:
         self._limits = limits
         self._processes = processes
-        self._idle: queue.SimpleQueue[_Decoder | None] = queue.SimpleQueue()
+        # The last one to rest is the next at work: what it needs is still in the processor's cache.
+        self._idle: queue.LifoQueue[_Decoder | None] = queue.LifoQueue()
         children = [_Decoder(limits) for _ in range(processes)]
         for child in children:
             self._idle.put(child)
@@ -68,9 +63,20 @@ class Decoders:
             raise
 
     def decode(self, file: BinaryIO, sample_rate: int) -> Decoded:
-        """Return the waveform of an open file at this rate; a child that dies or hangs costs this clip alone."""
-        with _on_disk(file) as clip, self._child() as child:
-            return child.decode(clip.fileno(), sample_rate)
+        """Return the waveform of a file with a descriptor at this rate; a child that dies or hangs costs only this."""
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise errors.NotAudio(kind="a device, a pipe or a folder")
+        child = self._idle.get()
+        try:
+            if child is None:
+                raise errors.ServiceError(reason="The decoders are closed.")
+            if not child.usable:
+                child.stop()
+                child = _Decoder(self._limits)
+            child.wait_until_ready()
+            return child.decode(file.fileno(), sample_rate)
+        finally:
+            self._idle.put(child)
 
     def close(self) -> None:
         """Stop the children, each as soon as it has finished its clip."""
@@ -78,24 +84,6 @@ class Decoders:
             if child := self._idle.get():
                 child.stop()
         self._idle.put(None)
-
-    @contextmanager
-    def _child(self) -> Iterator[_Decoder]:
-        child = self._idle.get()
-        try:
-            if child is None:
-                raise errors.ServiceError(reason="The decoders are closed.")
-            child = self._usable(child)
-            child.wait_until_ready()
-            yield child
-        finally:
-            self._idle.put(child)
-
-    def _usable(self, child: _Decoder) -> _Decoder:
-        if child.usable:
-            return child
-        child.stop()
-        return _Decoder(self._limits)
 
 
 class _Decoder:
@@ -199,19 +187,3 @@ def _error(header: dict[str, Any]) -> errors.ClipError:
     if not issubclass(kind, errors.DecodeError):
         raise TypeError(kind)
     return kind(**header["facts"])
-
-
-@contextmanager
-def _on_disk(file: BinaryIO) -> Iterator[BinaryIO]:
-    """Give the file a descriptor, which is all that a child gets of it."""
-    try:
-        mode = os.fstat(file.fileno()).st_mode
-    except io.UnsupportedOperation:
-        with tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(file, copy)
-            copy.flush()
-            yield copy
-        return
-    if not stat.S_ISREG(mode):
-        raise errors.NotAudio(kind="a device, a pipe or a folder")
-    yield file

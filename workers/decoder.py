@@ -17,7 +17,6 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
-import more_itertools
 import numpy as np
 import soundfile
 import soxr
@@ -54,7 +53,7 @@ def warm_up() -> None:
         soundfile.write(file, np.zeros((800, 2)), 8000, format="WAV")
         for reader in (decoder_read.Sndfile, decoder_read.Ffmpeg):
             audio = reader(file.fileno(), decoder_formats.recognise(file.fileno()))
-            list(resample(gather(map(downmix, audio.blocks())), audio.sample_rate, 16000))
+            list(resample(map(downmix, audio.blocks()), audio.sample_rate, 16000))
 
 
 def confine(max_memory: int) -> None:
@@ -63,18 +62,13 @@ def confine(max_memory: int) -> None:
         signal.signal(name, signal.SIG_IGN)
     os.dup2(1, 2)
     os.closerange(CLIP, 256)
-    for what, most in _allowances(max_memory).items():
-        resource.setrlimit(what, (most, most))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-
-
-def _allowances(max_memory: int) -> dict[int, int]:
-    allowances = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NPROC: 0}
+    allowances = dict.fromkeys((resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC), 0)
     allowances[resource.RLIMIT_NOFILE] = CLIP + 1
     if sys.platform == "linux":  # elsewhere it is refused
         allowances[resource.RLIMIT_AS] = max_memory
-    return allowances
+        ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    for what, most in allowances.items():
+        resource.setrlimit(what, (most, most))
 
 
 def serve(parent: socket.socket, limits: settings.Audio) -> None:
@@ -118,7 +112,7 @@ def decode(clip: int, sample_rate: int, limits: settings.Audio) -> tuple[list[np
     """Return the mono samples of an open file at this rate, in blocks, and what it was before."""
     audio = decoder_read.open_audio(clip)
     meter = _Meter(audio, limits)
-    mono = meter.watch(gather(map(downmix, audio.blocks())))
+    mono = meter.watch(map(downmix, audio.blocks()))
     blocks = list(resample(mono, audio.sample_rate, sample_rate))
     return blocks, meter.facts()
 
@@ -132,7 +126,10 @@ class _Meter:
         if not 1 <= audio.channels <= limits.max_channels:
             raise errors.Unsupported(reason=f"{audio.channels:,} channels")
         self._audio, self._limits = audio, limits
-        self._longest_s = min(limits.max_duration_s, limits.max_samples / (audio.sample_rate * audio.channels))
+        self._longest_s, self._setting = min(
+            (limits.max_duration_s, "EARMARK_AUDIO__MAX_DURATION_S"),
+            (limits.max_samples / (audio.sample_rate * audio.channels), "EARMARK_AUDIO__MAX_SAMPLES"),
+        )
         self._frames, self._peak = 0, 0.0
         self._refuse_longer(audio.declared_frames)
 
@@ -149,7 +146,7 @@ class _Meter:
 
     def _refuse_longer(self, frames: int) -> None:
         if frames > self._longest_s * self._audio.sample_rate:
-            raise errors.TooLong(max_duration_s=self._longest_s)
+            raise errors.TooLong(max_duration_s=self._longest_s, setting=self._setting)
 
     def facts(self) -> clips.AudioFacts:
         audio, frames = self._audio, self._frames
@@ -174,11 +171,6 @@ def downmix(block: np.ndarray) -> np.ndarray:
         mono += block[:, channel]
     mono /= channels
     return cast("np.ndarray", mono)
-
-
-def gather(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Join small blocks into those that the resampler is quickest with."""
-    return map(np.concatenate, more_itertools.constrained_batches(blocks, decoder_read.BLOCK_FRAMES, strict=False))
 
 
 def resample(blocks: Iterable[np.ndarray], source_rate: int, sample_rate: int) -> Iterator[np.ndarray]:

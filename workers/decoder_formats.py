@@ -13,6 +13,7 @@ HEAD_BYTES = 4096
 #: More chunks than any writer makes; a file of empty ones would keep us counting.
 MAX_CHUNKS = 10_000
 LAST_PAGE = 4
+_ANY_CASE = re.DOTALL | re.IGNORECASE
 UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
 
 
@@ -75,9 +76,11 @@ def recognise(clip: int) -> Format:
     """Return the format of an open file, or raise NotAudio when it is plainly something else."""
     start = after_id3(clip)
     head = os.pread(clip, HEAD_BYTES, start)
+    if not head:
+        raise errors.NotAudio(kind="an empty file")
     for pattern, kind in _NOT_AUDIO:
-        if not head or re.match(pattern, head, re.DOTALL | re.IGNORECASE):
-            raise errors.NotAudio(kind=kind if head else "an empty file")
+        if re.match(pattern, head, _ANY_CASE):
+            raise errors.NotAudio(kind=kind)
     for pattern, found in _FORMATS:
         if re.match(pattern, head, re.DOTALL):
             return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def open_audio(clip: int) -> Audio:
         raise errors.Corrupt(reason=refusal) from None
 
 
-class Audio:
+class Audio(ABC):
     """An opened clip, to be read once from front to back."""
 
     def __init__(self, clip: int, found: Format) -> None:
@@ -66,9 +67,9 @@ class Audio:
         self.least_frames = 0
         self.damaged = False
 
+    @abstractmethod
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield float32 samples, shape (frames, channels)."""
-        raise NotImplementedError
 
 
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # it comes without types
@@ -91,12 +92,19 @@ class Sndfile(Audio):
             self.least_frames = self.declared_frames
 
     def blocks(self) -> Iterator[np.ndarray]:
-        frames = FLAC_FRAMES if self.format.name == "flac" else BLOCK_FRAMES
+        while not self.damaged and len(block := self._block()):
+            yield block
+
+    def _block(self) -> np.ndarray:
+        block = np.empty((BLOCK_FRAMES, self.channels), np.float32)
+        step = FLAC_FRAMES if self.format.name == "flac" else BLOCK_FRAMES
+        done = 0
         try:
-            while len(block := self._file.read(out=np.empty((frames, self.channels), np.float32))):
-                yield block
+            while count := self._file.buffer_read_into(block[done : done + step].data, "float32"):
+                done += count
         except soundfile.LibsndfileError:
             self.damaged = True
+        return block[:done]
 
 
 class Ffmpeg(Audio):

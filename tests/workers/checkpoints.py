@@ -9,8 +9,11 @@ import numpy as np
 import torch
 import transformers
 
+from earmark import errors
+from workers import classifier
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 RATE = 16_000
@@ -168,3 +171,20 @@ def clip(seconds: float, *, rate: int = RATE, seed: int = 0) -> np.ndarray:
     time_s = np.arange(round(seconds * rate)) / rate
     tone = np.sin(2 * np.pi * (200 + 40 * seed + 100 * time_s) * time_s) * (0.2 + 0.05 * np.sin(3 * time_s))
     return (tone + 0.05 * generator.standard_normal(len(time_s))).astype(np.float32)
+
+
+def scores(loaded: classifier.Classifier, windows: Sequence[np.ndarray], function: str | None = None) -> np.ndarray:
+    """Return scores (windows, labels) without a queue."""
+    return classifier.apply(logits(loaded, windows), function or loaded.card.function_to_apply)
+
+
+def logits(loaded: classifier.Classifier, windows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return logits (windows, labels), scored in the batches the classifier chooses; raise the first ClipError."""
+    found: dict[int, np.ndarray] = {}
+    while waiting := [place for place in range(len(windows)) if place not in found]:
+        batch = [waiting[place] for place in loaded.choose([len(windows[place]) for place in waiting])]
+        for place, outcome in zip(batch, loaded.outcomes([windows[each] for each in batch]), strict=True):
+            if isinstance(outcome, errors.ClipError):
+                raise outcome
+            found[place] = outcome
+    return np.stack([found[place] for place in range(len(windows))])

@@ -64,16 +64,16 @@ def test_the_windows_of_a_model_that_hears_no_further_are_never_longer(tmp_path:
 )  # fmt: skip
 def test_the_problem_type_decides_the_function(tmp_path: Path, problem_type: str | None, expected: str) -> None:
     loaded = load(checkpoints.save("wav2vec2", tmp_path, problem_type=problem_type))
-    logits = loaded.logits([checkpoints.clip(1)])
+    logits = checkpoints.logits(loaded, [checkpoints.clip(1)])
     assert loaded.card.function_to_apply == expected
-    assert loaded.scores([checkpoints.clip(1)]) == pytest.approx(classifier.apply(logits, expected))
+    assert checkpoints.scores(loaded, [checkpoints.clip(1)]) == pytest.approx(classifier.apply(logits, expected))
 
 
 def test_the_function_asked_for_wins_over_the_problem_type(model: Path) -> None:
     loaded = load(model)
-    logits = loaded.logits([checkpoints.clip(1)])
-    assert loaded.scores([checkpoints.clip(1)], "none") == pytest.approx(logits)
-    assert loaded.scores([checkpoints.clip(1)], "sigmoid") == pytest.approx(1 / (1 + np.exp(-logits)))
+    logits = checkpoints.logits(loaded, [checkpoints.clip(1)])
+    assert checkpoints.scores(loaded, [checkpoints.clip(1)], "none") == pytest.approx(logits)
+    assert checkpoints.scores(loaded, [checkpoints.clip(1)], "sigmoid") == pytest.approx(1 / (1 + np.exp(-logits)))
 
 
 def test_large_logits_neither_overflow_nor_warn() -> None:
@@ -149,9 +149,9 @@ def _as_pickle(folder: Path, **extra: Any) -> None:
 
 
 def test_a_pickle_of_tensors_is_loaded(model: Path) -> None:
-    expected = load(model).scores([checkpoints.clip(1)])
+    expected = checkpoints.scores(load(model), [checkpoints.clip(1)])
     _as_pickle(model)
-    assert load(model).scores([checkpoints.clip(1)]) == pytest.approx(expected)
+    assert checkpoints.scores(load(model), [checkpoints.clip(1)]) == pytest.approx(expected)
 
 
 def test_a_pickle_that_would_run_code_is_refused(model: Path) -> None:
@@ -241,7 +241,9 @@ def test_auto_is_bfloat16_only_on_cuda_that_computes_in_it(monkeypatch: pytest.M
 
 def test_a_half_precision_model_gives_float32_scores_near_the_full_ones(tmp_path: Path) -> None:
     folder = checkpoints.save("audio-spectrogram-transformer", tmp_path)
-    full, half = (load(folder, dtype=dtype).scores([checkpoints.clip(1)]) for dtype in ("float32", "bfloat16"))
+    full, half = (
+        checkpoints.scores(load(folder, dtype=dtype), [checkpoints.clip(1)]) for dtype in ("float32", "bfloat16")
+    )
     assert half.dtype == np.float32
     assert np.abs(full - half).max() < 0.1
 
@@ -274,10 +276,10 @@ def bounded(room: int) -> tuple[classifier.Classifier, Bounded]:
 def test_out_of_memory_halves_the_batch_and_remembers() -> None:
     loaded, small = bounded(room=300)
     windows = [np.full(100, number, np.float32) for number in range(8)]
-    assert loaded.logits(windows)[:, 0].tolist() == [100.0 * number for number in range(8)]
+    assert checkpoints.logits(loaded, windows)[:, 0].tolist() == [100.0 * number for number in range(8)]
     assert small.batches == [8, 4, 2, 2, 4, 2, 2]
     small.batches.clear()
-    loaded.logits(windows)
+    checkpoints.logits(loaded, windows)
     assert small.batches == [2, 2, 2, 2]
 
 
@@ -288,7 +290,7 @@ def test_a_window_that_does_not_fit_fails_alone() -> None:
     assert not isinstance(second, errors.ClipError)
     assert isinstance(loaded.outcomes([np.zeros(200, np.float32)])[0], errors.OutOfMemory)
     with pytest.raises(errors.OutOfMemory):
-        loaded.logits([np.zeros(200, np.float32)])
+        checkpoints.logits(loaded, [np.zeros(200, np.float32)])
 
 
 def test_a_window_the_model_fails_on_leaves_its_neighbours_alone() -> None:

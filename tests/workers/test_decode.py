@@ -44,7 +44,10 @@ def pool():
 
 
 def decoded(decoders, content, sample_rate=16000):
-    return decoders.decode(io.BytesIO(content), sample_rate)
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        return decoders.decode(file, sample_rate)
 
 
 def whole_clip(seconds=1.0):
@@ -171,7 +174,7 @@ def test_a_clip_longer_than_the_limit_is_refused_and_one_at_the_limit_is_not(poo
 
 def test_many_channels_count_as_much_as_many_seconds(pool):
     decoders = pool(max_samples=100_000)
-    with pytest.raises(errors.TooLong):
+    with pytest.raises(errors.TooLong, match="EARMARK_AUDIO__MAX_SAMPLES"):
         decoded(decoders, bad_audio.written("WAV", "PCM_16", 16000, 8))
 
 
@@ -300,14 +303,15 @@ def test_decoders_that_cannot_start_are_a_wrong_service_and_not_a_wrong_clip(mon
 
 
 ORPHANS = """
-    import io, sys, threading
+    import tempfile, threading
     from earmark import settings
     from tests.workers import bad_audio
     from workers import decode
 
     decoders = decode.Decoders(settings.Audio(decode_timeout_s=5), 2)
-    clip = bad_audio.silence("FLAC", "PCM_16", 96000, 2, 600)
-    threading.Thread(target=decoders.decode, args=(io.BytesIO(clip), 16000)).start()
+    clip = tempfile.TemporaryFile(buffering=0)
+    clip.write(bad_audio.silence("FLAC", "PCM_16", 96000, 2, 600))
+    threading.Thread(target=decoders.decode, args=(clip, 16000)).start()
     print("ready", flush=True)
     threading.Event().wait()
 """
