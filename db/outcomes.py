@@ -127,7 +127,7 @@ def _statements(dialect: str) -> _Statements:
     if dialect == "sqlite":
         said = ", ".join(f"{name} = :{name}" for name in SAID)
         return _Statements(
-            held + " ? AND id IN (SELECT value FROM json_each(?))",
+            held + " ? AND id IN (SELECT value FROM json_each(?))",  # noqa: S608 - column names of ours
             update.format(said=said, now=NOW_SQLITE, pause=":not_before") + " WHERE id = :id",
             "INSERT INTO window_predictions VALUES (:clip_id, :start_s, :end_s, :label_ids, :scores)",
         )

@@ -110,6 +110,7 @@ class Worker(Group):
         ByteSize(512 * 1024**2), description="Decoded audio waiting for the model: two one-hour clips."
     )
     chunk_deadline_s: float = Field(600.0, description="A chunk not done by then gives its clips back.")
+    health_file: Path | None = Field(None, description="Touched while worker, broker and database answer each other.")
     idle_s: float = Field(120.0, description="A worker that no chunk reaches for so long while some wait is cut off.")
     silent_batcher_s: float = Field(120.0, description="A model silent this long with work waiting is hung.")
 

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 TOLD_EACH = 60
 #: What failed is tried again this soon: leases must not end because one renewal met a restart.
 RETRY_S = 1.0
+#: Looks within `idle_s`: a chunk may wait at one of them by chance.
+CUT_OFF_CHECKS = 8
 
 settings = Settings()
 app = broker.configure(settings.broker)
@@ -71,8 +74,8 @@ def _desk(hostname: str) -> tasks.Desk:
 def _start_timers(**_: Any) -> None:
     desk = _ready_desk()
     _every(settings.ledger.lease_s / 3, desk.renew)
-    _every(settings.ledger.feed_every_s, Feeder(desk.engine, settings).feed)
-    _every(settings.worker.idle_s / 8, lambda: _end_if_cut_off(desk))
+    _every(settings.ledger.feed_every_s, partial(_feed, Feeder(desk.engine, settings)))
+    _every(settings.worker.idle_s / CUT_OFF_CHECKS, _CutOff(desk).check)
     logger.info("ready, with the model %s", settings.model.name, extra={"action": "ready"})
 
 
@@ -95,11 +98,27 @@ def _ready_desk() -> tasks.Desk:
     return tasks.desk
 
 
-def _end_if_cut_off(desk: tasks.Desk) -> None:
-    """End this process if chunks wait and none reaches it: the supervisor starts one that can."""
-    if desk.idle_s > settings.worker.idle_s and broker.queue_length():
-        logger.critical("chunks wait and none has come for %.0f s; the worker ends", desk.idle_s)
-        os._exit(BROKEN_EXIT)
+class _CutOff:
+    """Ends this process if chunks wait and none has reached it for a while: the supervisor starts one that they do."""
+
+    def __init__(self, desk: tasks.Desk) -> None:
+        self._desk = desk
+        self._taken = self._checks = 0
+
+    def check(self) -> None:
+        desk = self._desk
+        idle = not desk.chunks_in_hand and desk.chunks_taken == self._taken
+        self._taken = desk.chunks_taken
+        self._checks = self._checks + 1 if idle and broker.queue_length() else 0
+        if self._checks == CUT_OFF_CHECKS:
+            logger.critical("chunks wait and none has come for %.0f s; the worker ends", settings.worker.idle_s)
+            os._exit(BROKEN_EXIT)
+
+
+def _feed(feeder: Feeder) -> None:
+    feeder.feed()
+    if settings.worker.health_file:
+        settings.worker.health_file.touch()
 
 
 def _every(seconds: float, act: Callable[[], object]) -> None:

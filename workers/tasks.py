@@ -128,25 +128,19 @@ class Desk:
         self._limits = settings.ledger
         self._deadline_s = settings.worker.chunk_deadline_s
         self._counting = threading.Lock()
-        self._chunks_in_hand = 0
-        self._idle_since = monotonic()
+        self.chunks_taken = self.chunks_in_hand = 0
 
     def work(self, chunk: Chunk) -> Counter[str]:
         """Bring the chunk's clips that are still to do to a final state, or give them back.
 
         Clips that take long go on behind the chunk's back: the ledger, not the message, keeps them safe.
         """
-        with self._at_work():
+        with self._in_hand():
             self._wait_for_network()
             ids = [clip_id for clip_id, _ in chunk.clips]
             claim = self._patiently(partial(ledger.claim, self.engine, ids, worker=self._name, limits=self._limits))
             counts = Counter(skipped=len(ids) - len(claim.clips))
             return counts + self._begin(chunk.run_id, claim) if claim.clips else counts
-
-    @property
-    def idle_s(self) -> float:
-        """Seconds since this worker last had a chunk in hand."""
-        return 0.0 if self._chunks_in_hand else monotonic() - self._idle_since
 
     def renew(self) -> None:
         """Lengthen the leases of everything being worked on here."""
@@ -162,15 +156,15 @@ class Desk:
         self.engine.dispose()
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
+    def _in_hand(self) -> Iterator[None]:
         with self._counting:
-            self._chunks_in_hand += 1
+            self.chunks_taken += 1
+            self.chunks_in_hand += 1
         try:
             yield
         finally:
             with self._counting:
-                self._chunks_in_hand -= 1
-                self._idle_since = monotonic()
+                self.chunks_in_hand -= 1
 
     def _begin(self, run_id: int, claim: Claim) -> Counter[str]:
         self._held.add(claim.token)

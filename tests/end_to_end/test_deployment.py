@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from configparser import ConfigParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from tests.servers import free_port
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COMPOSE: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 OURS = ("migrate", "worker", "worker-gpu", "flower", "producer")
 
@@ -47,7 +49,19 @@ def test_workers_wait_for_the_schema_and_have_time_to_stop() -> None:
     for name in ("worker", "worker-gpu"):
         assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
         assert SERVICES[name]["stop_grace_period"] == "60s"
+        assert SERVICES[name]["environment"]["EARMARK_WORKER__HEALTH_FILE"] in SERVICES[name]["healthcheck"]["test"][1]
     assert SERVICES["worker-gpu"]["profiles"] == ["gpu"]
+
+
+def test_a_worker_under_systemd_is_started_again_and_has_time_to_stop() -> None:
+    unit = ConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(ROOT / "deploy/systemd/earmark-worker@.service")
+    service = unit["Service"]
+    assert service["ExecStart"].split()[1:] == ["worker"]
+    assert (service["Restart"], unit["Unit"]["StartLimitIntervalSec"]) == ("always", "0")
+    assert (service["KillMode"], service["TimeoutStopSec"]) == ("mixed", "60")
+    assert service["NoNewPrivileges"] == "yes"
 
 
 def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
@@ -58,6 +72,7 @@ def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
         "EARMARK_BROKER__URL": valkey_url,
         "EARMARK_DATABASE__URL": empty_postgres_url,
         "FLOWER_BASIC_AUTH": "someone:secret",
+        "EARMARK_WORKER__HEALTH_FILE": str(tmp_path / "alive"),
         "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
         "EARMARK_FETCH__PORTS": base.rpartition(":")[2],
     }
@@ -68,6 +83,7 @@ def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
         stack.start("console.cli", *SERVICES["worker"]["command"])
         flower = [word.replace("0.0.0.0", "127.0.0.1") for word in SERVICES["flower"]["command"]]
         stack.start("console.cli", *flower, "--port", str(port))
+        wait_until((tmp_path / "alive").exists, 60)
         shown = stack("submit", f"{base}/dog.ogg", f"{base}/siren.wav", "--watch", "--strict")
         assert "2 done" in shown.stderr
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), 30)
