@@ -113,12 +113,13 @@ TITLES = ("in process", "librosa", "pool", "added ms", "added CPU ms", "two plai
 
 
 def row(name: str, decoders: decode.Decoders, plain: Sequence[Executor], turns: int, clips: int) -> str:
-    threads = [ThreadPoolExecutor(1) for _ in plain]
+    threads = [ThreadPoolExecutor(1) for _ in range(4)]  # so that no child waits for its next clip
     pooled = partial(decoders.decode, sample_rate=SAMPLE_RATE)
     stopwatch = Stopwatch(psutil.Process().children())
 
     def at_once(executors: Sequence[Executor], *act: Callable[[BinaryIO], object]) -> None:
-        for future in [executor.submit(decode_turn, name, clips, *act) for executor in executors]:
+        each = 2 * clips // len(executors)
+        for future in [executor.submit(decode_turn, name, each, *act) for executor in executors]:
             future.result()
 
     ways = {
@@ -160,7 +161,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--clips", type=int, default=20, help="decoded by each way in a turn")
     arguments = parser.parse_args()
-    decoders = decode.Decoders(settings.Audio(), 2)
+    # A decoder that is renewed would take what we know of its CPU time along.
+    decoders = decode.Decoders(settings.Audio(clips_per_decoder=10**9), 2)
     # Both processes: a pool of two would give one of them most of the clips.
     plain = [ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for _ in range(2)]
     try:
