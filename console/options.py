@@ -49,6 +49,9 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips
 Name = Annotated[str | None, typer.Option(help="The run's name; the same name again goes on where it stopped.")]
 ChunkSize = Annotated[int, typer.Option(min=1, max=1000, help="Clips in one queue message.")]
 Priority = Annotated[int, typer.Option(min=1, max=100, help="Share of the workers beside other runs.")]
+ReuseUrls = Annotated[
+    bool, typer.Option("--reuse-urls", help="Skip the download of what another run with this model and options has.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a clip failed.")]
 
 
@@ -88,13 +91,14 @@ class Submission(Task):
     name: Name = None
     chunk_size: ChunkSize = 16
     priority: Priority = 1
+    reuse_urls: ReuseUrls = False
     strict: Strict = False
     db: Db = None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What `producer.submit` takes beside sources and options."""
-        return self.said("name", "chunk_size", "priority")
+        return self.said("name", "chunk_size", "priority", "reuse_urls")
 
 
 def spread(verb: Callable[..., None]) -> Callable[..., None]:

@@ -79,7 +79,8 @@ def plan(
         UsageError: a source cannot be read, or holds no clip.
     """
     tally = Tally()
-    chosen = sampled(islice(read_clips(sources, tally=tally, **listing), limit), sample)
+    with progress.screen.status("Reading the whole list"):
+        chosen = sampled(islice(read_clips(sources, tally=tally, **listing), limit), sample)
     if not chosen:
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.")
     with TemporaryDirectory(prefix="earmark-plan-") as folder:

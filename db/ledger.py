@@ -82,21 +82,28 @@ def state_is(*states: str) -> sa.ColumnElement[bool]:
 
 
 def open_run(
-    engine: sa.Engine, name: str | None, options: RunOptions, *, queue: str, chunk_size: int, priority: int = 1
+    engine: sa.Engine,
+    name: str | None,
+    options: RunOptions,
+    *,
+    queue: str,
+    chunk_size: int,
+    priority: int = 1,
+    reuse_urls: bool = False,
 ) -> int:
     """Return the id of the run of that name, made now unless it exists; a run without a name gets `run-<id>`.
 
     Raises:
         UsageError: a run of that name exists with other options: its results would not be comparable.
     """
+    how = {"queue": queue, "priority": priority, "reuse_urls": reuse_urls}
     with writing(engine) as connection:
         found = connection.execute(sa.select(Run.id, Run.options).where(Run.name == name)).first()
         if found is None:
-            values = {"options": options.as_json(), "queue": queue, "chunk_size": chunk_size, "priority": priority}
-            return _insert_run(connection, name, values)
+            return _insert_run(connection, name, {**how, "options": options.as_json(), "chunk_size": chunk_size})
         if found.options != options.as_json():
             raise UsageError(reason=f"The run {name!r} exists with other options; use another --name.")
-        connection.execute(sa.update(Run).where(Run.id == found.id).values(queue=queue, priority=priority))
+        connection.execute(sa.update(Run).where(Run.id == found.id).values(**how))
         return int(found.id)
 
 
@@ -374,16 +381,23 @@ def settle_model(engine: sa.Engine, run_id: int, model_id: int) -> int:
         return connection.execute(sa.select(Run.model_id).where(Run.id == run_id)).scalar_one()  # type: ignore[return-value]
 
 
-def reuse(engine: sa.Engine, run_id: int, clip_id: int, source: words.Source) -> words.Success | None:
-    """Return the result that the same bytes already have from the run's model with its options, if there is one."""
-    mine, theirs = aliased(Run), aliased(Run)
+def reuse(engine: sa.Engine, run_id: int, clip_id: int, source: words.Source | None) -> words.Success | None:
+    """Return the result that the same bytes already have from the run's model with its options, if there is one.
+
+    Without a source: the result that the clip's URL has in another run, the newest.
+    """
+    mine, theirs, asked = aliased(Run), aliased(Run), aliased(Clip)
     same = sa.and_(theirs.model_id == mine.model_id, theirs.options == mine.options)
     facts = [getattr(Clip, name) for name in words.AudioFacts.__slots__]
-    known = sa.select(Clip.id, Clip.label_ids, Clip.scores, *facts)
+    known = sa.select(Clip.id, Clip.label_ids, Clip.scores, Clip.sha256, Clip.bytes, *facts)
     known = known.join(theirs, theirs.id == Clip.run_id).join(mine, same)
-    content = bytes.fromhex(source.sha256)
-    found_by_index = sa.literal_column(CONTENT.text) == content[:7]
-    known = known.where(mine.id == run_id, found_by_index, Clip.sha256 == content, state_is("done")).limit(1)
+    known = known.where(mine.id == run_id, state_is("done")).limit(1)
+    if source:
+        content = bytes.fromhex(source.sha256)
+        known = known.where(sa.literal_column(CONTENT.text) == content[:7], Clip.sha256 == content)
+    else:
+        key = sa.select(asked.uri_key).where(asked.id == clip_id).scalar_subquery()
+        known = known.where(Clip.uri_key == key, theirs.id != run_id).order_by(theirs.id.desc())
     with reading(engine) as connection:
         found = connection.execute(known).first()
         if found is None:
@@ -400,8 +414,8 @@ def reuse(engine: sa.Engine, run_id: int, clip_id: int, source: words.Source) ->
 
     return words.Success(
         clip_id,
-        source,
-        words.AudioFacts(*found[3:]),
+        words.Source(found.sha256.hex(), found.bytes),
+        words.AudioFacts(*found[5:]),
         predictions(found),
         tuple(words.WindowPredictions(row.start_s, row.end_s, predictions(row)) for row in windows),
         reused=True,

@@ -95,6 +95,8 @@ class Run(Base):
     chunk_size: Mapped[int]
     #: Its share of the conveyor, in proportion to the other runs'.
     priority: Mapped[int] = mapped_column(server_default="1")
+    #: A URL that a comparable run has a result of is not downloaded again.
+    reuse_urls: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[float]
 
 

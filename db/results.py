@@ -28,6 +28,7 @@ class RunRow:
     name: str
     options: RunOptions
     model_id: int | None
+    reuse_urls: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +80,10 @@ def run_of(engine: sa.Engine, queue: str) -> RunRow:
 
 def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], asked: str) -> RunRow:
     with reading(engine) as connection:
-        row = connection.execute(sa.select(Run.id, Run.name, Run.options, Run.model_id).where(condition)).first()
+        row = connection.execute(sa.select(Run.__table__).where(condition)).first()
     if row is None:
         raise UsageError(reason=f"There is no run {asked}; `earmark status` lists them.")
-    return RunRow(row.id, row.name, RunOptions.from_json(row.options), row.model_id)
+    return RunRow(row.id, row.name, RunOptions.from_json(row.options), row.model_id, row.reuse_urls)
 
 
 def progress(engine: sa.Engine, run_id: int) -> Progress:

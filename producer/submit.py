@@ -115,6 +115,7 @@ def submit(
     chunk_size: int = CHUNK_SIZE,
     priority: int = 1,
     limit: int | None = None,
+    reuse_urls: bool = False,
 ) -> Submitted:
     """Record every clip of the sources as a row, then start to queue them; workers do the rest.
 
@@ -123,6 +124,7 @@ def submit(
         settings: default: those of the environment.
         name: an existing run of that name gets what is new in the list and goes on.
         priority: the run's share of the workers, in proportion to that of other runs.
+        reuse_urls: take the result a URL has in another run of the same model and options, without a download.
 
     Raises:
         UsageError: a source cannot be read, or holds no clip at all.
@@ -137,9 +139,8 @@ def submit(
     if not first:
         reasons = "".join(f" {refused}." for refused in tally.examples)
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.{reasons}")
-    run_id = ledger.open_run(
-        engine, name, options or RunOptions(), queue=settings.broker.queue, chunk_size=chunk_size, priority=priority
-    )
+    how: dict[str, Any] = {"chunk_size": chunk_size, "priority": priority, "reuse_urls": reuse_urls}
+    run_id = ledger.open_run(engine, name, options or RunOptions(), queue=settings.broker.queue, **how)
     added = _add(clips, run_id, engine, settings)
     return Submitted(run_id, tally, added, engine)
 

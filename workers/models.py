@@ -41,8 +41,9 @@ class Job:
 
     options: RunOptions
     model: Loaded
-    #: The result that the bytes of a clip have already, if any.
-    known: Callable[[int, Source], Success | None] = lambda _clip_id, _source: None
+    #: The result that the bytes of a clip have already, if any; without them, its URL.
+    known: Callable[[int, Source | None], Success | None] = lambda _clip_id, _source: None
+    reuse_urls: bool = False
 
 
 class Models:
@@ -78,7 +79,7 @@ class Models:
             if settled != loaded.model_id:
                 raise ModelError(reason=f"this worker's {options.model} is not the one that the run began with")
             loaded.users += 1
-        return Job(options, loaded, partial(ledger.reuse, self._engine, run_id))
+        return Job(options, loaded, partial(ledger.reuse, self._engine, run_id), run.reuse_urls)
 
     def give_back(self, job: Job) -> None:
         """Say that a chunk's work with the model is over."""

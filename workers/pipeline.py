@@ -66,6 +66,8 @@ class Pipeline:
         self._decoders.close()
 
     def _classify(self, clip: Claimed, job: Job, journey: _Journey) -> Success:
+        if job.reuse_urls and (known := job.known(clip.id, None)):
+            return known
         with journey.stage("fetch_ms"):
             fetched = self._fetcher.fetch(clip.uri)
         journey.source = fetched.source

@@ -77,7 +77,9 @@ def up(
     workers: o.Workers = 1,
     files: Annotated[
         list[Path] | None,
-        typer.Option(help="A folder whose files may be submitted; more than once for more. Default: URLs only."),
+        typer.Option(
+            exists=True, file_okay=False, help="A folder whose files may be submitted; say it again for more."
+        ),
     ] = None,
     flower_port: o.FlowerPort = 5555,
     db: o.Db = None,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import re
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 
 from console import progress
 from db import ledger, results
@@ -12,6 +15,7 @@ from earmark.clips import Failure
 from earmark.errors import Connect, NotFound
 from earmark.settings import Ledger, Settings
 from tests.db.test_ledger import submit
+from tests.db.test_pace import going
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -36,3 +40,12 @@ def test_status_names_final_failures_and_what_waits_for_another_try(
 )
 def test_a_span_of_time_is_told_to_what_matters(seconds: float, words: str) -> None:
     assert progress.in_words(seconds) == words
+
+
+def test_watching_shows_pace_and_advice_as_they_are(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(progress, "screen", Console(file=shown, force_terminal=True, color_system=None, width=200))
+    run_id = going(engine, fetch_ms=2500)
+    progress.watch(engine, run_id, Settings(), meanwhile=lambda: ledger.cancel(engine, run_id))
+    assert re.search(r"\d clips/s, \d+ s of audio a second, \d+ s to go", shown.getvalue())
+    assert "for downloads: raise EARMARK_WORKER__CLIPS_IN_FLIGHT" in shown.getvalue()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from hashlib import sha256
-from typing import TYPE_CHECKING
 
+import pytest
 import sqlalchemy as sa
 
 from db import ledger
@@ -13,9 +14,6 @@ from db.session import reading, writing
 from earmark import clips as words
 from earmark.settings import Ledger
 from tests.db.test_ledger import FACTS, labels, row, submit
-
-if TYPE_CHECKING:
-    import pytest
 
 SOURCE = words.Source("ab" * 32, 7)
 WHOLE = (words.Prediction(1, 0.75), words.Prediction(0, 0.25))
@@ -58,23 +56,45 @@ def test_other_bytes_another_model_and_other_options_are_classified(engine: sa.E
     assert ledger.reuse(engine, other, ids[0], SOURCE) is None
 
 
-def test_looking_is_one_statement_and_uses_the_index(engine: sa.Engine, caplog: pytest.LogCaptureFixture) -> None:
-    run_id, ids = submit(engine, 500)
+def test_the_same_url_gets_the_newest_result_another_run_has(engine: sa.Engine) -> None:
+    classified(engine)
+    run_id, ids = submit(engine, 2)
+    ledger.settle_model(engine, run_id, 1)
+    assert ledger.reuse(engine, run_id, ids[0], None) == words.Success(
+        ids[0], SOURCE, FACTS, WHOLE, WINDOWS, reused=True
+    )
+    assert ledger.reuse(engine, run_id, ids[1], None) is None
+    newer = words.Success(ids[0], words.Source("cd" * 32, 8), FACTS, WHOLE[:1])
+    finish(engine, newer, labels(engine))
+    third, ids = submit(engine, 1)
+    ledger.settle_model(engine, third, 1)
+    found = ledger.reuse(engine, third, ids[0], None)
+    assert found is not None
+    assert found.source == newer.source
+    other, ids = submit(engine, 1, top_k=1)
+    ledger.settle_model(engine, other, 1)
+    assert ledger.reuse(engine, other, ids[0], None) is None
+
+
+@pytest.mark.parametrize(("source", "index"), [(SOURCE, "clips_sha256"), (None, "run_id_uri_key|autoindex_clips")])
+def test_looking_is_one_statement_and_uses_the_index(
+    engine: sa.Engine, source: words.Source | None, index: str
+) -> None:
+    for count in (2000, 2000, 2001):
+        run_id, ids = submit(engine, count)
+        ledger.settle_model(engine, run_id, labels(engine) and 1)
+    done = sa.update(Clip).where(Clip.id == sa.bindparam("clip")).values(state="done", sha256=sa.bindparam("digest"))
     with writing(engine) as connection:
-        done = (
-            sa.update(Clip).where(Clip.id == sa.bindparam("clip")).values(state="done", sha256=sa.bindparam("digest"))
-        )
-        connection.execute(done, [{"clip": clip, "digest": sha256(b"%d" % clip).digest()} for clip in ids])
-        if engine.dialect.name == "postgresql":
-            connection.exec_driver_sql("ANALYZE clips")
+        every = connection.scalars(sa.select(Clip.id))
+        connection.execute(done, [{"clip": clip, "digest": sha256(b"%d" % clip).digest()} for clip in every.all()])
+    with writing(engine) as connection:
+        connection.exec_driver_sql("SELECT 1" if engine.dialect.name == "sqlite" else "ANALYZE")
     seen: list[tuple[str, object]] = []
     sa.event.listen(engine, "before_cursor_execute", lambda *event: seen.append((event[2], event[3])))
-    ledger.reuse(engine, run_id, ids[0], SOURCE)
+    ledger.reuse(engine, run_id, ids[-1], source)
     statements = [some for some in seen if some[0].startswith("SELECT")]
     assert len(statements) == 1
     explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
     with reading(engine) as connection:
-        if engine.dialect.name == "postgresql":
-            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
         plan = connection.exec_driver_sql(explain + statements[0][0], statements[0][1])  # type: ignore[arg-type]
-        assert "clips_sha256" in "\n".join(str(line) for line in plan)
+        assert re.search(index, "\n".join(str(line) for line in plan))

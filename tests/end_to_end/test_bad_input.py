@@ -42,6 +42,8 @@ def lists(earmark: Earmark) -> Path:
         (["flower", "--address", "0.0.0.0"], 3, "EARMARK_BROKER__URL"),
         (["retry", "1", "--error", "nope"], 2, "no error code nope"),
         (["run"], 2, "Missing argument"),
+        (["up", "--files", "nowhere"], 2, "nowhere"),
+        (["explain", "7", "--db", "sqlite:///new.db"], 3, "earmark run"),
         (["run", "list.csv", "--top-k", "0"], 2, "top-k"),
     ],
 )

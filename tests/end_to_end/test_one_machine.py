@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from console.demo import EXAMPLES
-from tests.servers import readable_binaries
+from tests.servers import readable_binaries, serving
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Earmark
@@ -124,3 +124,19 @@ def test_results_come_in_every_format(earmark: Earmark) -> None:
     assert "dog" in earmark("labels", "starter").stdout.splitlines()
     assert '"done":' not in earmark("status", "--format", "csv").stdout
     assert json.loads(earmark("status", "two", "--format", "jsonl").stdout)["done"] == 2
+
+
+def test_urls_that_another_run_has_are_not_downloaded_again(earmark: Earmark) -> None:
+    with serving(EXAMPLES) as base:
+        earmark.settings |= {
+            "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
+            "EARMARK_FETCH__PORTS": base.rpartition(":")[2],
+            "EARMARK_LEDGER__MAX_ATTEMPTS": "1",
+        }
+        urls = [f"{base}/{name}" for name in ("dog.ogg", "mixed.m4a")]
+        earmark("run", *urls, "--window-s", "5")
+    earmark("run", *urls, "--window-s", "5", "--reuse-urls", "--strict", "--name", "again")
+    again = [json.loads(line) for line in earmark("results", "again", "--format", "jsonl").stdout.splitlines()]
+    assert [(row["label"], row["reused"]) for row in again] == [("dog", 1), ("siren", 1)]
+    assert len(earmark("results", "again", "--windows").stdout.splitlines()) == 1 + 1 + 4
+    earmark("run", *urls, "--window-s", "4", "--reuse-urls", "--strict", "--name", "other", status=1)

@@ -49,6 +49,7 @@ def upgrade() -> None:
         sa.Column("queue", sa.String(), nullable=False),
         sa.Column("chunk_size", sa.Integer(), nullable=False),
         sa.Column("priority", sa.Integer(), server_default="1", nullable=False),
+        sa.Column("reuse_urls", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["model_id"], ["models.id"]),
         sa.PrimaryKeyConstraint("id"),
