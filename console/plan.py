@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,8 @@ from producer.sources import read_clips
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import sqlalchemy as sa
 
     from earmark.options import RunOptions
     from earmark.settings import Settings
@@ -83,26 +86,10 @@ def plan(
         chosen = sampled(islice(read_clips(sources, tally=tally, **listing), limit), sample)
     if not chosen:
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.")
-    with TemporaryDirectory(prefix="earmark-plan-") as folder:
-        part = Path(folder, "sample.jsonl")
-        part.write_text("".join(json.dumps({"url": clip.uri}) + "\n" for clip in chosen), encoding="utf-8")
-        database = settings.database.model_copy(update={"url": None})
-        here = settings.model_copy(update={"data_dir": Path(folder), "database": database})
-        # Tried once: a run of the whole list tries what fails for a while again meanwhile.
-        changes = {"fetch__file_roots": verbs.as_setting(verbs.file_roots(sources)), "ledger__max_attempts": "1"}
-        words: dict[str, Any] = {
-            "chunk_size": CHUNK_SIZE,
-            "changes": changes,
-            "on_interrupt": "Stopped; nothing is kept.",
-        }
-        finished = verbs.run([str(part)], here, options=options, **words)
-        engine = connect_to(here)
-        try:
-            seen = measure(engine, finished.run.id)
-            hosts = list(results.rows(engine, results.hosts(finished.run.id)))
-            errors = results.top_errors(engine, finished.run.id)
-        finally:
-            engine.dispose()
+    with _tried([clip.uri for clip in chosen], settings, options, verbs.file_roots(sources)) as (engine, run_id):
+        seen = measure(engine, run_id)
+        hosts = list(results.rows(engine, results.hosts(run_id)))
+        errors = results.top_errors(engine, run_id)
     each = tally.clips / seen.clips
     alone_s = tally.clips / seen.clips_per_s if seen.clips_per_s else None
     return Plan(
@@ -118,6 +105,27 @@ def plan(
         hosts=hosts,
         errors=[dict(zip(("code", "clips", "example"), error, strict=True)) for error in errors],
     )
+
+
+@contextmanager
+def _tried(
+    uris: list[str], settings: Settings, options: RunOptions, roots: list[Path]
+) -> Iterator[tuple[sa.Engine, int]]:
+    """Run some clips in a temporary folder, queue and database; yield that and the run's id, then delete it all."""
+    with TemporaryDirectory(prefix="earmark-plan-") as folder:
+        part = Path(folder, "sample.jsonl")
+        part.write_text("".join(json.dumps({"url": uri}) + "\n" for uri in uris), encoding="utf-8")
+        database = settings.database.model_copy(update={"url": None})
+        here = settings.model_copy(update={"data_dir": Path(folder), "database": database})
+        # Tried once: a run of the whole list tries what fails for a while again meanwhile.
+        changes = {"fetch__file_roots": verbs.as_setting(roots), "ledger__max_attempts": "1"}
+        how: dict[str, Any] = {"chunk_size": CHUNK_SIZE, "on_interrupt": "Stopped; nothing is kept."}
+        finished = verbs.run([str(part)], here, options=options, changes=changes, **how)
+        engine = connect_to(here)
+        try:
+            yield engine, finished.run.id
+        finally:
+            engine.dispose()
 
 
 def seconds_in(text: str) -> float:
