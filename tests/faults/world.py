@@ -59,7 +59,7 @@ class World:
         """Return so many URIs that end well, and one of each odd kind, in any order."""
         port = self.files.server_port
         kinds = enumerate([*["sound"] * count, *odd])
-        uris = [f"http://{HOSTS.get(kind, '127.0.0.1')}:{port}/{kind}/{place}" for place, kind in kinds]
+        uris = [f"http://{HOSTS.get(kind, '127.0.0.1').format(place)}:{port}/{kind}/{place}" for place, kind in kinds]
         self.random.shuffle(uris)
         return uris
 
@@ -130,9 +130,10 @@ class World:
             engine.dispose()
 
     @property
-    def sent_again(self) -> int:
-        """How many clips were fetched whole more than once, each time but the first."""
-        return self.files.sent.total() - len(self.files.sent)
+    def classified_again(self) -> int:
+        """How often a clip was classified that a worker had classified before."""
+        classified = (self.folder / "classified.log").read_text().split()
+        return len(classified) - len(set(classified))
 
     def log(self) -> str:
         """Return the end of what the workers have said."""

@@ -1,33 +1,42 @@
 """On the path of a worker, this brings about what no server or signal can.
 
 FAULT_CLIPS: a clip with `poison` in its URI kills the process that works on it, the host `nowhere.test` has no address,
-and `flaky.test` has one (loopback) each second time. FAULT_MEMORY: the model has room for one window at a time.
-FAULT_CLOCK_S: the process's clock is off by so much. FAULT_NO_RECOVERY: its feeder takes nothing back.
+a host whose name begins with `flaky` has one (loopback) but for the first time, and what has a result is noted in a
+file. FAULT_MEMORY: the model has room for one window at a time. FAULT_CLOCK_S: the process's clock is off by so much.
+FAULT_NO_RECOVERY: its feeder takes nothing back.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import socket
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 if "FAULT_CLIPS" in os.environ:
+    from earmark.clips import Success
     from workers.pipeline import Pipeline
 
-    _classify, _getaddrinfo, _lookups = Pipeline.classify, socket.getaddrinfo, itertools.count()
+    _classify, _getaddrinfo = Pipeline.classify, socket.getaddrinfo
 
     def _classify_or_die(self: Any, clip: Any, job: Any) -> Any:
         if "poison" in clip.uri:
             os.kill(os.getpid(), signal.SIGKILL)
-        return _classify(self, clip, job)
+        outcome = _classify(self, clip, job)
+        if isinstance(outcome, Success):
+            with suppress(OSError), Path("classified.log").open("a") as log:
+                log.write(f"{clip.id}\n")
+        return outcome
 
     def _found_or_not(host: Any, *where: Any, **how: Any) -> Any:
-        if host == "nowhere.test" or (host == "flaky.test" and next(_lookups) % 2 == 0):
+        flaky = str(host).startswith("flaky")
+        if host == "nowhere.test" or (flaky and not Path(host).exists()):
+            Path(host).touch()
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-        return _getaddrinfo("127.0.0.1" if host == "flaky.test" else host, *where, **how)
+        return _getaddrinfo("127.0.0.1" if flaky else host, *where, **how)
 
     Pipeline.classify = _classify_or_die  # type: ignore[method-assign]
     socket.getaddrinfo = _found_or_not
