@@ -114,7 +114,7 @@ def send_chunks(chunks: list[Chunk]) -> None:
 
 def _message(chunk: Chunk, queue: str) -> str:
     # Celery's part of the message, in the envelope that kombu puts around it on Redis.
-    task = app.amqp.as_task_v2(uuid(), TASK, args=[encode(chunk)], argsrepr=_shown(chunk), ignore_result=True)
+    task = app.amqp.as_task_v2(uuid(), TASK, args=(encode(chunk),), argsrepr=_shown(chunk), ignore_result=True)
     properties = {
         **task.properties,
         "delivery_mode": 2,
