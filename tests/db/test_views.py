@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ import sqlalchemy as sa
 
 from db import ledger, results, schema
 from db.query import query
-from db.session import reading
+from db.session import connect, reading
+from earmark import clips as words
 from earmark.errors import UsageError
+from earmark.settings import Database, Ledger
 from tests.db.facts import two_runs
+from tests.db.test_ledger import labels, submit, success
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,6 +104,30 @@ def test_kept_counts_agree_with_the_clips_whatever_happens(engine: sa.Engine) ->
         connection.execute(sa.text("UPDATE clips SET state = 'pending'"))
         connection.rollback()
     assert kept(engine) == counted(engine)
+
+
+def test_kept_counts_agree_with_the_clips_when_many_write_at_once(engine: sa.Engine, database_url: str) -> None:
+    run_id, _ = submit(engine, 0)
+    label_ids = labels(engine)
+
+    def work(part: int) -> None:
+        own = connect(database_url, Database())
+        ledger.add_clips(own, run_id, [words.Clip(f"https://h/{part % 2}/{n}.wav") for n in range(48)])
+        for picked in [*ledger.pick(own, "clips", 2, Ledger()), *ledger.pick(own, "clips", 2, Ledger())]:
+            claim = ledger.claim(own, [clip.id for clip in picked.clips], worker=str(part), limits=Ledger())
+            kept_back = claim.clips[::3]
+            outcomes = [success(clip.id) for clip in claim.clips if clip not in kept_back]
+            ledger.finish(own, claim, outcomes, label_ids, Ledger())
+            ledger.release(own, claim.token, {clip.id: 0.0 for clip in kept_back})
+        own.dispose()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    assert kept(engine) == counted(engine)
+    progress = results.progress(engine, run_id)
+    assert progress.total == 96
+    assert progress.states["done"] > 0
+    assert progress.audio_s == 5.0 * progress.states["done"]
 
 
 def test_a_pruned_run_leaves_nothing_and_takes_nothing_else_along(engine: sa.Engine) -> None:

@@ -93,20 +93,18 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "state IN ('pending', 'queued', 'running', 'done', 'failed', 'cancelled')", name="clips_state"
         ),
-        sa.ForeignKeyConstraint(["run_id"], ["runs.id"]),
-        sa.ForeignKeyConstraint(["label_id"], ["labels.id"]),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("run_id", "uri_key"),
     )
     for name, columns, where in (
         ("clips_pending", ["run_id", "not_before", "id"], "state = 'pending'"),
         ("clips_leased", ["lease_until"], "state IN ('queued', 'running')"),
-        ("clips_done", ["run_id"], "state = 'done'"),
         ("clips_failed", ["run_id"], "state = 'failed'"),
         ("clips_label", ["run_id", "label_id", "score"], "state = 'done'"),
         ("clips_sha256", [sa.text("substr(sha256, 1, 7)")], "state = 'done'"),
     ):
         op.create_index(name, "clips", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+    op.create_index("clips_run", "clips", ["run_id"])
     op.create_table(
         "run_counts",
         sa.Column("run_id", sa.Integer(), autoincrement=False, nullable=False),
