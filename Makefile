@@ -10,7 +10,7 @@ demo: .venv/ready
 
 # Run the tests against real servers; everything they need is installed here.
 test: .venv/ready-dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 # Check style, types and the direction of imports.
 lint: .venv/ready-dev

@@ -27,6 +27,7 @@ STOP_S = 15.0
 START_S = 20.0
 #: A worker that keeps dying is not started for ever.
 MAX_RESTARTS = 10
+LONGEST_FOLDER = 70
 LOOPBACK = "127.0.0.1"
 #: Finished chunks Flower remembers: 160,000 clips, some 50 MB.
 FLOWER_TASKS = 10_000
@@ -40,8 +41,9 @@ def valkey(folder: Path) -> Iterator[str]:
         ServiceError: there is no Valkey or Redis program here, or it does not start.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # A socket's path may have 107 characters, which a data folder's can exceed.
-    with tempfile.TemporaryDirectory(prefix="earmark-") as private:
+    # A socket's path may have 107 characters, which a data folder's or TMPDIR's can exceed.
+    short = "/tmp" if len(tempfile.gettempdir()) > LONGEST_FOLDER else None  # noqa: S108 - private
+    with tempfile.TemporaryDirectory(prefix="earmark-", dir=short) as private:
         socket = Path(private, "valkey.sock")
         with (folder / "valkey.log").open("wb") as log:
             server = _child([*_valkey_command(), "--unixsocket", str(socket), "--dir", str(folder)], log=log)

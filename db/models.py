@@ -113,6 +113,8 @@ class Clip(Base):
         _index("clips_leased", "lease_until", where="state IN ('queued', 'running')"),
         # A run's clips in the order of their ids, which is that of the file.
         Index("clips_run", "run_id"),
+        # What ended last, for the pace of a run.
+        _index("clips_finished", "run_id", "finished_at", where="finished_at IS NOT NULL"),
         _index("clips_failed", "run_id", where="state = 'failed'"),
         # A label from a score up, and how often each label came first, without a look at the rows.
         _index("clips_label", "run_id", "label_id", "score", where="state = 'done'"),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -19,7 +18,6 @@ from earmark.clips import FINAL_STATES
 from earmark.errors import NotFound, ServerFailed
 from earmark.options import RunOptions
 from earmark.settings import Ledger
-from tests.db.unfenced import switch_fencing_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,21 +165,7 @@ class LedgerStates(RuleBasedStateMachine):
             return list(connection.execute(sa.select(*columns).where(Clip.run_id == self.run_id)).all())
 
 
-def run_machine(engine: sa.Engine, *phases: Phase) -> None:
-    bound = type("BoundLedgerStates", (LedgerStates,), {"engine": engine})
-    plan = settings(
-        max_examples=400 if phases else 40, stateful_step_count=30, deadline=None, report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck), phases=phases or list(Phase),
-    )  # fmt: skip
-    run_state_machine_as_test(bound, settings=plan)
-
-
 def test_any_order_of_events_keeps_the_ledger_true(engine: sa.Engine) -> None:
-    run_machine(engine)
-
-
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_the_machine_finds_a_ledger_that_lets_zombies_write(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    switch_fencing_off(monkeypatch)
-    with pytest.raises((AssertionError, sa.exc.IntegrityError)):
-        run_machine(engine, Phase.generate)
+    bound = type("BoundLedgerStates", (LedgerStates,), {"engine": engine})
+    plan = settings(max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(bound, settings=plan)

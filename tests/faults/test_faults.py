@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 
-from db import ledger
+from db import ledger, outcomes
 from db.models import Clip
 from earmark import broker
 from earmark.clips import AudioFacts, Failure, Prediction, Source, Success
 from earmark.errors import NotFound
 from earmark.settings import Broker, Ledger
-from tests.db.unfenced import switch_fencing_off
 from tests.faults import faults
 from tests.faults.world import LEASE_S, check_invariants
 
@@ -150,3 +150,13 @@ def test_the_check_notices_a_ledger_without_fencing(world: World, monkeypatch: p
         ledger.finish(engine, zombie, late, labels, Ledger())
     with pytest.raises(AssertionError):
         check_invariants(world)
+
+
+def switch_fencing_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    fenced = outcomes._statements
+
+    def unfenced(dialect: str) -> Any:
+        statements = fenced(dialect)
+        return replace(statements, held=statements.held.replace("lease_token =", "0 <>"))
+
+    monkeypatch.setattr(outcomes, "_statements", unfenced)

@@ -100,6 +100,7 @@ def upgrade() -> None:
         ("clips_pending", ["run_id", "not_before", "id"], "state = 'pending'"),
         ("clips_leased", ["lease_until"], "state IN ('queued', 'running')"),
         ("clips_failed", ["run_id"], "state = 'failed'"),
+        ("clips_finished", ["run_id", "finished_at"], "finished_at IS NOT NULL"),
         ("clips_label", ["run_id", "label_id", "score"], "state = 'done'"),
         ("clips_sha256", [sa.text("substr(sha256, 1, 7)")], "state = 'done'"),
     ):
