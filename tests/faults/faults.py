@@ -163,6 +163,13 @@ def restart_postgres_at_once(world: World) -> None:
 END_CONNECTIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
 
 
+def stop_postgres_for_10_s(world: World) -> None:
+    assert world.postgres is not None
+    world.postgres.stop()
+    time.sleep(10)
+    world.postgres.start()
+
+
 def end_postgres_connections(world: World) -> None:
     _ask_postgres(world, END_CONNECTIONS + " AND datname = current_database()")
 
@@ -252,6 +259,7 @@ ON_SQLITE: tuple[Fault, ...] = (*ON_ANY, lock_sqlite_for_20_s)
 ON_POSTGRES: tuple[Fault, ...] = (
     *ON_ANY,
     restart_postgres_at_once,
+    stop_postgres_for_10_s,
     end_postgres_connections,
     use_up_postgres_connections,
     fail_postgres_transactions,

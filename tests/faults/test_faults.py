@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,11 @@ from earmark import broker
 from earmark.clips import AudioFacts, Failure, Prediction, Source, Success
 from earmark.errors import NotFound
 from earmark.settings import Broker, Ledger
+from tests.end_to_end.conftest import wait_until
+from tests.end_to_end.test_cluster import answers
 from tests.faults import faults
 from tests.faults.world import LEASE_S, check_invariants
+from tests.servers import free_port
 
 if TYPE_CHECKING:
     from tests.faults.faults import Fault
@@ -93,6 +98,24 @@ def test_a_worker_without_memory_for_a_batch_scores_windows_one_by_one(world: Wo
     world.until_final()
     check_invariants(world)
     assert world.rows(sa.select(sa.func.max(Clip.attempts))) == [(1,)]
+
+
+def test_an_outage_longer_than_results_wait_loses_nothing(world: World) -> None:
+    world.settings["EARMARK_LEDGER__OUTAGE_S"] = "1"
+    strike_amid_work(world, faults.stop_postgres_for_10_s if world.postgres else faults.lock_sqlite_for_20_s)
+
+
+def test_a_killed_flower_takes_nothing_with_it(world: World) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "console.cli", "flower", "--port", str(port)]
+    with (world.folder / "flower.log").open("wb") as log:
+        flower = subprocess.Popen(command, env=world.environment(), cwd=world.folder, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), 60)
+        strike_amid_work(world, lambda _: flower.kill())
+    finally:
+        flower.kill()
+        flower.wait()
 
 
 def test_two_producers_of_one_list_make_one_run(world: World) -> None:
