@@ -21,6 +21,7 @@ from tests.end_to_end.test_cluster import answers
 from tests.faults import faults
 from tests.faults.world import LEASE_S, check_invariants
 from tests.servers import free_port
+from workers.tasks import SUSPECT_CRASHES
 
 if TYPE_CHECKING:
     from tests.faults.faults import Fault
@@ -65,6 +66,7 @@ def test_clips_that_fail_or_kill_cost_only_themselves(world: World) -> None:
     world.start_workers()
     world.until_final(120)
     check_invariants(world)
+    assert world.rows(sa.select(Clip.crashes).where(Clip.error_code == "worker_lost")) == [(SUSPECT_CRASHES,)]
 
 
 def test_a_killed_worker_s_clips_go_on_within_its_lease_and_15_s(world: World) -> None:
