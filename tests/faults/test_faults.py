@@ -102,6 +102,17 @@ def test_a_worker_without_memory_for_a_batch_scores_windows_one_by_one(world: Wo
     assert world.rows(sa.select(sa.func.max(Clip.attempts))) == [(1,)]
 
 
+def test_a_worker_whose_model_cannot_be_had_takes_nothing(world: World) -> None:
+    world.submit(*world.uris(8))
+    world.start_workers(1, EARMARK_MODEL__NAME="./nowhere")
+    world.workers.pop().wait(60)
+    assert "nowhere" in world.log()
+    assert world.states() == {"queued": 8}
+    world.start_workers(1)
+    world.until_final()
+    check_invariants(world)
+
+
 def test_an_outage_longer_than_results_wait_loses_nothing(world: World) -> None:
     world.settings["EARMARK_LEDGER__OUTAGE_S"] = "1"
     strike_amid_work(world, faults.stop_postgres_for_10_s if world.postgres else faults.lock_sqlite_for_20_s)
