@@ -433,10 +433,6 @@ _AT_ONCE: dict[str, Any] = {**NO_LEASE, "state": "pending", "not_before": now()}
 _CLOCK = sa.select(now()).scalar_subquery()
 
 
-def _held_by(token: int) -> sa.ColumnElement[bool]:
-    return sa.and_(Clip.lease_token == token, state_is("running"))
-
-
 def _insert_new(connection: sa.Connection, table: type[Base]) -> Any:
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     return dialect.insert(table).on_conflict_do_nothing()

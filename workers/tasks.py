@@ -140,7 +140,15 @@ class Desk:
             ids = [clip_id for clip_id, _ in chunk.clips]
             claim = self._patiently(partial(ledger.claim, self.engine, ids, worker=self._name, limits=self._limits))
             counts = Counter(skipped=len(ids) - len(claim.clips))
-            return counts + self._begin(chunk.run_id, claim) if claim.clips else counts
+            if claim.clips:
+                self._held.add(claim.token)
+                try:
+                    counts += self._begin(chunk.run_id, claim)
+                except BaseException:
+                    # Nobody works on them any more: let their lease end.
+                    self._held.discard(claim.token)
+                    raise
+            return counts
 
     def renew(self) -> None:
         """Lengthen the leases of everything being worked on here."""
@@ -167,11 +175,9 @@ class Desk:
                 self.chunks_in_hand -= 1
 
     def _begin(self, run_id: int, claim: Claim) -> Counter[str]:
-        self._held.add(claim.token)
         try:
             job = self._patiently(partial(self._models.take, run_id))
         except DatabaseError:
-            self._held.discard(claim.token)
             raise
         except (ServiceError, ModelError, UsageError) as error:
             self._held.discard(claim.token)
@@ -182,7 +188,7 @@ class Desk:
             work.go_on(PATIENCE_S, self.draining)
             counts = self._record(claim, work.collect(), job.model.label_ids)
         except BaseException:
-            self._let_go(work, job)
+            self._models.give_back(job)
             raise
         if work.unfinished and not self.draining.is_set() and self._late_free.acquire(blocking=False):
             self._late.submit(self._end_late, work, job)
@@ -204,13 +210,9 @@ class Desk:
             counts = self._record(work.claim, work.collect(), job.model.label_ids)
             self._patiently(partial(ledger.release, self.engine, work.claim.token, work.given_back))
         finally:
-            self._let_go(work, job)
+            self._held.discard(work.claim.token)
+            self._models.give_back(job)
         return counts + Counter(released=len(work.given_back))
-
-    def _let_go(self, work: Work, job: Job) -> None:
-        # What was neither recorded nor released is nobody's now, and its lease ends.
-        self._held.discard(work.claim.token)
-        self._models.give_back(job)
 
     def _record(self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]) -> Counter[str]:
         if not outcomes:
