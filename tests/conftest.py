@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from db import schema
 from db.session import connect
 from earmark.settings import Database
-from tests.servers import Postgres
+from tests.servers import Postgres, upgraded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,9 +24,7 @@ def postgres_server() -> Iterator[Postgres]:
     server = Postgres()
     try:
         _run(server.url, "CREATE DATABASE template_earmark")
-        engine = connect(_named(server.url, "template_earmark"), Database())
-        schema.upgrade(engine)
-        engine.dispose()
+        upgraded(_named(server.url, "template_earmark"))
         yield server
     finally:
         server.remove()
@@ -60,11 +57,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an upgraded database; the test runs once on each kind."""
     if request.param == "postgresql":
         return str(request.getfixturevalue("postgres_url"))
-    url = f"sqlite:///{tmp_path}/earmark.db"
-    engine = connect(url, Database())
-    schema.upgrade(engine)
-    engine.dispose()
-    return url
+    return upgraded(f"sqlite:///{tmp_path}/earmark.db")
 
 
 @pytest.fixture

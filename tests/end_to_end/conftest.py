@@ -74,6 +74,19 @@ def valkey_url(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
+def cluster(tmp_path: Path, valkey_url: str, postgres_url: str) -> Iterator[Earmark]:
+    """The command line of every machine of a cluster whose workers may fetch from loopback."""
+    settings = {
+        "EARMARK_BROKER__URL": valkey_url,
+        "EARMARK_DATABASE__URL": postgres_url,
+        "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
+    }
+    command_line = Earmark(settings, tmp_path)
+    yield command_line
+    command_line.end()
+
+
+@pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
     """Return a function that serves a folder over HTTP until the test ends."""
     from contextlib import ExitStack

@@ -16,26 +16,18 @@ from tests.end_to_end.conftest import Earmark, wait_until
 from tests.servers import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    import subprocess
+    from collections.abc import Callable
 
 CLIPS = 200
 LEASE_S = 4.0
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, valkey_url: str, postgres_url: str) -> Iterator[Earmark]:
-    """The command line of every machine of a cluster whose workers may fetch from loopback."""
-    settings = {
-        "EARMARK_BROKER__URL": valkey_url,
-        "EARMARK_DATABASE__URL": postgres_url,
-        "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
-        "EARMARK_LEDGER__LEASE_S": str(LEASE_S),
-        "EARMARK_LEDGER__LOST_AFTER_S": "2",
-    }
-    command_line = Earmark(settings, tmp_path)
-    yield command_line
-    command_line.end()
+def cluster(cluster: Earmark) -> Earmark:
+    """A cluster that soon notices what a dead worker held."""
+    cluster.settings |= {"EARMARK_LEDGER__LEASE_S": str(LEASE_S), "EARMARK_LEDGER__LOST_AFTER_S": "2"}
+    return cluster
 
 
 def write_list(cluster: Earmark, base: str) -> str:
@@ -43,6 +35,15 @@ def write_list(cluster: Earmark, base: str) -> str:
     urls = [f"{base}/{('dog.ogg', 'siren.wav', 'piano.flac')[number % 3]}?{number}" for number in range(CLIPS)]
     (cluster.folder / "list.txt").write_text("# sounds\n" + "\n".join(urls) + "\n")
     return "list.txt"
+
+
+def worker_at_work(cluster: Earmark, base: str) -> subprocess.Popen[str]:
+    """Start a worker, submit the list, and return once clips are running."""
+    words = write_list(cluster, base)
+    worker = cluster.start("console.cli", "worker")
+    cluster("submit", words)
+    wait_until(lambda: scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") > 0, 60)
+    return worker
 
 
 def scalar(cluster: Earmark, query: str) -> Any:
@@ -93,10 +94,7 @@ def test_kill_9_of_the_only_worker_loses_nothing_and_doubles_nothing(
 
 
 def test_sigterm_gives_back_what_has_not_begun_and_ends_in_time(cluster: Earmark, serve: Callable[..., str]) -> None:
-    words = write_list(cluster, serve(EXAMPLES, delay_s=0.3))
-    worker = cluster.start("console.cli", "worker")
-    cluster("submit", words)
-    wait_until(lambda: scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") > 0, 60)
+    worker = worker_at_work(cluster, serve(EXAMPLES, delay_s=0.3))
     worker.terminate()
     assert worker.wait(10) == 0
     assert scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") == 0
@@ -104,10 +102,7 @@ def test_sigterm_gives_back_what_has_not_begun_and_ends_in_time(cluster: Earmark
 
 
 def test_sigterm_does_not_wait_for_a_server_that_does_not_answer(cluster: Earmark, serve: Callable[..., str]) -> None:
-    words = write_list(cluster, serve(EXAMPLES, delay_s=30))
-    worker = cluster.start("console.cli", "worker")
-    cluster("submit", words)
-    wait_until(lambda: scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") > 0, 60)
+    worker = worker_at_work(cluster, serve(EXAMPLES, delay_s=30))
     worker.terminate()
     assert worker.wait(15) == 0
     assert scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") == 0

@@ -28,16 +28,9 @@ SLOW_S = 3.0
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, valkey_url: str, postgres_url: str) -> Iterator[Earmark]:
-    settings = {
-        "EARMARK_BROKER__URL": valkey_url,
-        "EARMARK_DATABASE__URL": postgres_url,
-        "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
-        "EARMARK_LEDGER__RETRY_BASE_S": "1",
-    }
-    command_line = Earmark(settings, tmp_path)
-    yield command_line
-    command_line.end()
+def cluster(cluster: Earmark) -> Earmark:
+    cluster.settings["EARMARK_LEDGER__RETRY_BASE_S"] = "1"
+    return cluster
 
 
 def test_a_signature_is_nowhere_but_in_its_own_column(

@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING
 import psutil
 import sqlalchemy as sa
 
-from db import schema
 from db.models import Clip
-from db.session import connect
 from earmark.clips import FINAL_STATES
-from earmark.settings import Database
 from tests.faults import faults
 from tests.faults.nursery import Nursery
-from tests.faults.world import broken_promises, running_world
-from tests.servers import Postgres
+from tests.faults.world import broken_promises, check_invariants, running_world
+from tests.servers import Postgres, upgraded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +51,7 @@ def have_chaos(world: World, clips: int, count: int) -> str:
     amid = 0
     for fault in chosen:
         time.sleep(world.random.uniform(0, 2))
-        amid += not is_final(world)
+        amid += not world.final
         print(f"{time.monotonic() - started:5.0f} s  {fault.__name__}", file=sys.stderr, flush=True)
         strike(world, fault)
     world.until_final(END_S)
@@ -77,10 +74,6 @@ def strike(world: World, fault: Fault) -> None:
     world.supervise()
 
 
-def is_final(world: World) -> bool:
-    return set(world.states()) <= set(FINAL_STATES)
-
-
 def recovery(world: World, fault: Fault, clips: int = 100) -> str:
     """Return a table's cells on one fault: seconds until all that was in hand was final, clips classified again."""
     world.submit(*world.uris(clips))
@@ -94,8 +87,7 @@ def recovery(world: World, fault: Fault, clips: int = 100) -> str:
     world.until(lambda: world.rows(left)[0][0] == 0, END_S)
     recovered_s = time.monotonic() - started
     world.until_final(END_S)
-    broken = broken_promises(world)
-    assert not any(broken.values()), broken
+    check_invariants(world)
     return f"{fault_s:.1f} | {recovered_s:.1f} | {world.classified_again}"
 
 
@@ -103,10 +95,7 @@ def recovery(world: World, fault: Fault, clips: int = 100) -> str:
 def new_world(database: str, nursery: Nursery, postgres: Postgres | None, seed: int, delay_s: float) -> Iterator[World]:
     with tempfile.TemporaryDirectory(prefix="earmark-chaos-") as folder:
         url = f"sqlite:///{folder}/earmark.db" if postgres is None else postgres.new_database()
-        engine = connect(url, Database())
-        schema.upgrade(engine)
-        engine.dispose()
-        with running_world(Path(folder), url, nursery, postgres, seed, delay_s) as world:
+        with running_world(Path(folder), upgraded(url), nursery, postgres, seed, delay_s) as world:
             yield world
 
 

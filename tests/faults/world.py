@@ -108,11 +108,13 @@ class World:
         self.until(lambda: self.states().get("done", 0) >= count, 60)
 
     def until_final(self, seconds: float = LEASE_S + 60) -> None:
-        def all_final() -> bool:
-            states = self.states()
-            return set(states) <= set(FINAL_STATES) and sum(states.values()) == len(self.submitted)
+        self.until(lambda: self.final, seconds)
 
-        self.until(all_final, seconds)
+    @property
+    def final(self) -> bool:
+        """Whether every submitted clip has come to its end."""
+        states = self.states()
+        return set(states) <= set(FINAL_STATES) and sum(states.values()) == len(self.submitted)
 
     def states(self) -> dict[str, int]:
         return dict(self.rows(sa.select(Clip.state, sa.func.count()).group_by(Clip.state)))
