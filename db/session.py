@@ -79,7 +79,8 @@ def connect(url: str, database: Database) -> sa.Engine:
 def _sqlite(url: sa.URL, database: Database) -> sa.Engine:
     if url.database:
         Path(url.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": database.busy_timeout_s, "isolation_level": None})
+    waiting = {"timeout": database.busy_timeout_s, "isolation_level": None}
+    engine = sa.create_engine(url, pool_size=database.pool_size, connect_args=waiting)
     sa.event.listen(engine, "connect", _set_pragmas)
     sa.event.listen(engine, "begin", _begin)
     return engine
