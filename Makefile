@@ -2,15 +2,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint fuzz chaos starter clean
+.PHONY: demo test browser lint fuzz chaos starter clean
 
 # Serve the example clips on loopback, classify them by URL and show what is heard.
 demo: .venv/ready
 	@$(BIN)/earmark demo
 
 # Run the tests against real servers; everything they need is installed here.
-test: .venv/ready-dev
+test: .venv/ready-dev browser
 	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+
+# Some tests look at pages in Debian's Chromium.
+browser:
+	@command -v chromium > /dev/null || { \
+	    echo "Installing Chromium, which tests look at pages with."; \
+	    root=; [ "$$(id -u)" = 0 ] || root=sudo; \
+	    $$root apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive $$root apt-get install -y -qq --no-install-recommends chromium fonts-liberation > /dev/null; \
+	} || { echo "The tests need Chromium: as root, apt-get install chromium; then make test again."; exit 1; }
 
 # Check style, types and the direction of imports.
 lint: .venv/ready-dev
