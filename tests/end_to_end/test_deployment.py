@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import subprocess
 import urllib.request
@@ -111,10 +112,25 @@ def test_a_worker_under_systemd_is_started_again_and_has_time_to_stop() -> None:
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(ROOT / "deploy/systemd/earmark-worker@.service")
     service = unit["Service"]
-    assert service["ExecStart"].split()[1:] == ["worker"]
+    assert service["ExecStart"].split()[1:] == ["worker", "--log-json"]
     assert (service["Restart"], unit["Unit"]["StartLimitIntervalSec"]) == ("always", "0")
     assert (service["KillMode"], service["TimeoutStopSec"]) == ("mixed", "60")
-    assert service["NoNewPrivileges"] == "yes"
+    assert (service["NoNewPrivileges"], service["CapabilityBoundingSet"]) == ("yes", "")
+
+
+def test_a_slurm_job_starts_its_worker_again_until_it_ends_well_or_a_setting_is_wrong(tmp_path: Path) -> None:
+    ask, end = 'echo "$EARMARK_BROKER__URL $@" >> asked', "exit $(sed -n $(wc -l < asked)p ends)"
+    for name, line in {"srun": f"cd {tmp_path}; {ask}; {end}", "sleep": ""}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "worker.env").write_text("EARMARK_BROKER__URL=redis://here\n")
+    here = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "EARMARK_ENV": str(tmp_path / "worker.env")}
+    for ends, status in (("70\n137\n0\n", 0), ("70\n3\n", 3)):
+        (tmp_path / "asked").unlink(missing_ok=True)
+        (tmp_path / "ends").write_text(ends)
+        assert subprocess.run(["sh", ROOT / "deploy/slurm/workers.sh"], env=here).returncode == status
+        asked = (tmp_path / "asked").read_text().splitlines()
+        assert asked == ["redis://here earmark worker --log-json"] * len(ends.split())
 
 
 def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
