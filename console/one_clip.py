@@ -66,7 +66,7 @@ def explain(uri: str, settings: Settings, options: RunOptions, say: Say) -> None
 def tell_row(row: sa.Row[Any], say: Say) -> None:
     """Tell what the ledger knows of a clip."""
     worker = f", by {row.worker}" if row.worker else ""
-    say("ledger", f"{row.state}{worker}; tries: {row.attempts}, deaths of its worker: {row.crashes}")
+    say("ledger", f"{row.state_now}{worker}; tries: {row.attempts}, deaths of its worker: {row.crashes}")
     if row.error:
         say("its error", f"{row.error_code} ({row.error_stage}): {row.error}")
 

@@ -1,4 +1,4 @@
-"""The tables: runs, models and their labels, clips with their state, counts of those, the windows of the long ones."""
+"""The tables: runs, models and their labels, clips and their leases, counts of them, the windows of the long ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from sqlalchemy import (
     REAL,
     BigInteger,
     CheckConstraint,
+    ColumnElement,
     Double,
     ForeignKey,
     Index,
@@ -18,12 +19,14 @@ from sqlalchemy import (
     TextClause,
     UniqueConstraint,
     func,
+    literal,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
-from earmark.clips import STATES
+from earmark.clips import FINAL_STATES
 
 # SQLite counts rows only in a column that is exactly INTEGER.
 Id = BigInteger().with_variant(Integer, "sqlite")
@@ -35,6 +38,10 @@ Scores = JSON().with_variant(ARRAY(REAL), "postgresql")
 Digest = bytes
 #: What an index knows of a file's content: enough to find it, a quarter of the whole.
 CONTENT = text("substr(sha256, 1, 7)")
+LEASED = (
+    "(SELECT CASE WHEN token IS NULL THEN 'queued' ELSE 'running' END FROM leases"
+    " WHERE clip_id = clips.id AND clips.state = 'pending')"
+)
 
 
 def _index(name: str, *columns: str | TextClause, where: str) -> Index:
@@ -106,11 +113,9 @@ class Clip(Base):
     __tablename__ = "clips"
     __table_args__ = (
         UniqueConstraint("run_id", "uri_key"),
-        CheckConstraint(f"state IN {STATES}", name="clips_state"),
+        CheckConstraint(f"state IN {('pending', *FINAL_STATES)}", name="clips_state"),
         # The order in which the feeder picks.
         _index("clips_pending", "run_id", "not_before", "id", where="state = 'pending'"),
-        # What has to be taken back.
-        _index("clips_leased", "lease_until", where="state IN ('queued', 'running')"),
         # A run's clips in the order of their ids, which is that of the file.
         Index("clips_run", "run_id"),
         # What ended last, for the pace of a run.
@@ -128,9 +133,6 @@ class Clip(Base):
     finished_at: Mapped[float | None]
     #: Null once a clip is final.
     not_before: Mapped[float | None] = mapped_column(server_default="0")
-    #: Until when the queue (queued) or a worker (running) may keep the clip.
-    lease_until: Mapped[float | None]
-    lease_token: Mapped[int | None] = mapped_column(BigInteger)
     # Only the ledger writes these: to have PostgreSQL look each up would be a third of the cost of submitting.
     run_id: Mapped[int] = mapped_column(info={"of": "runs"})
     #: The best label and its score: the first of label_ids and scores, here too because most questions are about it.
@@ -148,7 +150,8 @@ class Clip(Base):
     reused: Mapped[bool] = mapped_column(server_default=text("false"))
     truncated: Mapped[bool | None]
     silent: Mapped[bool | None]
-    state: Mapped[str]
+    #: `pending` until it is final: what is queued or running has a lease besides, so that its row stays as it is.
+    state: Mapped[str] = mapped_column()
     uri: Mapped[str] = mapped_column()
     _display_uri: Mapped[str | None] = mapped_column("display_uri")
     #: Hash of the normalised URI: what makes a clip the same clip within a run.
@@ -164,10 +167,30 @@ class Clip(Base):
     scores: Mapped[list[float] | None] = mapped_column(Scores)
     #: The column is null where it would only repeat the URI.
     display_uri: Mapped[str] = column_property(func.coalesce(_display_uri, uri))
+    #: With `queued` and `running` told apart from `pending`.
+    state_now: Mapped[str] = column_property(
+        func.coalesce(literal_column(LEASED), state).label("state_now"), deferred=True
+    )
+
+
+class Lease(Base):
+    """The right of the queue, or with a token of a worker, to an unfinished clip until some time.
+
+    What is submitted and what is final is in `clips`; this is the little in between, written often and soon gone. On
+    PostgreSQL it is not logged: after a crash of the server, what was in flight is fed again.
+    """
+
+    __tablename__ = "leases"
+
+    clip_id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False, info={"of": "clips"})
+    until: Mapped[float] = mapped_column(index=True)
+    token: Mapped[int | None] = mapped_column(BigInteger)
+    run_id: Mapped[int] = mapped_column(info={"of": "runs"})
+    worker: Mapped[str | None]
 
 
 class RunCount(Base):
-    """How many clips of a run are in a state: the sum over writers, kept by triggers as clips move.
+    """How many clips of a run are in a state (leased ones are `pending`): the sum over writers, kept by triggers.
 
     Each PostgreSQL connection adds to rows of its own, so that no writer ever waits for another's count.
     """
@@ -195,3 +218,9 @@ class WindowPrediction(Base):
     end_s: Mapped[float]
     label_ids: Mapped[list[int]] = mapped_column(Ids)
     scores: Mapped[list[float]] = mapped_column(Scores)
+
+
+def state_is(state: str) -> ColumnElement[bool]:
+    """Return the condition that a clip's state is this one."""
+    # Spelled into the statement as in the partial indexes, which SQLite does not see behind anything else.
+    return Clip.state == literal(state, literal_execute=True)

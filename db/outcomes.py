@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from db.session import NOW_POSTGRESQL, NOW_SQLITE
+from db.session import NOW_POSTGRESQL, NOW_SQLITE, execute
 from earmark.clips import Success
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import sqlalchemy as sa
 
@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 
 #: What an outcome says of a clip; what it leaves out becomes null.
 SAID = (
-    "state", "label_id", "score", "sha256", "bytes", "duration_s", "source_sample_rate", "channels", "codec",
-    "truncated", "silent", "reused", "fetch_ms", "decode_ms", "classify_ms", "error_code", "error_stage", "error",
-    "label_ids", "scores",
+    "state", "attempts", "worker", "label_id", "score", "sha256", "bytes", "duration_s", "source_sample_rate",
+    "channels", "codec", "truncated", "silent", "reused", "fetch_ms", "decode_ms", "classify_ms", "error_code",
+    "error_stage", "error", "label_ids", "scores",
 )  # fmt: skip
+HELD = (
+    "SELECT l.clip_id, l.worker FROM leases l JOIN clips c ON c.id = l.clip_id"
+    " WHERE l.token = :token AND l.clip_id IN {ids} AND c.not_before IS NOT NULL ORDER BY l.clip_id {lock}"
+)
+LET_GO = "DELETE FROM leases WHERE token = :token AND clip_id IN {ids}"
 #: Until it is in the database, `not_before` is the pause in seconds that a clip to be tried again gets.
 NOTHING_SAID = dict.fromkeys((*SAID, "not_before"))
 
@@ -42,10 +47,12 @@ def write(
 ) -> Counter[str]:
     """Write final or next states and windows of the clips a claim still holds; return how many came to which state."""
     statements = _statements(connection.dialect.name)
-    found = connection.exec_driver_sql(statements.held, (token, [outcome.clip_id for outcome in outcomes]))
-    held = set(found.scalars())
-    mine = [outcome for outcome in outcomes if outcome.clip_id in held]
-    states = [_state(outcome, tries[outcome.clip_id], label_ids, limits) for outcome in mine]
+    workers = held(connection, token, [outcome.clip_id for outcome in outcomes])
+    mine = [outcome for outcome in outcomes if outcome.clip_id in workers]
+    states = [
+        _state(outcome, tries[outcome.clip_id], label_ids, limits) | {"worker": workers[outcome.clip_id]}
+        for outcome in mine
+    ]
     windows = [
         {"clip_id": clip.clip_id, "start_s": window.start_s, "end_s": window.end_s, **_top(window, label_ids)}
         for clip in mine
@@ -56,7 +63,18 @@ def write(
         if rows:
             sent: Any = rows if connection.dialect.name == "sqlite" else (json.dumps(rows, default=_hex),)
             connection.exec_driver_sql(statement, sent)
+    let_go(connection, token, workers)
     return Counter(state["state"] for state in states)
+
+
+def held(connection: sa.Connection, token: int, clip_ids: Iterable[int]) -> dict[int, str]:
+    """Return which of these clips a token still holds, by whom; they stay so until the transaction's end."""
+    return dict(execute(connection, HELD, token=token, ids=list(clip_ids)).all())
+
+
+def let_go(connection: sa.Connection, token: int, clip_ids: Iterable[int]) -> None:
+    """End a token's leases of these clips."""
+    execute(connection, LET_GO, token=token, ids=list(clip_ids))
 
 
 def error_values(error: ClipError) -> dict[str, Any]:
@@ -65,7 +83,7 @@ def error_values(error: ClipError) -> dict[str, Any]:
 
 
 def _state(outcome: Outcome, tries: int, label_ids: Sequence[int], limits: Ledger) -> dict[str, Any]:
-    clip = {**NOTHING_SAID, "id": outcome.clip_id, "reused": False, **_values(outcome.timings)}
+    clip = {**NOTHING_SAID, "id": outcome.clip_id, "attempts": tries, "reused": False, **_values(outcome.timings)}
     if outcome.source:
         clip |= {"bytes": outcome.source.bytes, "sha256": bytes.fromhex(outcome.source.sha256)}
     if isinstance(outcome, Success):
@@ -109,8 +127,6 @@ class _Statements:
     fast as a statement a row, and its triggers run once.
     """
 
-    #: Which clips of a list a token still holds; they stay so until the transaction's end.
-    held: str
     set_states: str
     add_windows: str
 
@@ -118,22 +134,16 @@ class _Statements:
 @cache
 def _statements(dialect: str) -> _Statements:
     update = (
-        "UPDATE clips SET {said}, lease_until = NULL, lease_token = NULL, not_before = {now} + {pause},"
-        " finished_at = CASE WHEN {pause} IS NULL THEN {now} END"
+        "UPDATE clips SET {said}, not_before = {now} + {pause}, finished_at = CASE WHEN {pause} IS NULL THEN {now} END"
     )
-    # Only a running clip has a token. To ask for the state as well would lead PostgreSQL to an index by state, which it
-    # takes for almost empty.
-    held = "SELECT id FROM clips WHERE lease_token = {} AND id {}"
     if dialect == "sqlite":
         said = ", ".join(f"{name} = :{name}" for name in SAID)
         return _Statements(
-            held.format("?", "IN (SELECT value FROM json_each(?))"),
             update.format(said=said, now=NOW_SQLITE, pause=":not_before") + " WHERE id = :id",
             "INSERT INTO window_predictions VALUES (:clip_id, :start_s, :end_s, :label_ids, :scores)",
         )
     said = ", ".join(f"{name} = said.{name}" for name in SAID)
     return _Statements(
-        held.format("%s", "= ANY(%s) ORDER BY id FOR UPDATE"),
         update.format(said=said, now=NOW_POSTGRESQL, pause="said.not_before")
         + " FROM json_populate_recordset(NULL::clips, %s) AS said WHERE clips.id = said.id",
         "INSERT INTO window_predictions SELECT * FROM json_populate_recordset(NULL::window_predictions, %s)",

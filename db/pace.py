@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from db.models import Clip, Run, RunCount
+from db.models import Clip, Lease, Run
 from db.session import now, reading
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ def _recent(engine: sa.Engine, run_id: int) -> _Recent | None:
 
 
 def _others_at_work(engine: sa.Engine, run_id: int) -> bool:
-    running = sa.select(sa.func.sum(RunCount.clips)).where(RunCount.run_id != run_id, RunCount.state == "running")
+    running = sa.select(Lease.clip_id).where(Lease.run_id != run_id, Lease.token.is_not(None)).limit(1)
     with reading(engine) as connection:
-        return bool(connection.scalar(running))
+        return connection.scalar(running) is not None
 
 
 def _bottleneck(recent: _Recent, limits: Worker) -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from db.models import Clip, Label, Model, Run, RunCount
+from db.models import Clip, Label, Model, Run
 from db.session import now, reading
 from earmark.clips import FINAL_STATES, STATES
 from earmark.errors import UsageError
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 #: Rows of a large result held in memory at once.
 ROWS_AT_ONCE = 2000
+#: One statement, so that a clip is seen in one place. What has a lease is among the pending.
+COUNTED = sa.text("""
+SELECT state, sum(clips), sum(audio_s), max(finished_at) FROM run_counts WHERE run_id = :run_id GROUP BY state
+UNION ALL SELECT CASE WHEN token IS NULL THEN 'queued' ELSE 'running' END, count(*), 0.0, 0.0 FROM leases
+WHERE run_id = :run_id GROUP BY 1
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +94,13 @@ def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], asked: str)
 
 def progress(engine: sa.Engine, run_id: int) -> Progress:
     """Return how far a run has come."""
-    clips, audio_s = sa.func.sum(RunCount.clips), sa.func.sum(RunCount.audio_s)
-    each = sa.select(RunCount.state, clips, audio_s, sa.func.max(RunCount.finished_at)).where(RunCount.run_id == run_id)
     with reading(engine) as connection:
-        counts = {row[0]: (int(row[1]), row[2], row[3]) for row in connection.execute(each.group_by(RunCount.state))}
+        counted = connection.execute(COUNTED, {"run_id": run_id}).all()
         created, clock = connection.execute(sa.select(Run.created_at, now()).where(Run.id == run_id)).one()
+    counts = {row[0]: (int(row[1]), row[2], row[3]) for row in counted}
     found = {state: counts.get(state, (0, 0.0, 0.0)) for state in STATES}
     states = {state: some[0] for state, some in found.items()}
+    states["pending"] -= states["queued"] + states["running"]
     going = any(states[state] for state in STATES if state not in FINAL_STATES)
     last = max(found[state][2] for state in FINAL_STATES)
     return Progress(states, (clock if going else last or clock) - created, found["done"][1])
@@ -154,7 +160,7 @@ def clips(run_id: int) -> sa.TextClause:
 def clip(engine: sa.Engine, clip_id: int) -> sa.Row[Any]:
     """Return a clip's row, true URI and all; raise UsageError if there is none."""
     with reading(engine) as connection:
-        found = connection.execute(sa.select(Clip.__table__).where(Clip.id == clip_id)).first()
+        found = connection.execute(sa.select(Clip.__table__, Clip.state_now).where(Clip.id == clip_id)).first()
     if found is None:
         raise UsageError(reason=f"There is no clip {clip_id}; `earmark results RUN` and `failures RUN` give their ids.")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
 
 NOW_POSTGRESQL = "extract(epoch from clock_timestamp())::double precision"
 NOW_SQLITE = "((julianday('now') - 2440587.5) * 86400.0)"
+
+#: What plain SQL spells differently; `list` are the numbers bound as `:ids`, one in each row's `value`.
+SPELLED = {
+    "sqlite": {"now": NOW_SQLITE, "list": "json_each(:ids)", "lock": ""},
+    "postgresql": {
+        "now": NOW_POSTGRESQL,
+        "list": "unnest(CAST(:ids AS bigint[])) AS listed(value)",
+        "lock": "FOR UPDATE",
+    },
+}
 
 # SQLite has no arrays: a list is written as JSON.
 sqlite3.register_adapter(list, json.dumps)
@@ -92,6 +103,18 @@ def _postgresql(url: sa.URL, database: Database) -> sa.Engine:
         pool_pre_ping=True,
         connect_args={"connect_timeout": database.connect_timeout_s},
     )
+
+
+def execute(connection: sa.Connection, statement: str, **values: Any) -> sa.CursorResult[*tuple[Any, ...]]:
+    """Execute plain SQL with its words in braces spelled as this database has them."""
+    return connection.execute(_spelled(statement, connection.dialect.name), values)
+
+
+@cache
+def _spelled(statement: str, dialect: str) -> sa.TextClause:
+    # Prepared once: the hottest statements are these, and SQLAlchemy's own take longer to put together than to run.
+    words = SPELLED[dialect]
+    return sa.text(statement.format(**words, ids=f"(SELECT value FROM {words['list']})"))  # noqa: S608
 
 
 @contextmanager

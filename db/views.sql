@@ -57,15 +57,15 @@ WHERE c.state = 'failed';
 
 CREATE VIEW run_progress AS
 SELECT r.id AS run_id, r.name AS run, {sum:}n.clips{:sum} AS total,
-       {sum:}CASE WHEN n.state = 'pending' THEN n.clips END{:sum} AS pending,
-       {sum:}CASE WHEN n.state = 'queued' THEN n.clips END{:sum} AS queued,
-       {sum:}CASE WHEN n.state = 'running' THEN n.clips END{:sum} AS running,
+       {sum:}CASE WHEN n.state = 'pending' THEN n.clips END{:sum} - coalesce(max(f.leased), 0) AS pending,
+       coalesce(max(f.leased - f.running), 0) AS queued, coalesce(max(f.running), 0) AS running,
        {sum:}CASE WHEN n.state = 'done' THEN n.clips END{:sum} AS done,
        {sum:}CASE WHEN n.state = 'failed' THEN n.clips END{:sum} AS failed,
        {sum:}CASE WHEN n.state = 'cancelled' THEN n.clips END{:sum} AS cancelled,
        coalesce(sum(n.audio_s), 0) AS audio_s, {time:}r.created_at{:time} AS created_at
 FROM runs r
 LEFT JOIN run_counts n ON n.run_id = r.id
+LEFT JOIN (SELECT run_id, count(*) AS leased, count(token) AS running FROM leases GROUP BY run_id) f ON f.run_id = r.id
 GROUP BY r.id, r.name, r.created_at;
 
 CREATE VIEW label_counts AS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from more_itertools import chunked, interleave_evenly, interleave_longest
 
-from db import ledger
+from db import conveyor
 from earmark import broker
 from earmark.clips import Chunk
 from earmark.errors import DatabaseError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from db.ledger import Picked, PickedClip
+    from db.conveyor import Picked, PickedClip
     from earmark.settings import Settings
 
 #: Chunks picked in one transaction: few enough that it is short.
@@ -53,7 +53,7 @@ class Feeder:
         """
         try:
             if time.monotonic() >= self._settled_at:
-                self.taken_back += ledger.take_back(self._engine, self._queue)
+                self.taken_back += conveyor.take_back(self._engine, self._queue)
             waiting = self._take_back_lost()
             return self._fill(waiting, max(self._high_water, 2 * broker.chunks_in_hand()))
         except DatabaseError:
@@ -65,11 +65,11 @@ class Feeder:
         """Return how many chunks wait, having taken back the clips that a queue without them should hold."""
         if broker.mark_queue():
             # Redis has forgotten the mark, and so every chunk, however young.
-            ledger.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s)
+            conveyor.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s)
         waiting = broker.queue_length()
         if not waiting:
             # A chunk that left the queue is claimed at once, unless its worker died first.
-            ledger.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s - self._limits.lost_after_s)
+            conveyor.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s - self._limits.lost_after_s)
         return waiting
 
     def _fill(self, waiting: int, high: int) -> int:
@@ -84,7 +84,7 @@ class Feeder:
     def _top_up(self, count: int) -> int:
         if count <= 0:
             return 0
-        picked = ledger.pick(self._engine, self._queue, count, self._limits, self._picked)
+        picked = conveyor.pick(self._engine, self._queue, count, self._limits, self._picked)
         chunks = list(interleave_evenly([_cut(part) for part in picked])) if picked else []
         broker.send_chunks(chunks)
         return len(chunks)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from db import ledger, results
+from db.reuse import reuse
 from earmark.errors import ModelError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Models:
             if settled != loaded.model_id:
                 raise ModelError(reason=f"this worker's {options.model} is not the one that the run began with")
             loaded.users += 1
-        return Job(options, loaded, partial(ledger.reuse, self._engine, run_id), run.reuse_urls)
+        return Job(options, loaded, partial(reuse, self._engine, run_id), run.reuse_urls)
 
     def give_back(self, job: Job) -> None:
         """Say that a chunk's work with the model is over."""

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from db import ledger
-from db.models import Clip
+from db import conveyor, ledger
+from db.models import Clip, Lease
 from db.session import reading, writing
 from earmark import clips as words
 from earmark.errors import NotFound, RateLimited, ServerFailed, UsageError
@@ -39,12 +39,12 @@ def success(clip_id: int) -> words.Success:
 
 def row(engine: sa.Engine, clip_id: int) -> Any:
     with reading(engine) as connection:
-        return connection.execute(sa.select(Clip).where(Clip.id == clip_id)).one()
+        return connection.execute(sa.select(Clip.__table__, Clip.state_now).where(Clip.id == clip_id)).one()
 
 
 def expire_leases(engine: sa.Engine) -> None:
     with writing(engine) as connection:
-        connection.execute(sa.update(Clip).where(Clip.lease_until.is_not(None)).values(lease_until=1.0))
+        connection.execute(sa.update(Lease).values(until=1.0))
 
 
 def test_a_clip_that_a_run_has_already_is_not_added_again(engine: sa.Engine) -> None:
@@ -96,11 +96,11 @@ def test_a_zombie_whose_lease_ended_cannot_write(engine: sa.Engine) -> None:
     _, ids = submit(engine, 1)
     zombie = ledger.claim(engine, ids, worker="a", limits=LIMITS)
     expire_leases(engine)
-    assert ledger.take_back(engine, "clips") == 1
+    assert conveyor.take_back(engine, "clips") == 1
     living = ledger.claim(engine, ids, worker="b", limits=LIMITS)
     names = labels(engine)
     assert ledger.finish(engine, zombie, [success(ids[0])], names, LIMITS)["lost"] == 1
-    assert row(engine, ids[0]).state == "running"
+    assert row(engine, ids[0]).state_now == "running"
     assert ledger.finish(engine, living, [success(ids[0])], names, LIMITS)["done"] == 1
     assert ledger.finish(engine, living, [success(ids[0])], names, LIMITS)["lost"] == 1
     with reading(engine) as connection:
@@ -112,7 +112,7 @@ def test_a_worker_death_counts_as_a_crash_and_not_as_a_try(engine: sa.Engine) ->
     for _ in range(5):
         ledger.claim(engine, ids, worker="a", limits=LIMITS)
         expire_leases(engine)
-        ledger.take_back(engine, "clips")
+        conveyor.take_back(engine, "clips")
     assert (row(engine, ids[0]).attempts, row(engine, ids[0]).crashes) == (0, 5)
 
 
@@ -121,7 +121,7 @@ def test_a_renewed_lease_is_not_taken_back(engine: sa.Engine) -> None:
     claim = ledger.claim(engine, ids, worker="a", limits=LIMITS)
     expire_leases(engine)
     ledger.renew(engine, [claim.token], LIMITS)
-    assert ledger.take_back(engine, "clips") == 0
+    assert conveyor.take_back(engine, "clips") == 0
 
 
 def test_a_transient_failure_is_tried_again_after_a_pause_and_then_final(engine: sa.Engine) -> None:
@@ -147,7 +147,7 @@ def test_retry_after_is_honoured_up_to_the_cap(engine: sa.Engine) -> None:
     pause = row(engine, ids[1]).not_before - row(engine, ids[0]).not_before
     assert pause == pytest.approx(LIMITS.retry_cap_s - 100.0, abs=1.0)
     assert ledger.claim(engine, ids, worker="b", limits=LIMITS).clips == ()
-    assert ledger.pick(engine, "clips", 10, LIMITS) == []
+    assert conveyor.pick(engine, "clips", 10, LIMITS) == []
 
 
 def test_released_clips_are_free_at_once_and_lose_no_try(engine: sa.Engine) -> None:
@@ -161,17 +161,17 @@ def test_released_clips_are_free_at_once_and_lose_no_try(engine: sa.Engine) -> N
 def test_picking_is_fair_between_runs_and_bounded(engine: sa.Engine) -> None:
     first, _ = submit(engine, 30)
     second, _ = submit(engine, 30)
-    picked = ledger.pick(engine, "clips", 2, LIMITS)
+    picked = conveyor.pick(engine, "clips", 2, LIMITS)
     assert [(part.run_id, len(part.clips)) for part in picked] == [(first, 16), (second, 16)]
-    assert ledger.pick(engine, "other", 20, LIMITS) == []
+    assert conveyor.pick(engine, "other", 20, LIMITS) == []
 
 
 def test_what_a_wiped_queue_held_is_taken_back_once_it_is_old_enough(engine: sa.Engine) -> None:
     submit(engine, 3)
-    ledger.pick(engine, "clips", 10, LIMITS)
-    assert ledger.take_back_queued(engine, "clips", LIMITS.queue_lease_s - 10) == 0
-    assert ledger.take_back_queued(engine, "clips", LIMITS.queue_lease_s) == 3
-    assert len(ledger.pick(engine, "clips", 10, LIMITS)[0].clips) == 3
+    conveyor.pick(engine, "clips", 10, LIMITS)
+    assert conveyor.take_back_queued(engine, "clips", LIMITS.queue_lease_s - 10) == 0
+    assert conveyor.take_back_queued(engine, "clips", LIMITS.queue_lease_s) == 3
+    assert len(conveyor.pick(engine, "clips", 10, LIMITS)[0].clips) == 3
 
 
 def test_cancelled_clips_are_final_and_failed_ones_can_be_retried(engine: sa.Engine) -> None:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from db import ledger
 from db.models import Clip
+from db.reuse import reuse
 from db.session import reading, writing
 from earmark import clips as words
 from earmark.settings import Ledger
@@ -38,7 +39,7 @@ def test_the_same_bytes_get_the_result_they_have_already(engine: sa.Engine) -> N
     label_ids = classified(engine)
     run_id, ids = submit(engine, 1)
     ledger.settle_model(engine, run_id, 1)
-    reused = ledger.reuse(engine, run_id, ids[0], SOURCE)
+    reused = reuse(engine, run_id, ids[0], SOURCE)
     assert reused == words.Success(ids[0], SOURCE, FACTS, WHOLE, WINDOWS, reused=True)
     finish(engine, reused, label_ids)
     found = row(engine, ids[0])
@@ -48,32 +49,30 @@ def test_the_same_bytes_get_the_result_they_have_already(engine: sa.Engine) -> N
 def test_other_bytes_another_model_and_other_options_are_classified(engine: sa.Engine) -> None:
     classified(engine)
     run_id, ids = submit(engine, 1)
-    assert ledger.reuse(engine, run_id, ids[0], SOURCE) is None
+    assert reuse(engine, run_id, ids[0], SOURCE) is None
     ledger.settle_model(engine, run_id, 1)
-    assert ledger.reuse(engine, run_id, ids[0], words.Source("cd" * 32, 7)) is None
+    assert reuse(engine, run_id, ids[0], words.Source("cd" * 32, 7)) is None
     other, ids = submit(engine, 1, top_k=1)
     ledger.settle_model(engine, other, 1)
-    assert ledger.reuse(engine, other, ids[0], SOURCE) is None
+    assert reuse(engine, other, ids[0], SOURCE) is None
 
 
 def test_the_same_url_gets_the_newest_result_another_run_has(engine: sa.Engine) -> None:
     classified(engine)
     run_id, ids = submit(engine, 2)
     ledger.settle_model(engine, run_id, 1)
-    assert ledger.reuse(engine, run_id, ids[0], None) == words.Success(
-        ids[0], SOURCE, FACTS, WHOLE, WINDOWS, reused=True
-    )
-    assert ledger.reuse(engine, run_id, ids[1], None) is None
+    assert reuse(engine, run_id, ids[0], None) == words.Success(ids[0], SOURCE, FACTS, WHOLE, WINDOWS, reused=True)
+    assert reuse(engine, run_id, ids[1], None) is None
     newer = words.Success(ids[0], words.Source("cd" * 32, 8), FACTS, WHOLE[:1])
     finish(engine, newer, labels(engine))
     third, ids = submit(engine, 1)
     ledger.settle_model(engine, third, 1)
-    found = ledger.reuse(engine, third, ids[0], None)
+    found = reuse(engine, third, ids[0], None)
     assert found is not None
     assert found.source == newer.source
     other, ids = submit(engine, 1, top_k=1)
     ledger.settle_model(engine, other, 1)
-    assert ledger.reuse(engine, other, ids[0], None) is None
+    assert reuse(engine, other, ids[0], None) is None
 
 
 @pytest.mark.parametrize(("source", "index"), [(SOURCE, "clips_sha256"), (None, "run_id_uri_key|autoindex_clips")])
@@ -91,7 +90,7 @@ def test_looking_is_one_statement_and_uses_the_index(
         connection.exec_driver_sql("SELECT 1" if engine.dialect.name == "sqlite" else "ANALYZE")
     seen: list[tuple[str, object]] = []
     sa.event.listen(engine, "before_cursor_execute", lambda *event: seen.append((event[2], event[3])))
-    ledger.reuse(engine, run_id, ids[-1], source)
+    reuse(engine, run_id, ids[-1], source)
     statements = [some for some in seen if some[0].startswith("SELECT")]
     assert len(statements) == 1
     explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from db import ledger, results, schema
+from db import conveyor, ledger, results, schema
+from db.models import Clip
 from db.query import query
 from db.session import connect, reading
 from earmark import clips as words
@@ -38,8 +40,7 @@ def columns(engine: sa.Engine) -> Iterator[list[str]]:
 
 def counted(engine: sa.Engine) -> dict[tuple[int, str], int]:
     with reading(engine) as connection:
-        rows = connection.execute(sa.text("SELECT run_id, state, count(*) FROM clips GROUP BY run_id, state"))
-        return {(run_id, state): clips for run_id, state, clips in rows}
+        return Counter(tuple(row) for row in connection.execute(sa.select(Clip.run_id, Clip.state_now)))
 
 
 def kept(engine: sa.Engine) -> dict[tuple[int, str], int]:
@@ -113,7 +114,7 @@ def test_kept_counts_agree_with_the_clips_when_many_write_at_once(engine: sa.Eng
     def work(part: int) -> None:
         own = connect(database_url, Database())
         ledger.add_clips(own, run_id, [words.Clip(f"https://h/{part % 2}/{n}.wav") for n in range(48)])
-        for picked in [*ledger.pick(own, "clips", 2, Ledger()), *ledger.pick(own, "clips", 2, Ledger())]:
+        for picked in [*conveyor.pick(own, "clips", 2, Ledger()), *conveyor.pick(own, "clips", 2, Ledger())]:
             claim = ledger.claim(own, [clip.id for clip in picked.clips], worker=str(part), limits=Ledger())
             kept_back = claim.clips[::3]
             outcomes = [success(clip.id) for clip in claim.clips if clip not in kept_back]

@@ -42,7 +42,7 @@ def worker_at_work(cluster: Earmark, base: str) -> subprocess.Popen[str]:
     words = write_list(cluster, base)
     worker = cluster.start("console.cli", "worker")
     cluster("submit", words)
-    wait_until(lambda: scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") > 0, 60)
+    wait_until(lambda: scalar(cluster, "SELECT count(*) FROM leases WHERE token IS NOT NULL") > 0, 60)
     return worker
 
 
@@ -85,7 +85,7 @@ def test_kill_9_of_the_only_worker_loses_nothing_and_doubles_nothing(
     wait_until(lambda: scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'done'") >= 20, 60)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    assert scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") > 0
+    assert scalar(cluster, "SELECT count(*) FROM leases WHERE token IS NOT NULL") > 0
     cluster.start("console.cli", "worker")
     finished = "SELECT count(*) FROM clips WHERE state = 'done'"
     wait_until(lambda: scalar(cluster, finished) == CLIPS, LEASE_S + 30)
@@ -97,7 +97,7 @@ def test_sigterm_gives_back_what_has_not_begun_and_ends_in_time(cluster: Earmark
     worker = worker_at_work(cluster, serve(EXAMPLES, delay_s=0.3))
     worker.terminate()
     assert worker.wait(10) == 0
-    assert scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") == 0
+    assert scalar(cluster, "SELECT count(*) FROM leases WHERE token IS NOT NULL") == 0
     assert scalar(cluster, "SELECT max(crashes) FROM clips") == 0
 
 
@@ -105,7 +105,7 @@ def test_sigterm_does_not_wait_for_a_server_that_does_not_answer(cluster: Earmar
     worker = worker_at_work(cluster, serve(EXAMPLES, delay_s=30))
     worker.terminate()
     assert worker.wait(15) == 0
-    assert scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'running'") == 0
+    assert scalar(cluster, "SELECT count(*) FROM leases WHERE token IS NOT NULL") == 0
     assert scalar(cluster, "SELECT max(crashes) + max(attempts) FROM clips") == 0
 
 

@@ -43,7 +43,9 @@ def interrupt_midway(earmark: Earmark, process: subprocess.Popen[str]) -> str:
 
 def states(earmark: Earmark) -> dict[str, Any]:
     with suppress(sqlite3.Error), closing(sqlite3.connect(earmark.folder / "data" / "earmark.db")) as database:
-        return dict(database.execute("SELECT state, count(*) FROM clips GROUP BY state").fetchall())
+        counts = database.execute("SELECT pending, queued, running, done, failed FROM run_progress").fetchone()
+        named = zip(("pending", "queued", "running", "done", "failed"), counts or (), strict=False)
+        return {state: count for state, count in named if count}
     return {}
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import psutil
 import sqlalchemy as sa
 
-from db.models import Clip
+from db.models import Clip, Lease
 from earmark.clips import FINAL_STATES
 from tests.faults import faults
 from tests.faults.nursery import Nursery
@@ -79,7 +79,7 @@ def recovery(world: World, fault: Fault, clips: int = 100) -> str:
     world.submit(*world.uris(clips))
     world.start_workers()
     world.until_some_are_done()
-    in_hand = [row[0] for row in world.rows(sa.select(Clip.id).where(Clip.state == "running"))]
+    in_hand = [row[0] for row in world.rows(sa.select(Lease.clip_id).where(Lease.token.is_not(None)))]
     left = sa.select(sa.func.count()).where(Clip.id.in_(in_hand), Clip.state.not_in(FINAL_STATES))
     started = time.monotonic()
     strike(world, fault)

@@ -117,7 +117,7 @@ class World:
         return set(states) <= set(FINAL_STATES) and sum(states.values()) == len(self.submitted)
 
     def states(self) -> dict[str, int]:
-        return dict(self.rows(sa.select(Clip.state, sa.func.count()).group_by(Clip.state)))
+        return Counter(state for (state,) in self.rows(sa.select(Clip.state_now)))
 
     def rows(self, statement: Any) -> list[Any]:
         with self.database() as engine, reading(engine) as connection:

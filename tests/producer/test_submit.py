@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 import producer
-from db import ledger
+from db import conveyor, ledger
 from db.models import Clip
 from db.session import reading
 from earmark.clips import _NORMAL, normal_uri, uri_key
@@ -155,7 +155,7 @@ def test_the_feeder_walks_its_index_and_sorts_nothing(engine: sa.Engine) -> None
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("ANALYZE clips")
-    for statement in (ledger._fresh(run_id, 256, 5000), ledger._due_again(run_id, 256)):
+    for statement in (conveyor.never_begun(run_id, 256, 5000), conveyor.due_again(run_id, 256)):
         found = plan(engine, statement)
         assert "clips_pending" in found
         assert "sort" not in found.lower()
@@ -166,12 +166,12 @@ def test_retries_that_are_due_go_before_what_was_never_begun(engine: sa.Engine) 
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=4)
     ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(40)])
     after: dict[int, int] = {}
-    (first,) = ledger.pick(engine, "clips", 1, Ledger(queue_lease_s=-1.0), after)
-    assert ledger.take_back(engine, "clips") == 4
-    (again,) = ledger.pick(engine, "clips", 1, Ledger(), after)
+    (first,) = conveyor.pick(engine, "clips", 1, Ledger(queue_lease_s=-1.0), after)
+    assert conveyor.take_back(engine, "clips") == 4
+    (again,) = conveyor.pick(engine, "clips", 1, Ledger(), after)
     assert again.clips == first.clips
     seen = [
-        clip.id for _ in range(9) for some in ledger.pick(engine, "clips", 1, Ledger(), after) for clip in some.clips
+        clip.id for _ in range(9) for some in conveyor.pick(engine, "clips", 1, Ledger(), after) for clip in some.clips
     ]
     assert len(set(seen)) == len(seen) == 36
 
@@ -180,4 +180,4 @@ def test_what_lies_behind_the_feeders_mark_is_found_at_the_end(engine: sa.Engine
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=4)
     ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(4)])
     after = {run_id: 10**9}
-    assert len(ledger.pick(engine, "clips", 1, Ledger(), after)[0].clips) == 4
+    assert len(conveyor.pick(engine, "clips", 1, Ledger(), after)[0].clips) == 4

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from db import ledger
+from db import conveyor
 from earmark.clips import Chunk
 from earmark.settings import Settings
 from tests.db.test_ledger import expire_leases, submit
@@ -31,4 +31,4 @@ def test_clips_of_a_chunk_that_fails_unforeseen_are_not_held_for_ever(engine: sa
         desk.work(Chunk(run_id, tuple((clip_id, "https://h/") for clip_id in ids)))
     expire_leases(engine)
     desk.renew()
-    assert ledger.take_back(engine, "clips") == 2
+    assert conveyor.take_back(engine, "clips") == 2

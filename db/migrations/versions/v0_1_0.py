@@ -62,8 +62,6 @@ def upgrade() -> None:
         sa.Column("duration_s", sa.Double()),
         sa.Column("finished_at", sa.Double()),
         sa.Column("not_before", sa.Double(), server_default="0"),
-        sa.Column("lease_until", sa.Double()),
-        sa.Column("lease_token", sa.BigInteger()),
         sa.Column("run_id", sa.Integer(), nullable=False),
         sa.Column("label_id", sa.Integer()),
         sa.Column("score", sa.REAL()),
@@ -90,15 +88,12 @@ def upgrade() -> None:
         sa.Column("sha256", sa.LargeBinary(length=32)),
         sa.Column("label_ids", IDS),
         sa.Column("scores", SCORES),
-        sa.CheckConstraint(
-            "state IN ('pending', 'queued', 'running', 'done', 'failed', 'cancelled')", name="clips_state"
-        ),
+        sa.CheckConstraint("state IN ('pending', 'done', 'failed', 'cancelled')", name="clips_state"),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("run_id", "uri_key"),
     )
     for name, columns, where in (
         ("clips_pending", ["run_id", "not_before", "id"], "state = 'pending'"),
-        ("clips_leased", ["lease_until"], "state IN ('queued', 'running')"),
         ("clips_failed", ["run_id"], "state = 'failed'"),
         ("clips_finished", ["run_id", "finished_at"], "finished_at IS NOT NULL"),
         ("clips_label", ["run_id", "label_id", "score"], "state = 'done'"),
@@ -106,6 +101,16 @@ def upgrade() -> None:
     ):
         op.create_index(name, "clips", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
     op.create_index("clips_run", "clips", ["run_id"])
+    op.create_table(
+        "leases",
+        sa.Column("clip_id", ID, autoincrement=False, nullable=False),
+        sa.Column("until", sa.Double(), nullable=False),
+        sa.Column("token", sa.BigInteger()),
+        sa.Column("run_id", sa.Integer(), nullable=False),
+        sa.Column("worker", sa.String()),
+        sa.PrimaryKeyConstraint("clip_id"),
+    )
+    op.create_index("ix_leases_until", "leases", ["until"])
     op.create_table(
         "run_counts",
         sa.Column("run_id", sa.Integer(), autoincrement=False, nullable=False),
@@ -130,6 +135,8 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     dialect = op.get_bind().dialect.name
+    if dialect == "postgresql":
+        op.execute("ALTER TABLE leases SET UNLOGGED")
     for statement in trigger_statements(dialect) + view_statements(dialect):
         op.execute(statement)
 
@@ -137,7 +144,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     for view in reversed(view_names()):
         op.execute(f"DROP VIEW {view}")
-    for table in ("window_predictions", "run_counts", "clips", "runs", "labels", "models"):
+    for table in ("window_predictions", "run_counts", "leases", "clips", "runs", "labels", "models"):
         op.drop_table(table)
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION count_clips")

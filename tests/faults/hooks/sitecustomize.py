@@ -60,6 +60,6 @@ if "FAULT_CLOCK_S" in os.environ:
     time.time = lambda: _time() + _offset_s
 
 if "FAULT_NO_RECOVERY" in os.environ:
-    from db import ledger
+    from db import conveyor
 
-    ledger.take_back = ledger.take_back_queued = lambda *_: 0
+    conveyor.take_back = conveyor.take_back_queued = lambda *_: 0
