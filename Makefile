@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test browser lint fuzz chaos starter clean
+.PHONY: demo test browser lint audit fuzz chaos starter clean
 
 # Serve the example clips on loopback, classify them by URL and show what is heard.
 demo: .venv/ready
@@ -24,6 +24,13 @@ browser:
 # Check style, types and the direction of imports.
 lint: .venv/ready-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+# List what is installed in sbom.json (CycloneDX), and look up the known weaknesses of every pinned package.
+audit: .venv/ready
+	@test -d .venv/audit || $(PYTHON) -m venv .venv/audit
+	@.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit cyclonedx-bom
+	@.venv/audit/bin/cyclonedx-py environment --output-file sbom.json $(BIN)/python
+	@.venv/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 # Decode a few thousand damaged and hostile files with a fresh seed.
 fuzz: .venv/ready-dev
