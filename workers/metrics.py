@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from earmark.clips import Outcome
     from earmark.settings import Worker
     from producer.feeder import Feeder
-    from workers.batcher import Batcher
     from workers.tasks import Desk
 
 _clips = Counter("earmark_clips", "Clips by outcome: done, failed, retried, or lost with their lease.", ["outcome"])
@@ -76,21 +75,19 @@ class AtAScrape(Collector):
             value=self._feeder.taken_back,
         )  # fmt: skip
         yield _gauge("earmark_chunks_in_hand", "Chunks this worker is at.", self._desk.chunks_in_hand)
-        for batcher in self._desk.batchers:
-            yield from _of_the_model(batcher)
+        batchers = self._desk.batchers
+        models = [batcher.classifier for batcher in batchers]
+        waiting, lanes = sum(batcher.waiting_bytes for batcher in batchers), sum(model.lanes for model in models)
+        most = max((model.limits.windows for model in models), default=0)
+        yield _gauge("earmark_waiting_audio_bytes", "Decoded audio waiting for the model.", waiting)
+        yield _gauge("earmark_model_lanes", "Batches the model works on at once.", lanes)
+        yield _gauge("earmark_batch_windows_limit", "Windows a batch may hold.", most)
+        for device in {model.device for model in models if model.device.startswith("cuda")}:
+            yield from _of_the_gpu(device)
         try:
             yield _gauge("earmark_queue_chunks", "Chunks that wait in the queue.", broker.queue_length())
         except ServiceError:  # which /ready tells
             return
-
-
-def _of_the_model(batcher: Batcher) -> Iterator[Metric]:
-    classifier = batcher.classifier
-    yield _gauge("earmark_waiting_audio_bytes", "Decoded audio waiting for the model.", batcher.waiting_bytes)
-    yield _gauge("earmark_model_lanes", "Batches the model works on at once.", classifier.lanes)
-    yield _gauge("earmark_batch_windows_limit", "Windows a batch may hold.", classifier.limits.windows)
-    if classifier.device.startswith("cuda"):
-        yield from _of_the_gpu(classifier.device)
 
 
 def _of_the_gpu(device: str) -> Iterator[Metric]:
