@@ -1,4 +1,5 @@
-# One image for every service; the CPU and the CUDA build differ only in where torch comes from.
+# One image for every service; the CPU and the CUDA build differ only in where torch comes from:
+#   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 -t earmark:cuda .
 FROM python:3.12-slim AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
@@ -9,13 +10,18 @@ COPY producer producer
 COPY workers workers
 COPY db db
 COPY earmark earmark
-RUN grep -v '^torch==' constraints.txt > pins.txt && /venv/bin/pip install --no-cache-dir --constraint pins.txt .
+RUN grep -v '^torch==' constraints.txt > pins.txt && /venv/bin/pip install --no-cache-dir --constraint pins.txt ".[gpu]"
 
 FROM python:3.12-slim
 COPY --from=build /venv /venv
 RUN useradd --create-home --uid 10001 earmark && install -d -o earmark /models
-ENV PATH=/venv/bin:$PATH HF_HOME=/models EARMARK_DATA_DIR=/tmp/earmark PYTHONUNBUFFERED=1
-USER earmark
+ENV PATH=/venv/bin:$PATH HF_HOME=/models EARMARK_DATA_DIR=/tmp/earmark PYTHONUNBUFFERED=1 EARMARK_WORKER__METRICS_PORT=9100
+VOLUME /models
+# By number, so that Kubernetes can see that it is not root.
+USER 10001
 WORKDIR /home/earmark
+# A worker's; services of another kind have their own check or none.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9100/ready', timeout=3)"]
 ENTRYPOINT ["earmark"]
 CMD ["--help"]

@@ -2,19 +2,35 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint fuzz chaos starter clean
+.PHONY: demo test browser lint audit fuzz chaos starter clean
 
 # Serve the example clips on loopback, classify them by URL and show what is heard.
 demo: .venv/ready
 	@$(BIN)/earmark demo
 
 # Run the tests against real servers; everything they need is installed here.
-test: .venv/ready-dev
+test: .venv/ready-dev browser
 	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+
+# Some tests look at pages in Debian's Chromium.
+browser:
+	@command -v chromium > /dev/null || { \
+	    echo "Installing Chromium, which tests look at pages with."; \
+	    root=; [ "$$(id -u)" = 0 ] || root=sudo; \
+	    $$root apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive $$root apt-get install -y -qq --no-install-recommends chromium fonts-liberation > /dev/null; \
+	} || { echo "The tests need Chromium: as root, apt-get install chromium; then make test again."; exit 1; }
 
 # Check style, types and the direction of imports.
 lint: .venv/ready-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+# List what is installed in sbom.json (CycloneDX), and look up the known weaknesses of every pinned package.
+audit: .venv/ready
+	@test -d .venv/audit || $(PYTHON) -m venv .venv/audit
+	@.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit cyclonedx-bom
+	@.venv/audit/bin/cyclonedx-py environment --output-file sbom.json $(BIN)/python
+	@.venv/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 # Decode a few thousand damaged and hostile files with a fresh seed.
 fuzz: .venv/ready-dev

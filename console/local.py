@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from earmark.errors import SERVICE_EXIT, ServiceError, UsageError
 from earmark.processes import end_with_parent
+from earmark.settings import cores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from earmark.settings import Settings
 
@@ -31,6 +32,10 @@ LONGEST_FOLDER = 70
 LOOPBACK = "127.0.0.1"
 #: Finished chunks Flower remembers: 160,000 clips, some 50 MB.
 FLOWER_TASKS = 10_000
+FLOWER_COLUMNS = "uuid,state,args,result,worker,received,runtime,retries"
+#: A worker that is gone stays on the page for an hour, so that somebody can see that it is gone.
+FLOWER_FORGETS_S = 3600
+FLOWER_SAVES_MS = 30_000
 
 
 @contextmanager
@@ -120,19 +125,42 @@ class Worker:
 
 
 @contextmanager
-def workers(count: int, environment: dict[str, str], logs: Path) -> Iterator[list[Worker]]:
-    """Run worker processes with these settings in their environment; stop them at the end."""
-    started = [Worker(environment, logs / f"worker-{number}.log") for number in range(1, count + 1)]
+def workers(environments: Iterable[dict[str, str]], logs: Path) -> Iterator[list[Worker]]:
+    """Run a worker process in each of these environments; stop them at the end."""
+    started = [Worker(one, logs / f"worker-{number}.log") for number, one in enumerate(environments, 1)]
     try:
         yield started
     finally:
         stop(*(worker.process for worker in started))
 
 
+def shares(count: int, settings: Settings) -> Iterator[dict[str, str]]:
+    """Yield what each of so many workers of this machine has of it: a device, a part of the cores, a metrics port."""
+    devices = gpus() if settings.model.device in ("auto", "cuda") else []
+    share = max(1, cores() // count)
+    for number in range(count):
+        own = {} if not devices else {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]}
+        if port := settings.worker.metrics_port:
+            own["EARMARK_WORKER__METRICS_PORT"] = str(port + number)
+        own["EARMARK_WORKER__DECODERS"] = str(settings.worker.decoders or share)
+        own["EARMARK_MODEL__THREADS"] = str(settings.model.threads or share)
+        yield own
+
+
+def gpus() -> list[str]:
+    """Return the GPUs that may be used here, as CUDA_VISIBLE_DEVICES names them."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [device.strip() for device in visible.split(",") if device.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False).stdout
+    return [str(number) for number, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
 @contextmanager
-def flower(environment: dict[str, str], port: int, folder: Path) -> Iterator[None]:
+def flower(environment: dict[str, str], port: int, folder: Path, basic_auth: str | None = None) -> Iterator[None]:
     """Run Flower on this machine's loopback address."""
-    command, changed = flower_command(environment, port, LOOPBACK, None)
+    command, changed = flower_command(environment, port, LOOPBACK, basic_auth)
     with (folder / "flower.log").open("wb") as log:
         process = _child(command, environment=changed, log=log)
     try:
@@ -142,16 +170,21 @@ def flower(environment: dict[str, str], port: int, folder: Path) -> Iterator[Non
 
 
 def flower_command(
-    environment: dict[str, str], port: int, address: str, basic_auth: str | None
+    environment: dict[str, str], port: int, address: str, basic_auth: str | None = None, keep: Path | None = None
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command and the environment of a Flower that shows and does not steer.
 
     Raises:
         UsageError: it would be open to other machines without a password.
     """
+    if basic_auth and not all(basic_auth.partition(":")):
+        raise UsageError(reason="--basic-auth must be USER:PASSWORD.")
     if not basic_auth and address not in (LOOPBACK, "localhost", "::1"):
         raise UsageError(reason=f"Flower on {address} needs --basic-auth USER:PASSWORD: it shows every run.")
     options = [f"--port={port}", f"--address={address}", f"--max-tasks={FLOWER_TASKS}", "--read-only"]
+    options += [f"--tasks-columns={FLOWER_COLUMNS}", f"--purge-offline-workers={FLOWER_FORGETS_S}"]
+    if keep:
+        options += ["--persistent=True", f"--db={keep}", f"--state-save-interval={FLOWER_SAVES_MS}"]
     # Flower sees auth as an all-or-nothing matter; on loopback its API serves this machine's own tools.
     access = {"FLOWER_BASIC_AUTH": basic_auth} if basic_auth else {"FLOWER_UNAUTHENTICATED_API": "true"}
     command = [sys.executable, "-m", "celery", "-A", "workers.app", "flower", "--inspect-timeout=5000", *options]

@@ -16,8 +16,21 @@ from earmark import options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+
+def _workers(said: str | int) -> int:
+    if said == "auto":
+        from console.local import gpus
+
+        return len(gpus()) or 1
+    if not str(said).isdecimal() or not int(said):
+        raise typer.BadParameter("a number from 1 up, or auto")
+    return int(said)
+
+
 Db = Annotated[str | None, typer.Option(help="Database URL. Default: EARMARK_DATABASE__URL, else a SQLite file.")]
-Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+Workers = Annotated[
+    int, typer.Option(parser=_workers, metavar="N|auto", help="Worker processes; auto: one for each GPU.")
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Show progress until the end.")]
 FlowerPort = Annotated[int, typer.Option(help="Flower's port on this machine.")]
 Run = Annotated[str, typer.Argument(help="A run's id or name.")]

@@ -18,7 +18,6 @@ from console.database import open_database, read_settings
 from db import results
 from earmark import broker
 from earmark.errors import ServiceError, UsageError
-from earmark.settings import cores
 from producer.submit import Submitted, submit
 
 if TYPE_CHECKING:
@@ -104,12 +103,10 @@ def machine(
 ) -> Iterator[tuple[Settings, list[local.Worker]]]:
     """Run an embedded Valkey and workers with the changed settings; yield how to reach them."""
     folder = settings.data_dir / queue
-    if not settings.model.threads:
-        changes["model__threads"] = max(1, cores() // workers)
     with local.valkey(folder / "valkey") as url:
         here = with_broker(settings, url=url, queue=queue)
         environment = local.environment(here, broker__url=url, broker__queue=queue, **changes)
-        with local.workers(workers, environment, folder) as children:
+        with local.workers([environment | own for own in local.shares(workers, settings)], folder) as children:
             yield here, children
     broker.app.close()
 
@@ -148,7 +145,8 @@ def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flow
         assert here.broker.url is not None
         note.write_text(here.broker.url)
         try:
-            with local.flower(local.environment(here, broker__url=here.broker.url), flower_port, settings.data_dir):
+            environment = local.environment(here, broker__url=here.broker.url)
+            with local.flower(environment, flower_port, settings.data_dir, settings.flower.basic_auth):
                 progress.screen.print(f"[bold]Up[/]: {workers} worker(s); Flower at http://127.0.0.1:{flower_port}")
                 progress.screen.print("In another terminal: earmark submit LIST --watch. Ctrl-C stops everything.")
                 _wait_for_ctrl_c(children)
@@ -166,9 +164,16 @@ def _wait_for_ctrl_c(children: list[local.Worker]) -> None:
         progress.screen.print("Stopping.")
 
 
-def worker(*, concurrency: int | None = None, device: str | None = None, model: str | None = None) -> None:
+def worker(
+    *, concurrency: int | None = None, device: str | None = None, model: str | None = None, log_json: bool | None = None
+) -> None:
     """Run one worker process until it is told to stop; said values go before those of the environment."""
-    said = {"WORKER__CONCURRENCY": concurrency, "MODEL__DEVICE": device, "MODEL__NAME": model}
+    said = {
+        "WORKER__CONCURRENCY": concurrency,
+        "MODEL__DEVICE": device,
+        "MODEL__NAME": model,
+        "WORKER__LOG_JSON": log_json,
+    }
     os.environ.update({f"EARMARK_{name}": str(value) for name, value in said.items() if value is not None})
     settings = find_broker(read_settings())
     os.environ["EARMARK_BROKER__URL"] = str(settings.broker.url)
@@ -176,17 +181,21 @@ def worker(*, concurrency: int | None = None, device: str | None = None, model: 
 
     app.worker_main(
         [
-            *("worker", "--pool", "threads", "--concurrency", str(settings.worker.concurrency)),
+            *("--quiet", "worker", "--pool", "threads", "--concurrency", str(settings.worker.concurrency)),
             *("--hostname", f"earmark-{os.getpid()}@%h", "--loglevel", "INFO"),
             *("--without-gossip", "--without-mingle", "--task-events"),
         ]
     )
 
 
-def flower(*, port: int, address: str, basic_auth: str | None) -> None:
+def flower(*, port: int, address: str, basic_auth: str | None = None, keep: Path | None = None) -> None:
     """Become Flower on our broker; off this machine only with a password."""
     settings = find_broker(read_settings())
     command, environment = local.flower_command(
-        local.environment(settings, broker__url=settings.broker.url), port, address, basic_auth
+        local.environment(settings, broker__url=settings.broker.url),
+        port,
+        address,
+        basic_auth or settings.flower.basic_auth,
+        keep,
     )
     os.execve(sys.executable, command, environment)  # noqa: S606 - our own command

@@ -19,6 +19,9 @@ def _split(value: Any) -> Any:
     return json.loads(value) if value.startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
 
 
+#: A file of variables that Docker or Kubernetes mounts, so that passwords are in no container's description.
+SECRETS = "/run/secrets/earmark.env"
+
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
 Ports = Annotated[tuple[int, ...], BeforeValidator(_split)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
@@ -110,16 +113,22 @@ class Worker(Group):
         ByteSize(512 * 1024**2), description="Decoded audio waiting for the model: two one-hour clips."
     )
     chunk_deadline_s: float = Field(600.0, description="A chunk not done by then gives its clips back.")
-    health_file: Path | None = Field(None, description="Touched while worker, broker and database answer each other.")
+    metrics_port: int = Field(0, description="Serves /metrics, /ready and /health; `up` counts on from it; 0: no.")
+    metrics_address: str = Field("127.0.0.1", description="Whoever reaches it reads the metrics, without a password.")
+    log_json: bool = Field(False, description="Log a JSON object a line, for machines that gather logs.")
     idle_s: float = Field(120.0, description="A worker that no chunk reaches for so long while some wait is cut off.")
     silent_batcher_s: float = Field(120.0, description="A model silent this long with work waiting is hung.")
+
+
+class Flower(Group):
+    basic_auth: str | None = Field(None, description="USER:PASSWORD; Flower is opened to other machines only with one.")
 
 
 class Settings(BaseSettings):
     """All groups; `Settings()` reads the environment and `.env`, the environment first."""
 
     model_config = SettingsConfigDict(
-        env_prefix="EARMARK_", env_nested_delimiter="__", env_file=".env", frozen=True, extra="ignore"
+        env_prefix="EARMARK_", env_nested_delimiter="__", env_file=(".env", SECRETS), frozen=True, extra="ignore"
     )
 
     data_dir: Path = Field(
@@ -133,6 +142,7 @@ class Settings(BaseSettings):
     audio: Audio = Audio()
     model: Model = Model()
     worker: Worker = Worker()
+    flower: Flower = Flower()
 
     @property
     def database_url(self) -> str:

@@ -39,6 +39,8 @@ class Feeder:
         #: By run, the last clip picked.
         self._picked: dict[int, int] = {}
         self._settled_at = 0.0
+        #: Clips whose lease had ended, so far.
+        self.taken_back = 0
 
     def feed(self) -> int:
         """Take back what was lost, then fill the queue to its high mark if it is below the low one; return chunks sent.
@@ -51,7 +53,7 @@ class Feeder:
         """
         try:
             if time.monotonic() >= self._settled_at:
-                conveyor.take_back(self._engine, self._queue)
+                self.taken_back += conveyor.take_back(self._engine, self._queue)
             waiting = self._take_back_lost()
             return self._fill(waiting, max(self._high_water, 2 * broker.chunks_in_hand()))
         except DatabaseError:

@@ -71,12 +71,15 @@ class Postgres:
 
 
 class Valkey:
-    """A server on a free port; it can be killed and started again, and forgets all unless told otherwise."""
+    """A server on a free port; it can be killed and started again, and forgets all unless told otherwise.
+
+    The options may begin with a configuration file.
+    """
 
     def __init__(self, folder: Path, *options: str) -> None:
         self._port = free_port()
         where = ["--port", str(self._port), "--dir", str(folder)]
-        self._command = [local.valkey_program(), *where, "--save", "", *options]
+        self._command = [local.valkey_program(), *options, *where, "--save", ""]
         self.url = f"redis://127.0.0.1:{self._port}/0"
         self.start()
 
@@ -173,6 +176,8 @@ def _pings(port: int) -> bool:
     with redis.Redis(port=port) as client:
         try:
             return bool(client.ping())
+        except redis.AuthenticationError:
+            return True
         except redis.RedisError:
             return False
 

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
@@ -17,7 +18,7 @@ from earmark import broker
 from earmark.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, ServiceError
 from earmark.settings import Settings, cores
 from producer.feeder import Feeder
-from workers import tasks
+from workers import logs, metrics, tasks
 from workers.decode import Decoders
 from workers.models import Models
 from workers.pipeline import Pipeline
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 TOLD_EACH = 60
 #: What failed is tried again this soon: leases must not end because one renewal met a restart.
 RETRY_S = 1.0
+#: A worker whose broker and database have not both answered for so long is not ready.
+ANSWERED_S = 30.0
 #: Looks within `idle_s`: a chunk may wait at one of them by chance.
 CUT_OFF_CHECKS = 8
 
@@ -40,16 +43,21 @@ app = broker.configure(settings.broker)
 _stopping = threading.Event()
 
 
+@signals.celeryd_init.connect
+def _log_to_stderr(**_: Any) -> None:
+    logs.set_up(as_json=settings.worker.log_json)
+
+
 @signals.setup_logging.connect
-def _log_to_stderr(loglevel: int = logging.INFO, **_: Any) -> None:
-    logging.basicConfig(level=loglevel, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for chatty in ("celery.worker.strategy", "celery.app.trace", "httpx", "urllib3"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+def _log_from(loglevel: int, **_: Any) -> None:
+    logging.getLogger().setLevel(loglevel)
 
 
 @signals.worker_init.connect
 def _get_ready(sender: Any, **_: Any) -> None:
     try:
+        if settings.worker.metrics_port:
+            metrics.serve(settings.worker, _is_ready)
         tasks.desk = _desk(str(sender.hostname))
     except EarmarkError as error:
         sys.stderr.write(f"{error}\n")
@@ -73,8 +81,10 @@ def _desk(hostname: str) -> tasks.Desk:
 @signals.worker_ready.connect
 def _start_timers(**_: Any) -> None:
     desk = _ready_desk()
+    feeder = Feeder(desk.engine, settings)
+    metrics.look_up(desk, feeder)
     _every(settings.ledger.lease_s / 3, desk.renew)
-    _every(settings.ledger.feed_every_s, partial(_feed, Feeder(desk.engine, settings)))
+    _every(settings.ledger.feed_every_s, partial(_feed, feeder))
     _every(settings.worker.idle_s / CUT_OFF_CHECKS, _CutOff(desk).check)
     logger.info("ready, with the model %s", settings.model.name, extra={"action": "ready"})
 
@@ -117,8 +127,13 @@ class _CutOff:
 
 def _feed(feeder: Feeder) -> None:
     feeder.feed()
-    if settings.worker.health_file:
-        settings.worker.health_file.touch()
+    _ready_desk().answered_at = monotonic()
+
+
+def _is_ready() -> bool:
+    """Say whether the model is loaded, chunks are taken, and broker and database answer."""
+    desk = tasks.desk
+    return desk is not None and not _stopping.is_set() and monotonic() - desk.answered_at < ANSWERED_S
 
 
 def _every(seconds: float, act: Callable[[], object]) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from earmark import errors, settings
 from workers import classifier as classifiers
+from workers import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,6 +83,11 @@ class Batcher:
     def _has_room(self, nbytes: int) -> bool:
         return not self._waiting or self._waiting_bytes + nbytes <= self._max_bytes
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How much decoded audio waits."""
+        return self._waiting_bytes
+
     def close(self) -> None:
         """Score what is waiting, then stop."""
         atexit.unregister(self._abandon)
@@ -134,7 +140,7 @@ class Batcher:
                 ticket.scores.set_exception(outcome)
             else:
                 ticket.scores.set_result(classifiers.apply(outcome, ticket.function_to_apply))
-        del self._busy_since[threading.get_ident()]
+        metrics.batch(len(batch), time.monotonic() - self._busy_since.pop(threading.get_ident()))
 
     def _watch(self) -> None:
         while not self._closed.wait(self._silent_s / 4):

@@ -87,6 +87,11 @@ class Models:
         with self._changing:
             job.model.users -= 1
 
+    @property
+    def batchers(self) -> list[Batcher]:
+        """The queues in front of the models at hand."""
+        return [loaded.batcher for loaded in list(self._loaded.values())]
+
     def close(self) -> None:
         for loaded in self._loaded.values():
             loaded.batcher.close()

@@ -13,7 +13,7 @@ import numpy as np
 
 from earmark.clips import Failure, Postponed, Source, Success, Timings, WindowPredictions
 from earmark.errors import ClipError, ModelError, ServiceError
-from workers import windows
+from workers import metrics, windows
 from workers.polite import HostBusyError
 
 if TYPE_CHECKING:
@@ -95,8 +95,10 @@ class Pipeline:
     @contextmanager
     def _turn(self, journey: _Journey) -> Iterator[None]:
         # To wait for a decoder counts as decoding, or nobody would see that there are too few.
+        start = perf_counter()
         with journey.stage("decode_ms"):
             self._decoding.acquire()
+        metrics.decoder_wait(perf_counter() - start)
         try:
             yield
         finally:

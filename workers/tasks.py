@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,16 +18,19 @@ from db import ledger
 from earmark import broker
 from earmark.clips import Failure, Postponed
 from earmark.errors import DatabaseError, MessageError, ModelError, ServiceError, UsageError
+from workers import logs, metrics
 from workers.sacrifice import Sacrifice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import sqlalchemy as sa
+    from celery import Task
 
     from db.ledger import Claim, Claimed
     from earmark.clips import Chunk, Outcome
     from earmark.settings import Settings
+    from workers.batcher import Batcher
     from workers.models import Job, Models
     from workers.pipeline import Pipeline
 
@@ -129,6 +133,8 @@ class Desk:
         self._deadline_s = settings.worker.chunk_deadline_s
         self._counting = threading.Lock()
         self.chunks_taken = self.chunks_in_hand = 0
+        #: When broker and database have both answered last.
+        self.answered_at = float("-inf")
 
     def work(self, chunk: Chunk) -> Counter[str]:
         """Bring the chunk's clips that are still to do to a final state, or give them back.
@@ -149,6 +155,10 @@ class Desk:
                     self._held.discard(claim.token)
                     raise
             return counts
+
+    @property
+    def batchers(self) -> list[Batcher]:
+        return self._models.batchers
 
     def renew(self) -> None:
         """Lengthen the leases of everything being worked on here."""
@@ -183,7 +193,10 @@ class Desk:
             self._held.discard(claim.token)
             reason = error if isinstance(error, ModelError) else ModelError(reason=str(error))
             return self._record(claim, [Failure(clip.id, reason) for clip in claim.clips], ())
-        work = Work(claim, lambda clip: self._clips.submit(self._classify, clip, job), self._deadline_s)
+        # In a copy of this context, so that what its thread logs names the run and the chunk.
+        work = Work(
+            claim, lambda clip: self._clips.submit(copy_context().run, self._classify, clip, job), self._deadline_s
+        )
         try:
             work.go_on(PATIENCE_S, self.draining)
             counts = self._record(claim, work.collect(), job.model.label_ids)
@@ -191,7 +204,7 @@ class Desk:
             self._models.give_back(job)
             raise
         if work.unfinished and not self.draining.is_set() and self._late_free.acquire(blocking=False):
-            self._late.submit(self._end_late, work, job)
+            self._late.submit(copy_context().run, self._end_late, work, job)
             return counts + Counter(late=len(claim.clips) - counts.total())
         return counts + self._end(work, job)
 
@@ -218,7 +231,16 @@ class Desk:
         if not outcomes:
             return Counter()
         finish = partial(ledger.finish, self.engine, claim, outcomes, label_ids, self._limits)
-        return Counter(self._patiently(finish))
+        began = monotonic()
+        counts = Counter(self._patiently(finish))
+        stages = metrics.chunk(counts, outcomes, monotonic() - began)
+        logger.info(
+            "%s; %s",
+            ", ".join(f"{clips} {outcome}" for outcome, clips in counts.items() if clips),
+            ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()),
+            extra={"action": "chunk_done", **counts, **{f"{stage}_s": round(stages[stage], 3) for stage in stages}},
+        )
+        return counts
 
     def _patiently(self, transaction: Callable[[], T]) -> T:
         """Do a transaction, again and again while the database is out of reach; raises DatabaseError in the end."""
@@ -247,8 +269,8 @@ class Desk:
 desk: Desk | None = None
 
 
-@broker.app.task(name=broker.TASK)
-def classify_chunk(message: dict[str, Any]) -> dict[str, int]:
+@broker.app.task(name=broker.TASK, bind=True)
+def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, int]:
     """Work on one chunk; what is returned is what Flower shows."""
     assert desk is not None
     if desk.draining.is_set():
@@ -258,16 +280,8 @@ def classify_chunk(message: dict[str, Any]) -> dict[str, int]:
     except MessageError as error:
         logger.error("%s", error, extra={"action": "message_refused"})  # noqa: TRY400 - the sentence says it all
         return {"refused": 1}
-    started = monotonic()
-    try:
-        counts = {name: count for name, count in desk.work(chunk).items() if count}
-    except DatabaseError as error:
-        raise Reject(str(error), requeue=True) from error
-    logger.info(
-        "run %d: %s in %.1f s",
-        chunk.run_id,
-        ", ".join(f"{count} {name}" for name, count in counts.items()),
-        monotonic() - started,
-        extra={"action": "chunk_done", "run_id": chunk.run_id, **counts},
-    )
-    return counts
+    with logs.about(run_id=chunk.run_id, chunk_id=self.request.id):
+        try:
+            return {name: count for name, count in desk.work(chunk).items() if count}
+        except DatabaseError as error:
+            raise Reject(str(error), requeue=True) from error

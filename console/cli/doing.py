@@ -65,11 +65,12 @@ def worker(
     concurrency: Annotated[int | None, typer.Option(min=1, help="Chunks in progress at once.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
     model: Annotated[str | None, typer.Option(help="What to load before the first clip.")] = None,
+    log_json: Annotated[bool | None, typer.Option("--log-json", help="Log a JSON object a line.")] = None,
 ) -> None:
     """Run one worker process for one device."""
     from console import verbs
 
-    verbs.worker(concurrency=concurrency, device=device, model=model)
+    verbs.worker(concurrency=concurrency, device=device, model=model, log_json=log_json)
 
 
 @verbs.command(epilog="Example: earmark up --workers 2 --files recordings/")
@@ -95,11 +96,12 @@ def flower(
     port: o.FlowerPort = 5555,
     address: Annotated[str, typer.Option(help="Any but loopback needs a password.")] = "127.0.0.1",
     basic_auth: Annotated[str | None, typer.Option(envvar="FLOWER_BASIC_AUTH", help="USER:PASSWORD.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep what it has seen in this file, over restarts.")] = None,
 ) -> None:
     """Watch workers and chunks in the browser."""
     from console import verbs
 
-    verbs.flower(port=port, address=address, basic_auth=basic_auth)
+    verbs.flower(port=port, address=address, basic_auth=basic_auth, keep=keep)
 
 
 @verbs.command(epilog="Example: earmark demo")

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
+import re
+import subprocess
+import urllib.request
 from configparser import ConfigParser
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+import jsonschema
 import pytest
+import redis
 import yaml
 
 from console.demo import EXAMPLES
 from tests.end_to_end.conftest import Earmark, wait_until
 from tests.end_to_end.test_cluster import answers
-from tests.servers import free_port
+from tests.servers import free_port, running_valkey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+TEXT = (ROOT / "docker-compose.yml").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = ("migrate", "worker", "worker-gpu", "flower", "producer")
+OURS = ("migrate", "worker", "worker-gpu", "worker-gpu-1", "flower", "producer")
+WORKERS = OURS[1:4]
+STORES = ("redis", "postgres")
+
+
+def test_the_file_is_what_the_compose_specification_allows() -> None:
+    schema = files("check_jsonschema").joinpath("builtin_schemas/vendor/compose-spec.json").read_text()
+    jsonschema.validate(COMPOSE, json.loads(schema))
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -28,29 +46,65 @@ def test_our_services_run_with_the_least_rights(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
+    assert "cap_add" not in service
     assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["secrets"] == ["earmark.env"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
-@pytest.mark.parametrize("name", ["redis", "postgres", "worker", "worker-gpu", "flower"])
-def test_what_must_live_is_started_again(name: str) -> None:
+@pytest.mark.parametrize("name", STORES)
+def test_the_stores_keep_what_they_are_given_and_nobody_outside_reaches_them(name: str) -> None:
+    service = SERVICES[name]
+    assert "ports" not in service
+    assert service["networks"] == ["stores"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["healthcheck"]["test"]
+    assert service["volumes"] == [f"{name}:{'/data' if name == 'redis' else '/var/lib/postgresql/data'}"]
+    assert COMPOSE["networks"]["stores"] == {"internal": True}
+
+
+def test_no_password_is_in_the_file() -> None:
+    assert "assword" not in re.sub(
+        "(/run/secrets/|FILE: |secrets: .|  |/)(postgres_)?password|_PASSWORD_FILE", "", TEXT
+    )
+    mounted = {secret["file"].rpartition("/")[2] for secret in COMPOSE["secrets"].values()}
+    assert mounted == set(COMPOSE["secrets"]) == {"earmark.env", "valkey.conf", "postgres_password"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_has_its_limits(name: str) -> None:
+    assert {"memory", "pids"} <= set(SERVICES[name]["deploy"]["resources"]["limits"])
+
+
+@pytest.mark.parametrize("name", [*STORES, *WORKERS, "flower"])
+def test_what_must_live_is_started_again_and_looked_after(name: str) -> None:
     assert SERVICES[name]["restart"] == "unless-stopped"
+    # A worker's is in its image.
+    assert "disable" not in SERVICES[name]["healthcheck"]
 
 
-def test_the_stores_keep_what_they_are_given_and_are_not_published() -> None:
-    assert " ".join(SERVICES["redis"]["command"]).endswith("--appendonly yes --maxmemory-policy noeviction")
-    for name, folder in (("redis", "/data"), ("postgres", "/var/lib/postgresql/data")):
-        assert "ports" not in SERVICES[name]
-        assert SERVICES[name]["healthcheck"]["test"]
-        assert SERVICES[name]["volumes"] == [f"{name}:{folder}"]
+@pytest.mark.parametrize("name", WORKERS)
+def test_workers_wait_for_the_schema_and_have_time_to_stop(name: str) -> None:
+    assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    assert SERVICES[name]["stop_grace_period"] == "60s"
+    assert SERVICES[name]["volumes"] == ["models:/models"]
 
 
-def test_workers_wait_for_the_schema_and_have_time_to_stop() -> None:
-    for name in ("worker", "worker-gpu"):
-        assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
-        assert SERVICES[name]["stop_grace_period"] == "60s"
-        assert SERVICES[name]["environment"]["EARMARK_WORKER__HEALTH_FILE"] in SERVICES[name]["healthcheck"]["test"][1]
-    assert SERVICES["worker-gpu"]["profiles"] == ["gpu"]
+def test_each_gpu_worker_has_a_gpu_of_its_own() -> None:
+    assert all("profiles" not in SERVICES[name] for name in ("worker", "flower", "migrate", *STORES))
+    assert [SERVICES[name]["profiles"] for name in WORKERS[1:]] == [["gpu", "gpus"], ["gpus"]]
+    reserved = [SERVICES[name]["deploy"]["resources"]["reservations"]["devices"][0] for name in WORKERS[1:]]
+    assert [device["device_ids"] for device in reserved] == [["0"], ["1"]]
+    assert all(SERVICES[name]["build"]["args"]["TORCH_INDEX"].endswith("/cu128") for name in WORKERS[1:])
+
+
+def test_the_image_is_small_and_its_user_has_no_rights() -> None:
+    build, final = (ROOT / "Dockerfile").read_text().split("\nFROM ")[-2:]
+    assert "ARG TORCH_INDEX" in build
+    assert "COPY --from=build /venv /venv" in final
+    assert {"USER 10001", "VOLUME /models", 'ENTRYPOINT ["earmark"]'} <= set(final.splitlines())
+    assert re.search(r"HF_HOME=/models .*METRICS_PORT=9100", final)
+    assert re.search(r"HEALTHCHECK [^\n]*\\\n.*127.0.0.1:9100/ready", final)
 
 
 def test_a_worker_under_systemd_is_started_again_and_has_time_to_stop() -> None:
@@ -58,35 +112,79 @@ def test_a_worker_under_systemd_is_started_again_and_has_time_to_stop() -> None:
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(ROOT / "deploy/systemd/earmark-worker@.service")
     service = unit["Service"]
-    assert service["ExecStart"].split()[1:] == ["worker"]
+    assert service["ExecStart"].split()[1:] == ["worker", "--log-json"]
     assert (service["Restart"], unit["Unit"]["StartLimitIntervalSec"]) == ("always", "0")
     assert (service["KillMode"], service["TimeoutStopSec"]) == ("mixed", "60")
-    assert service["NoNewPrivileges"] == "yes"
+    assert (service["NoNewPrivileges"], service["CapabilityBoundingSet"]) == ("yes", "")
+
+
+def test_a_slurm_job_starts_its_worker_again_until_it_ends_well_or_a_setting_is_wrong(tmp_path: Path) -> None:
+    ask, end = 'echo "$EARMARK_BROKER__URL $@" >> asked', "exit $(sed -n $(wc -l < asked)p ends)"
+    for name, line in {"srun": f"cd {tmp_path}; {ask}; {end}", "sleep": ""}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "worker.env").write_text("EARMARK_BROKER__URL=redis://here\n")
+    here = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "EARMARK_ENV": str(tmp_path / "worker.env")}
+    for ends, status in (("70\n137\n0\n", 0), ("70\n3\n", 3)):
+        (tmp_path / "asked").unlink(missing_ok=True)
+        (tmp_path / "ends").write_text(ends)
+        assert subprocess.run(["sh", ROOT / "deploy/slurm/workers.sh"], env=here).returncode == status
+        asked = (tmp_path / "asked").read_text().splitlines()
+        assert asked == ["redis://here earmark worker --log-json"] * len(ends.split())
 
 
 def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
-    tmp_path: Path, valkey_url: str, empty_postgres_url: str, serve: Callable[..., str]
+    tmp_path: Path, empty_postgres_url: str, serve: Callable[..., str]
 ) -> None:
     base = serve(EXAMPLES)
-    here = {
-        "EARMARK_BROKER__URL": valkey_url,
-        "EARMARK_DATABASE__URL": empty_postgres_url,
-        "FLOWER_BASIC_AUTH": "someone:secret",
-        "EARMARK_WORKER__HEALTH_FILE": str(tmp_path / "alive"),
-        "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
-        "EARMARK_FETCH__PORTS": base.rpartition(":")[2],
-    }
-    assert set(SERVICES["flower"]["environment"]) == {*list(here)[:3]}
-    stack, port = Earmark(here, tmp_path), free_port()
-    try:
-        stack(*SERVICES["migrate"]["command"])
-        stack.start("console.cli", *SERVICES["worker"]["command"])
-        flower = [word.replace("0.0.0.0", "127.0.0.1") for word in SERVICES["flower"]["command"]]
-        stack.start("console.cli", *flower, "--port", str(port))
-        wait_until((tmp_path / "alive").exists, 60)
-        shown = stack("submit", f"{base}/dog.ogg", f"{base}/siren.wav", "--watch", "--strict")
-        assert "2 done" in shown.stderr
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), 30)
-        assert not answers(f"http://127.0.0.1:{port}/api/workers")
-    finally:
-        stack.end()
+    subprocess.run(["sh", ROOT / "deploy/secrets.sh", tmp_path / "secrets"], check=True, capture_output=True)
+    secrets = dict(line.split("=", 1) for line in (tmp_path / "secrets/earmark.env").read_text().splitlines())
+    words = SERVICES["redis"]["command"]
+    assert words[:2] == ["valkey-server", "/run/secrets/valkey.conf"]
+    port, metrics_port = free_port(), free_port()
+    with running_valkey(tmp_path, str(tmp_path / "secrets/valkey.conf"), *words[2:]) as url:
+        here = {
+            **secrets,
+            "EARMARK_BROKER__URL": secrets["EARMARK_BROKER__URL"].replace("redis:6379/0", url.rpartition("//")[2]),
+            "EARMARK_DATABASE__URL": empty_postgres_url,
+            "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
+            "EARMARK_FETCH__PORTS": base.rpartition(":")[2],
+            "EARMARK_WORKER__METRICS_PORT": str(metrics_port),
+        }
+        stack = Earmark(here, tmp_path)
+        try:
+            stack(*SERVICES["migrate"]["command"])
+            stack.start("console.cli", *SERVICES["worker"]["command"])
+            flower = [word.replace("0.0.0.0", "127.0.0.1") for word in SERVICES["flower"]["command"]]
+            stack.start("console.cli", *flower, "--port", str(port))
+            wait_until(lambda: answers(f"http://127.0.0.1:{metrics_port}/ready"), 60)
+            shown = stack("submit", f"{base}/dog.ogg", f"{base}/siren.wav", "--watch", "--strict")
+            assert "2 done" in shown.stderr
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), 30)
+            assert not answers(f"http://127.0.0.1:{port}/api/workers")
+            known = base64.b64encode(secrets["EARMARK_FLOWER__BASIC_AUTH"].encode()).decode()
+            asked = urllib.request.Request(
+                f"http://127.0.0.1:{port}/api/workers?refresh=1", headers={"Authorization": f"Basic {known}"}
+            )
+            with urllib.request.urlopen(asked, timeout=20) as answer:
+                assert len(json.load(answer)) == 1
+            keys = {key.partition(b":")[0] for key in redis.Redis.from_url(here["EARMARK_BROKER__URL"]).scan_iter()}
+            assert keys == {b"earmark"}
+        finally:
+            stack.end()
+    password = urlsplit(here["EARMARK_BROKER__URL"]).password
+    assert password
+    assert all(password not in log.read_text() for log in tmp_path.glob("*.log"))
+
+
+def test_the_broker_s_user_may_not_steer_the_server_or_see_other_keys(tmp_path: Path) -> None:
+    subprocess.run(["sh", ROOT / "deploy/secrets.sh", tmp_path / "secrets"], check=True, capture_output=True)
+    (broker, *_) = (tmp_path / "secrets/earmark.env").read_text().splitlines()
+    with running_valkey(tmp_path, str(tmp_path / "secrets/valkey.conf")) as url:
+        user = redis.Redis.from_url(broker.partition("=")[2].replace("redis:6379/0", url.rpartition("//")[2]))
+        assert user.set("earmark:key", 1)
+        for refused in (["FLUSHALL"], ["CONFIG", "GET", "*"], ["SET", "other", "1"], ["KEYS", "*"], ["SHUTDOWN"]):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                user.execute_command(*refused)
+        with pytest.raises(redis.exceptions.AuthenticationError):
+            redis.Redis.from_url(url).get("earmark:key")

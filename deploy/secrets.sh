@@ -1,0 +1,27 @@
+#!/bin/sh
+# Make the three files of secrets that docker-compose.yml mounts, with passwords by chance: sh deploy/secrets.sh [FOLDER]
+set -eu
+folder=${1:-$(dirname "$0")/secrets}
+if [ -e "$folder/earmark.env" ]; then
+    echo "$folder is there already: the databases know those passwords." >&2
+    exit 1
+fi
+password() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
+redis=$(password)
+postgres=$(password)
+flower=$(password)
+
+# Containers read the files as users of their own; nobody else gets through the folder.
+mkdir -p -m 700 "$folder"
+umask 022
+printf '%s' "$postgres" > "$folder/postgres_password"
+# The one user may touch Earmark's own keys, and can neither configure nor empty the server. Celery subscribes by
+# patterns, which Redis allows only to those who may use every channel.
+printf 'user default off\nuser earmark on >%s ~earmark:* &* +@all -@admin -@dangerous +info\n' "$redis" \
+    > "$folder/valkey.conf"
+cat > "$folder/earmark.env" << END
+EARMARK_BROKER__URL=redis://earmark:$redis@redis:6379/0
+EARMARK_DATABASE__URL=postgresql://earmark:$postgres@postgres:5432/earmark
+EARMARK_FLOWER__BASIC_AUTH=earmark:$flower
+END
+echo "Made $folder; Flower's user and password are the last line of earmark.env."

@@ -1,0 +1,22 @@
+#!/bin/sh
+# Sixteen workers with a GPU each, for a day: sbatch deploy/slurm/workers.sh
+# Redis and PostgreSQL run elsewhere; ~/.config/earmark.env, mode 600, has EARMARK_BROKER__URL and EARMARK_DATABASE__URL.
+#SBATCH --job-name=earmark
+#SBATCH --array=1-16
+#SBATCH --gpus-per-task=1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=16G
+#SBATCH --time=24:00:00
+# SIGTERM to the worker a minute before the time is up: it gives back what it has not begun, and ends.
+#SBATCH --signal=TERM@60
+#SBATCH --requeue
+set -eu
+set -a
+. "${EARMARK_ENV:-$HOME/.config/earmark.env}"
+set +a
+export HF_HOME="${HF_HOME:-${SCRATCH:-$HOME}/models}"
+# A worker that dies is started again; one that a setting keeps from working (3) is not.
+until srun earmark worker --log-json; do
+    [ $? -ne 3 ] || exit 3
+    sleep 5
+done

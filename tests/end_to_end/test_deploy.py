@@ -1,0 +1,150 @@
+"""docs/deploy.md, block by block as processes of this machine, with Redis and PostgreSQL behind TLS."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+import ssl
+import threading
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+import trustme
+
+from console.demo import EXAMPLES
+from tests.end_to_end.conftest import Earmark, wait_until
+from tests.end_to_end.test_cluster import answers
+from tests.servers import free_port, running_valkey, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE = Path(__file__).parents[2] / "docs/deploy.md"
+
+
+@contextmanager
+def behind_tls(port: int, authority: trustme.CA, *, asked_first: bool = False) -> Iterator[str]:
+    """Yield the address of a server that ends TLS and passes on to another port.
+
+    Args:
+        asked_first: the client asks for TLS in eight bytes of plain text, as PostgreSQL's does.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=pass_on, args=(listener.accept()[0],), daemon=True).start()
+
+    def pass_on(plain: socket.socket) -> None:
+        with suppress(OSError), plain, socket.create_connection(("127.0.0.1", port)) as inner:
+            if asked_first and len(plain.recv(8)) == 8:
+                plain.sendall(b"S")
+            with context.wrap_socket(plain, server_side=True) as outer:
+                threading.Thread(target=pump, args=(inner, outer), daemon=True).start()
+                pump(outer, inner)
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while block := source.recv(65536):
+                sink.sendall(block)
+            sink.shutdown(socket.SHUT_RDWR)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"localhost:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def blocks(language: str) -> list[str]:
+    """Return the lines of the page's blocks in this language."""
+    found = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    return [line for block in found for line in block.splitlines()]
+
+
+@pytest.fixture
+def data(tmp_path: Path, postgres: str) -> Iterator[Earmark]:
+    """The machine `data`, set up as the page says, and the environment of every other machine."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    (tmp_path / "redis.conf").write_text("\n".join(blocks("redis")))
+    with ExitStack() as stack:
+        stack.enter_context(administered(postgres))
+        valkey = stack.enter_context(running_valkey(tmp_path, str(tmp_path / "redis.conf")))
+        here = {
+            "/etc/earmark": str(tmp_path),
+            "data:6379": stack.enter_context(behind_tls(port_of(valkey), authority)),
+            "data:5432": stack.enter_context(behind_tls(port_of(postgres), authority, asked_first=True)),
+        }
+        said = re.sub("/etc/earmark|data:[0-9]+", lambda found: here[found[0]], "\n".join(blocks("env")))
+        settings = dict(line.split("=", 1) for line in said.splitlines())
+        # The page's machines can look up names of the internet.
+        everywhere = Earmark({**settings, "HF_ENDPOINT": "http://localhost"}, tmp_path)
+        try:
+            yield everywhere
+        finally:
+            everywhere.end()
+
+
+@contextmanager
+def administered(postgres: str) -> Iterator[None]:
+    with psycopg.connect(postgres, autocommit=True) as administrator:
+        for statement in blocks("sql"):
+            administrator.execute(statement)  # type: ignore[call-overload]
+        yield
+        administrator.execute("DROP DATABASE earmark WITH (FORCE)")
+        administrator.execute("DROP ROLE earmark")
+
+
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port
+    return port
+
+
+def test_the_page_leads_from_two_servers_to_results(data: Earmark) -> None:
+    commands = [shlex.split(line)[1:] for line in blocks("sh")]
+    assert [words[0] for words in commands] == [
+        *("db", "doctor", "worker", "submit", "status", "results", "query", "flower")
+    ]
+    metrics, port = free_port(), free_port()
+    data.settings["EARMARK_WORKER__METRICS_PORT"] = str(metrics)
+    with serving(EXAMPLES) as base:
+        data.settings |= {
+            "EARMARK_FETCH__PORTS": base.rpartition(":")[2],
+            "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
+        }
+        (data.folder / "list.txt").write_text(f"{base}/dog.ogg\n{base}/siren.wav\n")
+        said = {}
+        for words in commands:
+            if words == ["worker"]:
+                data.start("console.cli", *words)
+                wait_until(lambda: answers(f"http://127.0.0.1:{metrics}/ready"), 60)
+            elif words == ["flower"]:
+                data.start("console.cli", *words, "--port", str(port))
+            else:
+                said[words[0]] = data(*words)
+        wait_until(lambda: bool(answers(f"http://127.0.0.1:{port}/api/workers")), 30)
+    assert "2 done" in said["submit"].stderr
+    assert "2 done" in said["status"].stderr + said["status"].stdout
+    assert {"dog", "siren"} <= set(re.split(r"\W", (data.folder / "march.csv").read_text()))
+    assert "siren" in said["query"].stdout
+
+
+def test_a_certificate_of_another_authority_is_refused_with_a_sentence(data: Earmark) -> None:
+    right = dict(data.settings)
+    data("db", "upgrade")
+    for name in ("EARMARK_DATABASE__URL", "EARMARK_BROKER__URL"):
+        data.settings = {**right, name: right[name].replace("ca.pem", "other.pem")}
+        refused = data("submit", str(EXAMPLES / "dog.ogg"), status=3)
+        assert "certificate verify failed" in refused.stderr

@@ -1,0 +1,88 @@
+"""deploy/kubernetes: what the API servers' own schemas allow, and what its objects promise each other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from earmark import broker
+from earmark.settings import Broker
+
+FOLDER = Path(__file__).parents[2] / "deploy/kubernetes"
+KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+OBJECTS: dict[str, Any] = {
+    f"{one['kind']}/{one['metadata']['name']}": one
+    for file in KUSTOMIZATION["resources"]
+    for one in yaml.safe_load_all((FOLDER / file).read_text())
+}
+PODS = {name: one["spec"]["template"]["spec"] for name, one in OBJECTS.items() if one["kind"] in ("Deployment", "Job")}
+
+
+@pytest.mark.parametrize("name", [name for name, one in OBJECTS.items() if "keda" not in one["apiVersion"]])
+def test_kubernetes_takes_the_object(name: str) -> None:
+    for version in ("1.31", "1.36"):
+        kubernetes_validate.validate(OBJECTS[name], version, strict=True)
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_has_the_least_rights_and_its_secrets_in_a_file(name: str) -> None:
+    pod = PODS[name]
+    (container,) = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["resources"]["limits"]["memory"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts["secrets"] == "/run/secrets"
+    assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
+
+
+def test_a_worker_has_time_to_stop_and_is_asked_whether_it_is_ready() -> None:
+    pod = PODS["Deployment/worker"]
+    (container,) = pod["containers"]
+    assert pod["terminationGracePeriodSeconds"] == 60
+    assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "metrics"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/health", "port": "metrics"}
+    dockerfile = (FOLDER.parents[1] / "Dockerfile").read_text()
+    assert f"METRICS_PORT={container['ports'][0]['containerPort']}" in dockerfile
+
+
+def test_names_lead_to_what_there_is() -> None:
+    made = {secret["name"] for secret in KUSTOMIZATION["secretGenerator"]}
+    asked = set(re.findall(r"secretName: ([\w-]+)", "".join(file.read_text() for file in FOLDER.glob("*.yaml"))))
+    scaled, login = OBJECTS["ScaledObject/worker"]["spec"], OBJECTS["TriggerAuthentication/redis"]["spec"]
+    asked |= {reference["name"] for reference in login["secretTargetRef"]}
+    assert asked == made
+    assert f"Deployment/{scaled['scaleTargetRef']['name']}" in OBJECTS
+    assert f"TriggerAuthentication/{scaled['triggers'][0]['authenticationRef']['name']}" in OBJECTS
+    for name, labels in (("worker", "PodDisruptionBudget/worker"), ("flower", "Service/flower")):
+        selector = OBJECTS[labels]["spec"]["selector"]
+        labelled = OBJECTS[f"Deployment/{name}"]["spec"]["template"]["metadata"]["labels"]
+        assert selector.get("matchLabels", selector).items() <= labelled.items()
+
+
+def test_workers_grow_with_the_queue_and_one_stays_to_feed_it() -> None:
+    scaled = OBJECTS["ScaledObject/worker"]["spec"]
+    assert scaled["triggers"][0]["metadata"]["listName"] == f"{broker.KEY_PREFIX}{Broker().queue}"
+    assert scaled["minReplicaCount"] >= 1
+    # A full queue asks for more workers than could have filled it.
+    asked = Broker().high_water / int(scaled["triggers"][0]["metadata"]["listLength"])
+    assert asked > 1
+
+
+def test_the_patch_for_gpus_changes_what_is_there() -> None:
+    overlay = yaml.safe_load((FOLDER / "gpu/kustomization.yaml").read_text())
+    assert overlay["images"][0]["name"] == KUSTOMIZATION["images"][0]["newName"]
+    for change in yaml.safe_load(overlay["patches"][0]["patch"]):
+        there: Any = OBJECTS["Deployment/worker"]
+        for part in change["path"].split("/")[1 : None if change["op"] == "replace" else -1]:
+            there = there[int(part) if part.isdigit() else part]

@@ -1,0 +1,82 @@
+"""The metrics of a worker with a GPU or two models, and of two workers on one port."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from earmark import broker
+from earmark.errors import ServiceError
+from earmark.settings import Broker, Worker
+from tests.servers import free_port
+from workers import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def fake_batcher(device: str, *, waiting_bytes: int, lanes: int) -> Any:
+    limits = SimpleNamespace(windows=64)
+    return SimpleNamespace(
+        waiting_bytes=waiting_bytes, classifier=SimpleNamespace(device=device, lanes=lanes, limits=limits)
+    )
+
+
+@pytest.fixture
+def told() -> Callable[..., dict[str, float]]:
+    """Return a function that gives the samples of a worker with these batchers, whose Redis is away."""
+    broker.configure(Broker(url=f"redis://127.0.0.1:{free_port()}/0"))
+
+    def samples(*batchers: Any) -> dict[str, float]:
+        registry = CollectorRegistry()
+        desk: Any = SimpleNamespace(chunks_in_hand=3, batchers=list(batchers))
+        feeder: Any = SimpleNamespace(taken_back=7)
+        registry.register(metrics.AtAScrape(desk, feeder))
+        found = [sample for family in registry.collect() for sample in family.samples]
+        assert len({sample.name for sample in found}) == len(found)
+        return {sample.name: sample.value for sample in found}
+
+    return samples
+
+
+def test_two_models_are_one_worker(told: Callable[..., dict[str, float]]) -> None:
+    found = told(fake_batcher("cpu", waiting_bytes=5, lanes=2), fake_batcher("cpu", waiting_bytes=6, lanes=2))
+    assert found["earmark_waiting_audio_bytes"] == 11
+    assert found["earmark_model_lanes"] == 4
+    assert found["earmark_leases_ended_total"] == 7
+    assert not any("gpu" in name or "queue" in name for name in found)
+
+
+def test_a_gpu_s_memory_and_work_are_told(
+    told: Callable[..., dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 80))
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 65)
+    found = told(*[fake_batcher("cuda:0", waiting_bytes=0, lanes=2)] * 2)
+    assert found["earmark_gpu_memory_used_bytes"] == 50
+    assert found["earmark_gpu_memory_bytes"] == 80
+    assert found["earmark_gpu_utilisation"] == 0.65
+
+
+def test_a_gpu_without_its_library_tells_its_memory(
+    told: Callable[..., dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_device: str) -> int:
+        raise ModuleNotFoundError("pynvml")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 80))
+    monkeypatch.setattr(torch.cuda, "utilization", missing)
+    found = told(fake_batcher("cuda", waiting_bytes=0, lanes=2))
+    assert found["earmark_gpu_memory_used_bytes"] == 50
+    assert "earmark_gpu_utilisation" not in found
+
+
+def test_two_workers_on_one_port_are_told_how_to_part() -> None:
+    worker = Worker(metrics_port=free_port())
+    metrics.serve(worker, lambda: True)
+    with pytest.raises(ServiceError, match="EARMARK_WORKER__METRICS_PORT of its own"):
+        metrics.serve(worker, lambda: True)

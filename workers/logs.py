@@ -1,0 +1,64 @@
+"""A log record in; a line of text, or of JSON that names the run and the chunk it is about, out on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PLAIN = frozenset([*vars(logging.makeLogRecord({})), "message", "asctime"])
+_about: ContextVar[dict[str, object]] = ContextVar("about", default={})  # noqa: B039 - never changed in place
+
+
+def set_up(*, as_json: bool) -> None:
+    """Send this process's log and warnings to stderr."""
+    logging.captureWarnings(capture=True)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Json() if as_json else Text("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for chatty in ("celery.worker.strategy", "celery.app.trace", "httpx", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+@contextmanager
+def about(**facts: object) -> Iterator[None]:
+    """Let every line of this block, and of what is started with a copy of its context, carry these facts."""
+    token = _about.set(facts)
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+class Text(logging.Formatter):
+    """A line for people, with what the block is about before the message."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        if facts := _about.get():
+            record.message = f"{', '.join(f'{name} {value}' for name, value in facts.items())}: {record.message}"
+        return super().formatMessage(record)
+
+
+class Json(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, what the block is about, what the line adds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        extra = {name: value for name, value in vars(record).items() if name not in _PLAIN}
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_about.get(),
+            **extra,
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
