@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from db import ledger, results, schema
+from db.listed import listed
 from db.models import Clip, state_is
 from db.session import connect, reading, writing
 from earmark.clips import AudioFacts, Prediction, Source, Success, Timings
@@ -94,9 +95,9 @@ def build(engine: sa.Engine, clips: int) -> tuple[int, ...]:
     identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
     names = [f"label {number}" for number in range(LABELS)]
     _, label_ids = ledger.register_model(engine, names, **identity, function_to_apply="sigmoid", window_s=10.0)
-    numbers, digests, listed = DIALECTS[engine.dialect.name]
-    labels = listed.format(", ".join(f"(best + {rank * 101}) % 527 + 1" for rank in range(5)))
-    scores = listed.format(", ".join(f"round(score / {rank}, 7)" for rank in range(1, 6)))
+    numbers, digests, array = DIALECTS[engine.dialect.name]
+    labels = array.format(", ".join(f"(best + {rank * 101}) % 527 + 1" for rank in range(5)))
+    scores = array.format(", ".join(f"round(score / {rank}, 7)" for rank in range(1, 6)))
     fill = CLIPS.format(numbers=numbers, labels=labels, scores=scores, **digests)
     indexes = list(sa.inspect(Clip).local_table.indexes)
     on_clips = " ON clips" if engine.dialect.name == "postgresql" else ""
@@ -146,7 +147,9 @@ def plan(engine: sa.Engine, statement: str) -> str:
 
 def rates(engine: sa.Engine, label_ids: tuple[int, ...]) -> tuple[float, float]:
     """Return clips/s of `finish` alone, and of `claim` and `finish`, in chunks of 16 on one thread."""
-    ledger.add_clips(engine, 1, [Listed(f"https://archive-0.example.org/new/{n:08}.wav") for n in range(PENDING)])
+    # Sorted as `submit` does, so that a chunk's keys are neighbours in their index.
+    new = sorted(listed(Listed(f"https://archive-0.example.org/new/{n:08}.wav")) for n in range(PENDING))
+    ledger.add_listed(engine, 1, new)
     ids = list(range_of_pending(engine))
     claiming = finishing = 0.0
     for start in range(0, len(ids), CHUNK):

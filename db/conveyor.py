@@ -19,6 +19,8 @@ _LEASE = (
     "INSERT INTO leases (clip_id, run_id, until) SELECT value, :run_id, {now} + :lease_s FROM {list}"
     " WHERE true ON CONFLICT DO NOTHING RETURNING clip_id"
 )
+#: PostgreSQL keeps the plan it made when there were hardly any leases: it must not be one that reads them all.
+_MY_TURN = "SELECT pg_try_advisory_xact_lock(hashtext(:queue)) FROM set_config('enable_seqscan', 'off', true)"
 _RUNS = """
 SELECT id, chunk_size, priority FROM runs
 WHERE queue = :queue AND (SELECT sum(clips) FROM run_counts WHERE run_id = runs.id AND state = 'pending') > 0
@@ -116,7 +118,7 @@ def pick(
 def _my_turn(connection: sa.Connection, queue: str) -> bool:
     if connection.dialect.name == "sqlite":
         return True
-    return bool(execute(connection, "SELECT pg_try_advisory_xact_lock(hashtext(:queue))", queue=queue).scalar())
+    return bool(execute(connection, _MY_TURN, queue=queue).scalar())
 
 
 def _pick_clips(
