@@ -1,0 +1,273 @@
+"""Earmark beside what one would use instead: the same clips, the same model, the same labels kept, one run.
+
+    python -m benchmarks.end_to_end
+    python -m benchmarks.end_to_end --models starter --sources files --ways optimum "earmark sqlite"
+
+Every way is a process of its own that has its model loaded and one clip behind it. They take turns on the same list
+in random order, so that a busy machine slows all alike. Clips a second, processor time (of all its processes, servers
+included) and memory are medians over the turns, with the lowest and highest; a ratio is the median of the turns'
+ratios to the loop written by hand. Ray's include the start of its actors, which it repeats for each list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import venv
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import soundfile
+
+from benchmarks.contenders import WAYS
+from benchmarks.inference import saved_model
+from tests.servers import serving
+
+EXAMPLES = Path(__file__).parents[1] / "console" / "examples"
+RATE = 44_100
+#: How many clips a model is given in a turn: a base model takes seconds for each.
+CLIPS = {"starter": 200, "ast-base": 8, "wav2vec2-base": 12}
+#: (lengths, how they are had, latency of the server in seconds)
+SOURCES = {
+    "files": ("equal", False, 0.0),
+    "urls": ("equal", True, 0.0),
+    "ragged urls": ("ragged", True, 0.0),
+    "slow urls": ("equal", True, 0.05),
+}
+REFERENCE = "optimum"
+#: Ways that choose their own number of threads.
+ONE_THREAD = {"optimum", "ray"}
+
+
+@dataclass
+class Costs:
+    """What each turn of one way took, per clip."""
+
+    clips_s: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
+    memory_mb: list[float] = field(default_factory=list)
+
+
+class Contender:
+    """A way's process, and what it and its children take."""
+
+    def __init__(self, way: str, model: str, threads: int, warm_up: Path) -> None:
+        python = _python_with_ray() if way == "ray" else sys.executable
+        command = [python, "-m", "benchmarks.contenders", way, "--model", model, "--threads", str(threads)]
+        with Path(tempfile.gettempdir(), f"contender-{way.replace(' ', '-')}.log").open("w") as log:
+            self._process = subprocess.Popen(
+                [*command, "--warm-up", str(warm_up)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        assert self._process.stdout is not None
+        while (line := self._process.stdout.readline()) and line != "ready\n":
+            pass
+        if not line:
+            raise SystemExit(f"{way} did not start: see {log.name}")
+
+    def label(self, uris: list[str], costs: Costs | None = None) -> list[str]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with _Memory(self._process.pid) as memory:
+            wall, cpu = time.perf_counter(), _cpu_s(self._process.pid)
+            self._process.stdin.write(json.dumps(uris) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+            wall, cpu = time.perf_counter() - wall, _cpu_s(self._process.pid) - cpu
+        if costs:
+            costs.clips_s.append(len(uris) / wall)
+            costs.cpu_ms.append(1000 * cpu / len(uris))
+            costs.memory_mb.append(memory.peak_mb)
+        return list(json.loads(answer))
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+class _Memory:
+    """The most that a process and its children held at once while the block ran; pages they share count once."""
+
+    EVERY_S = 1.0
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self.peak_mb = 0.0
+        self._over = threading.Event()
+
+    def __enter__(self) -> _Memory:
+        self._look()
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _go_on(self) -> None:
+        while not self._over.wait(self.EVERY_S):
+            self._look()
+
+    def _look(self) -> None:
+        held = 0
+        for process in _tree(self._pid):
+            try:
+                held += process.memory_full_info().pss
+            except psutil.Error:
+                continue
+        self.peak_mb = max(self.peak_mb, held / 2**20)
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def _cpu_s(pid: int) -> float:
+    """Return the processor seconds of a process and its children, those that have ended included."""
+    seconds = 0.0
+    for process in _tree(pid):
+        try:
+            seconds += sum(process.cpu_times()[:4])
+        except psutil.Error:
+            continue
+    return seconds
+
+
+def main() -> None:
+    arguments = _arguments()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {time.strftime('%d %B %Y')}, {arguments.turns} turns")
+    with tempfile.TemporaryDirectory() as folder:
+        for model in arguments.models:
+            name = saved_model(model, Path(folder, model))
+            for source in arguments.sources:
+                _compare(model, name, source, Path(folder), arguments)
+    print(f"load {os.getloadavg()[0]:.1f}, ours included")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(CLIPS), choices=CLIPS)
+    parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--clips", type=int, help="instead of as many as a model is given by default")
+    return parser.parse_args()
+
+
+def _compare(model: str, name: str, source: str, folder: Path, arguments: argparse.Namespace) -> None:
+    lengths, remote, latency_s = SOURCES[source]
+    clips = make_clips(folder / f"{model}-{source}", lengths, arguments.clips or CLIPS[model])
+    with ExitStack() as running:
+        base = running.enter_context(serving(clips[0].parent, delay_s=latency_s)) if remote else str(clips[0].parent)
+        if remote:
+            os.environ["EARMARK_FETCH__PORTS"] = base.rpartition(":")[2]
+        uris = [f"{base}/{clip.name}" for clip in clips]
+        contenders = {}
+        for way in arguments.ways:
+            contenders[way] = _best(way, name, clips[0], uris[: len(uris) // 4])
+            running.callback(contenders[way].close)
+        answers = {way: contender.label(uris) for way, contender in contenders.items()}
+        costs = {way: Costs() for way in contenders}
+        for turn in range(arguments.turns):
+            for place in np.random.default_rng(turn).permutation(len(contenders)):
+                way = list(contenders)[place]
+                contenders[way].label(uris, costs[way])
+    _show(f"{model}, {len(clips)} {source}", costs, answers)
+
+
+def _best(way: str, model: str, warm_up: Path, uris: list[str]) -> Contender:
+    """Return the way with the number of threads that suits it better."""
+    if way in ONE_THREAD:
+        return Contender(way, model, 1, warm_up)
+    tried: list[tuple[float, Contender]] = []
+    for threads in (1, os.cpu_count() or 1):
+        contender, costs = Contender(way, model, threads, warm_up), Costs()
+        contender.label(uris)
+        contender.label(uris, costs)
+        tried.append((costs.clips_s[0], contender))
+    *others, (_, best) = sorted(tried, key=lambda each: each[0])
+    for _, other in others:
+        other.close()
+    return best
+
+
+def make_clips(folder: Path, lengths: str, count: int) -> list[Path]:
+    """Write pieces of the bundled clips, no two alike, as Ogg Vorbis at 44.1 kHz."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    sound = _sound()
+    paths = []
+    for number in range(count):
+        seconds = generator.uniform(1, 10) if lengths == "ragged" else 5.0
+        start = generator.integers(len(sound) - round(seconds * RATE))
+        piece = sound[start : start + round(seconds * RATE)] * generator.uniform(0.3, 1)
+        paths.append(folder / f"{number}.ogg")
+        soundfile.write(paths[-1], piece, RATE, format="OGG", subtype="VORBIS")
+    return paths
+
+
+def _sound() -> np.ndarray:
+    import librosa
+
+    files = [path for path in sorted(EXAMPLES.iterdir()) if path.suffix in {".ogg", ".flac", ".mp3"}]
+    return np.concatenate([librosa.load(path, sr=RATE)[0] for path in files])
+
+
+def _show(title: str, costs: dict[str, Costs], answers: dict[str, list[str]]) -> None:
+    print(f"\n**{title}**\n")
+    print("| way | clips/s | CPU ms a clip | MB | of the optimum's clips/s | its CPU over the optimum's | same label |")
+    print("|---|---|---|---|---|---|---|")
+    for way, cost in costs.items():
+        against = costs.get(REFERENCE, cost)
+        print(
+            f"| {way} | {_spread(cost.clips_s)} | {_spread(cost.cpu_ms)} | {max(cost.memory_mb):.0f} "
+            f"| {_ratio(cost.clips_s, against.clips_s):.2f} | {_ratio(cost.cpu_ms, against.cpu_ms):.2f} "
+            f"| {_agreement(answers[way], answers.get(REFERENCE, answers[way])):.0%} |",
+            flush=True,
+        )
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+
+
+def _ratio(values: list[float], others: list[float]) -> float:
+    return statistics.median(one / other for one, other in zip(values, others, strict=True))
+
+
+def _agreement(labels: list[str], others: list[str]) -> float:
+    return statistics.mean(one == other for one, other in zip(labels, others, strict=True))
+
+
+def _python_with_ray() -> str:
+    """Return a Python with Ray beside everything that is installed here; made once."""
+    folder = Path(tempfile.gettempdir(), "earmark-ray")
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        [packages] = folder.glob("lib/python*/site-packages")
+        (packages / "here.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "ray[data]"], check=True)
+        (folder / "ready").touch()
+    return str(python)
+
+
+if __name__ == "__main__":
+    main()
