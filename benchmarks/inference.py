@@ -56,7 +56,7 @@ def main() -> None:
     print(f"{'model':14} {'lengths':8} {'way':12} {'CPU ms/clip':>12} {'clips/s':>8} {'cost, of ours':>14}")
     with tempfile.TemporaryDirectory() as folder:
         for model in arguments.models:
-            name = _saved(model, Path(folder) / model)
+            name = saved_model(model, Path(folder) / model)
             for lengths in ("equal", "ragged"):
                 _compare(model, name, lengths, arguments)
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, ours included")
@@ -155,7 +155,7 @@ def _row(title: str, cost: Cost, ours: Cost, clips: int, threads: int) -> str:
     return f"{title} {1000 * sum(cost.cpu) / clips:12.2f} {clips / sum(cost.wall):8.2f} {ratio:14.2f}"
 
 
-def _saved(model: str, folder: Path) -> str:
+def saved_model(model: str, folder: Path) -> str:
     if model == "starter":
         return model
     torch.manual_seed(0)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 EXAMPLE_QUERY = 'query "SELECT label, count(*) FROM results GROUP BY label"'
 #: A terminal shows so many rows of a table; a file or a pipe gets all.
 TABLE_ROWS = 1000
-#: Rows of a Parquet file held in memory at once: some 100 MB.
-ROWS_IN_PART = 50_000
+#: Rows of a Parquet file held in memory at once: some 50 MB.
+ROWS_IN_PART = 20_000
 
 
 class Format(StrEnum):

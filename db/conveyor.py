@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from db.models import Clip, Lease, Run, RunCount, state_is
+from db.models import Lease, Run
 from db.session import execute, now, reading, writing
 
 if TYPE_CHECKING:
@@ -19,6 +19,23 @@ _LEASE = (
     "INSERT INTO leases (clip_id, run_id, until) SELECT value, :run_id, {now} + :lease_s FROM {list}"
     " WHERE true ON CONFLICT DO NOTHING RETURNING clip_id"
 )
+#: PostgreSQL keeps the plan it made when there were hardly any leases: it must not be one that reads them all.
+_MY_TURN = "SELECT pg_try_advisory_xact_lock(hashtext(:queue)) FROM set_config('enable_seqscan', 'off', true)"
+_RUNS = """
+SELECT id, chunk_size, priority FROM runs
+WHERE queue = :queue AND (SELECT sum(clips) FROM run_counts WHERE run_id = runs.id AND state = 'pending') > 0
+ORDER BY id
+"""
+# The lease is looked up for each clip, never joined: PostgreSQL would sort whatever it joins.
+_PENDING = """
+SELECT id, coalesce(display_uri, uri), crashes FROM clips
+WHERE run_id = :run_id AND state = 'pending' AND {due} AND (SELECT clip_id FROM leases WHERE clip_id = clips.id) IS NULL
+ORDER BY not_before, id LIMIT :count
+"""
+#: A run's clips that were begun before and whose time has come.
+DUE_AGAIN = _PENDING.replace("{due}", "not_before > 0 AND not_before <= (SELECT {now})")
+#: A run's clips behind `:after` that no worker has had. Compared as a pair, so that PostgreSQL keeps to this index.
+NEVER_BEGUN = _PENDING.replace("{due}", "(not_before, id) > (0, :after) AND not_before <= 0")
 #: Read once a statement, so that an index can be used.
 _CLOCK = sa.select(now()).scalar_subquery()
 
@@ -55,7 +72,8 @@ def take_back_queued(engine: sa.Engine, queue: str, within_s: float) -> int:
 
 
 def _take_back(engine: sa.Engine, queue: str, ended: sa.ColumnElement[bool]) -> int:
-    leases = sa.select(Lease.clip_id, Lease.token).where(ended, Lease.run_id.in_(_runs_of(queue)))
+    runs = sa.select(Run.id).where(Run.queue == queue)
+    leases = sa.select(Lease.clip_id, Lease.token).where(ended, Lease.run_id.in_(runs))
     # Most feeders find nothing, and on SQLite there is one writer.
     with reading(engine) as connection:
         if connection.execute(leases.limit(1)).first() is None:
@@ -87,7 +105,7 @@ def pick(
     with writing(engine) as connection:
         if not _my_turn(connection, queue):
             return []
-        runs = connection.execute(_runs_with_pending_clips(queue)).all()
+        runs = execute(connection, _RUNS, queue=queue).all()
         total = sum(run.priority for run in runs)
         picked = []
         for run in runs:
@@ -100,53 +118,25 @@ def pick(
 def _my_turn(connection: sa.Connection, queue: str) -> bool:
     if connection.dialect.name == "sqlite":
         return True
-    return bool(execute(connection, "SELECT pg_try_advisory_xact_lock(hashtext(:queue))", queue=queue).scalar())
+    return bool(execute(connection, _MY_TURN, queue=queue).scalar())
 
 
 def _pick_clips(
     connection: sa.Connection, run_id: int, count: int, limits: Ledger, after: dict[int, int]
 ) -> list[PickedClip]:
-    again = _lease(connection, run_id, due_again(run_id, count), limits)
+    def lease(statement: str, **values: int) -> list[PickedClip]:
+        found = [PickedClip(*row) for row in execute(connection, statement, run_id=run_id, **values).all()]
+        if not found:
+            return []
+        ids = [clip.id for clip in found]
+        leased = set(execute(connection, _LEASE, ids=ids, run_id=run_id, lease_s=limits.queue_lease_s).scalars().all())
+        return [clip for clip in found if clip.id in leased]
+
+    again = lease(DUE_AGAIN, count=count)
     wanted = count - len(again)
-    fresh = _lease(connection, run_id, never_begun(run_id, wanted, after.get(run_id, 0)), limits) if wanted else []
+    fresh = lease(NEVER_BEGUN, count=wanted, after=after.get(run_id, 0)) if wanted else []
     if wanted and not fresh and after.get(run_id):
-        fresh = _lease(connection, run_id, never_begun(run_id, wanted, 0), limits)
+        fresh = lease(NEVER_BEGUN, count=wanted, after=0)
     if wanted:
         after[run_id] = fresh[-1].id if fresh else 0
     return again + fresh
-
-
-def due_again(run_id: int, count: int) -> sa.Select[int, str, int]:
-    """Return the statement for a run's clips that were begun before and whose time has come."""
-    return _pending(run_id).where(Clip.not_before > 0, Clip.not_before <= _CLOCK).limit(count)
-
-
-def never_begun(run_id: int, count: int, after: int) -> sa.Select[int, str, int]:
-    """Return the statement for a run's clips behind this one that no worker has had."""
-    # Compared as a pair, so that PostgreSQL does not walk all ids of all runs instead.
-    place, mark = sa.tuple_(Clip.not_before, Clip.id), sa.tuple_(sa.literal(0.0), sa.literal(after))
-    return _pending(run_id).where(place > mark, Clip.not_before <= 0).limit(count)
-
-
-def _pending(run_id: int) -> sa.Select[int, str, int]:
-    # A lookup for each, never a join: PostgreSQL would sort whatever it joins.
-    leased = sa.select(Lease.clip_id).where(Lease.clip_id == Clip.id).scalar_subquery()
-    pending = sa.select(Clip.id, Clip.display_uri, Clip.crashes).where(Clip.run_id == run_id, state_is("pending"))
-    return pending.where(leased.is_(None)).order_by(Clip.not_before, Clip.id)
-
-
-def _lease(connection: sa.Connection, run_id: int, some: sa.Select[int, str, int], limits: Ledger) -> list[PickedClip]:
-    found = [PickedClip(*row) for row in connection.execute(some)]
-    values = {"ids": [clip.id for clip in found], "run_id": run_id, "lease_s": limits.queue_lease_s}
-    leased = set(execute(connection, _LEASE, **values).scalars()) if found else set()
-    return [clip for clip in found if clip.id in leased]
-
-
-def _runs_of(queue: str) -> sa.Select[int]:
-    return sa.select(Run.id).where(Run.queue == queue)
-
-
-def _runs_with_pending_clips(queue: str) -> sa.Select[int, int, int]:
-    pending = sa.select(RunCount.run_id).where(RunCount.state == "pending").group_by(RunCount.run_id)
-    some = Run.id.in_(pending.having(sa.func.sum(RunCount.clips) > 0))
-    return sa.select(Run.id, Run.chunk_size, Run.priority).where(Run.queue == queue, some).order_by(Run.id)

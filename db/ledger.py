@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from db import outcomes, results
-from db.listed import Listed, insert, known_keys, listed
+from db.listed import Listed, insert, lacking, listed
 from db.models import Base, Clip, Label, Lease, Model, Run, RunCount, WindowPrediction, state_is
 from db.outcomes import error_values
 from db.session import execute, now, reading, writing
@@ -110,8 +110,7 @@ def add_listed(engine: sa.Engine, run_id: int, rows: list[Listed], *, mostly_kno
     """
     if mostly_known:
         with reading(engine) as connection:
-            known = known_keys(connection, run_id, rows)
-        rows = [row for row in rows if row[0] not in known]
+            rows = lacking(connection, run_id, rows)
     if not rows:
         return 0
     with writing(engine) as connection:

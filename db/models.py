@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
-from earmark.clips import FINAL_STATES
+from earmark.clips import FINAL_STATES, KEY_BYTES
 
 # SQLite counts rows only in a column that is exactly INTEGER.
 Id = BigInteger().with_variant(Integer, "sqlite")
@@ -155,7 +155,7 @@ class Clip(Base):
     uri: Mapped[str] = mapped_column()
     _display_uri: Mapped[str | None] = mapped_column("display_uri")
     #: Hash of the normalised URI: what makes a clip the same clip within a run.
-    uri_key: Mapped[Digest] = mapped_column(LargeBinary(11))
+    uri_key: Mapped[Digest] = mapped_column(LargeBinary(KEY_BYTES))
     meta: Mapped[dict[str, Any] | None]
     worker: Mapped[str | None]
     error_code: Mapped[str | None]

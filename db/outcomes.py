@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,6 @@ def write(
     limits: Ledger,
 ) -> Counter[str]:
     """Write final or next states and windows of the clips a claim still holds; return how many came to which state."""
-    statements = _statements(connection.dialect.name)
     workers = held(connection, token, [outcome.clip_id for outcome in outcomes])
     mine = [outcome for outcome in outcomes if outcome.clip_id in workers]
     states = [
@@ -59,7 +57,7 @@ def write(
         if isinstance(clip, Success)
         for window in clip.windows
     ]
-    for statement, rows in ((statements.set_states, states), (statements.add_windows, windows)):
+    for statement, rows in zip(_statements(connection.dialect.name), (states, windows), strict=True):
         if rows:
             sent: Any = rows if connection.dialect.name == "sqlite" else (json.dumps(rows, default=_hex),)
             connection.exec_driver_sql(statement, sent)
@@ -119,31 +117,24 @@ def _hex(digest: bytes) -> str:
     return rf"\x{digest.hex()}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Statements:
-    """Plain SQL, since SQLAlchemy would look at every value of every row.
+@cache
+def _statements(dialect: str) -> tuple[str, str]:
+    """Return what sets states and what adds windows: plain SQL, for SQLAlchemy would look at every value of every row.
 
     SQLite is fastest at one statement a row. To PostgreSQL a chunk's rows travel as one JSON document: several times as
     fast as a statement a row, and its triggers run once.
     """
-
-    set_states: str
-    add_windows: str
-
-
-@cache
-def _statements(dialect: str) -> _Statements:
     update = (
         "UPDATE clips SET {said}, not_before = {now} + {pause}, finished_at = CASE WHEN {pause} IS NULL THEN {now} END"
     )
     if dialect == "sqlite":
         said = ", ".join(f"{name} = :{name}" for name in SAID)
-        return _Statements(
+        return (
             update.format(said=said, now=NOW_SQLITE, pause=":not_before") + " WHERE id = :id",
             "INSERT INTO window_predictions VALUES (:clip_id, :start_s, :end_s, :label_ids, :scores)",
         )
     said = ", ".join(f"{name} = said.{name}" for name in SAID)
-    return _Statements(
+    return (
         update.format(said=said, now=NOW_POSTGRESQL, pause="said.not_before")
         + " FROM json_populate_recordset(NULL::clips, %s) AS said WHERE clips.id = said.id",
         "INSERT INTO window_predictions SELECT * FROM json_populate_recordset(NULL::window_predictions, %s)",

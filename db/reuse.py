@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,20 +18,12 @@ def reuse(engine: sa.Engine, run_id: int, clip_id: int, source: words.Source | N
 
     Without a source: the result that the clip's URL has in another run, the newest.
     """
-    mine, theirs, asked = aliased(Run), aliased(Run), aliased(Clip)
-    same = sa.and_(theirs.model_id == mine.model_id, theirs.options == mine.options)
-    facts = [getattr(Clip, name) for name in words.AudioFacts.__slots__]
-    known = sa.select(Clip.id, Clip.label_ids, Clip.scores, Clip.sha256, Clip.bytes, *facts)
-    known = known.join(theirs, theirs.id == Clip.run_id).join(mine, same)
-    known = known.where(mine.id == run_id, state_is("done")).limit(1)
+    values: dict[str, Any] = {"run_id": run_id, "clip_id": clip_id}
     if source:
         content = bytes.fromhex(source.sha256)
-        known = known.where(sa.literal_column(CONTENT.text) == content[:7], Clip.sha256 == content)
-    else:
-        key = sa.select(asked.uri_key).where(asked.id == clip_id).scalar_subquery()
-        known = known.where(Clip.uri_key == key, theirs.id != run_id).order_by(theirs.id.desc())
+        values |= {"content": content, "start": content[:7]}
     with reading(engine) as connection:
-        found = connection.execute(known).first()
+        found = connection.execute(_known(by_content=bool(source)), values).first()
         if found is None:
             return None
         each = sa.select(WindowPrediction).where(WindowPrediction.clip_id == found.id)
@@ -51,3 +44,19 @@ def reuse(engine: sa.Engine, run_id: int, clip_id: int, source: words.Source | N
         tuple(words.WindowPredictions(row.start_s, row.end_s, predictions(row)) for row in windows),
         reused=True,
     )
+
+
+@cache
+def _known(*, by_content: bool) -> sa.Select[*tuple[Any, ...]]:
+    # Asked for every clip: to put the statement together anew would cost ten times what it costs to run.
+    mine, theirs, asked = aliased(Run), aliased(Run), aliased(Clip)
+    same = sa.and_(theirs.model_id == mine.model_id, theirs.options == mine.options)
+    facts = [getattr(Clip, name) for name in words.AudioFacts.__slots__]
+    known = sa.select(Clip.id, Clip.label_ids, Clip.scores, Clip.sha256, Clip.bytes, *facts)
+    known = known.join(theirs, theirs.id == Clip.run_id).join(mine, same)
+    known = known.where(mine.id == sa.bindparam("run_id"), state_is("done")).limit(1)
+    if by_content:
+        start = sa.bindparam("start", type_=sa.LargeBinary)
+        return known.where(sa.literal_column(CONTENT.text) == start, Clip.sha256 == sa.bindparam("content"))
+    key = sa.select(asked.uri_key).where(asked.id == sa.bindparam("clip_id")).scalar_subquery()
+    return known.where(Clip.uri_key == key, theirs.id != sa.bindparam("run_id")).order_by(theirs.id.desc())

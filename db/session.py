@@ -26,13 +26,22 @@ if TYPE_CHECKING:
 NOW_POSTGRESQL = "extract(epoch from clock_timestamp())::double precision"
 NOW_SQLITE = "((julianday('now') - 2440587.5) * 86400.0)"
 
-#: What plain SQL spells differently; `list` are the numbers bound as `:ids`, one in each row's `value`.
+#: What plain SQL spells differently; `list` are the numbers bound as `:ids`, one in each row's `value`, `numbers` those
+#: below `:count`, `writer` whose part of a count a connection adds to.
 SPELLED = {
-    "sqlite": {"now": NOW_SQLITE, "list": "json_each(:ids)", "lock": ""},
+    "sqlite": {
+        "now": NOW_SQLITE,
+        "list": "json_each(:ids)",
+        "lock": "",
+        "writer": "0",
+        "numbers": "(WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT :count) SELECT i FROM n)",
+    },
     "postgresql": {
         "now": NOW_POSTGRESQL,
         "list": "unnest(CAST(:ids AS bigint[])) AS listed(value)",
         "lock": "FOR UPDATE",
+        "writer": "pg_backend_pid()",
+        "numbers": "generate_series(0, :count - 1) AS n(i)",
     },
 }
 
@@ -79,7 +88,8 @@ def connect(url: str, database: Database) -> sa.Engine:
 def _sqlite(url: sa.URL, database: Database) -> sa.Engine:
     if url.database:
         Path(url.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": database.busy_timeout_s, "isolation_level": None})
+    waiting = {"timeout": database.busy_timeout_s, "isolation_level": None}
+    engine = sa.create_engine(url, pool_size=database.pool_size, connect_args=waiting)
     sa.event.listen(engine, "connect", _set_pragmas)
     sa.event.listen(engine, "begin", _begin)
     return engine

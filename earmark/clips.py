@@ -131,6 +131,8 @@ class Failure:
 
 Outcome = Success | Failure
 
+#: Among a billion URLs of a run, two of one hash are as likely as winning a lottery twice.
+KEY_BYTES = 11
 #: What display_uri takes away.
 _SAYS_MORE = re.compile(r"[?#@]")
 #: URLs that are in normal form at a glance, which most are.
@@ -162,7 +164,7 @@ def display_uri(uri: str) -> str:
 def uri_key(uri: str) -> bytes:
     """Return what makes a clip the same clip within a run: a hash of the URI in its normal form."""
     normal = uri if _NORMAL.fullmatch(uri) and "/." not in uri else normal_uri(uri)
-    return blake2b(normal.encode("utf-8", "surrogateescape"), digest_size=11).digest()
+    return blake2b(normal.encode("utf-8", "surrogateescape"), digest_size=KEY_BYTES).digest()
 
 
 def normal_uri(uri: str) -> str:

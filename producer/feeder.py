@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from db.conveyor import Picked, PickedClip
     from earmark.settings import Settings
 
-#: Chunks picked in one transaction: few enough that it is short.
-CHUNKS_AT_ONCE = 16
+#: Chunks picked in one transaction: few enough that it takes no more than some milliseconds.
+CHUNKS_AT_ONCE = 8
 
 
 class Feeder:

@@ -29,8 +29,10 @@ FULL_S = 0.25
 LONGEST_WAIT_S = 60.0
 #: While Redis is away only the worker's own limit holds, and Redis is not asked for this long.
 AWAY_S = 5.0
+#: Where a host has neither a rate nor slots, others are told this much later that it asked for a pause.
+FREE_S = 1.0
+HOSTS = 1000
 ROBOTS_KEPT_S = 3600.0
-ROBOTS_HOSTS = 1000
 ROBOTS_BYTES = 500 * 1024
 
 #: Milliseconds to stay away, 0 for go. The rate is GCRA: `due` is when the next request would be on time; who comes
@@ -79,6 +81,7 @@ class Manners:
         self._asking: Counter[str] = Counter()
         self._slots: defaultdict[str, list[str]] = defaultdict(list)
         self._away_until = 0.0
+        self._free_until: dict[str, float] = {}
 
     def wait_s(self, host: str) -> float:
         """Take a slot and return 0, or take nothing and return how long to stay away."""
@@ -87,7 +90,7 @@ class Manners:
             if self._asking[host] + len(self._slots[host]) >= self._limits.host_concurrency:
                 return FULL_S
             self._asking[host] += 1
-        wait_ms = self._asked(lambda: float(self._go(_keys(host), self._arguments(member)))) or 0.0
+        wait_ms = 0.0 if self._is_free(host) else self._ask_to_go(host, member)
         with self._lock:
             self._asking[host] -= 1
             if not wait_ms:
@@ -107,7 +110,20 @@ class Manners:
         """Keep all workers away from the host as long as it asked for, up to the longest pause of the settings."""
         wait_ms = int(min(seconds, self._longest_block_s) * 1000)
         if wait_ms > 0:
+            self._free_until.pop(host, None)
             self._asked(lambda: self._block(_keys(host)[:1], [wait_ms]))
+
+    def _is_free(self, host: str) -> bool:
+        return time.monotonic() < self._free_until.get(host, 0.0)
+
+    def _ask_to_go(self, host: str, member: str) -> float:
+        """Return the milliseconds to stay away, and remember for a moment that there are none."""
+        wait_ms: float = self._asked(lambda: float(self._go(_keys(host), self._arguments(member)))) or 0.0
+        if not (wait_ms or self._limits.host_rate or self._limits.host_slots):
+            if len(self._free_until) >= HOSTS:
+                self._free_until.clear()
+            self._free_until[host] = time.monotonic() + FREE_S
+        return wait_ms
 
     def _arguments(self, member: str) -> list[Any]:
         interval_ms = 1000 / self._limits.host_rate if self._limits.host_rate else 0
@@ -147,7 +163,7 @@ class Robots:
         asked_at, rules = self._rules.get(site, (0.0, None))
         if rules is None or time.monotonic() - asked_at > ROBOTS_KEPT_S:
             rules = self._read(site)
-            if len(self._rules) >= ROBOTS_HOSTS:
+            if len(self._rules) >= HOSTS:
                 self._rules.clear()
             self._rules[site] = time.monotonic(), rules
         if not rules.can_fetch("Earmark", url):

@@ -131,6 +131,7 @@ class Desk:
         self._held: set[int] = set()
         self._limits = settings.ledger
         self._deadline_s = settings.worker.chunk_deadline_s
+        self._database_away = False
         self._counting = threading.Lock()
         self.chunks_taken = self.chunks_in_hand = 0
         #: When broker and database have both answered last.
@@ -247,11 +248,16 @@ class Desk:
         give_up = monotonic() + self._limits.outage_s
         while True:
             try:
-                return transaction()
+                ended = transaction()
             except DatabaseError as error:
                 if monotonic() > give_up or self.draining.wait(OUTAGE_PAUSE_S):
                     raise
-                logger.warning("%s", error, extra={"action": "database_away"})
+                if not self._database_away:
+                    logger.warning("%s", error, extra={"action": "database_away"})
+                self._database_away = True
+            else:
+                self._database_away = False
+                return ended
 
     def _classify(self, clip: Claimed, job: Job) -> Outcome | Postponed:
         if clip.crashes >= SUSPECT_CRASHES:

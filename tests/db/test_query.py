@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from console import output
+from db import results
 from db.query import query
 from earmark.errors import UsageError
+from tests.db.facts import two_runs
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
+
+PAGE = Path(__file__).parents[2] / "docs" / "sql.md"
 
 
 def test_rows_come_by_column_name(engine: sa.Engine) -> None:
@@ -48,3 +57,17 @@ def test_a_runaway_query_is_stopped(engine: sa.Engine) -> None:
     endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
     with pytest.raises(UsageError, match="took longer"):
         list(query(engine, endless, timeout_s=0.3))
+
+
+def test_the_python_of_the_page_runs(engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_runs(engine)
+    monkeypatch.chdir(tmp_path)
+    run = results.find_run(engine, "march").id
+    output.write(results.rows(engine, results.results(run)), None, tmp_path / "march.parquet")
+    (block,) = re.findall(r"```python\n(.+?)```", PAGE.read_text(), re.S)
+    found = {}
+    for line in block.splitlines():
+        library = line.partition(".")[0]
+        if find_spec(library):
+            found[line] = eval(line, {library: import_module(library), "engine": engine})
+    assert {len(rows) for rows in found.values()} == {3, 2}

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import producer
 from db import conveyor, ledger
 from db.models import Clip
-from db.session import reading
+from db.session import execute, reading
 from earmark.clips import _NORMAL, normal_uri, uri_key
 from earmark.clips import Clip as ListedClip
 from earmark.errors import UsageError
@@ -142,11 +142,10 @@ def test_what_looks_normal_is_normal(uri: str) -> None:
     assert not _NORMAL.fullmatch(uri) or normal_uri(uri) == uri
 
 
-def plan(engine: sa.Engine, statement: sa.Executable) -> str:
-    text = str(statement.compile(engine, compile_kwargs={"literal_binds": True}))  # type: ignore[attr-defined]
+def plan(engine: sa.Engine, statement: str, **values: int) -> str:
     explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
     with reading(engine) as connection:
-        return "\n".join(str(row) for row in connection.exec_driver_sql(explain + text.replace("%", "%%")))
+        return "\n".join(str(row) for row in execute(connection, explain + statement, **values))
 
 
 def test_the_feeder_walks_its_index_and_sorts_nothing(engine: sa.Engine) -> None:
@@ -155,8 +154,8 @@ def test_the_feeder_walks_its_index_and_sorts_nothing(engine: sa.Engine) -> None
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("ANALYZE clips")
-    for statement in (conveyor.never_begun(run_id, 256, 5000), conveyor.due_again(run_id, 256)):
-        found = plan(engine, statement)
+    for statement, values in ((conveyor.NEVER_BEGUN, {"after": 5000}), (conveyor.DUE_AGAIN, {})):
+        found = plan(engine, statement, run_id=run_id, count=256, **values)
         assert "clips_pending" in found
         assert "sort" not in found.lower()
         assert "b-tree" not in found.lower()

@@ -147,4 +147,4 @@ def downgrade() -> None:
     for table in ("window_predictions", "run_counts", "leases", "clips", "runs", "labels", "models"):
         op.drop_table(table)
     if op.get_bind().dialect.name == "postgresql":
-        op.execute("DROP FUNCTION count_clips")
+        op.execute("DROP FUNCTION count_clips, count_clip")
