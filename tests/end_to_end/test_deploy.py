@@ -129,7 +129,7 @@ def test_the_page_leads_from_two_servers_to_results(data: Earmark) -> None:
         for words in commands:
             if words == ["worker"]:
                 data.start("console.cli", *words)
-                wait_until(lambda: answers(f"http://127.0.0.1:{metrics}/ready"), 60)
+                wait_until(lambda: answers(f"http://127.0.0.1:{metrics}/ready"), 120)
             elif words == ["flower"]:
                 data.start("console.cli", *words, "--port", str(port))
             else:

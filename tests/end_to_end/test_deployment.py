@@ -156,8 +156,8 @@ def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
             stack(*SERVICES["migrate"]["command"])
             stack.start("console.cli", *SERVICES["worker"]["command"])
             flower = [word.replace("0.0.0.0", "127.0.0.1") for word in SERVICES["flower"]["command"]]
-            stack.start("console.cli", *flower, "--port", str(port))
-            wait_until(lambda: answers(f"http://127.0.0.1:{metrics_port}/ready"), 60)
+            stack.start("console.cli", *flower, "--port", str(port), "--keep", str(tmp_path / "seen"))
+            wait_until(lambda: answers(f"http://127.0.0.1:{metrics_port}/ready"), 120)
             shown = stack("submit", f"{base}/dog.ogg", f"{base}/siren.wav", "--watch", "--strict")
             assert "2 done" in shown.stderr
             wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), 30)
@@ -174,6 +174,7 @@ def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
             stack.end()
     password = urlsplit(here["EARMARK_BROKER__URL"]).password
     assert password
+    assert list(tmp_path.glob("seen*")), "Flower has kept what it saw"
     assert all(password not in log.read_text() for log in tmp_path.glob("*.log"))
 
 

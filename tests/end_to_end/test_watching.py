@@ -47,7 +47,7 @@ class Watched:
 
     def work(self) -> None:
         self.earmark.start("console.cli", "up", "--flower-port", str(self.flower))
-        wait_until(lambda: answers(f"{self.worker}/ready") and answers(f"{self.page}/healthcheck"), 60)
+        wait_until(lambda: answers(f"{self.worker}/ready") and answers(f"{self.page}/healthcheck"), 120)
         # A chunk that has begun before Flower listens would stay unknown to it.
         wait_until(lambda: bool(get_json(f"{self.page}/api/workers?refresh=1")), 30)
         self.earmark("submit", "list.txt", "--chunk-size", str(CHUNK), "--watch")
