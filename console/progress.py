@@ -174,5 +174,7 @@ def summarise(engine: sa.Engine, run: RunRow, state: results.Progress, settings:
         screen.print(f"  {line}")
     for code, count, example in results.top_errors(engine, run.id):
         screen.print(f"  [red]{count} {code}[/], such as: {escape(example)}")
+    if hosts := results.failing_hosts(engine, run.id):
+        screen.print(f"  most failures: {', '.join(f'{escape(host)} ({failed})' for host, failed in hosts)}")
     for code, count, example in results.top_errors(engine, run.id, "pending"):
         screen.print(f"  [yellow]{count} {code}, to be tried again[/], such as: {escape(example)}")

@@ -149,7 +149,8 @@ def prune(engine: sa.Engine, run_id: int) -> int:
     while some := _prune_some(engine, run_id):
         pruned += some
     with writing(engine) as connection:
-        connection.execute(sa.delete(RunCount).where(RunCount.run_id == run_id))
+        for run in (RunCount.run_id, Lease.run_id):
+            connection.execute(sa.delete(run.class_).where(run == run_id))
         connection.execute(sa.delete(Run).where(Run.id == run_id))
     return pruned
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from db.models import Clip, Label, Model, Run
+from db.schema import SPELLINGS
 from db.session import now, reading
 from earmark.clips import FINAL_STATES, STATES
 from earmark.errors import UsageError
@@ -119,6 +120,17 @@ def top_errors(engine: sa.Engine, run_id: int, state: str = "failed") -> list[tu
     with reading(engine) as connection:
         rows = connection.execute(statement.order_by(count.desc(), Clip.error_code))
         return [(str(code), clips, str(example)) for code, clips, example in rows]
+
+
+def failing_hosts(engine: sa.Engine, run_id: int, limit: int = 5) -> list[tuple[str, int]]:
+    """Return (host, failures) of a run, those with the most first."""
+    host = SPELLINGS["{host}"][engine.dialect.name == "postgresql"]
+    statement = sa.text(
+        f"SELECT {host} AS host, count(*) AS failed FROM failures WHERE run_id = :run_id"  # noqa: S608 - our own words
+        " GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT :limit"
+    )
+    found = rows(engine, statement.bindparams(run_id=run_id, limit=limit))
+    return [(row["host"], row["failed"]) for row in found if row["host"]]
 
 
 def label_counts(engine: sa.Engine, run_id: int, limit: int) -> list[tuple[str, int]]:

@@ -131,6 +131,10 @@ def test_a_missing_database_is_one_sentence(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr.count("\n")) == (3, 1)
 
 
+def test_status_names_the_hosts_that_fail(database: Path) -> None:
+    assert "most failures: h1.org (1)" in earmark(database, "status", "march").stderr
+
+
 def test_prune_asks_first(database: Path) -> None:
     assert earmark(database, "prune", "march", input="n\n").returncode == 1
     assert "4 clips" in earmark(database, "prune", "march", "--yes").stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +20,6 @@ from earmark.settings import Database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 #: Rows as the first version's own program wrote them; never to be changed once that is released.
 FIRST_DATA = (
@@ -108,3 +109,11 @@ def test_a_file_that_is_no_database_gets_a_sentence(tmp_path: Path) -> None:
     engine = connect(f"sqlite:///{file}", Database())
     with pytest.raises(ServiceError, match="not a database"):
         schema.current(engine)
+
+
+def test_datasette_is_told_of_the_views_and_hides_every_table() -> None:
+    told = json.loads((Path(__file__).parents[2] / "docs" / "datasette.json").read_text())
+    tables = told["databases"]["earmark"]["tables"]
+    hidden = {name for name, about in tables.items() if about.get("hidden")}
+    assert hidden == {"alembic_version", *Base.metadata.tables}
+    assert {*tables} - hidden < {*schema.view_names()}

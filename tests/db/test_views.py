@@ -86,6 +86,7 @@ def test_hosts_models_and_labels_are_counted(engine: sa.Engine) -> None:
         engine, "SELECT host, clips, done, failed, failure_rate FROM host_stats WHERE run = 'march' ORDER BY host"
     )
     assert [list(row.values()) for row in hosts] == [["h0.org", 2, 2, 0, 0.0], ["h1.org", 2, 1, 1, 0.5]]
+    assert results.failing_hosts(engine, 1) == [("h1.org", 1)]
     models = ask(engine, "SELECT run, model, labels FROM models_used ORDER BY run")
     assert [tuple(row.values()) for row in models] == [("april", "n", 3), ("march", "m", 3)]
     labels = ask(engine, "SELECT label, clips FROM label_counts WHERE run = 'march' ORDER BY label")
