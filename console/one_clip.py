@@ -56,10 +56,10 @@ class Classified:
 def explain(uri: str, settings: Settings, options: RunOptions, say: Say) -> None:
     """Fetch and classify one clip and tell each step."""
     say("clip", display_uri(uri))
-    if not settings.fetch.file_roots and (roots := verbs.file_roots([uri])):
+    allowed = may_read(uri, settings)
+    if allowed is not settings:
         say("file roots", "none are set: `run` and this command read the file, a worker of a cluster would not")
-        settings = with_roots(settings, *roots)
-    with classified(uri, settings, options, say) as ended:
+    with classified(uri, allowed, options, say) as ended:
         _tell(ended, say)
 
 
@@ -69,6 +69,12 @@ def tell_row(row: sa.Row[Any], say: Say) -> None:
     say("ledger", f"{row.state}{worker}; tries: {row.attempts}, deaths of its worker: {row.crashes}")
     if row.error:
         say("its error", f"{row.error_code} ({row.error_stage}): {row.error}")
+
+
+def may_read(uri: str, settings: Settings) -> Settings:
+    """Return the settings with which the file that a person names here is read, where none says otherwise."""
+    roots = [] if settings.fetch.file_roots else verbs.file_roots([uri])
+    return with_roots(settings, *roots) if roots else settings
 
 
 def with_roots(settings: Settings, *roots: Any) -> Settings:

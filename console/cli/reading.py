@@ -71,6 +71,22 @@ def export(
         output.write(rows, how, file)
 
 
+@verbs.command(epilog="Example: earmark report march -o march.html")
+def report(
+    run: o.Run,
+    file: Annotated[Path, typer.Option("--output", "-o", help="The page: one file that needs nothing else.")],
+    clips: Annotated[int, typer.Option(min=0, max=200, help="Clips shown; of more, an even sample.")] = 200,
+    db: o.Db = None,
+) -> None:
+    """Write one page on a run: counts, labels, failures, and clips to see and hear."""
+    from console import report as reporting
+
+    settings = read_settings(db)
+    engine, found = find_runs(settings, run)
+    shown = reporting.write(engine, found, settings, file, most=clips)
+    progress.screen.print(f"{file}: {shown} clips to see and hear.", markup=False, soft_wrap=True)
+
+
 @verbs.command(epilog="Example: earmark failures march --format jsonl")
 def failures(run: o.Run, how: o.As = None, file: o.Out = None, db: o.Db = None) -> None:
     """Print why clips of a run have no result."""
