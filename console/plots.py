@@ -37,7 +37,7 @@ def plot_clip(uri: str, settings: Settings, options: RunOptions) -> Figure:
     Raises:
         UsageError: the clip has no result, and why.
     """
-    with one_clip.classified(uri, settings, options, lambda step, text: None) as ended:
+    with one_clip.classified(uri, settings, options, lambda *_, **__: None) as ended:
         outcome = ended.outcome
         if not isinstance(outcome, Success):
             raise UsageError(reason=str(getattr(outcome, "error", "The clip could not be worked on here.")))
@@ -67,7 +67,7 @@ def figure(waveform: Waveform, windows: Sequence[Segment], top: Sequence[tuple[s
     grid = drawn.add_gridspec(4, 1, height_ratios=[2.2, 0.5, 3, 0.4 + 0.35 * max(1, len(top))])
     first = drawn.add_subplot(grid[0])
     axes = [first, *(drawn.add_subplot(grid[row], sharex=first) for row in (1, 2)), drawn.add_subplot(grid[3])]
-    drawn.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", fontsize=15, fontweight="bold")
+    drawn.suptitle(title, parse_math=False, x=0.01, ha="left", fontsize=15, fontweight="bold")
     draw_waveform(axes[0], waveform)
     draw_timeline(axes[1], windows)
     draw_mel(axes[2], waveform)
@@ -101,7 +101,7 @@ def draw_timeline(axes: Axes, windows: Sequence[Segment]) -> None:
     for start_s, end_s, label, score in found:
         colour = f"C{names.index(label)}"
         axes.barh(0, end_s - start_s, left=start_s, color=colour, alpha=0.3, edgecolor="white", linewidth=2)
-        axes.text(start_s, 0, f"  {label} {score:.2f}", va="center", fontsize=9, clip_on=True)
+        axes.text(start_s, 0, f"  {label} {score:.2f}", va="center", fontsize=9, clip_on=True, parse_math=False)
     axes.set(yticks=[], ylim=(-0.4, 0.4))
     axes.axis("off")
 
@@ -111,7 +111,7 @@ def draw_top(axes: Axes, top: Sequence[tuple[str, float]]) -> None:
     names, scores = [label for label, _ in top], [score for _, score in top]
     drawn = axes.barh(range(len(top)), scores, color=ACCENT, height=0.6)
     axes.bar_label(drawn, fmt="%.2f", padding=4, color=QUIET)
-    axes.set_yticks(range(len(top)), [name.replace("$", r"\$") for name in names])
+    axes.set_yticks(range(len(top)), names, parse_math=False)
     axes.set(xlim=(min(0.0, *scores, 0.0), max(1.0, *scores, 1.0)), xlabel="score")
     axes.invert_yaxis()
     _bare(axes)

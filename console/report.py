@@ -21,7 +21,7 @@ from db.pace import pace
 from earmark.errors import ClipError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     import sqlalchemy as sa
 
@@ -87,19 +87,19 @@ def write(engine: sa.Engine, run: RunRow, settings: Settings, file: Path, *, mos
     sound_s = min(LONGEST_SOUND_S, max(0.0, BUDGET / max(1, len(ids)) - BESIDE_SOUND) / BYTES_PER_S)
     with Listener(settings, at_once=AT_ONCE) as listener, ThreadPoolExecutor(AT_ONCE) as pool:
         clips = list(browse.details(engine, ids))
-        cards = list(pool.map(lambda clip: card(clip, listener, sound_s), clips))
+        cards = list(pool.map(lambda clip: card(clip, listener.hear, sound_s), clips))
     page = render("report.html", **overview(engine, run, settings), **charts(engine, run), cards=cards, **inlined())
     with output.opened(file) as out:
         out.write(page)
     return len(cards)
 
 
-def card(clip: dict[str, Any], listener: Listener, sound_s: float) -> Card:
+def card(clip: dict[str, Any], hear: Callable[[str, float], Heard], sound_s: float) -> Card:
     """Return a clip's card; what failed is not fetched again."""
     if clip["state"] != "done":
         return Card(clip, None, "")
     try:
-        return Card(clip, listener.hear(clip["uri"], sound_s), "")
+        return Card(clip, hear(clip["uri"], sound_s), "")
     except ClipError as error:
         return Card(clip, None, str(error))
 
@@ -128,7 +128,11 @@ def inlined() -> dict[str, Any]:
     """Return the page's own style and script, and the policy that lets a browser run these and no other."""
     style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))  # noqa: S704 - ours
     allowed = [f"{kind}-src '{_digest(text)}'" for kind, text in (("style", style), ("script", script))]
-    return {"style": style, "script": script, "policy": "; ".join(["default-src 'none'", "img-src data:", "media-src data:", *allowed])}
+    return {
+        "style": style,
+        "script": script,
+        "policy": "; ".join(["default-src 'none'", "img-src data:", "media-src data:", *allowed]),
+    }
 
 
 def render(template: str, **values: Any) -> str:

@@ -1,4 +1,4 @@
-"""A clip's URI in; what a page shows of it out: its outline, its mel spectrogram and its sound, small enough to embed."""
+"""A clip's URI in; what a page shows of it out: outline, mel spectrogram and sound, small enough to embed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import soundfile
@@ -65,7 +65,10 @@ class Listener:
 
     def __init__(self, settings: Settings, *, at_once: int = 1) -> None:
         limits = settings.fetch
-        quick = {"connect_timeout_s": min(CONNECT_S, limits.connect_timeout_s), "timeout_s": min(TIMEOUT_S, limits.timeout_s)}
+        quick: dict[str, Any] = {
+            "connect_timeout_s": min(CONNECT_S, limits.connect_timeout_s),
+            "timeout_s": min(TIMEOUT_S, limits.timeout_s),
+        }
         if settings.database_url.startswith("sqlite") and not limits.file_roots:
             # This machine's own ledger names this machine's own files; one that is shared may name any.
             quick["file_roots"] = (Path("/"),)

@@ -21,8 +21,8 @@ PAGE = 50
 LOOKED_THROUGH = 5000
 
 _SHOWN = (
-    *(Clip.id, Clip.display_uri.label("display_uri"), Label.name.label("label"), Clip.state, Clip.score, Clip.duration_s, Clip.meta),
-    *(Clip.error_code, Clip.error_stage, Clip.error, Clip.finished_at),
+    *(Clip.id, Clip.display_uri.label("display_uri"), Label.name.label("label"), Clip.state, Clip.score),
+    *(Clip.duration_s, Clip.meta, Clip.error_code, Clip.error_stage, Clip.error, Clip.finished_at),
 )
 _DETAILS = (
     *(Clip.run_id, Clip.uri, Clip.source_sample_rate, Clip.channels, Clip.codec, Clip.bytes, Clip.truncated),
@@ -42,7 +42,7 @@ class Wanted:
     #: Found in the URI or the meta.
     text: str = ""
 
-    def fits(self, row: sa.RowMapping) -> bool:
+    def fits(self, row: sa.Row[Any]) -> bool:
         if row.score is not None and not self.min_score <= row.score <= self.max_score:
             return False
         if row.score is None and (self.min_score > 0 or self.max_score < 1):
@@ -119,14 +119,15 @@ def sample(engine: sa.Engine, run_id: int, count: int) -> list[int]:
         ends = sa.select(sa.func.min(Clip.id), sa.func.max(Clip.id)).where(Clip.run_id == run_id)
         first, last = connection.execute(ends).one()
         at = [first + (last - first) * number // count for number in range(count)]
-        return sorted({connection.scalar(ended.where(Clip.id >= start).order_by(Clip.id).limit(1)) for start in at} - {None})
+        found = (connection.scalar(ended.where(Clip.id >= start).order_by(Clip.id).limit(1)) for start in at)
+        return sorted({clip_id for clip_id in found if clip_id is not None})
 
 
 def details(engine: sa.Engine, ids: list[int]) -> Iterator[dict[str, Any]]:
-    """Yield all that is known of some clips: their row, `top` (label, score) and `windows` (start_s, end_s, label, score)."""
+    """Yield all that is known of some clips: row, `top` (label, score), `windows` (start_s, end_s, label, score)."""
     clips = sa.select(*_SHOWN, *_DETAILS).outerjoin(Label, Label.id == Clip.label_id).where(Clip.id.in_(ids))
     of_these = "WHERE clip_id IN :ids"
-    bound = sa.bindparam("ids", ids, expanding=True)
+    bound: sa.BindParameter[list[int]] = sa.bindparam("ids", ids, expanding=True)
     top = sa.text(f"SELECT clip_id, label, score FROM top_k {of_these} ORDER BY rank").bindparams(bound)  # noqa: S608
     columns = "clip_id, start_s, end_s, label, score"
     best = f"SELECT {columns} FROM windows {of_these} AND rank = 1 ORDER BY start_s"  # noqa: S608
@@ -138,8 +139,8 @@ def details(engine: sa.Engine, ids: list[int]) -> Iterator[dict[str, Any]]:
 
 def _by_clip(rows: sa.CursorResult[Any]) -> dict[int, list[tuple[Any, ...]]]:
     found: dict[int, list[tuple[Any, ...]]] = {}
-    for clip_id, *values in rows:
-        found.setdefault(clip_id, []).append(tuple(values))
+    for row in rows:
+        found.setdefault(row[0], []).append(tuple(row[1:]))
     return found
 
 
@@ -155,7 +156,7 @@ def throughput(engine: sa.Engine, run_id: int, bins: int) -> tuple[float, list[i
     with reading(engine) as connection:
         span = sa.select(sa.func.min(Clip.finished_at), sa.func.max(Clip.finished_at)).where(ended)
         first, last = connection.execute(span).one()
-    if not first or last == first:
+    if first is None or last is None or last == first:
         return 0.0, []
     at = (Clip.finished_at - first) / (last - first) * bins - 0.5
     return last - first, _counted(engine, at, ended, bins)
@@ -169,3 +170,9 @@ def _counted(engine: sa.Engine, at: Any, where: sa.ColumnElement[bool], bins: in
         for number, clips in connection.execute(sa.select(part, sa.func.count()).where(where).group_by(part)):
             counts[min(max(number, 0), bins - 1)] += clips
     return counts
+
+
+def labels(engine: sa.Engine, model_id: int | None) -> list[str]:
+    """Return the labels of a run's model in alphabetical order, none before a worker has loaded it."""
+    with reading(engine) as connection:
+        return list(connection.scalars(sa.select(Label.name).where(Label.model_id == model_id).order_by(Label.name)))

@@ -102,13 +102,16 @@ def flower(
     verbs.flower(port=port, address=address, basic_auth=basic_auth)
 
 
-@verbs.command(epilog="Example: earmark demo")
-def demo(db: o.Db = None) -> None:
+@verbs.command(epilog="Example: earmark demo --report demo.html")
+def demo(
+    report: Annotated[Path | None, typer.Option(help="Also write the run's page to this file.")] = None,
+    db: o.Db = None,
+) -> None:
     """Classify the bundled example clips, two of them broken on purpose."""
     from console.demo import demo as classify_examples
 
     settings = read_settings(db)
-    _show(classify_examples(settings), settings, db, strict=False)
+    _show(classify_examples(settings, report), settings, db, strict=False)
 
 
 def _show(finished: Finished, settings: Settings, db: str | None, *, strict: bool) -> None:

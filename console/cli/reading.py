@@ -87,6 +87,23 @@ def report(
     progress.screen.print(f"{file}: {shown} clips to see and hear.", markup=False, soft_wrap=True)
 
 
+@verbs.command(epilog="Example: earmark ui --port 5556")
+def ui(
+    port: Annotated[int, typer.Option(help="The page's port on this machine.")] = 5556,
+    address: Annotated[str, typer.Option(help="Any but loopback needs a token.")] = "127.0.0.1",
+    token: Annotated[str | None, typer.Option(envvar="EARMARK_UI_TOKEN", help="The password asked for.")] = None,
+    flower: Annotated[str, typer.Option(help="Where Flower is, for a link.")] = "http://127.0.0.1:5555",
+    db: o.Db = None,
+) -> None:
+    """Serve a read-only page in the browser: runs as they go, their clips to see and hear, and SQL."""
+    from console import page
+
+    settings = read_settings(db)
+    engine = open_database(settings)
+    progress.screen.print(f"[bold]http://{address}:{port}[/] shows the runs; Ctrl-C stops it.")
+    page.serve(engine, settings, address=address, port=port, token=token, flower=flower)
+
+
 @verbs.command(epilog="Example: earmark failures march --format jsonl")
 def failures(run: o.Run, how: o.As = None, file: o.Out = None, db: o.Db = None) -> None:
     """Print why clips of a run have no result."""
