@@ -7,7 +7,7 @@ import time
 from base64 import b64decode
 from binascii import Error as NotBase64
 from contextlib import asynccontextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -40,7 +40,7 @@ RUNS = 100
 #: Of a person's SQL.
 ROWS, QUERY_S = 500, 10.0
 #: Enough of a clip to know what it is, small enough to be sent in one piece.
-SOUND_S = 60.0
+SOUND_S, SOUND_BYTES = 60.0, 200_000
 #: Clips heard lately: some 200 kB each.
 HEARD = 64
 AT_ONCE = 2
@@ -131,7 +131,7 @@ class _Pages:
     def __init__(self, engine: sa.Engine, settings: Settings, listener: Listener, flower: str) -> None:
         self._engine = engine
         self._settings = settings
-        self._hear = lru_cache(HEARD)(listener.hear)
+        self._hear = lru_cache(HEARD)(partial(listener.hear, most_s=SOUND_S, most_bytes=SOUND_BYTES))
         self._flower = flower
 
     def runs(self, _: Request) -> HTMLResponse:
@@ -168,7 +168,7 @@ class _Pages:
         clips = list(browse.details(self._engine, [request.path_params["clip"]]))
         if not clips:
             raise UsageError(reason="There is no such clip.")
-        shown = card(clips[0], self._hear, SOUND_S)
+        shown = card(clips[0], self._hear)
         return self._page("clip.html", card=shown, colour=colours([shown]))
 
     def sql(self, request: Request) -> HTMLResponse:

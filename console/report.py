@@ -6,6 +6,7 @@ import json
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
 #: Clips a page shows: it opens at once on a phone, and in five megabytes each has a few seconds of sound.
 MOST_CLIPS = 200
 #: Bytes for all clips together, and of each for all but its sound.
-BUDGET, BESIDE_SOUND = 4_700_000, 11_000
-#: Of the sound: Opus at 16 kbit/s, as text.
-BYTES_PER_S = 2200 * 4 / 3
+BUDGET, BESIDE_SOUND = 4_800_000, 11_000
 LONGEST_SOUND_S = 30.0
 #: Downloads and decoders at once: a page is made once in a while, by one person.
 AT_ONCE = 4
@@ -84,22 +83,26 @@ class Card:
 def write(engine: sa.Engine, run: RunRow, settings: Settings, file: Path, *, most: int = MOST_CLIPS) -> int:
     """Write a run's page; return how many clips it shows."""
     ids = browse.sample(engine, run.id, most)
-    sound_s = min(LONGEST_SOUND_S, max(0.0, BUDGET / max(1, len(ids)) - BESIDE_SOUND) / BYTES_PER_S)
     with Listener(settings, at_once=AT_ONCE) as listener, ThreadPoolExecutor(AT_ONCE) as pool:
-        clips = list(browse.details(engine, ids))
-        cards = list(pool.map(lambda clip: card(clip, listener.hear, sound_s), clips))
+        hear = partial(listener.hear, most_s=LONGEST_SOUND_S, most_bytes=sound_bytes(len(ids)))
+        cards = list(pool.map(partial(card, hear=hear), browse.details(engine, ids)))
     page = render("report.html", **overview(engine, run, settings), **charts(engine, run), cards=cards, **inlined())
     with output.opened(file) as out:
         out.write(page)
     return len(cards)
 
 
-def card(clip: dict[str, Any], hear: Callable[[str, float], Heard], sound_s: float) -> Card:
+def sound_bytes(clips: int) -> int:
+    """Return how many bytes of sound each of so many clips may have, before they are written as text."""
+    return int((BUDGET / max(1, clips) - BESIDE_SOUND) * 3 / 4)
+
+
+def card(clip: dict[str, Any], hear: Callable[[str], Heard]) -> Card:
     """Return a clip's card; what failed is not fetched again."""
     if clip["state"] != "done":
         return Card(clip, None, "")
     try:
-        return Card(clip, hear(clip["uri"], sound_s), "")
+        return Card(clip, hear(clip["uri"]), "")
     except ClipError as error:
         return Card(clip, None, str(error))
 

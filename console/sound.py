@@ -34,9 +34,10 @@ FFT = 512
 FLOOR_DB = -80.0
 #: Some 40 dB below a full-scale tone.
 SOFT_DB = 0.0
-#: Opus between its best and its smallest: 16 kbit/s, at which every sound is still plain to hear.
-COMPRESSION = 0.96
-SOUND_BYTES_PER_S = 2200
+#: Opus between its best and its smallest: 14 kbit/s, at which every sound is still plain to hear.
+COMPRESSION = 0.97
+#: Noise takes half as much again.
+USUAL_BYTES_PER_S = 2000
 #: Black to pale yellow, readable on light and dark.
 COLOURS = np.array([(12, 10, 30), (66, 20, 104), (150, 44, 110), (222, 82, 74), (251, 160, 60), (252, 240, 180)])
 #: A page is not held up by a slow host as a worker may be.
@@ -75,17 +76,13 @@ class Listener:
         self._fetcher = Fetcher(limits.model_copy(update=quick))
         self._decoders = Decoders(settings.audio, at_once)
 
-    def hear(self, uri: str, sound_s: float) -> Heard:
-        """Return what a page shows of a clip, with the first `sound_s` seconds of its sound.
+    def hear(self, uri: str, *, most_s: float, most_bytes: int) -> Heard:
+        """Return what a page shows of a clip, with as much of its sound from the start as it may have.
 
         Raises:
             ClipError: it can't be had any more, or not be decoded.
         """
-        waveform = self.waveform(uri)
-        samples = waveform.samples
-        first = samples[: max(1, round(sound_s * RATE))]
-        mel = _data("image/webp", _image(mel_db(samples)))
-        return Heard(waveform.duration_s, outline(samples), mel, _data("audio/ogg", _opus(first)), len(first) / RATE)
+        return heard(self.waveform(uri).samples, most_s, most_bytes)
 
     def waveform(self, uri: str) -> Waveform:
         """Return a clip's waveform at RATE; raise a ClipError as `hear` does."""
@@ -102,6 +99,17 @@ class Listener:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def heard(samples: np.ndarray, most_s: float, most_bytes: int) -> Heard:
+    """Return what a page shows of (samples,) at RATE, with the first seconds of their sound."""
+    first = samples[: round(RATE * min(most_s, most_bytes / USUAL_BYTES_PER_S))]
+    sound = _opus(first)
+    if len(sound) > most_bytes:
+        first = first[: int(0.9 * len(first) * most_bytes / len(sound))]
+        sound = _opus(first)
+    mel, seconds = _data("image/webp", _image(mel_db(samples))), len(samples) / RATE
+    return Heard(seconds, outline(samples), mel, _data("audio/ogg", sound), len(first) / RATE)
 
 
 def segments(windows: Iterable[Segment]) -> list[Segment]:
