@@ -66,11 +66,11 @@ def page(engine: sa.Engine, run_id: int, wanted: Wanted, after: str = "") -> Pag
     """
     statement, order = _in_order(run_id, wanted)
     if after:
-        statement = statement.where(sa.tuple_(*order) < sa.tuple_(*_key(after, len(order))))
+        statement = statement.where(sa.tuple_(*order) < sa.tuple_(*_key(after, order)))
     statement = statement.order_by(*(column.desc() for column in order)).limit(LOOKED_THROUGH)
     found, looked_at, last = [], 0, None
-    with reading(engine) as connection:
-        for row in connection.execution_options(yield_per=PAGE).execute(statement):
+    with reading(engine) as connection, connection.execution_options(yield_per=PAGE).execute(statement) as rows:
+        for row in rows:
             last, looked_at = row, looked_at + 1
             if wanted.fits(row):
                 found.append(row)
@@ -98,15 +98,14 @@ def _literal(state: str) -> sa.BindParameter[str]:
     return sa.literal(state, literal_execute=True)
 
 
-def _key(text: str, parts: int) -> list[float]:
+def _key(text: str, order: tuple[Any, ...]) -> list[sa.Cast[Any]]:
+    # In the column's own type: a REAL of PostgreSQL differs from the double it is read as.
     try:
         *values, clip_id = text.split("~")
         key = [*map(float, values), int(clip_id)]
-    except ValueError:
-        key = []
-    if len(key) != parts:
-        raise UsageError(reason="There is no such page.")
-    return key
+        return [sa.cast(value, column.type) for value, column in zip(key, order, strict=True)]
+    except ValueError as error:
+        raise UsageError(reason="There is no such page.") from error
 
 
 def sample(engine: sa.Engine, run_id: int, count: int) -> list[int]:
