@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from console import options as o
 from console import output
@@ -100,5 +102,6 @@ def plot(
 
 def _say(step: str, text: str) -> None:
     # A server's words must not steer the terminal.
-    shown = "".join(char if char.isprintable() else "?" for char in text)
-    typer.echo(f"{step:<11}  {shown}")
+    shown = Text("".join(char if char.isprintable() else "?" for char in text))
+    shown.highlight_regex("[▁-▏]+", "green")
+    Console(highlight=False).print(Text(f"{step:<11}  ", "bold") + shown, soft_wrap=True)

@@ -128,4 +128,5 @@ def _next_commands(run: RunRow, db: str | None) -> list[str]:
     installed = Path(sys.argv[0])
     found = shutil.which("earmark") or installed.name != "earmark"
     program = "earmark" if found else os.path.relpath(installed)
-    return [f"{program} {verb}{where}" for verb in (f"results {run.name}", EXAMPLE_QUERY, "run YOUR_FOLDER")]
+    verbs = (f"results {run.name}", f"report {run.name} -o report.html", EXAMPLE_QUERY, "run YOUR_FOLDER")
+    return [f"{program} {verb}{where}" for verb in verbs]

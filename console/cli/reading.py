@@ -50,7 +50,7 @@ def show_results(
     """Print a run's results: each clip with its best label."""
     engine, found = find_runs(read_settings(db), run)
     statement = results.results(found.id, label=label, min_score=min_score, windows=windows)
-    output.write(results.rows(engine, statement), how, file)
+    output.write(results.rows(engine, statement), how, file, brief=True)
 
 
 @verbs.command(epilog="Example: earmark export march -o march.parquet")
@@ -108,7 +108,7 @@ def ui(
 def failures(run: o.Run, how: o.As = None, file: o.Out = None, db: o.Db = None) -> None:
     """Print why clips of a run have no result."""
     engine, found = find_runs(read_settings(db), run)
-    output.write(results.rows(engine, results.failures(found.id)), how, file)
+    output.write(results.rows(engine, results.failures(found.id)), how, file, brief=True)
 
 
 @verbs.command(epilog="Example: earmark labels starter")

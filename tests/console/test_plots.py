@@ -45,7 +45,7 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
 
     from console import plots
 
-    with pytest.raises(UsageError, match="not as .gif"):
+    with pytest.raises(UsageError, match=r"not as \.gif"):
         plots.save(Figure(), tmp_path / "a.gif")
     plots.save(Figure(), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
