@@ -186,9 +186,10 @@ def _tell(ended: Classified, say: Say) -> None:
         for window in outcome.windows:
             best = ended.named(window.predictions[:LABELS_SHOWN])
             say("window", f"{window.start_s:.2f} to {window.end_s:.2f} s: {best}")
-        for rank, each in enumerate(outcome.predictions):
-            label, score = ended.labels[each.label], each.score
-            say("" if rank else "scores", f"{label} {score:.2f}  {bar(score, SPARKS - len(label))}")
+        names = [f"{ended.labels[each.label]} {each.score:.2f}" for each in outcome.predictions]
+        width = max(map(len, names), default=0)
+        for rank, (name, each) in enumerate(zip(names, outcome.predictions, strict=True)):
+            say("" if rank else "scores", f"{name:<{width}}  {bar(each.score, SPARKS - width)}")
     took = outcome.timings
     say("took", f"fetch {took.fetch_ms:.0f} ms, decode {took.decode_ms:.0f} ms, classify {took.classify_ms:.0f} ms")
     if isinstance(outcome, Failure):

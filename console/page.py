@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Runs on the first page.
 RUNS = 100
+#: Of a larger run every look at all clips would take the database a minute; a report is made once.
+COUNTED = 1_000_000
 #: Of a person's SQL.
 ROWS, QUERY_S = 500, 10.0
 #: Enough of a clip to know what it is, small enough to be sent in one piece.
@@ -162,6 +164,9 @@ class _Pages:
 
     def run_charts(self, request: Request) -> HTMLResponse:
         run = results.find_run(self._engine, request.path_params["run"])
+        state = results.progress(self._engine, run.id)
+        if state.total > COUNTED:
+            return self._page("uncounted.html", run=run)
         return self._page("charts.html", run=run, **charts(self._engine, run))
 
     def clip(self, request: Request) -> HTMLResponse:

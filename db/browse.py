@@ -45,6 +45,8 @@ class Wanted:
     def fits(self, row: sa.Row[Any]) -> bool:
         if row.score is not None and not self.min_score <= row.score <= self.max_score:
             return False
+        if self.error and self.error not in ("failed", row.error_code):
+            return False
         if row.score is None and (self.min_score > 0 or self.max_score < 1):
             return False
         return not self.text or self.text.lower() in f"{row.display_uri} {json.dumps(row.meta)}".lower()
@@ -89,8 +91,7 @@ def _in_order(run_id: int, wanted: Wanted) -> tuple[sa.Select[Any], tuple[Any, .
         of_label = (Clip.state == _literal("done"), Clip.label_id == known, Clip.score >= wanted.min_score)
         return statement.where(*of_label, Clip.score <= wanted.max_score), (Clip.score, Clip.id)
     if wanted.error:
-        statement = statement.where(Clip.state == _literal("failed"))
-        return statement if wanted.error == "failed" else statement.where(Clip.error_code == wanted.error), (Clip.id,)
+        return statement.where(Clip.state == _literal("failed")), (Clip.id,)
     return statement.where(Clip.finished_at.is_not(None)), (Clip.finished_at, Clip.id)
 
 
@@ -118,8 +119,10 @@ def sample(engine: sa.Engine, run_id: int, count: int) -> list[int]:
         ends = sa.select(sa.func.min(Clip.id), sa.func.max(Clip.id)).where(Clip.run_id == run_id)
         first, last = connection.execute(ends).one()
         at = [first + (last - first) * number // count for number in range(count)]
-        found = (connection.scalar(ended.where(Clip.id >= start).order_by(Clip.id).limit(1)) for start in at)
-        return sorted({clip_id for clip_id in found if clip_id is not None})
+        # Whether it has ended is asked of each, not of the database: that would go through all that have.
+        listed = sa.select(Clip.id, Clip.finished_at).where(Clip.run_id == run_id).order_by(Clip.id).limit(1)
+        found = [connection.execute(listed.where(Clip.id >= start)).one() for start in at]
+    return sorted({clip_id for clip_id, finished_at in found if finished_at is not None})
 
 
 def details(engine: sa.Engine, ids: list[int]) -> Iterator[dict[str, Any]]:

@@ -104,4 +104,4 @@ def _say(step: str, text: str) -> None:
     # A server's words must not steer the terminal.
     shown = Text("".join(char if char.isprintable() else "?" for char in text))
     shown.highlight_regex("[▁-▏]+", "green")
-    Console(highlight=False).print(Text(f"{step:<11}  ", "bold") + shown, soft_wrap=True)
+    Console(highlight=False).print(Text.assemble((f"{step:<11}  ", "bold"), shown), soft_wrap=True)

@@ -91,6 +91,12 @@ def test_more_clips_follow_on_the_next_page(page: Page, url: str, monkeypatch: p
     assert len({*first, *page.locator(".list summary").all_inner_texts()}) == 6
 
 
+def test_a_very_large_run_is_not_counted_at_each_look(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "What was heard" in requests.get(f"{url}/runs/1/charts", timeout=9).text
+    monkeypatch.setattr(live, "COUNTED", 5)
+    assert "counted in its report" in requests.get(f"{url}/runs/1/charts", timeout=9).text
+
+
 def test_sql_reads_and_does_not_write(page: Page, url: str) -> None:
     page.goto(f"{url}/sql")
     page.get_by_label("Statement").fill("SELECT uri, meta FROM failures ORDER BY uri")
