@@ -9,6 +9,7 @@ import pytest
 
 from console import report, sound
 from tests.console.conftest import Heard, Watched, serious, untouched
+from tests.end_to_end.conftest import Earmark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def file(heard: Heard, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    page = tmp_path_factory.mktemp("report") / "report.html"
-    assert report.write(*heard, page) == 6
-    return page
+    folder = tmp_path_factory.mktemp("report")
+    written = Earmark({}, folder)("report", "1", "-o", "report.html", "--db", heard.settings.database_url)
+    assert written.stderr == "report.html: 6 clips to see and hear.\n"
+    return folder / "report.html"
 
 
 @pytest.fixture
@@ -83,6 +85,11 @@ def test_what_cannot_be_had_any_more_has_its_card_with_the_reason(page: Page) ->
     assert gone.locator("audio").count() == 0
     assert "SECRET" not in page.content()
     assert "nothing at this URL (HTTP 404)" in page.locator(".card", has_text="missing.wav").inner_text()
+
+
+def test_a_smaller_page_says_what_it_leaves_out(heard: Heard, tmp_path: Path) -> None:
+    assert report.write(*heard, tmp_path / "few.html", most=0) == 0
+    assert "0 of 6 clips, spread evenly over the list; the other 6 are left out" in (tmp_path / "few.html").read_text()
 
 
 def test_words_from_outside_are_shown_as_text(page: Page) -> None:
