@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from console import report, sound
+from console.demo import EXAMPLES
+from earmark.errors import FileNotAllowed
+from earmark.settings import Database, Settings
 from tests.console.conftest import Heard, Watched, serious, untouched
 from tests.end_to_end.conftest import Earmark
 
@@ -105,6 +108,12 @@ def test_it_is_accessible_and_fits_a_phone(browser: Browser, file: Path, width: 
         page.goto(file.as_uri())
         assert serious(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_shared_ledger_cannot_name_a_file_of_the_machine_that_shows_it() -> None:
+    shared = Settings(database=Database(url="postgresql://shared/earmark"))
+    with sound.Listener(shared) as listener, pytest.raises(FileNotAllowed):
+        listener.waveform(str(EXAMPLES / "dog.ogg"))
 
 
 def test_200_clips_of_noise_fit_in_five_megabytes(file: Path) -> None:
