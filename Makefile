@@ -2,11 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test browser lint audit fuzz chaos starter clean
+.PHONY: demo test browser lint docs audit fuzz chaos starter clean
 
 # Serve the example clips on loopback, classify them by URL and show what is heard.
 demo: .venv/ready
-	@$(BIN)/earmark demo
+	@$(BIN)/earmark demo --report demo.html
 
 # Run the tests against real servers; everything they need is installed here.
 test: .venv/ready-dev browser
@@ -44,6 +44,12 @@ chaos: .venv/ready-dev
 starter: .venv/ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check matplotlib
 	@$(BIN)/python -m training.starter --audio $(AUDIO) $(if $(SMOKE),--smoke)
+
+# Build the documentation's site into build/site, without network; make its pictures again with `python -m docs.pictures`.
+docs: .venv/ready-dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "mkdocs-material>=9.6"
+	@$(BIN)/python -m docs.reference
+	@$(BIN)/mkdocs build --strict --quiet
 
 # Remove what the other commands made in this folder.
 clean:

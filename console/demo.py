@@ -6,10 +6,12 @@ import threading
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console import local, verbs
+from console.database import open_database
 from earmark.options import RunOptions
 
 if TYPE_CHECKING:
@@ -24,12 +26,23 @@ CLIPS = ("dog.ogg", "siren.wav", "piano.flac", "music.mp3", "speech.wav", "mixed
 WINDOW_S = 5.0
 
 
-def demo(settings: Settings) -> Finished:
-    """Classify the example clips over HTTP; two of them are bad on purpose."""
+def demo(settings: Settings, report: Path | None = None) -> Finished:
+    """Classify the example clips over HTTP, two of them bad on purpose; write the run's page while they are served."""
     with _served(EXAMPLES) as port:
         allowed = {"fetch__allow_networks": f"{local.LOOPBACK}/32", "fetch__ports": str(port)}
         urls = [f"http://{local.LOOPBACK}:{port}/{name}" for name in CLIPS]
-        return verbs.run(urls, settings, options=RunOptions(window_s=WINDOW_S), changes=allowed)
+        finished = verbs.run(urls, settings, options=RunOptions(window_s=WINDOW_S), changes=allowed)
+        if report:
+            _write_report(finished, settings, port, report)
+        return finished
+
+
+def _write_report(finished: Finished, settings: Settings, port: int, file: Path) -> None:
+    from console import report
+
+    here = {"allow_networks": (ip_network(local.LOOPBACK),), "ports": (port,)}
+    allowed = settings.model_copy(update={"fetch": settings.fetch.model_copy(update=here)})
+    report.write(open_database(settings), finished.run, allowed, file)
 
 
 @contextmanager

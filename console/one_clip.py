@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from console import verbs
+from console.output import bar
+from console.sound import peaks
 from db.ledger import Claimed
 from earmark.clips import Failure, Postponed, Success, display_uri
 from earmark.errors import ClipError, ServiceError
@@ -22,17 +24,21 @@ from workers.polite import PoliteFetcher
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
     import sqlalchemy as sa
     from urllib3 import BaseHTTPResponse
 
     from earmark.options import RunOptions
     from earmark.settings import Settings
     from workers.batcher import Batcher
+    from workers.decode import Decoded
     from workers.fetch import Fetched
 
 HEADERS = ("Content-Type", "Content-Length", "Content-Encoding", "Server", "Last-Modified", "ETag", "Retry-After")
 #: Of each window.
 LABELS_SHOWN = 3
+#: With the steps' names they fit 80 columns.
+SPARKS, BLOCKS = 60, "▁▂▃▄▅▆▇█"
 
 
 class Say(Protocol):
@@ -56,10 +62,10 @@ class Classified:
 def explain(uri: str, settings: Settings, options: RunOptions, say: Say) -> None:
     """Fetch and classify one clip and tell each step."""
     say("clip", display_uri(uri))
-    if not settings.fetch.file_roots and (roots := verbs.file_roots([uri])):
+    allowed = may_read(uri, settings)
+    if allowed is not settings:
         say("file roots", "none are set: `run` and this command read the file, a worker of a cluster would not")
-        settings = with_roots(settings, *roots)
-    with classified(uri, settings, options, say) as ended:
+    with classified(uri, allowed, options, say) as ended:
         _tell(ended, say)
 
 
@@ -69,6 +75,12 @@ def tell_row(row: sa.Row[Any], say: Say) -> None:
     say("ledger", f"{row.state_now}{worker}; tries: {row.attempts}, deaths of its worker: {row.crashes}")
     if row.error:
         say("its error", f"{row.error_code} ({row.error_stage}): {row.error}")
+
+
+def may_read(uri: str, settings: Settings) -> Settings:
+    """Return the settings with which the file that a person names here is read, where none says otherwise."""
+    roots = [] if settings.fetch.file_roots else verbs.file_roots([uri])
+    return with_roots(settings, *roots) if roots else settings
 
 
 def with_roots(settings: Settings, *roots: Any) -> Settings:
@@ -82,7 +94,7 @@ def classified(uri: str, settings: Settings, options: RunOptions, say: Say) -> I
     Raises:
         ServiceError: the model or the decoder cannot be had.
     """
-    pipeline = Pipeline(_TellingFetcher(settings, say), Decoders(settings.audio, 1), 1)
+    pipeline = Pipeline(_TellingFetcher(settings, say), _TellingDecoders(settings, say), 1)
     try:
         card, batcher = open_model((options.model, options.revision, options.labels), settings)
         try:
@@ -112,6 +124,22 @@ class _TellingFetcher(PoliteFetcher):
             found = str(error)
         self._say("first bytes", found)
         return fetched
+
+
+class _TellingDecoders(Decoders):
+    def __init__(self, settings: Settings, say: Say) -> None:
+        super().__init__(settings.audio, 1)
+        self._say = say
+
+    def decode(self, file: BinaryIO, sample_rate: int) -> Decoded:
+        decoded = super().decode(file, sample_rate)
+        self._say("waveform", sparkline(decoded.waveform.samples))
+        return decoded
+
+
+def sparkline(samples: np.ndarray) -> str:
+    """Return (samples,) as a line of blocks, each as high as the loudest of its stretch."""
+    return "".join(BLOCKS[round(peak * (len(BLOCKS) - 1))] for peak in peaks(samples, SPARKS))
 
 
 class _TellingGuard(guard.Guard):
@@ -158,7 +186,10 @@ def _tell(ended: Classified, say: Say) -> None:
         for window in outcome.windows:
             best = ended.named(window.predictions[:LABELS_SHOWN])
             say("window", f"{window.start_s:.2f} to {window.end_s:.2f} s: {best}")
-        say("scores", ended.named(outcome.predictions))
+        names = [f"{ended.labels[each.label]} {each.score:.2f}" for each in outcome.predictions]
+        width = max(map(len, names), default=0)
+        for rank, (name, each) in enumerate(zip(names, outcome.predictions, strict=True)):
+            say("" if rank else "scores", f"{name:<{width}}  {bar(each.score, SPARKS - width)}")
     took = outcome.timings
     say("took", f"fetch {took.fetch_ms:.0f} ms, decode {took.decode_ms:.0f} ms, classify {took.classify_ms:.0f} ms")
     if isinstance(outcome, Failure):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from more_itertools import chunked, peekable
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from earmark.errors import UsageError
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 EXAMPLE_QUERY = 'query "SELECT label, count(*) FROM results GROUP BY label"'
 #: A terminal shows so many rows of a table; a file or a pipe gets all.
 TABLE_ROWS = 1000
+#: What of results, windows and failures is told in a terminal's 80 columns.
+BRIEF = ("clip_id", "uri", "start_s", "end_s", "label", "score", "duration_s", "error_code", "error")
+BAR, LONGEST_URI = 10, 24
 #: Rows of a Parquet file held in memory at once: some 50 MB.
 ROWS_IN_PART = 20_000
 
@@ -40,19 +44,20 @@ class Format(StrEnum):
     parquet = "parquet"
 
 
-def write(rows: Iterable[dict[str, Any]], how: Format | None, file: Path | None) -> None:
+def write(rows: Iterable[dict[str, Any]], how: Format | None, file: Path | None, *, brief: bool = False) -> None:
     """Write rows to a file, or to standard output.
 
     Args:
         rows: taken one by one, so that any number fits in memory.
         how: if not said, what the file's suffix says, else a table on a terminal and CSV elsewhere.
         file: appears under this name once it is whole.
+        brief: a terminal's table has only what fits 80 columns.
     """
     how = how or _usual(file)
     if how is Format.parquet:
         _write_parquet(rows, file)
     elif how is Format.table and file is None:
-        _print_table(rows)
+        Console(highlight=False).print(_table(rows, brief=brief))
     else:
         with opened(file) as out:
             {Format.csv: _write_csv, Format.table: _write_table}.get(how, _write_jsonl)(rows, out)
@@ -72,24 +77,41 @@ def _usual(file: Path | None) -> Format:
     )
 
 
-def _print_table(rows: Iterable[dict[str, Any]]) -> None:
-    Console().print(_table(rows))
-
-
 def _write_table(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
     Console(file=out, width=200).print(_table(rows))
 
 
-def _table(rows: Iterable[dict[str, Any]]) -> Table:
+def _table(rows: Iterable[dict[str, Any]], *, brief: bool = False) -> Table:
     ahead = peekable(rows)
-    columns = [name for name in ahead.peek({}) if name != "meta"]
-    table = Table(*columns, box=None, header_style="bold")
+    columns = [name for name in ahead.peek({}) if name != "meta" and (not brief or name in BRIEF)]
+    table = Table(box=None, header_style="bold")
+    for name in columns:
+        is_number = name.endswith(("_s", "_id"))
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=brief and name != "error")
     for number, row in enumerate(ahead):
         if number == TABLE_ROWS:
             table.caption = f"the first {TABLE_ROWS} rows; --format csv gives all"
             break
-        table.add_row(*(_cell(row[name]) for name in columns))
+        table.add_row(*(_shown(name, row[name]) if brief else Text(_cell(row[name])) for name in columns))
     return table
+
+
+def _shown(name: str, value: Any) -> Text:
+    if name == "score" and isinstance(value, float):
+        return Text.assemble((f"{bar(value):<{BAR}}", "green"), f" {value:.2f}")
+    if name.endswith("_s") and isinstance(value, float):
+        return Text(f"{value:.1f}")
+    text = _cell(value)
+    if name == "uri" and len(text) > LONGEST_URI:
+        # An address is told apart by its end.
+        text = f"…{text[1 - LONGEST_URI :]}"
+    return Text(text, style={"label": "bold", "error_code": "red"}.get(name, ""))
+
+
+def bar(share: float, width: int = BAR) -> str:
+    """Return a bar of a width in characters for a share from 0 to 1, to an eighth of a character."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def _cell(value: Any) -> str:

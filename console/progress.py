@@ -33,6 +33,8 @@ LOOK_S = 0.5
 LOOK_AT_PACE_S = 2.0
 #: So many clips fit on one screen; of more, the labels are counted.
 CLIPS_ON_SCREEN = 20
+#: Of the failures, the most frequent kinds.
+CODES_ON_SCREEN = 5
 #: A clip's row shows so many of its labels.
 LABELS_SHOWN = 3
 
@@ -172,9 +174,12 @@ def summarise(engine: sa.Engine, run: RunRow, state: results.Progress, settings:
     )
     for line in filter(None, (pace_in_words(going), going.bottleneck)):
         screen.print(f"  {line}")
-    for code, count, example in results.top_errors(engine, run.id):
+    failures = results.top_errors(engine, run.id)
+    for code, count, example in failures[:CODES_ON_SCREEN]:
         screen.print(f"  [red]{count} {code}[/], such as: {escape(example)}")
+    if (others := len(failures) - CODES_ON_SCREEN) > 0:
+        screen.print(f"  and {others} other kinds of failure: earmark failures {escape(run.name)}")
     if hosts := results.failing_hosts(engine, run.id):
         screen.print(f"  most failures: {', '.join(f'{escape(host)} ({failed})' for host, failed in hosts)}")
-    for code, count, example in results.top_errors(engine, run.id, "pending"):
+    for code, count, example in results.top_errors(engine, run.id, "pending")[:CODES_ON_SCREEN]:
         screen.print(f"  [yellow]{count} {code}, to be tried again[/], such as: {escape(example)}")

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-
 #: A browser that keeps to the pages it is shown.
 CHROMIUM = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

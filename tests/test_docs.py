@@ -26,3 +26,14 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_gives_both_commands_that_set_everything_up() -> None:
     assert re.findall(r"^make \w+$", (ROOT / "README.md").read_text(), re.M)[:2] == ["make demo", "make test"]
+
+
+def test_the_site_has_every_page() -> None:
+    listed = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_pictures_are_small() -> None:
+    pictures = list((ROOT / "docs" / "pictures").iterdir())
+    assert len(pictures) >= 3
+    assert all(picture.stat().st_size < 150_000 for picture in pictures)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from console import options as o
 from console import output
@@ -79,7 +81,27 @@ def explain(
     one_clip.explain(uri, settings, options, _say)
 
 
+@verbs.command(epilog="Example: earmark plot siren.wav -o siren.png")
+def plot(
+    file: Annotated[str, typer.Argument(help="An audio file or its URL.")],
+    picture: Annotated[Path, typer.Option("--output", "-o", help="A .png, .svg or .pdf file.")],
+    model: o.Model = "starter",
+    revision: o.Revision = None,
+    window_s: o.WindowS = None,
+    labels: o.Labels = None,
+) -> None:
+    """Draw one clip: waveform, mel spectrogram, what is heard when, and the best labels."""
+    from console import one_clip, plots
+
+    uri = file if "://" in file else str(Path(file).expanduser().absolute())
+    task = o.Task(sources=[], model=model, revision=revision, window_s=window_s, labels=labels)
+    drawn = plots.plot_clip(uri, one_clip.may_read(uri, read_settings()), task.options)
+    plots.save(drawn, picture)
+    typer.echo(str(picture))
+
+
 def _say(step: str, text: str) -> None:
     # A server's words must not steer the terminal.
-    shown = "".join(char if char.isprintable() else "?" for char in text)
-    typer.echo(f"{step:<11}  {shown}")
+    shown = Text("".join(char if char.isprintable() else "?" for char in text))
+    shown.highlight_regex("[▁-▏]+", "green")
+    Console(highlight=False).print(Text.assemble((f"{step:<11}  ", "bold"), shown), soft_wrap=True)

@@ -104,13 +104,16 @@ def flower(
     verbs.flower(port=port, address=address, basic_auth=basic_auth, keep=keep)
 
 
-@verbs.command(epilog="Example: earmark demo")
-def demo(db: o.Db = None) -> None:
+@verbs.command(epilog="Example: earmark demo --report demo.html")
+def demo(
+    report: Annotated[Path | None, typer.Option(help="Also write the run's page to this file.")] = None,
+    db: o.Db = None,
+) -> None:
     """Classify the bundled example clips, two of them broken on purpose."""
     from console.demo import demo as classify_examples
 
     settings = read_settings(db)
-    _show(classify_examples(settings), settings, db, strict=False)
+    _show(classify_examples(settings, report), settings, db, strict=False)
 
 
 def _show(finished: Finished, settings: Settings, db: str | None, *, strict: bool) -> None:
@@ -127,4 +130,5 @@ def _next_commands(run: RunRow, db: str | None) -> list[str]:
     installed = Path(sys.argv[0])
     found = shutil.which("earmark") or installed.name != "earmark"
     program = "earmark" if found else os.path.relpath(installed)
-    return [f"{program} {verb}{where}" for verb in (f"results {run.name}", EXAMPLE_QUERY, "run YOUR_FOLDER")]
+    verbs = (f"results {run.name}", f"report {run.name} -o report.html", EXAMPLE_QUERY, "run YOUR_FOLDER")
+    return [f"{program} {verb}{where}" for verb in verbs]

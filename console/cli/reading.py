@@ -50,7 +50,7 @@ def show_results(
     """Print a run's results: each clip with its best label."""
     engine, found = find_runs(read_settings(db), run)
     statement = results.results(found.id, label=label, min_score=min_score, windows=windows)
-    output.write(results.rows(engine, statement), how, file)
+    output.write(results.rows(engine, statement), how, file, brief=True)
 
 
 @verbs.command(epilog="Example: earmark export march -o march.parquet")
@@ -71,11 +71,44 @@ def export(
         output.write(rows, how, file)
 
 
+@verbs.command(epilog="Example: earmark report march -o march.html")
+def report(
+    run: o.Run,
+    file: Annotated[Path, typer.Option("--output", "-o", help="The page: one file that needs nothing else.")],
+    clips: Annotated[int, typer.Option(min=0, max=200, help="Clips shown; of more, an even sample.")] = 200,
+    db: o.Db = None,
+) -> None:
+    """Write one page on a run: counts, labels, failures, and clips to see and hear."""
+    from console import report as reporting
+
+    settings = read_settings(db)
+    engine, found = find_runs(settings, run)
+    shown = reporting.write(engine, found, settings, file, most=clips)
+    progress.screen.print(f"{file}: {shown} clips to see and hear.", markup=False, soft_wrap=True)
+
+
+@verbs.command(epilog="Example: earmark ui --port 5556")
+def ui(
+    port: Annotated[int, typer.Option(help="The page's port on this machine.")] = 5556,
+    address: Annotated[str, typer.Option(help="Any but loopback needs a token.")] = "127.0.0.1",
+    token: Annotated[str | None, typer.Option(envvar="EARMARK_UI_TOKEN", help="The password asked for.")] = None,
+    flower: Annotated[str, typer.Option(help="Where Flower is, for a link.")] = "http://127.0.0.1:5555",
+    db: o.Db = None,
+) -> None:
+    """Serve a read-only page in the browser: runs as they go, their clips to see and hear, and SQL."""
+    from console import page
+
+    settings = read_settings(db)
+    engine = open_database(settings)
+    progress.screen.print(f"[bold]http://{address}:{port}[/] shows the runs; Ctrl-C stops it.")
+    page.serve(engine, settings, address=address, port=port, token=token, flower=flower)
+
+
 @verbs.command(epilog="Example: earmark failures march --format jsonl")
 def failures(run: o.Run, how: o.As = None, file: o.Out = None, db: o.Db = None) -> None:
     """Print why clips of a run have no result."""
     engine, found = find_runs(read_settings(db), run)
-    output.write(results.rows(engine, results.failures(found.id)), how, file)
+    output.write(results.rows(engine, results.failures(found.id)), how, file, brief=True)
 
 
 @verbs.command(epilog="Example: earmark labels starter")

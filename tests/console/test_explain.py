@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from console import one_clip
 from console.cli.asking import _say
 from console.demo import EXAMPLES
@@ -81,6 +83,12 @@ def test_a_clip_of_the_ledger_is_explained_by_its_id(tmp_path: Path) -> None:
     assert shown.splitlines()[-2].startswith("scores       siren 0.9")
     assert "," not in shown.splitlines()[-2]
     assert "There is no clip 7" in earmark("explain", "7", "--db", f"{tmp_path}/e.db", status=2).stderr
+
+
+def test_a_waveform_is_a_line_of_blocks() -> None:
+    assert one_clip.sparkline(np.zeros(8000, np.float32)) == "▁" * one_clip.SPARKS
+    ramp = one_clip.sparkline(np.linspace(0, 1, 8000, dtype=np.float32))
+    assert (ramp[0], ramp[-1], list(ramp)) == ("▁", "█", sorted(ramp))
 
 
 def test_a_server_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

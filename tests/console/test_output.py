@@ -126,6 +126,19 @@ def test_a_bad_query_is_one_sentence(database: Path, statement: str, status: int
     assert (ended.returncode, ended.stderr.count("\n")) == (status, 1)
 
 
+@pytest.mark.parametrize("words", [["results", "march"], ["results", "march", "--windows"], ["failures", "march"]])
+def test_a_table_fits_80_columns_and_has_colour_only_on_a_terminal(database: Path, words: list[str]) -> None:
+    plain = earmark(database, *words, "--format", "table").stdout
+    assert max(map(len, plain.splitlines())) <= 80
+    assert "\x1b" not in plain
+    coloured = earmark(database, *words, "--format", "table", env={**os.environ, "FORCE_COLOR": "1"}).stdout
+    assert "\x1b[32m█" in coloured or "\x1b[31mnot_found" in coloured
+
+
+def test_a_bar_is_exact_to_an_eighth_of_a_character() -> None:
+    assert [output.bar(share, 4) for share in (-1.0, 0.0, 0.25, 0.28, 0.99, 2.0)] == ["", "", "█", "█▏", "████", "████"]
+
+
 def test_a_missing_database_is_one_sentence(tmp_path: Path) -> None:
     ended = earmark(tmp_path / "none.db", "query", "SELECT 1")
     assert (ended.returncode, ended.stderr.count("\n")) == (3, 1)
@@ -157,5 +170,7 @@ def test_reading_loads_nothing_heavy(database: Path, words: list[str]) -> None:
     )
     command = [sys.executable, "-c", code, *words, "--db", str(database)]
     loaded = subprocess.run(command, text=True, capture_output=True, check=True).stderr.split()
-    assert not {"torch", "celery", "alembic", "transformers", "requests", "polars"} & set(loaded)
+    assert not {"torch", "celery", "alembic", "transformers", "requests", "polars", "matplotlib", "starlette"} & set(
+        loaded
+    )
     assert "typer" in loaded

@@ -43,7 +43,7 @@ def left_running() -> list[str]:
 
 
 def test_the_demo_names_the_sounds_and_the_reasons_and_leaves_nothing_running(earmark: Earmark) -> None:
-    shown = earmark("demo")
+    shown = earmark("demo", "--report", "demo.html")
     best = {line.split()[0]: line.split()[1] for line in shown.stdout.splitlines() if "." in line[:14]}
     assert best["dog.ogg"] == "dog"
     assert best["siren.wav"] == "siren"
@@ -51,6 +51,9 @@ def test_the_demo_names_the_sounds_and_the_reasons_and_leaves_nothing_running(ea
     assert best["broken.wav"] == "not_audio:"
     assert best["missing.wav"] == "not_found:"
     assert " results run-1\n" in shown.stderr
+    report = (earmark.folder / "demo.html").read_text()
+    assert report.count("<article") == 8
+    assert "Heard: speech from 0.0 to 10.0 s, siren from 10.0 to 17.0 s" in report
     assert left_running() == []
 
 
