@@ -42,12 +42,15 @@ screen = Console(stderr=True, highlight=False)
 
 
 class _Bar(Progress):
-    """A progress bar with a line of advice below it."""
+    """A progress bar with what is known of the pace below it."""
 
+    stages = ""
     advice: str | None = None
 
     def get_renderables(self) -> Iterator[RenderableType]:
         yield from super().get_renderables()
+        if self.stages:
+            yield f"  [dim]{self.stages}[/]"
         if self.advice:
             yield f"  [yellow]{self.advice}[/]"
 
@@ -64,7 +67,7 @@ def watch(
             state = results.progress(engine, run_id)
             if time.monotonic() - looked > LOOK_AT_PACE_S:
                 going, looked = pace(engine, run_id, state, settings.worker), time.monotonic()
-            bar.advice = going.bottleneck
+            bar.stages, bar.advice = stages_in_words(going), going.bottleneck
             bar.update(task, total=state.total, completed=state.final, description=_doing(state, going))
             if state.finished:
                 return state
@@ -113,6 +116,14 @@ def pace_in_words(going: Pace) -> str:
         return ""
     left = "" if going.eta_s is None else f", {in_words(going.eta_s)} to go"
     return f"{going.clips_per_s:.1f} clips/s, {going.audio_s_per_s:.0f} s of audio a second{left}"
+
+
+def stages_in_words(going: Pace) -> str:
+    """Return what a clip spends in each stage, waits included, as far as that is known."""
+    if going.fetch_ms is None:
+        return ""
+    each = (going.fetch_ms, "downloading"), (going.decode_ms, "decoding"), (going.classify_ms, "at the model")
+    return f"a clip spends {', '.join(f'{ms:.0f} ms {stage}' for ms, stage in each)}"
 
 
 def in_words(seconds: float) -> str:
@@ -172,7 +183,7 @@ def summarise(engine: sa.Engine, run: RunRow, state: results.Progress, settings:
         f"[bold]{escape(run.name)}[/]: {state.total} clips{counts}. {state.audio_s / 60:.1f} minutes of audio in "
         f"{in_words(state.seconds)}."
     )
-    for line in filter(None, (pace_in_words(going), going.bottleneck)):
+    for line in filter(None, (pace_in_words(going), stages_in_words(going), going.bottleneck)):
         screen.print(f"  {line}")
     failures = results.top_errors(engine, run.id)
     for code, count, example in failures[:CODES_ON_SCREEN]:

@@ -36,6 +36,10 @@ class Pace:
     eta_s: float | None = None
     #: A sentence: what the workers wait for, and its cure.
     bottleneck: str | None = None
+    #: What a clip spends in each stage, waits included.
+    fetch_ms: float | None = None
+    decode_ms: float | None = None
+    classify_ms: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,7 +76,8 @@ def pace(engine: sa.Engine, run_id: int, state: Progress, limits: Worker) -> Pac
     # The last clips, a glance at few of many workers, and a model that works for other runs too say nothing.
     waiting = state.states["pending"] + state.states["queued"] and recent.clips >= LEAST_CLIPS * recent.workers
     bottleneck = _bottleneck(recent, limits) if waiting and not _others_at_work(engine, run_id) else None
-    return Pace(rate, recent.audio_s / recent.seconds, left / rate, bottleneck)
+    each = [ms / recent.clips for ms in (recent.fetch_ms, recent.decode_ms, recent.classify_ms)]
+    return Pace(rate, recent.audio_s / recent.seconds, left / rate, bottleneck, *each)
 
 
 def _recent(engine: sa.Engine, run_id: int) -> _Recent | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,8 +16,10 @@ from urllib.request import urlopen
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
-from rich.console import Console
+from rich.console import Console as Terminal
 from rich.text import Text
+
+import console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +30,7 @@ PICTURES = Path(__file__).with_name("pictures")
 EARMARK = [sys.executable, "-m", "console.cli"]
 COLUMNS = 84
 PORT = 5597
+FLOWER_HEARS_S = 3.0
 #: A picture in so many colours is a third of the size, and nobody sees it.
 COLOURS = 128
 CHROMIUM = [
@@ -39,7 +43,7 @@ CHROMIUM = [
 
 
 def main() -> None:
-    """Run the demo in an empty folder, and picture what it prints, its report, and the live page."""
+    """Run the demo in an empty folder, and picture what it prints, its report, the live page, and Flower."""
     PICTURES.mkdir(exist_ok=True)
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         report = Path(folder, "report.html")
@@ -49,6 +53,8 @@ def main() -> None:
         _page(browser, report.as_uri(), PICTURES / "report.png", height=1180)
         with _live_page(folder) as url:
             _page(browser, f"{url}/runs/1", PICTURES / "ui.png", height=1180, scheme="dark")
+        with _flower(folder) as url:
+            _page(browser, f"{url}/tasks", PICTURES / "flower.png", height=440)
         browser.close()
 
 
@@ -63,11 +69,11 @@ def _earmark(folder: str, *words: str) -> str:
 
 
 def _terminal(text: str, picture: Path) -> None:
-    console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
+    terminal = Terminal(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
     # What moved, the progress bar, is left out.
     lines = [line for line in text.splitlines() if "━" not in line and line.strip()]
-    console.print(Text.from_ansi("\n".join(lines)))
-    picture.write_text(console.export_svg(title="make demo"), encoding="utf-8")
+    terminal.print(Text.from_ansi("\n".join(lines)))
+    picture.write_text(terminal.export_svg(title="make demo"), encoding="utf-8")
 
 
 def _page(browser: Browser, url: str, picture: Path, *, height: int, scheme: str = "light") -> None:
@@ -80,7 +86,22 @@ def _page(browser: Browser, url: str, picture: Path, *, height: int, scheme: str
 
 @contextmanager
 def _live_page(folder: str) -> Iterator[str]:
-    process = subprocess.Popen([*EARMARK, "ui", "--port", str(PORT)], env=_environment(folder), cwd=folder)
+    with _running(folder, "ui", "--port", str(PORT)) as url:
+        yield url
+
+
+@contextmanager
+def _flower(folder: str) -> Iterator[str]:
+    sounds = str(shutil.copytree(Path(console.__file__).with_name("examples"), Path(folder, "sounds")))
+    with _running(folder, "up", "--flower-port", str(PORT), "--files", sounds) as url:
+        _earmark(folder, "submit", sounds, "--name", "examples", "--chunk-size", "2", "--watch")
+        time.sleep(FLOWER_HEARS_S)
+        yield url
+
+
+@contextmanager
+def _running(folder: str, *words: str) -> Iterator[str]:
+    process = subprocess.Popen([*EARMARK, *words], env=_environment(folder), cwd=folder)
     url = f"http://127.0.0.1:{PORT}"
     try:
         for _ in range(60):

@@ -133,6 +133,8 @@ def test_a_table_fits_80_columns_and_has_colour_only_on_a_terminal(database: Pat
     assert "\x1b" not in plain
     coloured = earmark(database, *words, "--format", "table", env={**os.environ, "FORCE_COLOR": "1"}).stdout
     assert "\x1b[32m█" in coloured or "\x1b[31mnot_found" in coloured
+    unwanted = {**os.environ, "FORCE_COLOR": "1", "NO_COLOR": "1"}
+    assert "\x1b[3" not in earmark(database, *words, "--format", "table", env=unwanted).stdout
 
 
 def test_a_bar_is_exact_to_an_eighth_of_a_character() -> None:

@@ -48,4 +48,5 @@ def test_watching_shows_pace_and_advice_as_they_are(engine: sa.Engine, monkeypat
     run_id = going(engine, fetch_ms=2500)
     progress.watch(engine, run_id, Settings(), meanwhile=lambda: ledger.cancel(engine, run_id))
     assert re.search(r"\d clips/s, \d+ s of audio a second, \d+ s to go", shown.getvalue())
+    assert "a clip spends 2500 ms downloading, " in shown.getvalue()
     assert "for downloads: raise EARMARK_WORKER__CLIPS_IN_FLIGHT" in shown.getvalue()

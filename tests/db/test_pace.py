@@ -47,10 +47,11 @@ def look(engine: sa.Engine, run_id: int, **limits: Any) -> Pace:
 
 
 def test_the_pace_is_that_of_the_last_minutes(engine: sa.Engine) -> None:
-    found = look(engine, going(engine, fetch_ms=1, decode_ms=1, classify_ms=1))
+    found = look(engine, going(engine, fetch_ms=1, decode_ms=2, classify_ms=3))
     assert found.clips_per_s == pytest.approx(ENDED / SECONDS, rel=0.05)
     assert found.audio_s_per_s == pytest.approx(5 * ENDED / SECONDS, rel=0.05)
     assert found.eta_s == pytest.approx(LEFT / 10, rel=0.05)
+    assert (found.fetch_ms, found.decode_ms, found.classify_ms) == pytest.approx((1, 2, 3))
 
 
 @pytest.mark.parametrize(
