@@ -2,7 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test browser lint docs audit fuzz chaos starter clean
+# A program and the Debian packages that bring it, installed if it is missing.
+debian = command -v $(1) > /dev/null || { \
+    echo "Installing $(1)."; \
+    root=; [ "$$(id -u)" = 0 ] || root=sudo; \
+    $$root apt-get update -qq && \
+    DEBIAN_FRONTEND=noninteractive $$root apt-get install -y -qq --no-install-recommends $(2) > /dev/null; \
+} || { echo "$(1) is needed here: as root, apt-get install $(2); then the same again."; exit 1; }
+
+.PHONY: demo test browser bench lint docs audit fuzz chaos starter clean
 
 # Serve the example clips on loopback, classify them by URL and show what is heard.
 demo: .venv/ready
@@ -10,16 +18,16 @@ demo: .venv/ready
 
 # Run the tests against real servers; everything they need is installed here.
 test: .venv/ready-dev browser
-	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
 
 # Some tests look at pages in Debian's Chromium.
 browser:
-	@command -v chromium > /dev/null || { \
-	    echo "Installing Chromium, which tests look at pages with."; \
-	    root=; [ "$$(id -u)" = 0 ] || root=sudo; \
-	    $$root apt-get update -qq && \
-	    DEBIAN_FRONTEND=noninteractive $$root apt-get install -y -qq --no-install-recommends chromium fonts-liberation > /dev/null; \
-	} || { echo "The tests need Chromium: as root, apt-get install chromium; then make test again."; exit 1; }
+	@$(call debian,chromium,chromium fonts-liberation)
+
+# Measure Earmark beside what one would use instead, side by side in one run; half an hour.
+bench: .venv/ready-dev
+	@$(call debian,ffmpeg,ffmpeg)
+	@$(BIN)/python -m benchmarks.end_to_end
 
 # Check style, types and the direction of imports.
 lint: .venv/ready-dev
