@@ -73,10 +73,12 @@ def celery(model: str, threads: int) -> Iterator[Label]:
         os.environ |= {"CONTENDER_URL": url, "CONTENDER_MODEL": model, "CONTENDER_THREADS": str(threads)}
         app = typical_app()
         options = f"--pool prefork --concurrency {max(1, cores() // threads)} --loglevel ERROR"
-        command = [sys.executable, "-m", "celery", "-A", "benchmarks.contenders:typical_app()", "worker"]
+        command = [sys.executable, "-m", "celery", "-A", "benchmarks.contenders:typical", "worker"]
         worker = subprocess.Popen([*command, *options.split()], stdout=subprocess.DEVNULL)
         try:
-            yield lambda uris: [result.get() for result in [app.send_task("classify", [uri]) for uri in uris]]
+            yield lambda uris: [
+                result.get(timeout=600) for result in [app.send_task("classify", [uri]) for uri in uris]
+            ]
         finally:
             worker.terminate()
             worker.wait()
@@ -99,6 +101,9 @@ def typical_app() -> Celery:
 
     app.conf.worker_proc_alive_timeout = 120
     return app
+
+
+typical = typical_app() if "CONTENDER_URL" in os.environ else None
 
 
 @contextmanager
@@ -207,7 +212,7 @@ def earmark(model: str, threads: int, database: str) -> Iterator[Label]:
     from console.database import open_database
     from earmark.options import RunOptions
     from producer.submit import submit
-    from tests.servers import running_postgres
+    from tests.servers import running_postgres, upgraded
 
     turns = itertools.count(1)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
@@ -215,7 +220,7 @@ def earmark(model: str, threads: int, database: str) -> Iterator[Label]:
         os.environ |= {"EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.0/8", "EARMARK_FETCH__FILE_ROOTS": "/"}
         os.environ |= {"EARMARK_FETCH__HOST_CONCURRENCY": str(2 * AHEAD)}
         if database == "postgresql":
-            os.environ["EARMARK_DATABASE__URL"] = servers.enter_context(running_postgres())
+            os.environ["EARMARK_DATABASE__URL"] = upgraded(servers.enter_context(running_postgres()))
         engine = open_database(Settings(), create=True)
         here, _ = servers.enter_context(
             verbs.machine(Settings(), queue="contender", workers=max(1, cores() // threads), model__threads=threads)
@@ -270,7 +275,7 @@ def saved(uri: str) -> str:
         return uri
     import requests
 
-    path = Path(tempfile.gettempdir(), f"contender-{os.getpid()}.ogg")
+    path = Path(tempfile.gettempdir(), f"contender-{os.getpid()}-{uri.rpartition('/')[2]}")
     path.write_bytes(requests.get(uri, timeout=60).content)
     return str(path)
 

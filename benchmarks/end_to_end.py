@@ -6,13 +6,15 @@
 Every way is a process of its own that has its model loaded and one clip behind it. They take turns on the same list
 in random order, so that a busy machine slows all alike. Clips a second, processor time (of all its processes, servers
 included) and memory are medians over the turns, with the lowest and highest; a ratio is the median of the turns'
-ratios to the loop written by hand. Ray's include the start of its actors, which it repeats for each list.
+ratios to the loop written by hand. Ray's clips a second include the start of its actors, which it repeats for each
+list; its processes are daemons, whose processor time is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -63,6 +65,7 @@ class Contender:
     """A way's process, and what it and its children take."""
 
     def __init__(self, way: str, model: str, threads: int, warm_up: Path) -> None:
+        self._way, self.threads = way, threads
         python = _python_with_ray() if way == "ray" else sys.executable
         command = [python, "-m", "benchmarks.contenders", way, "--model", model, "--threads", str(threads)]
         with Path(tempfile.gettempdir(), f"contender-{way.replace(' ', '-')}.log").open("w") as log:
@@ -90,7 +93,8 @@ class Contender:
             wall, cpu = time.perf_counter() - wall, _cpu_s(self._process.pid) - cpu
         if costs:
             costs.clips_s.append(len(uris) / wall)
-            costs.cpu_ms.append(1000 * cpu / len(uris))
+            # Ray's processes are not its children.
+            costs.cpu_ms.append(1000 * cpu / len(uris) if self._way != "ray" else math.nan)
             costs.memory_mb.append(memory.peak_mb)
         return list(json.loads(answer))
 
@@ -205,6 +209,7 @@ def _best(way: str, model: str, warm_up: Path, uris: list[str]) -> Contender:
     *others, (_, best) = sorted(tried, key=lambda each: each[0])
     for _, other in others:
         other.close()
+    print(f"{way}: {best.threads} thread(s) a process", file=sys.stderr)
     return best
 
 
@@ -245,6 +250,8 @@ def _show(title: str, costs: dict[str, Costs], answers: dict[str, list[str]]) ->
 
 
 def _spread(values: list[float]) -> str:
+    if math.isnan(values[0]):
+        return "-"
     return f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
 
 

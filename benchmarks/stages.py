@@ -118,11 +118,11 @@ def _work(folder: Path, clips: list[str], database: str, running: ExitStack) -> 
     from console import local, verbs
     from console.database import open_database
     from earmark.settings import Settings
-    from tests.servers import running_postgres
+    from tests.servers import running_postgres, upgraded
 
     servers = {child.pid for child in psutil.Process().children()}
     if database == "postgresql":
-        os.environ["EARMARK_DATABASE__URL"] = running.enter_context(running_postgres())
+        os.environ["EARMARK_DATABASE__URL"] = upgraded(running.enter_context(running_postgres()))
     os.environ["EARMARK_BROKER__URL"] = running.enter_context(local.valkey(folder / "valkey"))
     settings = verbs.find_broker(Settings())
     engine = open_database(settings, create=True)
