@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import time
 from base64 import b64decode
-from binascii import Error as NotBase64
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from itertools import islice
@@ -122,7 +121,7 @@ def _knows(request: Request, token: str) -> bool:
     scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
     try:
         password = b64decode(encoded, validate=True).partition(b":")[2]
-    except NotBase64:
+    except ValueError:
         return False
     return scheme.lower() == "basic" and hmac.compare_digest(password, token.encode())
 
