@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: Rows a transaction: large enough to be cheap, small enough that workers write in between.
 ROWS_AT_ONCE = 10_000
 #: Rows sorted before they are written: several of them then fall on one page of the index of keys.
-ROWS_SORTED = 300_000
+ROWS_SORTED = 200_000
 CHARS_SORTED = 64 * 1024**2
 #: One message costs a worker 1.5 ms: a sixteenth of it a clip.
 CHUNK_SIZE = 16
