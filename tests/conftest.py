@@ -26,13 +26,9 @@ CHROMIUM = [
 ]  # fmt: skip
 
 
-#: Folders whose tests take seconds each.
-LONG = ("faults", "end_to_end")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest tests, so that none is left to run alone at the end."""
-    items.sort(key=lambda item: ("test_chaos" not in item.nodeid, item.path.parent.name not in LONG))
+    """Begin with the longest tests, so that they are not left to run alone at the end."""
+    items.sort(key=lambda item: "test_chaos" not in item.nodeid)
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Page
 
-#: What they look at takes long to set up: one process does.
-pytestmark = pytest.mark.xdist_group("page")
-
 
 def serving(heard: Heard, token: str | None) -> Iterator[str]:
     port = free_port()

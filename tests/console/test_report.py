@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Page
 
-#: What they look at takes long to set up: one process does.
-pytestmark = pytest.mark.xdist_group("report")
-
 
 @pytest.fixture(scope="module")
 def file(heard: Heard, tmp_path_factory: pytest.TempPathFactory) -> Path:

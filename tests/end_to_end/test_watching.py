@@ -27,8 +27,6 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 SOUNDS = ("dog.ogg", "siren.wav", "piano.flac", "broken.wav", "mixed.m4a")
 CLIPS, CHUNK = 40, 8
 SECRET = "sig=do-not-tell"
-#: What they look at takes long to set up: one process does.
-pytestmark = pytest.mark.xdist_group("watching")
 
 
 class Watched:
