@@ -30,6 +30,8 @@ START_S = 20.0
 MAX_RESTARTS = 10
 LONGEST_FOLDER = 70
 LOOPBACK = "127.0.0.1"
+#: The addresses and names that lead to this machine from itself alone.
+HERE = (LOOPBACK, "localhost", "::1")
 #: Finished chunks Flower remembers: 160,000 clips, some 50 MB.
 FLOWER_TASKS = 10_000
 FLOWER_COLUMNS = "uuid,state,args,result,worker,received,runtime,retries"
@@ -179,7 +181,7 @@ def flower_command(
     """
     if basic_auth and not all(basic_auth.partition(":")):
         raise UsageError(reason="--basic-auth must be USER:PASSWORD.")
-    if not basic_auth and address not in (LOOPBACK, "localhost", "::1"):
+    if not basic_auth and address not in HERE:
         raise UsageError(reason=f"Flower on {address} needs --basic-auth USER:PASSWORD: it shows every run.")
     options = [f"--port={port}", f"--address={address}", f"--max-tasks={FLOWER_TASKS}", "--read-only"]
     options += [f"--tasks-columns={FLOWER_COLUMNS}", f"--purge-offline-workers={FLOWER_FORGETS_S}"]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from urllib3 import BaseHTTPResponse
 
+    from earmark.clips import Waveform
     from earmark.options import RunOptions
     from earmark.settings import Settings
     from workers.batcher import Batcher
@@ -49,11 +50,12 @@ class Say(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """How one clip ended, and the model that heard it."""
+    """How one clip ended, the model that heard it, and what it heard: None if it did not come to that."""
 
     outcome: Success | Failure | Postponed
     labels: tuple[str, ...]
     batcher: Batcher
+    waveform: Waveform | None
 
     def named(self, predictions: Any) -> str:
         return ", ".join(f"{self.labels[each.label]} {each.score:.2f}" for each in predictions) or "nothing"
@@ -94,13 +96,14 @@ def classified(uri: str, settings: Settings, options: RunOptions, say: Say) -> I
     Raises:
         ServiceError: the model or the decoder cannot be had.
     """
-    pipeline = Pipeline(_TellingFetcher(settings, say), _TellingDecoders(settings, say), 1)
+    decoders = _TellingDecoders(settings, say)
+    pipeline = Pipeline(_TellingFetcher(settings, say), decoders, 1)
     try:
         card, batcher = open_model((options.model, options.revision, options.labels), settings)
         try:
             job = Job(options, Loaded(card, batcher, model_id=0, label_ids=()))
             outcome = pipeline.classify(Claimed(0, uri, attempts=1, crashes=0), job)
-            yield Classified(outcome, card.labels, batcher)
+            yield Classified(outcome, card.labels, batcher, decoders.waveform)
         finally:
             batcher.close()
     finally:
@@ -130,9 +133,11 @@ class _TellingDecoders(Decoders):
     def __init__(self, settings: Settings, say: Say) -> None:
         super().__init__(settings.audio, 1)
         self._say = say
+        self.waveform: Waveform | None = None
 
     def decode(self, file: BinaryIO, sample_rate: int) -> Decoded:
         decoded = super().decode(file, sample_rate)
+        self.waveform = decoded.waveform
         self._say("waveform", sparkline(decoded.waveform.samples))
         return decoded
 

@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from console.local import LOOPBACK
+from console.local import HERE
 from console.report import TEMPLATES, UNCERTAIN, card, charts, colours, overview, render
 from console.sound import Listener
 from db import browse, query, results
@@ -45,7 +45,6 @@ SOUND_S, SOUND_BYTES = 60.0, 200_000
 #: Clips heard lately: some 200 kB each.
 HEARD = 64
 AT_ONCE = 2
-HERE = (LOOPBACK, "localhost", "::1")
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; media-src data:; "

@@ -37,9 +37,9 @@ def plot_clip(uri: str, settings: Settings, options: RunOptions) -> Figure:
     Raises:
         UsageError: the clip has no result, and why.
     """
-    with one_clip.classified(uri, settings, options, lambda *_, **__: None) as ended:
+    with one_clip.classified(uri, settings, options, lambda *_: None) as ended:
         outcome = ended.outcome
-        if not isinstance(outcome, Success):
+        if not isinstance(outcome, Success) or ended.waveform is None:
             raise UsageError(reason=str(getattr(outcome, "error", "The clip could not be worked on here.")))
         top = [(ended.labels[each.label], each.score) for each in outcome.predictions]
         windows = [
@@ -47,11 +47,9 @@ def plot_clip(uri: str, settings: Settings, options: RunOptions) -> Figure:
             for window in outcome.windows
             for best in window.predictions[:1]
         ]
-    with sound.Listener(settings) as listener:
-        waveform = listener.waveform(uri)
     if top and not windows:
-        windows = [(0.0, waveform.duration_s, *top[0])]
-    return figure(waveform, windows, top, title=display_uri(uri).rpartition("/")[2])
+        windows = [(0.0, ended.waveform.duration_s, *top[0])]
+    return figure(ended.waveform, windows, top, title=display_uri(uri).rpartition("/")[2])
 
 
 def figure(waveform: Waveform, windows: Sequence[Segment], top: Sequence[tuple[str, float]], *, title: str) -> Figure:

@@ -19,7 +19,6 @@ from workers.fetch import Fetcher
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from earmark.clips import Waveform
     from earmark.settings import Settings
 
 #: Hz. Speech and most sounds are well told below 8 kHz, and a spectrogram needs no more.
@@ -82,13 +81,10 @@ class Listener:
         Raises:
             ClipError: it can't be had any more, or not be decoded.
         """
-        return heard(self.waveform(uri).samples, most_s, most_bytes)
-
-    def waveform(self, uri: str) -> Waveform:
-        """Return a clip's waveform at RATE; raise a ClipError as `hear` does."""
         fetched = self._fetcher.fetch(uri)
         with fetched.file:
-            return self._decoders.decode(fetched.file, RATE).waveform
+            waveform = self._decoders.decode(fetched.file, RATE).waveform
+        return heard(waveform.samples, most_s, most_bytes)
 
     def close(self) -> None:
         self._fetcher.close()

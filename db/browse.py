@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from db.models import Clip, Label, Run
+from db.models import Clip, Label, Run, state_is
 from db.session import reading
 from earmark.errors import UsageError
 
@@ -84,19 +84,14 @@ def page(engine: sa.Engine, run_id: int, wanted: Wanted, after: str = "") -> Pag
 
 def _in_order(run_id: int, wanted: Wanted) -> tuple[sa.Select[Any], tuple[Any, ...]]:
     statement = sa.select(*_SHOWN).outerjoin(Label, Label.id == Clip.label_id).where(Clip.run_id == run_id)
-    # States are spelled into the statement as in the partial indexes.
     if wanted.label:
         model = sa.select(Run.model_id).where(Run.id == run_id).scalar_subquery()
         known = sa.select(Label.id).where(Label.model_id == model, Label.name == wanted.label).scalar_subquery()
-        of_label = (Clip.state == _literal("done"), Clip.label_id == known, Clip.score >= wanted.min_score)
+        of_label = (state_is("done"), Clip.label_id == known, Clip.score >= wanted.min_score)
         return statement.where(*of_label, Clip.score <= wanted.max_score), (Clip.score, Clip.id)
     if wanted.error:
-        return statement.where(Clip.state == _literal("failed")), (Clip.id,)
+        return statement.where(state_is("failed")), (Clip.id,)
     return statement.where(Clip.finished_at.is_not(None)), (Clip.finished_at, Clip.id)
-
-
-def _literal(state: str) -> sa.BindParameter[str]:
-    return sa.literal(state, literal_execute=True)
 
 
 def _key(text: str, order: tuple[Any, ...]) -> list[sa.Cast[Any]]:
@@ -148,7 +143,7 @@ def _by_clip(rows: sa.CursorResult[Any]) -> dict[int, list[tuple[Any, ...]]]:
 
 def score_histogram(engine: sa.Engine, run_id: int, bins: int) -> list[int]:
     """Return how many clips have their best score in each of `bins` equal parts of 0 to 1."""
-    done = sa.and_(Clip.run_id == run_id, Clip.state == _literal("done"), Clip.label_id.is_not(None))
+    done = sa.and_(Clip.run_id == run_id, state_is("done"), Clip.label_id.is_not(None))
     return _counted(engine, Clip.score * bins - 0.5, done, bins)
 
 
