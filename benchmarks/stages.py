@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -126,12 +125,12 @@ def _work(folder: Path, clips: list[str], database: str, running: ExitStack) -> 
     os.environ["EARMARK_BROKER__URL"] = running.enter_context(local.valkey(folder / "valkey"))
     settings = verbs.find_broker(Settings())
     engine = open_database(settings, create=True)
-    threading.Thread(target=_submit, args=(clips, engine, settings, servers), daemon=True).start()
+    threading.Thread(target=_submit, args=(clips, engine, settings, servers, running), daemon=True).start()
     wrap()
     verbs.worker()
 
 
-def _submit(clips: list[str], engine: Any, settings: Any, servers: set[int]) -> None:
+def _submit(clips: list[str], engine: Any, settings: Any, servers: set[int], running: ExitStack) -> None:
     from earmark.options import RunOptions
     from producer.submit import submit
 
@@ -151,7 +150,9 @@ def _submit(clips: list[str], engine: Any, settings: Any, servers: set[int]) -> 
     print(f"{len(clips) / seconds:.1f} clips/s; processor ms a clip: {1000 * sum(parts.values()) / len(clips):.2f}")
     for part, took in sorted(parts.items(), key=lambda each: -each[1]):
         print(f"{1000 * took / len(clips):8.2f}  {part}", flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
+    # A worker ends without a word to whoever started it, and would leave the servers running.
+    running.close()
+    os._exit(0)
 
 
 def _processes(servers: set[int]) -> Counter[str]:

@@ -118,6 +118,8 @@ def serving(folder: Path, *, delay_s: float = 0.0) -> Iterator[str]:
 
     class Handler(SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Or the body would wait 40 ms for the client's word that it has the headers.
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             time.sleep(delay_s)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
+from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +23,7 @@ from workers import logs, metrics
 from workers.sacrifice import Sacrifice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import sqlalchemy as sa
     from celery import Task
@@ -53,17 +54,20 @@ class Work:
     """A claimed chunk on its way: what runs, what waits for its host, what has come out."""
 
     def __init__(
-        self, claim: Claim, start: Callable[[Claimed], Future[Outcome | Postponed]], deadline_s: float
+        self, claim: Claim, classify: Callable[[Claimed], Future[Outcome | Postponed]], deadline_s: float
     ) -> None:
         self.claim = claim
         self.outcomes: list[Outcome] = []
         #: Clips to give back, and after how many seconds they may be tried again.
         self.given_back: dict[int, float] = {}
-        self._start = start
+        self._classify = classify
         self._deadline = monotonic() + deadline_s
         self._stopping = False
-        self._running = {start(clip): clip for clip in claim.clips}
+        self._running: dict[Future[Outcome | Postponed], Claimed] = {}
+        # Futures put themselves here: to wait for the first of sixteen would look at all of them for each that ends.
+        self._ended: SimpleQueue[Future[Outcome | Postponed]] = SimpleQueue()
         self._parked: list[tuple[float, Claimed]] = []
+        self._start(claim.clips)
 
     @property
     def unfinished(self) -> bool:
@@ -82,9 +86,8 @@ class Work:
         while self.unfinished and monotonic() < min(until, self._deadline):
             if stopping.is_set():
                 self.stop()
-            ended, _ = wait(self._running, timeout=LOOK_UP_S, return_when=FIRST_COMPLETED)
-            for future in ended:
-                self._take(self._running.pop(future), future.result())
+            with suppress(Empty):
+                self._take(self._ended.get(timeout=LOOK_UP_S))
             self._unpark()
 
     def give_back(self, keep: Callable[[Future[Outcome | Postponed]], bool] = lambda _: False) -> None:
@@ -100,7 +103,17 @@ class Work:
         collected, self.outcomes = self.outcomes, []
         return collected
 
-    def _take(self, clip: Claimed, result: Outcome | Postponed) -> None:
+    def _start(self, clips: Iterable[Claimed]) -> None:
+        for clip in clips:
+            future = self._classify(clip)
+            self._running[future] = clip
+            future.add_done_callback(self._ended.put)
+
+    def _take(self, ended: Future[Outcome | Postponed]) -> None:
+        clip = self._running.pop(ended, None)
+        if clip is None:  # it was given back
+            return
+        result = ended.result()
         if not isinstance(result, Postponed):
             self.outcomes.append(result)
         elif result.delay_s < PATIENCE_S:
@@ -111,7 +124,7 @@ class Work:
     def _unpark(self) -> None:
         due = [clip for at, clip in self._parked if at <= monotonic()]
         self._parked = [(at, clip) for at, clip in self._parked if clip not in due]
-        self._running |= {self._start(clip): clip for clip in due}
+        self._start(due)
 
 
 class Desk:
