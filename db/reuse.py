@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import aliased
 
-from db.models import CONTENT, Clip, Label, Run, WindowPrediction, state_is
-from db.session import reading
+from db.models import CONTENT, Clip, Label, WindowPrediction
+from db.session import ask, reading
 from earmark import clips as words
+
+_SAME = (
+    "SELECT clips.id FROM clips JOIN runs theirs ON theirs.id = clips.run_id"
+    " JOIN runs mine ON mine.model_id = theirs.model_id AND mine.options = theirs.options"
+    " WHERE clips.state = 'done' AND mine.id = {run_id}"
+)
+_BY_CONTENT = f"{_SAME} AND {CONTENT.text} = {{start}} AND sha256 = {{content}} LIMIT 1"
+_BY_URL = (
+    f"{_SAME} AND theirs.id <> {{run_id}} AND uri_key = (SELECT uri_key FROM clips WHERE id = {{clip_id}})"  # noqa: S608 - our own words
+    " ORDER BY theirs.id DESC LIMIT 1"
+)
 
 
 def reuse(engine: sa.Engine, run_id: int, clip_id: int, source: words.Source | None) -> words.Success | None:
@@ -18,16 +27,24 @@ def reuse(engine: sa.Engine, run_id: int, clip_id: int, source: words.Source | N
 
     Without a source: the result that the clip's URL has in another run, the newest.
     """
-    values: dict[str, Any] = {"run_id": run_id, "clip_id": clip_id}
     if source:
         content = bytes.fromhex(source.sha256)
-        values |= {"content": content, "start": content[:7]}
+        known = ask(engine, _BY_CONTENT, run_id=run_id, start=content[:7], content=content)
+    else:
+        known = ask(engine, _BY_URL, run_id=run_id, clip_id=clip_id)
+    return None if known is None else _result(engine, known, clip_id)
+
+
+def _result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
+    """Return a clip's result as another's; None if it was deleted a moment ago."""
+    facts = [getattr(Clip, name) for name in words.AudioFacts.__slots__]
+    heard = sa.select(Clip.label_ids, Clip.scores, Clip.sha256, Clip.bytes, *facts).where(Clip.id == known)
+    each = sa.select(WindowPrediction).where(WindowPrediction.clip_id == known).order_by(WindowPrediction.start_s)
     with reading(engine) as connection:
-        found = connection.execute(_known(by_content=bool(source)), values).first()
+        found = connection.execute(heard).first()
         if found is None:
             return None
-        each = sa.select(WindowPrediction).where(WindowPrediction.clip_id == found.id)
-        windows = connection.execute(each.order_by(WindowPrediction.start_s)).all()
+        windows = connection.execute(each).all()
         ids = {label_id for row in (found, *windows) for label_id in row.label_ids}
         places = sa.select(Label.id, Label.position).where(Label.id.in_(ids))
         positions = dict(connection.execute(places).all())
@@ -39,24 +56,8 @@ def reuse(engine: sa.Engine, run_id: int, clip_id: int, source: words.Source | N
     return words.Success(
         clip_id,
         words.Source(found.sha256.hex(), found.bytes),
-        words.AudioFacts(*found[5:]),
+        words.AudioFacts(*found[4:]),
         predictions(found),
         tuple(words.WindowPredictions(row.start_s, row.end_s, predictions(row)) for row in windows),
         reused=True,
     )
-
-
-@cache
-def _known(*, by_content: bool) -> sa.Select[*tuple[Any, ...]]:
-    # Asked for every clip: to put the statement together anew would cost ten times what it costs to run.
-    mine, theirs, asked = aliased(Run), aliased(Run), aliased(Clip)
-    same = sa.and_(theirs.model_id == mine.model_id, theirs.options == mine.options)
-    facts = [getattr(Clip, name) for name in words.AudioFacts.__slots__]
-    known = sa.select(Clip.id, Clip.label_ids, Clip.scores, Clip.sha256, Clip.bytes, *facts)
-    known = known.join(theirs, theirs.id == Clip.run_id).join(mine, same)
-    known = known.where(mine.id == sa.bindparam("run_id"), state_is("done")).limit(1)
-    if by_content:
-        start = sa.bindparam("start", type_=sa.LargeBinary)
-        return known.where(sa.literal_column(CONTENT.text) == start, Clip.sha256 == sa.bindparam("content"))
-    key = sa.select(asked.uri_key).where(asked.id == sa.bindparam("clip_id")).scalar_subquery()
-    return known.where(Clip.uri_key == key, theirs.id != sa.bindparam("run_id")).order_by(theirs.id.desc())

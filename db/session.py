@@ -45,6 +45,9 @@ SPELLED = {
     },
 }
 
+#: How a connection is told that each statement is a transaction of its own, which spares it BEGIN and ROLLBACK.
+_ALONE: dict[str, dict[str, Any]] = {"sqlite": {"alone": True}, "postgresql": {"isolation_level": "AUTOCOMMIT"}}
+
 # SQLite has no arrays: a list is written as JSON.
 sqlite3.register_adapter(list, json.dumps)
 
@@ -101,9 +104,10 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
 
 
 def _begin(connection: sa.Connection) -> None:
+    options = connection.get_execution_options()
     # A writer that starts as a reader can't be made to wait for its turn: it fails at once as "locked".
-    writing = connection.get_execution_options().get("writing", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+    if not options.get("alone"):
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writing") else "BEGIN")
 
 
 def _postgresql(url: sa.URL, database: Database) -> sa.Engine:
@@ -125,6 +129,22 @@ def _spelled(statement: str, dialect: str) -> sa.TextClause:
     # Prepared once: the hottest statements are these, and SQLAlchemy's own take longer to put together than to run.
     words = SPELLED[dialect]
     return sa.text(statement.format(**words, ids=f"(SELECT value FROM {words['list']})"))  # noqa: S608
+
+
+def ask(engine: sa.Engine, statement: str, **values: Any) -> Any:
+    """Return the first value of plain SQL's first row, None if there is no row; values are in braces.
+
+    For what is asked once a clip: about half the processor time of `execute`. It is a transaction of its own.
+    """
+    with _in_reach(engine), engine.connect().execution_options(**_ALONE[engine.dialect.name]) as connection:
+        found = connection.exec_driver_sql(_marked(statement, engine.dialect.name, tuple(values)), values).first()
+        return found and found[0]
+
+
+@cache
+def _marked(statement: str, dialect: str, names: tuple[str, ...]) -> str:
+    mark = ":{}" if dialect == "sqlite" else "%({})s"
+    return statement.format(**{name: mark.format(name) for name in names})
 
 
 @contextmanager
@@ -160,7 +180,10 @@ def _sentence(engine: sa.Engine, error: DBAPIError) -> DatabaseError:
     where = engine.url.render_as_string(hide_password=True)
     detail = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
     if "no such table" in detail or ("relation" in detail and "does not exist" in detail):
-        return DatabaseError(reason=f"The database {where} has no Earmark tables yet: run `earmark db upgrade`.")
+        return DatabaseError(
+            reason=f"The database {where} lacks a table ({detail}): run `earmark db upgrade`, or"
+            " begin a new database if this one is of an unreleased Earmark."
+        )
     return DatabaseError(
         reason=f"The database {where} cannot be used: {detail}. Is it running, and is EARMARK_DATABASE__URL right?"
     )

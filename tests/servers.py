@@ -16,6 +16,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -27,13 +28,13 @@ from db.session import connect
 from earmark.settings import Database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 
 class Postgres:
     """A server on a free port, in a folder of its own; it can be killed and started again with its data."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, str] = MappingProxyType({})) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="earmark-postgres-"))
         self._folder.chmod(0o755)
         data = self._folder / "data"
@@ -44,6 +45,7 @@ class Postgres:
         initdb = [self._binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N"]
         subprocess.run(initdb, check=True, capture_output=True, cwd=self._folder, **self._who)
         options = [f"-p{port}", "-cunix_socket_directories=", "-cfsync=off", "-cmax_connections=200"]
+        options += [f"-c{name}={value}" for name, value in settings.items()]
         self._command = [self._binaries / "postgres", "-D", data, *options]
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
         self.start()
@@ -93,9 +95,9 @@ class Valkey:
 
 
 @contextmanager
-def running_postgres() -> Iterator[str]:
+def running_postgres(settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
     """Yield the URL of a server that ends with the block."""
-    server = Postgres()
+    server = Postgres(settings)
     try:
         yield server.url
     finally:

@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from db import results, schema
 from db.models import Base
 from db.session import connect, reading, writing
-from earmark.errors import ServiceError
+from earmark.errors import DatabaseError, ServiceError
 from earmark.settings import Database
 
 if TYPE_CHECKING:
@@ -117,3 +117,9 @@ def test_datasette_is_told_of_the_views_and_hides_every_table() -> None:
     hidden = {name for name, about in tables.items() if about.get("hidden")}
     assert hidden == {"alembic_version", *Base.metadata.tables}
     assert {*tables} - hidden < {*schema.view_names()}
+
+
+def test_a_missing_table_is_one_sentence_that_says_what_to_do(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path}/other.db", Database())
+    with pytest.raises(DatabaseError, match=r"lacks a table \(no such table: runs\): run `earmark db upgrade`"):
+        results.run(engine, 1)
