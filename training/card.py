@@ -94,6 +94,14 @@ def write(folder: Path, test: Sequence[Heard], valid: Sequence[Heard], training:
     _draw(test, labels, folder / "confusion.png")
 
 
+def attribution(folder: Path) -> str:
+    """Return the folder's own ATTRIBUTION.md, or else its manifest's originals and their licences."""
+    for written in folder.rglob("ATTRIBUTION.md"):
+        return written.read_text(encoding="utf-8")
+    originals = {f"- {clip.source}, {clip.original}: {clip.licence}" for clip in clips.read_manifest(folder)}
+    return "\n".join(["# Originals and their licences", "", *sorted(originals), ""])
+
+
 def wilson(right: int, count: int) -> tuple[float, float]:
     """Return the 95% interval of a share."""
     z, share = 1.96, right / count

@@ -123,7 +123,7 @@ class Folder:
 def packaged(wanted: Wanted, origin: examples.Origin, folder: Folder, rng: np.random.Generator) -> None:
     licence, source = f"{wanted.licence} {wanted.author}", f"{wanted.package} (Debian)"
     for path in _originals(wanted, origin.files, rng):
-        for wave in _pieces(_read(path), wanted.pieces):
+        for wave in _pieces(_mono(examples.read(path)), wanted.pieces):
             original = str(path.relative_to(origin.files))
             folder.add(wave, wanted.label, wanted.split, (source, original, licence))
 
@@ -136,13 +136,6 @@ def _originals(wanted: Wanted, root: Path, rng: np.random.Generator) -> list[Pat
     different = {hashlib.sha256(path.read_bytes()).digest(): path for path in sorted(root.glob(wanted.pattern))}
     paths = sorted(different.values())
     return [paths[place] for place in sorted(rng.permutation(len(paths))[: wanted.files])]
-
-
-def _read(path: Path) -> Wave:
-    if path.suffix == ".g722":
-        return _mono(examples.read(path))
-    wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    return np.asarray(soxr.resample(wave.mean(axis=1), rate, RATE), np.float32)
 
 
 def _mono(wave: examples.Wave) -> Wave:

@@ -86,6 +86,8 @@ def publish(plan: Plan) -> None:
     heard = card.listen(made, clips.read_manifest(plan.audio[0], "test/labels.csv"))
     valid = [clip for clip in clips.read_manifests(plan.audio) if clip.split == "valid"]
     card.write(made, heard, card.listen(made, valid), clips.read_manifests(plan.audio))
+    originals = "\n".join(card.attribution(folder) for folder in plan.audio)
+    (made / "ATTRIBUTION.md").write_text(originals, encoding="utf-8")
     plan.out.mkdir(parents=True, exist_ok=True)
     for path in made.iterdir():
         shutil.copy(path, plan.out / f".{path.name}")

@@ -98,6 +98,14 @@ def test_an_original_cannot_be_in_two_splits(folder: Path) -> None:
         clips.read_manifests([folder])
 
 
+def test_every_original_is_attributed_by_its_folder_or_its_manifest(folder: Path) -> None:
+    listed = card.attribution(folder)
+    assert [f"- somebody, {number}: CC0" in listed for number in range(12)] == [True] * 12
+    (folder / "pack").mkdir()
+    (folder / "pack/ATTRIBUTION.md").write_text("rex by nobody, CC0\n")
+    assert card.attribution(folder) == "rex by nobody, CC0\n"
+
+
 def test_synthesised_sounds_are_audible_and_not_clipped() -> None:
     rng = np.random.default_rng(11)
     for number in range(22):
