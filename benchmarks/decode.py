@@ -1,9 +1,11 @@
 """What a clip's decoding costs in our pool, beside soundfile + soxr in process and librosa.load, in one run.
 
 `python -m benchmarks.decode` prints, for 5 s clips: milliseconds a clip of each way; what the pool adds to in-process
-decoding, by the clock and in processor time of parent and children; how many times the clips a second of one process
-two plain processes and our two children reach, and our share of the plain ones', which is all that the machine has to
-give. The ways take turns of a few clips, so that a busy machine slows all alike; figures are medians over the turns.
+decoding, by the clock and in processor time of parent and children; how many times the clips a second of one child two
+children do, as in a worker with more callers than children; how many times those of one process they and two plain
+processes do, the latter being all that the machine has to give; and what the children add to the plain processes in
+processor time. The ways take turns of a few clips, so that a busy machine slows all alike; figures are medians over
+the turns, processor times means.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -109,24 +112,43 @@ class Stopwatch:
         return sum(sum(process.cpu_times()[:2]) for process in self._processes)
 
 
-TITLES = ("in process", "librosa", "pool", "added ms", "added CPU ms", "two plain", "two children", "share")
+TITLES = (
+    "in process",
+    "librosa",
+    "pool",
+    "added ms",
+    "added CPU ms",
+    "children 2:1",
+    "children:1",
+    "plain 2:1",
+    "flow CPU ms",
+)
 
 
-def row(name: str, decoders: decode.Decoders, plain: Sequence[Executor], turns: int, clips: int) -> str:
-    threads = [ThreadPoolExecutor(1) for _ in range(4)]  # so that no child waits for its next clip
-    pooled = partial(decoders.decode, sample_rate=SAMPLE_RATE)
+@dataclass(frozen=True)
+class Bench:
+    """One child, two, and two plain processes; callers enough that no child waits for its next clip."""
+
+    one: decode.Decoders
+    two: decode.Decoders
+    plain: Sequence[Executor]
+    callers: Sequence[Executor]
+
+
+def at_once(executors: Sequence[Executor], name: str, clips: int, *act: Callable[[BinaryIO], object]) -> None:
+    for future in [executor.submit(decode_turn, name, clips // len(executors), *act) for executor in executors]:
+        future.result()
+
+
+def row(name: str, bench: Bench, turns: int, clips: int) -> str:
+    one, two = (partial(decoders.decode, sample_rate=SAMPLE_RATE) for decoders in (bench.one, bench.two))
     stopwatch = Stopwatch(psutil.Process().children())
-
-    def at_once(executors: Sequence[Executor], *act: Callable[[BinaryIO], object]) -> None:
-        each = 2 * clips // len(executors)
-        for future in [executor.submit(decode_turn, name, each, *act) for executor in executors]:
-            future.result()
-
     ways = {
         "in process": lambda: decode_turn(name, clips),
-        "pool": lambda: decode_turn(name, clips, pooled),
-        "two plain": lambda: at_once(plain),
-        "two children": lambda: at_once(threads, pooled),
+        "pool": lambda: decode_turn(name, clips, two),
+        "one child": lambda: at_once(bench.callers, name, clips, one),
+        "two children": lambda: at_once(bench.callers, name, 2 * clips, two),
+        "two plain": lambda: at_once(bench.plain, name, 2 * clips),
     }
     if name != "m4a":  # librosa reads none
         ways["librosa"] = lambda: decode_turn(name, clips, by_librosa)
@@ -145,33 +167,35 @@ def cell(title: str, rounds: Sequence[dict[str, float]]) -> str:
 def figures(took: dict[str, tuple[float, float]], clips: int) -> dict[str, float]:
     """Return a turn's cells by their titles."""
     wall = {way: ms / clips for way, (ms, _) in took.items()}
-    alone, pool = wall["in process"], wall["pool"]
-    found = {way: ms for way, ms in wall.items() if not way.startswith("two")}
-    found |= {way: 2 * alone / ms for way, ms in wall.items() if way.startswith("two")}
-    added_cpu = (took["pool"][1] - took["in process"][1]) / clips
-    return found | {
-        "added ms": pool - alone,
-        "added CPU ms": added_cpu,
-        "share": wall["two plain"] / wall["two children"],
+    cpu = {way: ms / clips for way, (_, ms) in took.items()}
+    return wall | {
+        "added ms": wall["pool"] - wall["in process"],
+        "added CPU ms": cpu["pool"] - cpu["in process"],
+        "children 2:1": 2 * wall["one child"] / wall["two children"],
+        "children:1": 2 * wall["in process"] / wall["two children"],
+        "plain 2:1": 2 * wall["in process"] / wall["two plain"],
+        "flow CPU ms": (cpu["two children"] - cpu["two plain"]) / 2,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--clips", type=int, default=20, help="decoded by each way in a turn")
+    parser.add_argument("--clips", type=int, default=20, help="decoded by one process in a turn")
     arguments = parser.parse_args()
     # A decoder that is renewed would take what we know of its CPU time along.
-    decoders = decode.Decoders(settings.Audio(clips_per_decoder=10**9), 2)
+    one, two = (decode.Decoders(settings.Audio(clips_per_decoder=10**9), children) for children in (1, 2))
     # Both processes: a pool of two would give one of them most of the clips.
     plain = [ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for _ in range(2)]
+    bench = Bench(one, two, plain, [ThreadPoolExecutor(1) for _ in range(4)])
     try:
         print(f"{'5 s clip':9}" + "".join(f"{title:>14}" for title in TITLES))
         for name in FORMATS:
-            print(row(name, decoders, plain, arguments.turns, arguments.clips), flush=True)
+            print(row(name, bench, arguments.turns, arguments.clips), flush=True)
         print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, ours included")
     finally:
-        decoders.close()
+        one.close()
+        two.close()
 
 
 if __name__ == "__main__":
