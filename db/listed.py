@@ -41,7 +41,7 @@ _encode = json.JSONEncoder(default=str).encode
 #: In binary, since keys written as text cost 40 microseconds each.
 _POSTGRESQL = (
     f"{_INSERT} SELECT %s, listed.*, 'pending' "  # noqa: S608 - our own words
-    f"FROM unnest(%b::bytea[], %b::text[], %s::jsonb[], %b::text[]) AS listed {_KNOWN}"
+    f"FROM unnest(%b::bytea[], %b::text[], %b::text[]::jsonb[], %b::text[]) AS listed {_KNOWN}"
 )
 
 
