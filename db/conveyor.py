@@ -34,8 +34,8 @@ ORDER BY not_before, id LIMIT :count
 """
 #: A run's clips that were begun before and whose time has come.
 DUE_AGAIN = _PENDING.replace("{due}", "not_before > 0 AND not_before <= (SELECT {now})")
-#: A run's clips behind `:after` that no worker has had. Compared as a pair, so that PostgreSQL keeps to this index.
-NEVER_BEGUN = _PENDING.replace("{due}", "(not_before, id) > (0, :after) AND not_before <= 0")
+#: A run's clips behind `:after` that no worker has had.
+NEVER_BEGUN = _PENDING.replace("{due}", "{fresh}")
 #: Read once a statement, so that an index can be used.
 _CLOCK = sa.select(now()).scalar_subquery()
 

@@ -27,13 +27,15 @@ NOW_POSTGRESQL = "extract(epoch from clock_timestamp())::double precision"
 NOW_SQLITE = "((julianday('now') - 2440587.5) * 86400.0)"
 
 #: What plain SQL spells differently; `list` are the numbers bound as `:ids`, one in each row's `value`, `numbers` those
-#: below `:count`, `writer` whose part of a count a connection adds to.
+#: below `:count`, `writer` whose part of a count a connection adds to, `fresh` clips behind `:after` that were never
+#: begun: PostgreSQL keeps to the feeder's index for a pair only, and of a pair SQLite uses but the first half.
 SPELLED = {
     "sqlite": {
         "now": NOW_SQLITE,
         "list": "json_each(:ids)",
         "lock": "",
         "writer": "0",
+        "fresh": "not_before = 0 AND id > :after",
         "numbers": "(WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT :count) SELECT i FROM n)",
     },
     "postgresql": {
@@ -41,6 +43,7 @@ SPELLED = {
         "list": "unnest(CAST(:ids AS bigint[])) AS listed(value)",
         "lock": "FOR UPDATE",
         "writer": "pg_backend_pid()",
+        "fresh": "(not_before, id) > (0, :after) AND not_before <= 0",
         "numbers": "generate_series(0, :count - 1) AS n(i)",
     },
 }
@@ -99,7 +102,8 @@ def _sqlite(url: sa.URL, database: Database) -> sa.Engine:
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+    # A checkpoint holds up the transaction it falls on, and pages that change often are copied once for all of them.
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "wal_autocheckpoint=10000"):
         connection.execute(f"PRAGMA {pragma}")
 
 
