@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SECONDS, RATE = 5.0, 16_000
-SLOW_HOST, SLOW_S = "127.0.0.2", 1.0
+HOST, SLOW_HOST, SLOW_S = "127.0.0.1", "127.0.0.2", 1.0
 LOOK_S = 1.0
 
 
@@ -62,7 +62,7 @@ def main() -> None:
         }
         engine = open_database(Settings(), create=True)
         here, [worker] = running.enter_context(verbs.machine(Settings(), queue="steady", workers=1))
-        _run(folder, [f"http://127.0.0.1:{port}/warm-{number}.wav" for number in range(200)], engine, here)
+        _run(folder, [f"http://{HOST}:{port}/warm-{number}.wav" for number in range(200)], engine, here)
         family = _family(worker.process.pid)
         print(
             f"idle after 200 clips: {_held_mb(family):.0f} MB, the worker's own process {_held_mb(family[:1]):.0f} MB"
@@ -76,7 +76,7 @@ def main() -> None:
 
 def _hosts(clips: int, slow: int) -> list[str]:
     every = clips // slow if slow else clips + 1
-    return [SLOW_HOST if number % every == every // 2 else "127.0.0.1" for number in range(clips)]
+    return [SLOW_HOST if number % every == every // 2 else HOST for number in range(clips)]
 
 
 def _run(folder: Path, urls: list[str], engine: sa.Engine, here: Settings) -> np.ndarray:
@@ -137,7 +137,7 @@ def _held_mb(family: list[psutil.Process]) -> float:
 
 
 class _Served:
-    """A process that serves clips on every loopback address; gives its port."""
+    """A process that serves clips on both addresses; gives its port."""
 
     def __enter__(self) -> int:
         command = [sys.executable, "-c", "from benchmarks import steady; steady.serve()"]
@@ -154,10 +154,13 @@ def serve() -> None:
     sound, _ = soundfile.read(EXAMPLES / "siren.wav", dtype="int16", always_2d=True)
     body = io.BytesIO()
     soundfile.write(body, np.resize(sound[:, 0], int(SECONDS * RATE)), RATE, format="WAV")
-    server = ThreadingHTTPServer(("0.0.0.0", 0), partial(_Clips, bytearray(body.getvalue())))
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(server.server_port, flush=True)
+    port = 0
+    for host in (HOST, SLOW_HOST):
+        server = ThreadingHTTPServer((host, port), partial(_Clips, bytearray(body.getvalue())))
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_port
+    print(port, flush=True)
     sys.stdin.read()
 
 
