@@ -37,7 +37,8 @@ DAMAGE = (av.error.FFmpegError, OSError, ValueError)
 def open_audio(clip: int) -> Audio:
     """Open a file by the reader that is best at its format, or else by the other one."""
     found = decoder_formats.recognise(clip)
-    if found.ffmpeg_first:
+    # libsndfile guesses how long other MP3s are by their first frame, and reads no further.
+    if found.ffmpeg_first or (found.name == "mp3" and not decoder_formats.counts_mp3_frames(clip)):
         return Ffmpeg(clip, found)
     try:
         return Sndfile(clip, found)

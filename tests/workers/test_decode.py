@@ -83,6 +83,12 @@ def test_a_waveform_is_to_the_bit_what_librosa_loads(decoders, tmp_path, pair, c
     assert np.array_equal(waveform.samples, expected)
 
 
+def test_an_mp3_that_does_not_say_how_long_it_is_is_read_to_its_end(decoders):
+    tagged = bad_audio.written("MP3", "MPEG_LAYER_III", 44100, seconds=10)
+    untagged = tagged[tagged.index(tagged[:2], 40) :]
+    assert decoded(decoders, untagged).waveform.duration_s == pytest.approx(10, abs=0.1)
+
+
 def test_a_long_clip_read_in_blocks_is_what_librosa_loads_whole(decoders, tmp_path):
     path = tmp_path / "clip.flac"
     path.write_bytes(bad_audio.written("FLAC", "PCM_16", 48000, 2, seconds=90.0))
