@@ -71,10 +71,7 @@ def test_clips_that_fail_or_kill_cost_only_themselves(world: World) -> None:
 def test_a_killed_worker_s_clips_go_on_within_its_lease_and_15_s(world: World) -> None:
     world.submit(*world.uris(CLIPS))
     world.start_workers(1)
-    world.until_some_are_done()
-    faults.kill_all_workers(world)
-    running = [row[0] for row in world.rows(sa.select(Lease.clip_id).where(Lease.token.is_not(None)))]
-    assert running
+    running = kill_all_workers_at_work(world)
     unfinished = sa.select(sa.func.count()).where(Clip.id.in_(running), Clip.state != "done")
     world.until(lambda: world.rows(unfinished)[0][0] == 0, LEASE_S + RECOVERY_S)
     world.until_final()
@@ -139,6 +136,24 @@ def test_two_producers_of_one_list_make_one_run(world: World) -> None:
     assert sum(world.states().values()) == 2000
 
 
+def kill_all_workers_at_work(world: World) -> list[int]:
+    """Kill all workers while they hold clips; return these."""
+    held: list[int] = []
+
+    def stopped_at_work() -> bool:
+        for process in world.workers:
+            process.suspend()
+        held.extend(row[0] for row in world.rows(sa.select(Lease.clip_id).where(Lease.token.is_not(None))))
+        if not held:
+            for process in world.workers:
+                process.resume()
+        return bool(held)
+
+    world.until(stopped_at_work, 60)
+    faults.kill_all_workers(world)
+    return held
+
+
 def test_an_idle_worker_that_chunks_do_not_reach_ends_itself(world: World) -> None:
     world.start_workers(1, EARMARK_WORKER__IDLE_S="4")
     world.until(lambda: "ready" in world.log(), 60)
@@ -160,8 +175,7 @@ def test_the_check_notices_a_feeder_that_takes_nothing_back(world: World) -> Non
     world.settings["FAULT_NO_RECOVERY"] = "1"
     world.submit(*world.uris(CLIPS))
     world.start_workers()
-    world.until_some_are_done()
-    faults.kill_all_workers(world)
+    kill_all_workers_at_work(world)
     with pytest.raises(AssertionError, match="'running'"):
         world.until_final(15)
     with pytest.raises(AssertionError):
