@@ -4,10 +4,12 @@
     python -m benchmarks.end_to_end --models starter --sources files --ways optimum "earmark sqlite"
 
 Every way is a process of its own that has its model loaded and one clip behind it. They take turns on the same list
-in random order, so that a busy machine slows all alike. Clips a second, processor time (of all its processes, servers
-included) and memory are medians over the turns, with the lowest and highest; a ratio is the median of the turns'
-ratios to the loop written by hand. Ray's clips a second include the start of its actors, which it repeats for each
-list; its processes are daemons, whose processor time is not counted.
+in random order, so that a busy machine slows all alike; of the starter's list the slow ones are given every fourth
+clip. A base model is its own cost wherever its clips are: it is given URLs only, unless told otherwise.
+
+Clips a second, processor time (of all its processes, servers included) and memory are medians over the turns, with the
+lowest and highest; a ratio is the median of the turns' ratios to the loop written by hand. Ray's clips a second include
+the start of its actors, which it repeats for each list; its processes are daemons, whose processor time is not counted.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import venv
 from contextlib import ExitStack
@@ -29,17 +30,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import psutil
 import soundfile
 
 from benchmarks.contenders import WAYS
 from benchmarks.inference import saved_model
+from benchmarks.watch import Memory, cpu_s
 from tests.servers import serving
 
 EXAMPLES = Path(__file__).parents[1] / "console" / "examples"
 RATE = 44_100
 #: How many clips a model is given in a turn: a base model takes seconds for each.
-CLIPS = {"starter": 200, "ast-base": 8, "wav2vec2-base": 12}
+CLIPS = {"starter": 120, "ast-base": 4, "wav2vec2-base": 8}
+#: Ways that are given a part of the starter's list, one in so many: they take as long for each, however many there are.
+SLOW, SLOW_PART = {"script", "pipeline x8", "pipeline x16", "celery"}, 4
 #: (lengths, how they are had, latency of the server in seconds)
 SOURCES = {
     "files": ("equal", False, 0.0),
@@ -47,6 +50,7 @@ SOURCES = {
     "ragged urls": ("ragged", True, 0.0),
     "slow urls": ("equal", True, 0.05),
 }
+SOURCES_OF = {"ast-base": ["urls"], "wav2vec2-base": ["urls"]}
 REFERENCE = "optimum"
 #: Ways that choose their own number of threads.
 ONE_THREAD = {"optimum", "ray"}
@@ -85,17 +89,17 @@ class Contender:
     def label(self, uris: list[str], costs: Costs | None = None) -> list[str]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with _Memory(self._process.pid) as memory:
-            wall, cpu = time.perf_counter(), _cpu_s(self._process.pid)
+        with Memory(self._process.pid) as memory:
+            wall, cpu = time.perf_counter(), cpu_s(self._process.pid)
             self._process.stdin.write(json.dumps(uris) + "\n")
             self._process.stdin.flush()
             answer = self._process.stdout.readline()
-            wall, cpu = time.perf_counter() - wall, _cpu_s(self._process.pid) - cpu
+            wall, cpu = time.perf_counter() - wall, cpu_s(self._process.pid) - cpu
         if costs:
             costs.clips_s.append(len(uris) / wall)
             # Ray's processes are not its children.
             costs.cpu_ms.append(1000 * cpu / len(uris) if self._way != "ray" else math.nan)
-            costs.memory_mb.append(memory.peak_mb)
+            costs.memory_mb.append(max(memory.held_mb))
         return list(json.loads(answer))
 
     def close(self) -> None:
@@ -104,63 +108,13 @@ class Contender:
         self._process.wait(60)
 
 
-class _Memory:
-    """The most that a process and its children held at once while the block ran; pages they share count once."""
-
-    EVERY_S = 1.0
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self.peak_mb = 0.0
-        self._over = threading.Event()
-
-    def __enter__(self) -> _Memory:
-        self._look()
-        self._thread = threading.Thread(target=self._go_on, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _go_on(self) -> None:
-        while not self._over.wait(self.EVERY_S):
-            self._look()
-
-    def _look(self) -> None:
-        held = 0
-        for process in _tree(self._pid):
-            try:
-                held += process.memory_full_info().pss
-            except psutil.Error:
-                continue
-        self.peak_mb = max(self.peak_mb, held / 2**20)
-
-
-def _tree(pid: int) -> list[psutil.Process]:
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
-
-
-def _cpu_s(pid: int) -> float:
-    """Return the processor seconds of a process and its children, those that have ended included."""
-    seconds = 0.0
-    for process in _tree(pid):
-        try:
-            seconds += sum(process.cpu_times()[:4])
-        except psutil.Error:
-            continue
-    return seconds
-
-
 def main() -> None:
     arguments = _arguments()
     print(f"{platform.machine()}, {os.cpu_count()} cores, {time.strftime('%d %B %Y')}, {arguments.turns} turns")
     with tempfile.TemporaryDirectory() as folder:
         for model in arguments.models:
             name = saved_model(model, Path(folder, model))
-            for source in arguments.sources:
+            for source in arguments.sources or SOURCES_OF.get(model, SOURCES):
                 _compare(model, name, source, Path(folder), arguments)
     print(f"load {os.getloadavg()[0]:.1f}, ours included")
 
@@ -168,7 +122,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(CLIPS), choices=CLIPS)
-    parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES)
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, help="instead of all, or URLs for a base model")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--clips", type=int, help="instead of as many as a model is given by default")
@@ -183,16 +137,17 @@ def _compare(model: str, name: str, source: str, folder: Path, arguments: argpar
         if remote:
             os.environ["EARMARK_FETCH__PORTS"] = base.rpartition(":")[2]
         uris = [f"{base}/{clip.name}" for clip in clips]
+        lists = {way: uris[:: SLOW_PART if model == "starter" and way in SLOW else 1] for way in arguments.ways}
         contenders = {}
         for way in arguments.ways:
             contenders[way] = _best(way, name, clips[0], uris[: len(uris) // 4])
             running.callback(contenders[way].close)
-        answers = {way: contender.label(uris) for way, contender in contenders.items()}
+        answers = {way: dict(zip(lists[way], each.label(lists[way]), strict=True)) for way, each in contenders.items()}
         costs = {way: Costs() for way in contenders}
         for turn in range(arguments.turns):
             for place in np.random.default_rng(turn).permutation(len(contenders)):
                 way = list(contenders)[place]
-                contenders[way].label(uris, costs[way])
+                contenders[way].label(lists[way], costs[way])
     _show(f"{model}, {len(clips)} {source}", costs, answers)
 
 
@@ -235,7 +190,7 @@ def _sound() -> np.ndarray:
     return np.concatenate([librosa.load(path, sr=RATE)[0] for path in files])
 
 
-def _show(title: str, costs: dict[str, Costs], answers: dict[str, list[str]]) -> None:
+def _show(title: str, costs: dict[str, Costs], answers: dict[str, dict[str, str]]) -> None:
     print(f"\n**{title}**\n")
     print("| way | clips/s | CPU ms a clip | MB | of the optimum's clips/s | its CPU over the optimum's | same label |")
     print("|---|---|---|---|---|---|---|")
@@ -259,8 +214,8 @@ def _ratio(values: list[float], others: list[float]) -> float:
     return statistics.median(one / other for one, other in zip(values, others, strict=True))
 
 
-def _agreement(labels: list[str], others: list[str]) -> float:
-    return statistics.mean(one == other for one, other in zip(labels, others, strict=True))
+def _agreement(labels: dict[str, str], others: dict[str, str]) -> float:
+    return statistics.mean(label == others[uri] for uri, label in labels.items() if uri in others)
 
 
 def _python_with_ray() -> str:

@@ -20,9 +20,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import soundfile
 
+from benchmarks.watch import cpu_s
 from console import local
 from console.demo import EXAMPLES
 from db import pace, results
@@ -76,8 +76,8 @@ class _Bench:
         measured: dict[int, list[tuple[float, float]]] = {}
         for _ in range(self.options.turns):
             for count in map(int, self.options.workers.split(",")):
-                with self._workers(count) as children:
-                    measured.setdefault(count, []).append(self._turn(children, count))
+                with self._workers(count) as workers:
+                    measured.setdefault(count, []).append(self._turn(workers, count))
         one = median(rate for rate, _ in next(iter(measured.values())))
         for count, turns in measured.items():
             rate, cpu = (median(values) for values in zip(*turns, strict=True))
@@ -88,19 +88,19 @@ class _Bench:
         print("| watched | clips/s | worker CPU ms/clip | load |\n|---|---|---|---|")
         port = free_port()
         environment = local.environment(self.settings, broker__url=self.settings.broker.url)
-        with self._workers(1, worker__metrics_port=port) as children:
-            self._turn(children, 1)
+        with self._workers(1, worker__metrics_port=port) as workers:
+            self._turn(workers, 1)
             for turn in range(2 * self.options.turns):
                 with ExitStack() as stack:
                     if turn % 2:
                         stack.enter_context(local.flower(environment, free_port(), self.folder))
                         stack.enter_context(_scraped(f"http://127.0.0.1:{port}/metrics"))
                         time.sleep(3)
-                    rate, cpu = self._turn(children, 1)
+                    rate, cpu = self._turn(workers, 1)
                 print(f"| {'yes' if turn % 2 else 'no'} | {rate:.1f} | {cpu:.2f} | {os.getloadavg()[0]:.1f} |")
 
     @contextmanager
-    def _workers(self, count: int, **changes: Any) -> Iterator[list[psutil.Process]]:
+    def _workers(self, count: int, **changes: Any) -> Iterator[list[int]]:
         environment = local.environment(
             self.settings, broker__url=self.settings.broker.url, fetch__allow_networks="127.0.0.0/8",
             fetch__ports=self.base.rpartition(":")[2], fetch__host_concurrency=64,
@@ -111,28 +111,23 @@ class _Bench:
             for number in range(1, count + 1):
                 while "ready, with" not in (logs / f"worker-{number}.log").read_text():
                     time.sleep(LOOK_S)
-            yield [psutil.Process(child.process.pid) for child in children]
+            yield [child.process.pid for child in children]
 
-    def _turn(self, children: list[psutil.Process], count: int) -> tuple[float, float]:
+    def _turn(self, workers: list[int], count: int) -> tuple[float, float]:
         """Return clips a second and the workers' processor milliseconds a clip."""
         clips = int(self.options.seconds * count * self.options.in_flight / DELAY_S)
         self.turns += 1
         listed = self.folder / "list.txt"
         listed.write_text("".join(f"{self.base}/{self.turns}-{number}.wav\n" for number in range(clips)))
-        began = _cpu_s(children)
+        began = sum(map(cpu_s, workers))
         run_id = submit([str(listed)], self.engine, self.settings, chunk_size=8).run_id
         while not results.progress(self.engine, run_id).finished:
             time.sleep(LOOK_S)
-        spent = _cpu_s(children) - began
+        spent = sum(map(cpu_s, workers)) - began
         found = pace.measure(self.engine, run_id)
         assert found.done == clips, found
         assert found.clips_per_s is not None
         return found.clips_per_s, spent / clips * 1000
-
-
-def _cpu_s(children: list[psutil.Process]) -> float:
-    family = [process for child in children for process in (child, *child.children(recursive=True))]
-    return sum(sum(process.cpu_times()[:2]) for process in family)
 
 
 @contextmanager

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import soundfile
 import sqlalchemy as sa
 
+from benchmarks.watch import Memory, held_mb
 from console import verbs
 from console.database import open_database
 from console.demo import EXAMPLES
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 SECONDS, RATE = 5.0, 16_000
 HOST, SLOW_HOST, SLOW_S = "127.0.0.1", "127.0.0.2", 1.0
-LOOK_S = 1.0
 
 
 def main() -> None:
@@ -63,15 +62,12 @@ def main() -> None:
         engine = open_database(Settings(), create=True)
         here, [worker] = running.enter_context(verbs.machine(Settings(), queue="steady", workers=1))
         _run(folder, [f"http://{HOST}:{port}/warm-{number}.wav" for number in range(200)], engine, here)
-        family = _family(worker.process.pid)
-        print(
-            f"idle after 200 clips: {_held_mb(family):.0f} MB, the worker's own process {_held_mb(family[:1]):.0f} MB"
-        )
+        print(f"idle after 200 clips, with its decoders: {held_mb(worker.process.pid):.0f} MB")
         hosts = _hosts(arguments.clips, arguments.slow)
         urls = [f"http://{host}:{port}/{number}.wav" for number, host in enumerate(hosts)]
-        with _Watch(worker.process.pid) as watch:
+        with Memory(worker.process.pid) as memory:
             finished = _run(folder, urls, engine, here)
-        _report(finished, watch.held_mb, here)
+        _report(finished, memory.held_mb, here)
 
 
 def _hosts(clips: int, slow: int) -> list[str]:
@@ -103,37 +99,6 @@ def _report(finished: np.ndarray, held_mb: Sequence[float], here: Settings) -> N
     print(f"memory, worker and decoders: {max(held_mb):.0f} MB at most; last tenth over second tenth {grown:+.1%}")
     print(f"a chunk's time, by Little's law {chunk_s:.2f} s; the last hundredth of the clips {tail_s:.2f} s")
     print(f"load {os.getloadavg()[0]:.1f}, ours included")
-
-
-class _Watch:
-    """Looks every second at what a process and its children hold."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self.held_mb: list[float] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._go_on, daemon=True)
-
-    def __enter__(self) -> _Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _go_on(self) -> None:
-        while not self._over.wait(LOOK_S):
-            self.held_mb.append(_held_mb(_family(self._pid)))
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
-
-
-def _held_mb(family: list[psutil.Process]) -> float:
-    return float(sum(process.memory_full_info().pss for process in family)) / 2**20
 
 
 class _Served:

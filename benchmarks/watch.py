@@ -1,0 +1,59 @@
+"""What a process and its children take: their processor time, and the memory that they hold from second to second."""
+
+from __future__ import annotations
+
+import threading
+
+import psutil
+
+LOOK_S = 1.0
+
+
+def family(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor seconds of a process and its children, those that have ended included."""
+    seconds = 0.0
+    for process in family(pid):
+        try:
+            seconds += sum(process.cpu_times()[:4])
+        except psutil.Error:
+            continue
+    return seconds
+
+
+def held_mb(pid: int) -> float:
+    """Return the memory of a process and its children; pages they share count once."""
+    held = 0
+    for process in family(pid):
+        try:
+            held += process.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return held / 2**20
+
+
+class Memory:
+    """Looks every second, from the start of the block to its end, at what a process and its children hold."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self.held_mb: list[float] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self.held_mb.append(held_mb(self._pid))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _go_on(self) -> None:
+        while not self._over.wait(LOOK_S):
+            self.held_mb.append(held_mb(self._pid))
