@@ -5,7 +5,7 @@
 
 Every way is a process of its own that has its model loaded and one clip behind it. They take turns on the same list
 in random order, so that a busy machine slows all alike; of the starter's list the slow ones are given every fourth
-clip. A base model is its own cost wherever its clips are: it is given URLs only, unless told otherwise.
+clip.
 
 Clips a second, processor time (of all its processes, servers included) and memory are medians over the turns, with the
 lowest and highest; a ratio is the median of the turns' ratios to the loop written by hand. Ray's clips a second include
@@ -50,7 +50,8 @@ SOURCES = {
     "ragged urls": ("ragged", True, 0.0),
     "slow urls": ("equal", True, 0.05),
 }
-SOURCES_OF = {"ast-base": ["urls"], "wav2vec2-base": ["urls"]}
+#: What a model is given unless told otherwise. A base model is its own cost, wherever its clips are.
+SOURCES_OF = {"starter": ["files", "urls", "ragged urls"], "ast-base": ["urls"], "wav2vec2-base": ["urls"]}
 REFERENCE = "optimum"
 #: Ways that choose their own number of threads.
 ONE_THREAD = {"optimum", "ray"}
@@ -113,23 +114,28 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, {time.strftime('%d %B %Y')}, {arguments.turns} turns")
     with tempfile.TemporaryDirectory() as folder:
         for model in arguments.models:
+            threads: dict[str, int] = {}
             name = saved_model(model, Path(folder, model))
-            for source in arguments.sources or SOURCES_OF.get(model, SOURCES):
-                _compare(model, name, source, Path(folder), arguments)
+            for source in arguments.sources or SOURCES_OF[model]:
+                _compare(model, name, source, Path(folder), threads, arguments)
     print(f"load {os.getloadavg()[0]:.1f}, ours included")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(CLIPS), choices=CLIPS)
-    parser.add_argument("--sources", nargs="+", choices=SOURCES, help="instead of all, or URLs for a base model")
+    parser.add_argument(
+        "--sources", nargs="+", choices=SOURCES, help="instead of all but the slow, for a base model of URLs"
+    )
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--clips", type=int, help="instead of as many as a model is given by default")
     return parser.parse_args()
 
 
-def _compare(model: str, name: str, source: str, folder: Path, arguments: argparse.Namespace) -> None:
+def _compare(
+    model: str, name: str, source: str, folder: Path, threads: dict[str, int], arguments: argparse.Namespace
+) -> None:
     lengths, remote, latency_s = SOURCES[source]
     clips = make_clips(folder / f"{model}-{source}", lengths, arguments.clips or CLIPS[model])
     with ExitStack() as running:
@@ -140,7 +146,9 @@ def _compare(model: str, name: str, source: str, folder: Path, arguments: argpar
         lists = {way: uris[:: SLOW_PART if model == "starter" and way in SLOW else 1] for way in arguments.ways}
         contenders = {}
         for way in arguments.ways:
-            contenders[way] = _best(way, name, clips[0], uris[: len(uris) // 4])
+            if way not in threads:
+                threads[way] = _best_threads(way, name, clips[0], uris[: len(uris) // 4])
+            contenders[way] = Contender(way, name, threads[way], clips[0])
             running.callback(contenders[way].close)
         answers = {way: dict(zip(lists[way], each.label(lists[way]), strict=True)) for way, each in contenders.items()}
         costs = {way: Costs() for way in contenders}
@@ -151,20 +159,19 @@ def _compare(model: str, name: str, source: str, folder: Path, arguments: argpar
     _show(f"{model}, {len(clips)} {source}", costs, answers)
 
 
-def _best(way: str, model: str, warm_up: Path, uris: list[str]) -> Contender:
-    """Return the way with the number of threads that suits it better."""
+def _best_threads(way: str, model: str, warm_up: Path, uris: list[str]) -> int:
+    """Return the number of threads that suits the way better."""
     if way in ONE_THREAD:
-        return Contender(way, model, 1, warm_up)
-    tried: list[tuple[float, Contender]] = []
+        return 1
+    tried = {}
     for threads in (1, os.cpu_count() or 1):
         contender, costs = Contender(way, model, threads, warm_up), Costs()
         contender.label(uris)
         contender.label(uris, costs)
-        tried.append((costs.clips_s[0], contender))
-    *others, (_, best) = sorted(tried, key=lambda each: each[0])
-    for _, other in others:
-        other.close()
-    print(f"{way}: {best.threads} thread(s) a process", file=sys.stderr)
+        contender.close()
+        tried[threads] = costs.clips_s[0]
+    best = max(tried, key=lambda threads: tried[threads])
+    print(f"{way}: {best} thread(s) a process", file=sys.stderr)
     return best
 
 
