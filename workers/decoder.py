@@ -34,6 +34,8 @@ CLIP = 3
 READY = b"+"
 #: Times full scale; float files of scaled integers and of garbage lie far above it.
 MAX_AMPLITUDE = 1000.0
+#: Samples beyond the declared ones, of all channels, before it is counted how many are yet to come.
+MAX_UNDECLARED = 2**20
 PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -132,11 +134,16 @@ class _Meter:
         )
         self._frames, self._peak = 0, 0.0
         self._refuse_longer(audio.declared_frames)
+        self._count_from = audio.declared_frames + MAX_UNDECLARED / audio.channels
 
     def watch(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for block in blocks:
             self._frames += len(block)
             self._refuse_longer(self._frames)
+            if self._frames > self._count_from:
+                self._count_from = math.inf
+                for frames in self._audio.count():
+                    self._refuse_longer(frames)
             peak = float(max(block.max(), -block.min()))
             if not peak <= MAX_AMPLITUDE:
                 reason = f"{peak:g} times full scale" if math.isfinite(peak) else "not a number, or infinite"

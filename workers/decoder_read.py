@@ -72,6 +72,16 @@ class Audio(ABC):
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield float32 samples, shape (frames, channels)."""
 
+    def count(self) -> Iterator[int]:
+        """Yield, packet by packet, how many frames the clip has up to there; nothing is decoded for it."""
+        place = os.lseek(self.clip, 0, os.SEEK_CUR)
+        try:
+            yield from Ffmpeg(self.clip, self.format).packet_ends()
+        except (errors.DecodeError, *DAMAGE):
+            return
+        finally:
+            os.lseek(self.clip, place, os.SEEK_SET)
+
 
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # it comes without types
     """Reads without a seek after each block, which changes the samples of an MP3 and which some formats cannot do."""
@@ -155,6 +165,13 @@ class Ffmpeg(Audio):
                     yield _samples(frame)
             if frame := queue.read():
                 yield _samples(frame)
+
+    def packet_ends(self) -> Iterator[int]:
+        time = 0
+        frames_per_tick = float((self._stream.time_base or 0) * self.sample_rate)
+        for packet in self._container.demux(self._stream):
+            time += packet.duration or 0
+            yield int(time * frames_per_tick)
 
     def _decode(self, packet: av.Packet[av.AudioStream], queue: av.AudioFifo) -> None:
         for frame in packet.decode():

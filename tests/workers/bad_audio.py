@@ -275,14 +275,18 @@ def _lies_in_other_headers() -> Iterator[Case]:
     for rate_80 in (bytes(10), b"\xff" * 10, b"\x7f\xff" + bytes(8), b"\x3f\xff\x80" + bytes(7)):
         yield Case(f"lie/aiff-rate-{rate_80.hex()}", aiff[:at] + rate_80 + aiff[at + 10 :])
     for total in (0, 1, 2**36 - 1):
-        field = (int.from_bytes(flac[18:26], "big") >> 36 << 36) | total
-        yield Case(f"lie/flac-total-{total}", flac[:18] + field.to_bytes(8, "big") + flac[26:])
+        yield Case(f"lie/flac-total-{total}", with_total(flac, total))
     for rate in (0, 1, 2**20 - 1):
         field = (int.from_bytes(flac[18:26], "big") & (2**44 - 1)) | rate << 44
         yield Case(f"lie/flac-rate-{rate}", flac[:18] + field.to_bytes(8, "big") + flac[26:])
     yield Case("lie/flac-picture", flac[:4] + b"\x06\xff\xff\xff" + flac[4:])
     for offset, value in itertools.product((4, 8, 12, 16, 20), (0, 1, 2**31, 2**32 - 1)):
         yield Case(f"lie/au-{offset}-{value}", au[:offset] + struct.pack(">I", value) + au[offset + 4 :])
+
+
+def with_total(flac: bytes, total: int) -> bytes:
+    field = (int.from_bytes(flac[18:26], "big") >> 36 << 36) | total
+    return flac[:18] + field.to_bytes(8, "big") + flac[26:]
 
 
 def not_finite() -> Iterator[Case]:
@@ -422,13 +426,30 @@ def silence(container: str, subtype: str, sample_rate: int, channels: int, secon
         return file.read()
 
 
+def without_tag(mp3: bytes) -> bytes:
+    """Take away the frame that says how many there are."""
+    return mp3[mp3.index(mp3[:2], 40) :]
+
+
 def bombs(seconds: int) -> Iterator[Case]:
     """Far more sound than the limits allow in far fewer bytes."""
-    pairs = {"flac": "PCM_16", "ogg": "VORBIS", "opus": "OPUS", "mp3": "MPEG_LAYER_III"}
-    for name, subtype in pairs.items():
-        container = "OGG" if name == "opus" else name.upper()
-        yield Case(f"bomb/{name}-{seconds}-s", silence(container, subtype, 8000, 1, seconds))
-    yield Case("bomb/flac-8-channels", silence("FLAC", "PCM_16", 192_000, 8, seconds // 15))
+    declared = {
+        "flac": silence("FLAC", "PCM_16", 8000, 1, seconds),
+        "ogg": silence("OGG", "VORBIS", 8000, 1, seconds),
+        "opus": silence("OGG", "OPUS", 8000, 1, seconds),
+        "mp3": silence("MP3", "MPEG_LAYER_III", 8000, 1, seconds),
+        "flac-8-channels": silence("FLAC", "PCM_16", 192_000, 8, seconds // 15),
+    }
+    undeclared = {
+        "flac": with_total(declared["flac"], 0),
+        "opus": declared["opus"] + bytes(300_000),  # the last page is not found
+        "mp3": without_tag(declared["mp3"]),
+        "flac-8-channels": with_total(declared["flac-8-channels"], 0),
+    }
+    for name, content in declared.items():
+        yield Case(f"bomb/{name}", content)
+    for name, content in undeclared.items():
+        yield Case(f"bomb/{name}-undeclared", content)
     yield Case("bomb/wav-1-hz", wav(rate=1))
     yield Case("bomb/wav-1-khz", wav(bytes(40_000), rate=1000, bits=8))
 
