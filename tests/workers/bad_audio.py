@@ -23,6 +23,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import av
@@ -498,6 +499,11 @@ def outcome_of(decoders: decode.Decoders, file: BinaryIO) -> str:
     return "truncated" if decoded.facts.truncated else "ok"
 
 
+def peak_mb(pid: int) -> float:
+    """Return the most memory that a process has had so far, by Linux's count."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+
 def judge_all(files: list[Case], limits: settings.Audio = LIMITS) -> list[Verdict]:
     decoders = decode.Decoders(limits, 2)
     try:
@@ -531,9 +537,21 @@ def main() -> int:
         verdicts = judge_all(files)
         took = time.monotonic() - started
     header = f"seed {seed}: {len(verdicts)} files in {took:.0f} s, {canary.hits} calls to the canary"
-    sys.stdout.write("\n".join([header, *_summary(verdicts)]) + "\n")
+    defused = [defuse(file) for file in files if file.name.startswith("bomb/")]
+    sys.stdout.write("\n".join([header, *_summary(verdicts), *defused]) + "\n")
     left = psutil.Process().children(recursive=True)
     return bool(deaths(verdicts) or false_refusals(verdicts) or canary.hits or left)
+
+
+def defuse(bomb: Case) -> str:
+    """Say what a bomb costs a decoder that has done nothing else."""
+    decoders = decode.Decoders(LIMITS, 1)
+    try:
+        (child,) = psutil.Process().children()
+        verdict = judge(decoders, bomb)
+        return f"{bomb.name}: {verdict.outcome} after {verdict.seconds:.3f} s in {peak_mb(child.pid):.0f} MB"
+    finally:
+        decoders.close()
 
 
 def _summary(verdicts: list[Verdict]) -> Iterator[str]:
