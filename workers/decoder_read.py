@@ -77,7 +77,7 @@ class Audio(ABC):
         place = os.lseek(self.clip, 0, os.SEEK_CUR)
         try:
             yield from Ffmpeg(self.clip, self.format).packet_ends()
-        except (errors.DecodeError, *DAMAGE):
+        except errors.DecodeError:  # then what is decoded has to tell
             return
         finally:
             os.lseek(self.clip, place, os.SEEK_SET)
@@ -129,8 +129,8 @@ class Ffmpeg(Audio):
             self._container = av.open(
                 file, "r", format=found.demuxer, options={"protocol_whitelist": ""}, metadata_errors="ignore"
             )
-        except MemoryError:
-            raise
+        except av.error.MemoryError as error:  # nothing is decoded yet: it is the header that asks for so much
+            raise errors.Corrupt(reason="its header asks for more memory than a clip may have") from error
         except DAMAGE as error:
             raise errors.Corrupt(reason=str(getattr(error, "strerror", error))) from error
         if not self._container.streams.audio:
@@ -157,7 +157,7 @@ class Ffmpeg(Audio):
     def blocks(self) -> Iterator[np.ndarray]:
         queue = av.AudioFifo()  # a codec's frames are so short that handling each would cost more than decoding it
         with self._noting_damage():
-            for packet in self._container.demux(self._stream):
+            for packet in self._packets():
                 self.damaged |= packet.is_corrupt
                 with self._noting_damage():  # the next packet may be whole
                     self._decode(packet, queue)
@@ -169,9 +169,15 @@ class Ffmpeg(Audio):
     def packet_ends(self) -> Iterator[int]:
         time = 0
         frames_per_tick = float((self._stream.time_base or 0) * self.sample_rate)
-        for packet in self._container.demux(self._stream):
+        for packet in self._packets():
             time += packet.duration or 0
             yield int(time * frames_per_tick)
+
+    def _packets(self) -> Iterator[av.Packet[av.AudioStream]]:
+        try:
+            yield from self._container.demux(self._stream)
+        except DAMAGE:  # even where it is memory that lacks: a packet is as large as the file says
+            self.damaged = True
 
     def _decode(self, packet: av.Packet[av.AudioStream], queue: av.AudioFifo) -> None:
         for frame in packet.decode():

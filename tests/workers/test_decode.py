@@ -163,6 +163,8 @@ def test_what_is_no_audio_is_called_what_it_is(decoders, name, words):
         (bad_audio.wav(np.full(16000, np.nan, "<f4").tobytes(), code=3, bits=32), errors.NotFinite),
         (bad_audio.wav(np.full(16000, 1e6, "<f4").tobytes(), code=3, bits=32), errors.NotFinite),
         (whole_clip()[:44], errors.Corrupt),
+        (bad_audio.with_entry(b"stts", 8, 2**31 - 1), errors.Corrupt),  # FFmpeg would allocate what it asks for
+        (bad_audio.with_entry(b"stsz", 8, 2**30 - 1), errors.Corrupt),
     ],
 )
 def test_what_cannot_be_sound_is_refused_by_name(decoders, content, kind):
