@@ -240,15 +240,13 @@ class ListReader:
                 names = frame.collect_schema().names()
                 at = self._url_column(names)
                 names.pop(at)
-                said = frame.select(pl.len()).collect().item()
-                for batch in frame.collect_batches(chunk_size=PARQUET_ROWS_AT_ONCE, maintain_order=True):
-                    for cells in batch.iter_rows():
+                rows = frame.select(pl.len()).collect().item()
+                # Slice by slice: polars' own batches hold several row groups at once, whatever their size.
+                for start in range(0, rows, PARQUET_ROWS_AT_ONCE):
+                    for cells in frame.slice(start, PARQUET_ROWS_AT_ONCE).collect().iter_rows():
                         self.number += 1
                         yield from self._usable(cells[at], dict(zip(names, cells[:at] + cells[at + 1 :], strict=True)))
-                if self.number < said:
-                    # Damage in the middle ends the batches without a word.
-                    self._break_off(f"{said - self.number} rows cannot be read")
-            except (pl.exceptions.PolarsError, OSError) as error:
+            except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
                 self._break_off(str(error).partition("\n")[0])
             finally:
                 self._tally.lines += self.number
@@ -333,4 +331,6 @@ def _seekable(place: str, stream: io.BufferedReader) -> Iterator[Path]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 
 from earmark.errors import UsageError
+from producer import lists
 from producer.lists import MAX_LINE_CHARS, Tally, _zstd
 from producer.sources import read_clips
 from tests.servers import serving
@@ -96,7 +97,7 @@ def test_a_list_on_a_web_server_and_its_relative_lines(tmp_path: Path) -> None:
 
 def test_a_url_that_does_not_end_like_a_list_is_a_clip_unless_the_format_is_said() -> None:
     assert read("https://h.org/list.wav")[0] == [("https://h.org/list.wav", {})]
-    with pytest.raises(UsageError, match="memory://nowhere/list cannot be read"):
+    with pytest.raises(UsageError, match="memory://nowhere/list cannot be read: there is no such file"):
         read("memory://nowhere/list", input_format="txt")
     with pytest.raises(UsageError, match="No file matches"):
         read("memory://nowhere/*.txt")
@@ -185,6 +186,20 @@ def test_a_damaged_parquet_is_told_and_no_traceback(tmp_path: Path, damage: slic
     (tmp_path / "list.parquet").write_bytes((tmp_path / "list.parquet").read_bytes()[damage])
     _, tally = read(tmp_path / "list.parquet", input_format="parquet")
     assert "breaks off here" in tally.examples[0].reason
+
+
+def test_a_parquet_damaged_in_the_middle_gives_what_comes_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "PARQUET_ROWS_AT_ONCE", 500)
+    urls = [f"https://h/{os.urandom(30).hex()}" for _ in range(4000)]
+    file = tmp_path / "list.parquet"
+    pl.DataFrame({"url": urls}).write_parquet(file, row_group_size=1000)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) * 5 // 8] + bytes(200) + whole[len(whole) * 5 // 8 + 200 :])
+    clips, tally = read(file)
+    assert [uri for uri, _ in clips] == urls[:2000]
+    assert (tally.lines, tally.refused, tally.examples[0].line) == (2001, 1, 2001)
 
 
 def test_home_and_relative_paths_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
