@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from typing import TYPE_CHECKING, Any
+
+import psycopg
+from sqlalchemy.exc import OperationalError
 
 from db.session import execute
 from earmark.clips import KEY_BYTES, display_uri, uri_key
@@ -37,6 +41,13 @@ ORDER BY i
 #: Rows a statement on SQLite: a third faster than one by one, and every build allows so many parameters.
 _ROWS_AT_ONCE = 100
 _KNOWN = "ON CONFLICT (run_id, uri_key) DO NOTHING"
+#: A third cheaper than INSERT, but knows no ON CONFLICT.
+_COPY = "COPY clips (run_id, uri_key, uri, meta, display_uri, state) FROM STDIN (FORMAT BINARY)"
+_COPY_HEAD, _COPY_END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
+_COPY_NULL = b"\xff\xff\xff\xff"
+#: What the first byte of a binary jsonb says.
+_JSONB_VERSION = b"\1"
+_length = struct.Struct("!i").pack
 _encode = json.JSONEncoder(default=str).encode
 #: In binary, since keys written as text cost 40 microseconds each.
 _POSTGRESQL = (
@@ -57,9 +68,7 @@ def insert(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
     if connection.dialect.name == "sqlite":
         added = sum(_insert_some(counting, run_id, rows[at : at + _ROWS_AT_ONCE]) for at in _starts(rows))
     else:
-        keys, uris, metas = (list(column) for column in zip(*rows, strict=True))
-        shown = [_shown(uri) for uri in uris]
-        added = counting.exec_driver_sql(_POSTGRESQL, (run_id, keys, uris, metas, shown)).rowcount
+        added = _copy(counting, run_id, lacking(connection, run_id, rows))
     execute(connection, _COUNT, run_id=run_id, clips=added)
     return added
 
@@ -78,6 +87,37 @@ def _insert_some(connection: sa.Connection, run_id: int, rows: list[Listed]) -> 
     marks = ", ".join(["(?, ?, ?, ?, ?, 'pending')"] * len(rows))
     values = [value for key, uri, meta in rows for value in (run_id, key, uri, meta, _shown(uri))]
     return connection.exec_driver_sql(f"{_INSERT} VALUES {marks} {_KNOWN}", tuple(values)).rowcount
+
+
+def _copy(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
+    new = list({row[0]: row for row in rows}.values())
+    driver: Any = connection.connection
+    try:
+        with connection.begin_nested(), driver.cursor() as cursor, cursor.copy(_COPY) as copy:
+            copy.write(_copied(run_id, new))
+        return len(new)
+    except psycopg.errors.UniqueViolation:
+        # Another submits to the same run just now, and has added some of them.
+        keys, uris, metas = (list(column) for column in zip(*new, strict=True))
+        shown = [_shown(uri) for uri in uris]
+        return connection.exec_driver_sql(_POSTGRESQL, (run_id, keys, uris, metas, shown)).rowcount
+    except psycopg.OperationalError as error:
+        raise OperationalError(_COPY, None, error) from error
+
+
+def _copied(run_id: int, rows: list[Listed]) -> bytes:
+    start = struct.pack("!hiii", 6, 4, run_id, KEY_BYTES)
+    parts, pending = [_COPY_HEAD], _field("pending")
+    for key, uri, meta in rows:
+        parts += (start, key, _field(uri), _field(meta, _JSONB_VERSION), _field(_shown(uri)), pending)
+    return b"".join([*parts, _COPY_END])
+
+
+def _field(text: str | None, before: bytes = b"") -> bytes:
+    if text is None:
+        return _COPY_NULL
+    value = before + text.encode()
+    return _length(len(value)) + value
 
 
 def _shown(uri: str) -> str | None:

@@ -14,14 +14,14 @@ import pytest
 import sqlalchemy as sa
 
 import producer
-from db import conveyor, ledger
+from db import conveyor, ledger, listed, results
 from db.models import Clip
-from db.session import execute, reading
+from db.session import connect, execute, reading
 from earmark.clips import _NORMAL, normal_uri, uri_key
 from earmark.clips import Clip as ListedClip
-from earmark.errors import UsageError
+from earmark.errors import DatabaseError, UsageError
 from earmark.options import RunOptions
-from earmark.settings import Ledger
+from earmark.settings import Database, Ledger
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,6 +106,37 @@ def test_a_producer_that_is_killed_and_run_again_loses_and_doubles_nothing(
     again = producer.submit(str(path), engine, settings, name="mine")
     assert count(engine, again.run_id) == (ROWS, ROWS)
     assert again.progress().total == ROWS
+
+
+def test_rows_that_another_submitter_adds_meanwhile_are_passed_over(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=16)
+    rows = [listed.listed(ListedClip(f"https://h.org/{n}", {"n": n})) for n in range(10)]
+    assert ledger.add_listed(engine, run_id, [*rows[:5], rows[0]]) == 5
+    # Looked at a moment before the other's commit, all of them are new.
+    monkeypatch.setattr(listed, "lacking", lambda *_: rows)
+    assert ledger.add_listed(engine, run_id, rows) == 5
+    assert count(engine, run_id) == (10, 10)
+    assert results.progress(engine, run_id).total == 10
+
+
+def test_a_database_that_goes_away_in_the_midst_of_rows_is_a_sentence(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = connect(postgres_url, Database())
+    run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=16)
+
+    def cut_off(*_: object) -> bytes:
+        with reading(engine) as connection:
+            others = "pid <> pg_backend_pid() AND datname = current_database()"
+            execute(connection, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+        return b""
+
+    monkeypatch.setattr(listed, "_copied", cut_off)
+    with pytest.raises(DatabaseError, match="cannot be used"):
+        ledger.add_clips(engine, run_id, [ListedClip("https://h.org/a")])
+    engine.dispose()
 
 
 def test_memory_holds_one_window_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
