@@ -128,13 +128,19 @@ def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> i
 
 
 def cancel(engine: sa.Engine, run_id: int) -> int:
-    """Make a run's waiting clips `cancelled`; those being worked on still end by themselves."""
+    """Make every clip of a run that is not final `cancelled`; return how many.
+
+    Those being worked on too: what comes of them is let in no more, and else a failure could bring them back.
+    """
     final = {**error_values(Cancelled()), "state": "cancelled", "not_before": None, "finished_at": now()}
-    being_worked_on = sa.exists().where(Lease.clip_id == Clip.id)
-    waiting = sa.update(Clip).where(Clip.run_id == run_id, state_is("pending"), ~being_worked_on)
+    of_run = Lease.run_id == run_id
     with writing(engine) as connection:
-        connection.execute(sa.delete(Lease).where(Lease.run_id == run_id, Lease.token.is_(None)))
-        return connection.execute(waiting.values(final)).rowcount
+        # Locked in the order in which workers lock them.
+        connection.execute(sa.select(Lease.clip_id).where(of_run).order_by(Lease.clip_id).with_for_update()).all()
+        connection.execute(sa.delete(Lease).where(of_run))
+        return connection.execute(
+            sa.update(Clip).where(Clip.run_id == run_id, state_is("pending")).values(final)
+        ).rowcount
 
 
 def prune(engine: sa.Engine, run_id: int) -> int:

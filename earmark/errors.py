@@ -298,7 +298,7 @@ class WorkerLost(WorkerError):
 
 
 class Cancelled(WorkerError):
-    """The run was cancelled before this clip's turn."""
+    """The run was cancelled before this clip came to its end."""
 
     code = "cancelled"
 

@@ -33,7 +33,7 @@ def retry(
 
 @verbs.command(epilog="Example: earmark cancel march")
 def cancel(run: o.Run, db: o.Db = None) -> None:
-    """Stop a run: what waits is cancelled, what is being worked on ends."""
+    """Stop a run at once: what workers still make of it is discarded."""
     from db import ledger
 
     engine, found = find_runs(read_settings(db), run)

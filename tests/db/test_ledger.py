@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from db import conveyor, ledger
+from db import conveyor, ledger, results
 from db.models import Clip, Lease
 from db.session import reading, writing
 from earmark import clips as words
-from earmark.errors import NotFound, RateLimited, ServerFailed, UsageError
+from earmark.errors import Dns, NotFound, RateLimited, ServerFailed, UsageError
 from earmark.options import RunOptions
 from earmark.settings import Ledger
 
@@ -184,6 +184,18 @@ def test_cancelled_clips_are_final_and_failed_ones_can_be_retried(engine: sa.Eng
     assert ledger.retry_failed(engine, run_id, ["dns"]) == 0
     assert ledger.retry_failed(engine, run_id, ["not_found"]) == 2
     assert row(engine, ids[0]).error_code is None
+
+
+def test_a_cancelled_run_is_over_at_once_and_nothing_brings_it_back(engine: sa.Engine) -> None:
+    run_id, ids = submit(engine, 3)
+    conveyor.pick(engine, "clips", 10, LIMITS)
+    claim = ledger.claim(engine, ids[:2], worker="a", limits=LIMITS)
+    assert ledger.cancel(engine, run_id) == 3
+    assert results.progress(engine, run_id).finished
+    ended = [words.Failure(ids[0], Dns(host="h")), success(ids[1])]
+    assert ledger.finish(engine, claim, ended, labels(engine), LIMITS)["lost"] == 2
+    assert {row(engine, clip_id).state for clip_id in ids} == {"cancelled"}
+    assert conveyor.pick(engine, "clips", 10, LIMITS) == []
 
 
 def test_a_model_is_registered_once_with_its_labels_in_order(engine: sa.Engine) -> None:
