@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import shutil
+import signal
 import statistics
 import tempfile
 import threading
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from db import schema
-from db.session import connect
+from db.session import connect, execute, reading
 from earmark import broker
 from earmark.settings import Broker, Database, Settings
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 DATABASES = ("sqlite", "postgresql")
 ROWS_WRITTEN_AT_ONCE = 500_000
+#: Disk that both lists and both runs take for each clip of a list, generously.
+BYTES_A_CLIP = 1500
 #: Shown beside what was found.
 WANTED = {"submit txt": 60_000, "submit it again": 100_000, "submit parquet": 60_000}
 
@@ -30,6 +34,10 @@ WANTED = {"submit txt": 60_000, "submit it again": 100_000, "submit parquet": 60
 def main() -> None:
     """Print a table for docs/performance.md: a txt twice, the feeder for a while, then a parquet of as many rows."""
     options = _options()
+    # So that servers and files go as well where it takes too long or is told to stop.
+    for ended in (signal.SIGALRM, signal.SIGTERM):
+        signal.signal(ended, signal.default_int_handler)
+    signal.alarm(options.limit_s)
     print("| database | act | rows/s (wanted) | CPU µs/row | memory MB (300) | first chunk s (5) | Redis MB (30) |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -40,6 +48,7 @@ def main() -> None:
                 _show(database, "submit it again", _in_child(_submit, settings, txt))
                 _show_feeder(database, _in_child(_feed, settings, options.feed_s))
                 _show(database, "submit parquet", _in_child(_submit, settings, parquet))
+                print(f"| {database} | disk | {_disk_gb(settings):.2f} GB for both runs | | | | |", flush=True)
     print(f"\nLoad at the end: {os.getloadavg()[0]:.1f}.")
 
 
@@ -48,8 +57,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=10_000_000)
     parser.add_argument("--database", choices=DATABASES, help="one of them; default: one after the other")
     parser.add_argument("--feed-s", type=float, default=30.0)
-    parser.add_argument("--folder", help="where lists and databases go for the time being")
-    return parser.parse_args()
+    parser.add_argument("--limit-s", type=int, default=3600, help="stop and clean up after so long")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where lists and SQLite's file go for a while")
+    options = parser.parse_args()
+    needed = options.clips * BYTES_A_CLIP
+    # PostgreSQL's files are always in the temporary folder.
+    for folder in (options.folder, tempfile.gettempdir()):
+        if shutil.disk_usage(folder).free < needed:
+            parser.error(f"{folder} has less than the {needed / 1e9:.0f} GB free that this may take")
+    return options
 
 
 def _make_list(folder: Path, kind: str, rows: int) -> Path:
@@ -107,6 +123,17 @@ def _submit(settings: Settings, listed: str) -> dict[str, float]:
         "first_s": first[0] if first else float("nan"),
         "redis_mb": broker.client().info("memory")["used_memory"] / 2**20,
     }
+
+
+def _disk_gb(settings: Settings) -> float:
+    engine = connect(settings.database_url, settings.database)
+    size = "pg_database_size(current_database())"
+    if engine.dialect.name == "sqlite":
+        size = "page_count * page_size FROM pragma_page_count, pragma_page_size"
+    with reading(engine) as connection:
+        found = int(execute(connection, f"SELECT {size}").scalar_one())
+    engine.dispose()
+    return found / 1e9
 
 
 def _most_memory_mb() -> float:
