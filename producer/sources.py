@@ -65,7 +65,7 @@ class _Reading:
 
     def elsewhere(self, url: str) -> Iterator[Clip]:
         if self.input_format == "auto" and named_format(display_uri(url)) is None:
-            yield self.single(url)
+            yield self.single(_resolved(url, ""))
         elif "*" in url and not url.startswith("http"):
             for match in _remote_matches(url):
                 yield from self.lines(match, match.rpartition("/")[0])

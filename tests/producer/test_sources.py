@@ -72,6 +72,10 @@ def test_a_glob_an_audio_file_and_a_url_are_sources(folder: Path) -> None:
     assert found == [str(folder / "sounds/deep/a.FLAC"), str(folder / "sounds/b.wav"), "https://h/x.wav"]
 
 
+def test_a_url_typed_with_bytes_that_are_no_text_can_be_stored() -> None:
+    assert [clip.uri for clip in read_clips(["https://h.org/\udcff.wav"])] == ["https://h.org/\\udcff.wav"]
+
+
 @pytest.mark.parametrize("content", [b"https://h/a\n\nhttps://h/b\n", b"n,url\n1,https://h/a\n2,https://h/b\n"])
 def test_standard_input_is_a_list_of_any_format(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))  # type: ignore[arg-type]
