@@ -86,7 +86,7 @@ def connect(url: str, database: Database) -> sa.Engine:
             return _sqlite(parsed, database)
         if parsed.get_backend_name() == "postgresql":
             return _postgresql(parsed, database)
-    except (ArgumentError, NoSuchModuleError) as error:
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise ServiceError(reason=f"This is not a database URL: {error}") from error
     raise ServiceError(reason=f"The database must be sqlite or postgresql, not {parsed.get_backend_name()}.")
 
@@ -188,6 +188,8 @@ def _sentence(engine: sa.Engine, error: DBAPIError) -> DatabaseError:
             reason=f"The database {where} lacks a table ({detail}): run `earmark db upgrade`, or"
             " begin a new database if this one is of an unreleased Earmark."
         )
+    if "locked" in detail:
+        return DatabaseError(reason=f"The database {where} is locked by another program: try again later.")
     return DatabaseError(
         reason=f"The database {where} cannot be used: {detail}. Is it running, and is EARMARK_DATABASE__URL right?"
     )
