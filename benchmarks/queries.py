@@ -75,7 +75,7 @@ DIALECTS = {
         "ARRAY[{}]",
     ),
 }
-#: By the key, as `submit` sorts what it inserts: an index of random keys grows page by page. A chunk ends at one time.
+#: By the key, as `submit` sorts what it inserts: an index of random keys grows page by page.
 CLIPS = """
 INSERT INTO clips (run_id, uri, uri_key, state, attempts, not_before, worker, label_id, score, label_ids, scores,
                    sha256, bytes, duration_s, source_sample_rate, channels, codec, truncated, silent,
@@ -83,7 +83,7 @@ INSERT INTO clips (run_id, uri, uri_key, state, attempts, not_before, worker, la
 {numbers}
 SELECT 1, 'https://archive-' || (i % 40) || '.example.org/recordings/2026/' || (10000000 + i) || '.wav', {key}, 'done',
        1, NULL, 'worker@machine-' || (i % 8), 1 + best, score, {labels}, {scores},
-       {sha256}, 441044, 5, 44100, 1, 'pcm_s16le', false, false, 80, 2, 9, 1.78e9 + i / 16 * 16 / 300.0
+       {sha256}, 441044, 5, 44100, 1, 'pcm_s16le', false, false, 80, 2, 9, 1.78e9 + i / 300.0
 FROM (SELECT i, CAST(526 * u * u * u AS int) AS best, 0.2 + 0.8 * v AS score
       FROM (SELECT i, (i * 2654435761 % 4294967296) / 4294967296.0 AS u, (i * 40503 % 65536) / 65536.0 AS v FROM n) AS n
      ) AS drawn

@@ -122,12 +122,10 @@ def _statements(dialect: str) -> tuple[str, str]:
     """Return what sets states and what adds windows: plain SQL, for SQLAlchemy would look at every value of every row.
 
     SQLite is fastest at one statement a row. To PostgreSQL a chunk's rows travel as one JSON document: several times as
-    fast as a statement a row, and its triggers run once. The clock is read once a statement: clips that ended at one
-    time share an entry in PostgreSQL's index by that time.
+    fast as a statement a row, and its triggers run once.
     """
     update = (
-        "UPDATE clips SET {said}, not_before = {now} + {pause},"
-        " finished_at = CASE WHEN {pause} IS NULL THEN (SELECT {now}) END"
+        "UPDATE clips SET {said}, not_before = {now} + {pause}, finished_at = CASE WHEN {pause} IS NULL THEN {now} END"
     )
     if dialect == "sqlite":
         said = ", ".join(f"{name} = :{name}" for name in SAID)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
+import time
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,8 @@ SPELLED = {
     },
 }
 
+#: A connection used so lately is not asked whether it is alive: that costs as much as a small query.
+FRESH_S = 1.0
 #: How a connection is told that each statement is a transaction of its own, which spares it BEGIN and ROLLBACK.
 _ALONE: dict[str, dict[str, Any]] = {"sqlite": {"alone": True}, "postgresql": {"isolation_level": "AUTOCOMMIT"}}
 
@@ -115,12 +119,25 @@ def _begin(connection: sa.Connection) -> None:
 
 
 def _postgresql(url: sa.URL, database: Database) -> sa.Engine:
-    return sa.create_engine(
-        url,
-        pool_size=database.pool_size,
-        pool_pre_ping=True,
-        connect_args={"connect_timeout": database.connect_timeout_s},
-    )
+    waiting = {"connect_timeout": database.connect_timeout_s}
+    engine = sa.create_engine(url, pool_size=database.pool_size, connect_args=waiting)
+    sa.event.listen(engine, "checkin", _remember_when)
+    sa.event.listen(engine, "checkout", partial(_ask_unless_fresh, engine.dialect))
+    return engine
+
+
+def _remember_when(_connection: Any, record: Any) -> None:
+    record.info["back_at"] = time.monotonic()
+
+
+def _ask_unless_fresh(dialect: sa.Dialect, connection: Any, record: Any, _proxy: Any) -> None:
+    # As `pool_pre_ping` does, which asks each time.
+    if time.monotonic() - record.info.get("back_at", math.inf) < FRESH_S:
+        return
+    try:
+        dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error as error:
+        raise sa.exc.InvalidatePoolError from error
 
 
 def execute(connection: sa.Connection, statement: str, **values: Any) -> sa.CursorResult[*tuple[Any, ...]]:
