@@ -55,7 +55,7 @@ def write(rows: Iterable[dict[str, Any]], how: Format | None, file: Path | None,
     Args:
         rows: taken one by one, so that any number fits in memory.
         how: if not said, what the file's suffix says, else a table on a terminal and CSV elsewhere.
-        file: appears under this name once it is whole.
+        file: appears under this name once it is whole; `-` is standard output.
         brief: a terminal's table has only what fits 80 columns.
     """
     file = None if file == STANDARD_OUTPUT else file
