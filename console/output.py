@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import sys
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import contextmanager, suppress
+from datetime import date
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from db.results import Rows
 from earmark.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ TABLE_ROWS = 1000
 #: What of results, windows and failures is told in a terminal's 80 columns.
 BRIEF = ("clip_id", "uri", "start_s", "end_s", "label", "score", "duration_s", "error_code", "error")
 BAR, LONGEST_URI = 10, 24
+#: As a file's name.
+STANDARD_OUTPUT = Path("-")
 #: Rows of a Parquet file held in memory at once: some 50 MB.
 ROWS_IN_PART = 20_000
 
@@ -50,9 +55,10 @@ def write(rows: Iterable[dict[str, Any]], how: Format | None, file: Path | None,
     Args:
         rows: taken one by one, so that any number fits in memory.
         how: if not said, what the file's suffix says, else a table on a terminal and CSV elsewhere.
-        file: appears under this name once it is whole.
+        file: appears under this name once it is whole; `-` is standard output.
         brief: a terminal's table has only what fits 80 columns.
     """
+    file = None if file == STANDARD_OUTPUT else file
     how = how or _usual(file)
     if how is Format.parquet:
         _write_parquet(rows, file)
@@ -82,13 +88,13 @@ def _write_table(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
 
 
 def _table(rows: Iterable[dict[str, Any]], *, brief: bool = False) -> Table:
-    ahead = peekable(rows)
-    columns = [name for name in ahead.peek({}) if name != "meta" and (not brief or name in BRIEF)]
+    names, rows = _named(rows)
+    columns = [name for name in names if name != "meta" and (not brief or name in BRIEF)]
     table = Table(box=None, header_style="bold")
     for name in columns:
         is_number = name.endswith(("_s", "_id"))
         table.add_column(name, justify="right" if is_number else "left", no_wrap=brief and name != "error")
-    for number, row in enumerate(ahead):
+    for number, row in enumerate(rows):
         if number == TABLE_ROWS:
             table.caption = f"the first {TABLE_ROWS} rows; --format csv gives all"
             break
@@ -121,10 +127,17 @@ def _cell(value: Any) -> str:
 
 
 def _write_csv(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
-    ahead = peekable(rows)
-    writer = csv.DictWriter(out, list(ahead.peek({})), lineterminator="\n")
+    names, rows = _named(rows)
+    writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _harmless(_plain(value)) for name, value in row.items()} for row in ahead)
+    writer.writerows({name: _harmless(_plain(value)) for name, value in row.items()} for row in rows)
+
+
+def _named(rows: Iterable[dict[str, Any]]) -> tuple[list[str], Iterable[dict[str, Any]]]:
+    if isinstance(rows, Rows):
+        return list(rows.columns), rows
+    ahead = peekable(rows)
+    return list(ahead.peek({})), ahead
 
 
 def _harmless(value: Any) -> Any:
@@ -139,14 +152,25 @@ def _write_jsonl(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
 
 def _parsed(row: dict[str, Any]) -> dict[str, Any]:
     # SQLite's JSON is text.
-    meta = row.get("meta")
-    return {**row, "meta": json.loads(meta)} if isinstance(meta, str) else row
+    if isinstance(meta := row.get("meta"), str):
+        with suppress(ValueError):
+            return {**row, "meta": json.loads(meta)}
+    return row
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
-    return value.isoformat() if isinstance(value, datetime) else value
+    match value:
+        case None | str() | int() | float() | list():
+            return value
+        case dict():
+            return json.dumps(value, ensure_ascii=False)
+        case date():
+            return value.isoformat()
+        case bytes():
+            return value.hex()
+        case Decimal():
+            return float(value)
+    return str(value)
 
 
 def _write_parquet(rows: Iterable[dict[str, Any]], file: Path | None) -> None:
@@ -154,20 +178,29 @@ def _write_parquet(rows: Iterable[dict[str, Any]], file: Path | None) -> None:
         raise UsageError(reason="Parquet goes to a file: say -o FILE.")
     import polars
 
-    # In parts first: polars has no writer that goes on, and a later part may have text where an earlier had only nulls.
-    with whole(file) as part, TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
-        parts = []
-        for number, some in enumerate(chunked(rows, ROWS_IN_PART)):
-            parts.append(Path(folder, f"{number}.parquet"))
-            plain = [{name: _plain(value) for name, value in row.items()} for row in some]
-            polars.DataFrame(plain, infer_schema_length=None).write_parquet(parts[-1])
-        try:
-            if parts:
+    try:
+        with whole(file) as part, TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
+            if parts := list(_parquet_parts(rows, Path(folder))):
                 polars.concat(map(polars.scan_parquet, parts), how="vertical_relaxed").sink_parquet(part)
             else:
-                polars.DataFrame().write_parquet(part)
-        except polars.exceptions.SchemaError as error:
-            raise UsageError(reason=f"A column holds values of several types, which Parquet cannot: {error}") from error
+                polars.DataFrame(schema=_named(rows)[0]).write_parquet(part)
+    except polars.exceptions.SchemaError as error:
+        raise UsageError(reason=f"A column holds values of several types, which Parquet cannot: {error}") from error
+    except polars.exceptions.PolarsError as error:
+        # Polars does not say of all its parts why one could not be written.
+        reason = str(error).splitlines()[0]
+        raise UsageError(reason=f"{file} cannot be written ({reason}): is the disk full?") from error
+
+
+def _parquet_parts(rows: Iterable[dict[str, Any]], folder: Path) -> Iterator[Path]:
+    import polars
+
+    # Polars has no writer that goes on, and a later part may have text where an earlier had only nulls.
+    for number, some in enumerate(chunked(rows, ROWS_IN_PART)):
+        part = folder / f"{number}.parquet"
+        plain = [{name: _plain(value) for name, value in row.items()} for row in some]
+        polars.DataFrame(plain, infer_schema_length=None).write_parquet(part)
+        yield part
 
 
 @contextmanager
@@ -178,7 +211,7 @@ def opened(file: Path | None) -> Iterator[TextIO]:
         UsageError: it cannot be written, such as on a full disk.
     """
     if file is None:
-        with _sentence("standard output"):
+        with _standard_output():
             yield sys.stdout
             sys.stdout.flush()
         return
@@ -189,11 +222,18 @@ def opened(file: Path | None) -> Iterator[TextIO]:
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
     """Yield a path to write a file or a folder at, which takes its name at the end if all went well."""
-    part = file.with_name(f".{file.name}.part")
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        # A device or a pipe, whose place a file must not take.
+        with _sentence(str(file)):
+            yield file
+        return
+    # Whoever has a link to a file wants the file written.
+    target = file.resolve()
+    part = target.with_name(f".{target.name}.part")
     try:
         with _sentence(str(file)):
             yield part
-            part.replace(file)
+            part.replace(target)
     finally:
         if part.is_dir():
             shutil.rmtree(part)
@@ -201,10 +241,19 @@ def whole(file: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def _standard_output() -> Iterator[None]:
+    try:
+        with _sentence("Standard output"):
+            yield
+    except UsageError:
+        # What is left in Python's buffer would fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+@contextmanager
 def _sentence(name: str) -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:
-        raise
     except OSError as error:
         raise UsageError(reason=f"{name} cannot be written: {error.strerror or error}.") from error

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg.rows import dict_row
 
+from db.results import Rows
 from earmark.errors import ServiceError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping
+    from collections.abc import Iterator, MutableMapping, Sequence
 
     import sqlalchemy as sa
 
@@ -24,18 +24,18 @@ STEPS_PER_LOOK = 10_000
 ROWS_AT_ONCE = 2000
 
 
-def query(engine: sa.Engine, statement: str, *, timeout_s: float) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one reading statement, by column name.
+def query(engine: sa.Engine, statement: str, *, timeout_s: float) -> Rows:
+    """Return the rows of one reading statement.
 
     Raises:
         UsageError: it is not valid SQL, would write, or takes longer than the timeout.
         ServiceError: there is no database.
     """
     run = _sqlite if engine.dialect.name == "sqlite" else _postgresql
-    yield from run(engine, statement, timeout_s)
+    return Rows(run(engine, statement, timeout_s))
 
 
-def _sqlite(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[dict[str, Any]]:
+def _sqlite(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[Sequence[Any]]:
     with _sentences(timeout_s), closing(_open_read_only(str(engine.url.database))) as connection:
         deadline = time.monotonic() + timeout_s
         connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_PER_LOOK)
@@ -44,9 +44,8 @@ def _sqlite(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[dic
         cursor = connection.execute(statement)
         if cursor.description is None:
             raise UsageError(reason="A query must give rows: SELECT ... .")
-        names = [column[0] for column in cursor.description]
-        for row in cursor:
-            yield dict(zip(names, row, strict=True))
+        yield [column[0] for column in cursor.description]
+        yield from cursor
 
 
 def _open_read_only(file: str) -> sqlite3.Connection:
@@ -60,16 +59,18 @@ def _allow_reading(action: int, *_: str | None) -> int:
     return sqlite3.SQLITE_OK if action in READING else sqlite3.SQLITE_DENY
 
 
-def _postgresql(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[dict[str, Any]]:
+def _postgresql(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[Sequence[Any]]:
     parameters = engine.dialect.create_connect_args(engine.url)[1]
     deadline = time.monotonic() + timeout_s
     with _sentences(timeout_s), _connected(parameters) as connection:
         connection.read_only = True
         connection.execute("SELECT set_config('statement_timeout', %s, true)", [str(int(timeout_s * 1000))])
         # A cursor is declared FOR one SELECT: no second statement, and no COPY ... TO PROGRAM.
-        with connection.cursor("query", row_factory=dict_row) as cursor:
+        with connection.cursor("query") as cursor:
             cursor.itersize = ROWS_AT_ONCE
-            for row in cursor.execute(statement.strip().rstrip(";")):
+            cursor.execute(statement.strip().rstrip(";"))
+            yield [column.name for column in cursor.description or ()]
+            for row in cursor:
                 yield row
                 if time.monotonic() > deadline:
                     raise psycopg.errors.QueryCanceled("statement timeout")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from earmark.errors import UsageError
 from earmark.options import RunOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
 #: Rows of a large result held in memory at once.
 ROWS_AT_ONCE = 2000
@@ -140,12 +141,30 @@ def label_counts(engine: sa.Engine, run_id: int, limit: int) -> list[tuple[str, 
     return [(row["label"], row["clips"]) for row in rows(engine, bound)]
 
 
-def rows(engine: sa.Engine, statement: sa.TextClause) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a statement as they come, by column name."""
+class Rows(Iterator[dict[str, Any]]):
+    """Rows by column name, one by one as they come, and the names even where there are no rows."""
+
+    def __init__(self, lines: Iterator[Sequence[Any]]) -> None:
+        """Take lines of which the first has the names."""
+        self.columns = tuple(next(lines))
+        self._lines = lines
+        if twice := {name for name in self.columns if self.columns.count(name) > 1}:
+            raise UsageError(reason=f"Two columns are called {min(twice)}: give one another name with AS.")
+
+    def __next__(self) -> dict[str, Any]:
+        return dict(zip(self.columns, next(self._lines), strict=True))
+
+
+def rows(engine: sa.Engine, statement: sa.TextClause) -> Rows:
+    """Return the rows of a statement."""
+    return Rows(_lines(engine, statement))
+
+
+def _lines(engine: sa.Engine, statement: sa.TextClause) -> Iterator[Sequence[Any]]:
     with reading(engine) as connection:
         result = connection.execution_options(yield_per=ROWS_AT_ONCE).execute(statement)
-        for row in result.mappings():
-            yield dict(row)
+        yield tuple(result.keys())
+        yield from result
 
 
 def results(

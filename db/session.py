@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
+import time
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,8 @@ SPELLED = {
     },
 }
 
+#: A connection used so lately is not asked whether it is alive: that costs as much as a small query.
+FRESH_S = 1.0
 #: How a connection is told that each statement is a transaction of its own, which spares it BEGIN and ROLLBACK.
 _ALONE: dict[str, dict[str, Any]] = {"sqlite": {"alone": True}, "postgresql": {"isolation_level": "AUTOCOMMIT"}}
 
@@ -86,7 +90,7 @@ def connect(url: str, database: Database) -> sa.Engine:
             return _sqlite(parsed, database)
         if parsed.get_backend_name() == "postgresql":
             return _postgresql(parsed, database)
-    except (ArgumentError, NoSuchModuleError) as error:
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise ServiceError(reason=f"This is not a database URL: {error}") from error
     raise ServiceError(reason=f"The database must be sqlite or postgresql, not {parsed.get_backend_name()}.")
 
@@ -115,12 +119,25 @@ def _begin(connection: sa.Connection) -> None:
 
 
 def _postgresql(url: sa.URL, database: Database) -> sa.Engine:
-    return sa.create_engine(
-        url,
-        pool_size=database.pool_size,
-        pool_pre_ping=True,
-        connect_args={"connect_timeout": database.connect_timeout_s},
-    )
+    waiting = {"connect_timeout": database.connect_timeout_s}
+    engine = sa.create_engine(url, pool_size=database.pool_size, connect_args=waiting)
+    sa.event.listen(engine, "checkin", _remember_when)
+    sa.event.listen(engine, "checkout", partial(_ask_unless_fresh, engine.dialect))
+    return engine
+
+
+def _remember_when(_connection: Any, record: Any) -> None:
+    record.info["back_at"] = time.monotonic()
+
+
+def _ask_unless_fresh(dialect: sa.Dialect, connection: Any, record: Any, _proxy: Any) -> None:
+    # As `pool_pre_ping` does, which asks each time.
+    if time.monotonic() - record.info.get("back_at", math.inf) < FRESH_S:
+        return
+    try:
+        dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error as error:
+        raise sa.exc.InvalidatePoolError from error
 
 
 def execute(connection: sa.Connection, statement: str, **values: Any) -> sa.CursorResult[*tuple[Any, ...]]:
@@ -188,6 +205,8 @@ def _sentence(engine: sa.Engine, error: DBAPIError) -> DatabaseError:
             reason=f"The database {where} lacks a table ({detail}): run `earmark db upgrade`, or"
             " begin a new database if this one is of an unreleased Earmark."
         )
+    if "locked" in detail:
+        return DatabaseError(reason=f"The database {where} is locked by another program: try again later.")
     return DatabaseError(
         reason=f"The database {where} cannot be used: {detail}. Is it running, and is EARMARK_DATABASE__URL right?"
     )

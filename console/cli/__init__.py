@@ -32,8 +32,6 @@ def main() -> None:
         _end(str(error), USAGE_EXIT)
     except EarmarkError as error:
         _end(str(error), SERVICE_EXIT)
-    except BrokenPipeError:
-        sys.stderr.close()
 
 
 def _end(sentence: str, status: int) -> None:

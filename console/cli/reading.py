@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path  # noqa: TC003
 from typing import Annotated
 
@@ -114,8 +113,9 @@ def failures(run: o.Run, how: o.As = None, file: o.Out = None, db: o.Db = None) 
 @verbs.command(epilog="Example: earmark labels starter")
 def labels(model: Annotated[str, typer.Argument(help="A model's name.")] = "starter", db: o.Db = None) -> None:
     """Print the labels of a model that some worker has loaded."""
-    for label in known_labels(read_settings(db), model):
-        sys.stdout.write(f"{label}\n")
+    known = known_labels(read_settings(db), model)
+    with output.opened(None) as out:
+        out.writelines(f"{label}\n" for label in known)
 
 
 @verbs.command(epilog=f"Example: earmark {EXAMPLE_QUERY}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import sqlite3
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import sqlalchemy as sa
+
+MANY = (
+    "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 99999) SELECT x, x * 7919 % 99991 FROM n"
+)
+ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
 ROWS = [{"uri": "a", "label": None, "score": 1}, {"uri": "=b", "label": "dog", "score": 0.5}]
 
 
@@ -36,7 +43,14 @@ def database(tmp_path: Path) -> Path:
     return file
 
 
-def earmark(database: Path, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def either(engine: sa.Engine, database_url: str) -> str:
+    """The URL of a database with two runs; the test runs once on each kind."""
+    two_runs(engine)
+    return database_url
+
+
+def earmark(database: Path | str, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "console.cli", *words, "--db", str(database)]
     return subprocess.run(command, text=True, capture_output="stdout" not in more, **more)
 
@@ -98,32 +112,92 @@ def test_a_full_disk_behind_standard_output_is_one_sentence(database: Path) -> N
     assert "No space left" in ended.stderr
 
 
-def test_a_file_that_grows_too_large_leaves_nothing(database: Path, tmp_path: Path) -> None:
-    file = tmp_path / "big.csv"
-    statement = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 99999) SELECT x FROM n"
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_file_that_grows_too_large_leaves_what_was_there(either: str, tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "out").mkdir()
+    file = tmp_path / "out" / f"big.{suffix}"
+    file.write_text("as it was")
+    # More than what SQLite writes beside its file to be able to read it.
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
-    ended = earmark(database, "query", statement, "-o", str(file), preexec_fn=limit)
+    ended = earmark(either, "query", MANY, "-o", str(file), preexec_fn=limit)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
-    assert [found.name for found in tmp_path.iterdir() if "big" in found.name] == []
+    assert "cannot be written" in ended.stderr
+    assert [(found.name, found.read_text()) for found in file.parent.iterdir()] == [(file.name, "as it was")]
 
 
-def test_a_reader_that_stops_early_sees_no_traceback(database: Path) -> None:
-    statement = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 99999) SELECT x FROM n"
-    command = [sys.executable, "-m", "console.cli", "query", statement, "--db", str(database)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
-        assert program.stdout is not None
-        assert program.stderr is not None
-        program.stdout.readline()
-        program.stdout.close()
-        assert program.stderr.read() == ""
+@pytest.mark.parametrize("words", [["query", MANY], ["export", "march", "-o", "-"]])
+def test_a_reader_that_stops_early_ends_it_with_one_sentence(either: str, words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = earmark(either, *words, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (2, "earmark: Standard output cannot be written: Broken pipe.\n")
 
 
 @pytest.mark.parametrize(
-    ("statement", "status"), [("DELETE FROM runs", 2), ("SELECT * FROM nowhere", 2), ("SELEC", 2), ("", 2)]
+    "statement",
+    ["DELETE FROM runs", "SELECT * FROM nowhere", "SELEC", "", "SELECT 1; SELECT 2", "SELECT 1 AS a, 2 AS a", ENDLESS],
 )
-def test_a_bad_query_is_one_sentence(database: Path, statement: str, status: int) -> None:
-    ended = earmark(database, "query", statement)
-    assert (ended.returncode, ended.stderr.count("\n")) == (status, 1)
+def test_a_bad_query_is_one_sentence_and_leaves_no_file(either: str, tmp_path: Path, statement: str) -> None:
+    ended = earmark(either, "query", statement, "--timeout-s", "0.5", "-o", str(tmp_path / "bad.csv"))
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert not list(tmp_path.glob("*bad*"))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_whatever_a_column_holds_can_be_written(either: str, tmp_path: Path, suffix: str) -> None:
+    statement = (
+        "SELECT 'plain' AS meta, label_ids, sha256, (SELECT avg(attempts) FROM clips) AS tries, CURRENT_DATE AS today"
+        " FROM clips WHERE id = 1"
+    )
+    file = tmp_path / f"all.{suffix}"
+    assert earmark(either, "query", statement, "-o", str(file)).returncode == 0
+    read = {"csv": polars.read_csv, "jsonl": polars.read_ndjson, "parquet": polars.read_parquet}[suffix]
+    (row,) = read(file).to_dicts()
+    assert (row["meta"], row["sha256"], row["tries"]) == ("plain", "aa", 0.625)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_no_rows_are_a_file_with_the_names_of_the_columns(either: str, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"none.{suffix}"
+    assert earmark(either, "results", "march", "--label", "cow", "-o", str(file)).returncode == 0
+    found = {"csv": polars.read_csv, "parquet": polars.read_parquet}[suffix](file)
+    assert found.height == 0
+    assert {"uri", "label", "score"} < set(found.columns)
+
+
+def test_a_pipe_and_a_link_stay_what_they_are(tmp_path: Path) -> None:
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link", tmp_path / "file"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
+        output.write(ROWS, output.Format.csv, pipe)
+        assert reader.communicate()[0].startswith("uri,label")
+    file.touch()
+    link.symlink_to(file)
+    output.write(ROWS, output.Format.csv, link)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert file.read_text().startswith("uri,label")
+
+
+def test_a_locked_database_is_one_sentence(database: Path) -> None:
+    holder = sqlite3.connect(database, isolation_level=None)
+    for statement in ("PRAGMA journal_mode = DELETE", "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE"):
+        holder.execute(statement)
+    impatient = {**os.environ, "EARMARK_DATABASE__BUSY_TIMEOUT_S": "0.1"}
+    for words in (["query", "SELECT 1"], ["export", "march", "-o", "-"], ["failures", "march"], ["prune", "march"]):
+        ended = earmark(database, *words, env=impatient)
+        assert (ended.returncode, ended.stderr.count("\n")) == (3, 1)
+        assert "is locked by another program" in ended.stderr
+    holder.close()
+
+
+@pytest.mark.parametrize("where", ["none.db", "postgresql://postgres@127.0.0.1:1/none", "postgresql://h:port/none"])
+def test_a_database_that_is_not_there_is_one_sentence(tmp_path: Path, where: str) -> None:
+    for words in (["query", "SELECT 1"], ["export", "march", "-o", str(tmp_path / "m.csv")]):
+        ended = earmark(where if "://" in where else tmp_path / where, *words)
+        assert (ended.returncode, ended.stderr.count("\n")) == (3, 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [["results", "march"], ["results", "march", "--windows"], ["failures", "march"]])
@@ -139,11 +213,6 @@ def test_a_table_fits_80_columns_and_has_colour_only_on_a_terminal(database: Pat
 
 def test_a_bar_is_exact_to_an_eighth_of_a_character() -> None:
     assert [output.bar(share, 4) for share in (-1.0, 0.0, 0.25, 0.28, 0.99, 2.0)] == ["", "", "█", "█▏", "████", "████"]
-
-
-def test_a_missing_database_is_one_sentence(tmp_path: Path) -> None:
-    ended = earmark(tmp_path / "none.db", "query", "SELECT 1")
-    assert (ended.returncode, ended.stderr.count("\n")) == (3, 1)
 
 
 def test_status_names_the_hosts_that_fail(database: Path) -> None:

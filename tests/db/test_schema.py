@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,6 +99,26 @@ def test_a_newer_schema_is_left_alone_with_a_sentence(engine: sa.Engine) -> None
     for act in (schema.upgrade, schema.check):
         with pytest.raises(ServiceError, match="newer than this Earmark"):
             act(engine)
+
+
+def test_an_older_schema_is_told_to_be_upgraded(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = schema.versions()
+    monkeypatch.setattr(schema, "versions", lambda: [*ours, "v99_0_0"])
+    with pytest.raises(ServiceError, match=f"is at {ours[-1]}, this is v99_0_0: run `earmark db upgrade`"):
+        schema.check(engine)
+
+
+def test_a_worker_that_finds_another_schema_says_so_and_exits(
+    engine: sa.Engine, database_url: str, tmp_path: Path
+) -> None:
+    with writing(engine) as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = 'v9_0_0'"))
+    said = {"DATABASE__URL": database_url, "BROKER__URL": "redis://127.0.0.1:1/0", "DATA_DIR": str(tmp_path)}
+    environment = os.environ | {f"EARMARK_{name}": value for name, value in said.items()}
+    worker = [sys.executable, "-m", "console.cli", "worker"]
+    ended = subprocess.run(worker, env=environment, text=True, capture_output=True, timeout=60)
+    assert ended.returncode == 3
+    assert ended.stderr.endswith("newer than this Earmark: upgrade Earmark.\n")
 
 
 def test_an_empty_database_is_told_to_be_upgraded(empty: sa.Engine) -> None:
