@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Back to work, ahead of what was never begun; a worker's death is no try of the clip's own.
 _TAKE_BACK = "UPDATE clips SET not_before = {now}, crashes = crashes + {crash} WHERE state = 'pending' AND id IN {ids}"
+#: The list as one value: a fleet that dies leaves more leases than a statement may have parameters.
+_RELEASE = "DELETE FROM leases WHERE clip_id IN {ids}"
 _LEASE = (
     "INSERT INTO leases (clip_id, run_id, until) SELECT value, :run_id, {now} + :lease_s FROM {list}"
     " WHERE true ON CONFLICT DO NOTHING RETURNING clip_id"
@@ -80,7 +82,7 @@ def _take_back(engine: sa.Engine, queue: str, ended: sa.ColumnElement[bool]) -> 
             return 0
     with writing(engine) as connection:
         found = connection.execute(leases.order_by(Lease.clip_id).with_for_update(skip_locked=True)).all()
-        connection.execute(sa.delete(Lease).where(Lease.clip_id.in_([row.clip_id for row in found])))
+        execute(connection, _RELEASE, ids=[row.clip_id for row in found])
         queued = [row.clip_id for row in found if row.token is None]
         crashed = [row.clip_id for row in found if row.token is not None]
         return sum(

@@ -32,10 +32,13 @@ ON CONFLICT (run_id, state, writer) DO UPDATE SET clips = n.clips + excluded.cli
 """
 #: The places of the rows a run lacks. The keys come as one string of bytes: a list of them would take longer to send
 #: than to look up, and nothing comes back of a list that is submitted again. Looked up one by one: to join a
-#: table it has not counted yet, PostgreSQL would read all of it.
+#: table it has not counted yet, PostgreSQL would read all of it. And it must not see the run's id: of a run that came
+#: after it had counted last it expects one clip, and would look through all of the run's for each.
 _LACKING = """
 SELECT i FROM {numbers}
-WHERE (SELECT run_id FROM clips WHERE run_id = :run_id AND uri_key = substr(:keys, i * :size + 1, :size)) IS NULL
+WHERE (
+    SELECT run_id FROM clips WHERE run_id = (SELECT :run_id) AND uri_key = substr(:keys, i * :size + 1, :size)
+) IS NULL
 ORDER BY i
 """
 #: Rows a statement on SQLite: a third faster than one by one, and every build allows so many parameters.

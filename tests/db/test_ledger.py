@@ -116,6 +116,19 @@ def test_a_worker_death_counts_as_a_crash_and_not_as_a_try(engine: sa.Engine) ->
     assert (row(engine, ids[0]).attempts, row(engine, ids[0]).crashes) == (0, 5)
 
 
+def test_a_fleet_that_died_may_leave_more_leases_than_a_statement_has_parameters(engine: sa.Engine) -> None:
+    run_id, ids = submit(engine, 1)
+    ledger.claim(engine, ids, worker="a", limits=LIMITS)
+    numbers = "WITH RECURSIVE n(i) AS (SELECT CAST(:first AS integer) UNION ALL SELECT i + 1 FROM n WHERE i < 300000)"
+    leases = f"{numbers} INSERT INTO leases (clip_id, run_id, until) SELECT i, :run_id, 0 FROM n"
+    with writing(engine) as connection:
+        connection.execute(sa.text(leases), {"first": ids[0] + 1, "run_id": run_id})
+    expire_leases(engine)
+    assert conveyor.take_back(engine, "clips") == 1
+    with reading(engine) as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(Lease)) == 0
+
+
 def test_a_renewed_lease_is_not_taken_back(engine: sa.Engine) -> None:
     _, ids = submit(engine, 1)
     claim = ledger.claim(engine, ids, worker="a", limits=LIMITS)
