@@ -60,7 +60,7 @@ WANTED = (
         Wanted(package, author, licence, "music", pattern, 4)
         for package, author, licence, pattern in (
             ("singularity-music", "Max McCracken", CC_BY_SA, "**/*.ogg"),
-            ("hyperrogue-music", "Shawn Parrotte, Lincoln Domina, Will Savino", CC_BY_SA, "**/*.ogg"),
+            ("hyperrogue-music", "Shawn Parrotte", CC_BY_SA, "**/hr3*.ogg"),
             ("naev-data", "Nikola Whallon, Askyel, Zeropage", "CC BY 3.0, CC BY-SA 3.0", "**/music/[efntuvz]*.ogg"),
             ("supertuxkart-data", "0zone0ne, Krobonil, Claude Werner and others", CC_BY_SA, "**/music/[!cfklPst]*.ogg"),
             ("flare-game", CLINT_BELLANGER, CC_BY_SA, "**/music/*.ogg"),
