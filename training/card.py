@@ -159,7 +159,7 @@ def _shares(test: Sequence[Heard]) -> dict[str, float]:
 
 def _short(test: Sequence[Heard]) -> Iterable[str]:
     shares = _shares(test)
-    return (f"{label} {shares[label]:.2f}" for label in TRIED_FIRST if shares[label] < WANTED_OF_LABEL)
+    return (f"{label} {shares[label]:.2f}" for label in TRIED_FIRST if shares.get(label, 1) < WANTED_OF_LABEL)
 
 
 def _foreign(each: Heard) -> bool:
