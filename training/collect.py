@@ -49,13 +49,27 @@ class Effect:
     program: int
 
 
-KENTA_CHO = "Kenta Cho"
+KENTA_CHO, CLINT_BELLANGER = "Kenta Cho", "Clint Bellanger and others"
 WANTED = (
     *(
         Wanted(f"{game}-data", KENTA_CHO, "BSD-2-Clause", "music", "**/*.ogg", 6, split=split)
         for game, split in (("rrootage", "train"), ("noiz2sa", "train"), ("parsec47", "train"), ("gunroar", "train"),
                             ("torus-trooper", "train"), ("tumiki-fighters", "train"), ("titanion", "valid"))
     ),
+    *(
+        Wanted(package, author, licence, "music", pattern, 4)
+        for package, author, licence, pattern in (
+            ("singularity-music", "Max McCracken", CC_BY_SA, "**/*.ogg"),
+            ("hyperrogue-music", "Shawn Parrotte", CC_BY_SA, "**/hr3*.ogg"),
+            ("naev-data", "Nikola Whallon, Askyel, Zeropage", "CC BY 3.0, CC BY-SA 3.0", "**/music/[efntuvz]*.ogg"),
+            ("supertuxkart-data", "0zone0ne, Krobonil, Claude Werner and others", CC_BY_SA, "**/music/[!cfklPst]*.ogg"),
+            ("flare-game", CLINT_BELLANGER, CC_BY_SA, "**/music/*.ogg"),
+        )
+    ),
+    Wanted("flare-game", CLINT_BELLANGER, CC_BY_SA, "fire", "**/environment/open_fire*.ogg", 2),
+    Wanted("flare-game", CLINT_BELLANGER, CC_BY_SA, OTHER, "**/environment/[abcfmrst][!a]*.ogg", 2),
+    Wanted("supertuxkart-data", "Mike Koenig and others", "CC0, CC BY, CC BY-SA", OTHER,
+           "**/sfx/[ceht][!la]*[rsp2n].ogg", 2),
     Wanted("fretsonfire-songs-muldjord", "El Senator", CC_BY_SA, "guitar", "**/guitar.ogg"),
     Wanted("fretsonfire-songs-sectoid", "Carlos Viola Iborra", "MIT", "guitar", "**/guitar.ogg", split="valid"),
     *(
@@ -99,6 +113,13 @@ EFFECTS = (
     *(Effect(OTHER, name, bank, 125) for name, bank in (("train", 6), ("jet", 7), ("starship", 8))),
     Effect("siren", "siren", 5, 125),
 )  # fmt: skip
+#: Clips rendered with a sound font of a further maker: label, General MIDI programs, how many.
+RENDERED = (
+    ("guitar", range(24, 31), 160),
+    ("piano", range(4), 60),
+    ("music", range(8, 24), 30),
+    ("music", range(32, 96), 150),
+)
 
 
 class Folder:
@@ -163,6 +184,21 @@ def effects(origin: examples.Origin, folder: Folder, rng: np.random.Generator) -
                 folder.add(piece, effect.label, "train", facts)
 
 
+def rendered(origin: examples.Origin, folder: Folder, rng: np.random.Generator) -> None:
+    """Play tunes: one instrument, or in half of the music up to four at once."""
+    font = origin.files / "sounds/sf2/sf_GMbank.sf2"
+    for label, programs, count in RENDERED:
+        for number in range(count):
+            voices = int(rng.integers(1, 5)) if label == "music" and rng.random() < 0.5 else 1
+            played = [int(program) for program in rng.choice(programs, voices)]
+            waves = [examples.render(font, synthesis.tune(rng), 0, program) for program in played]
+            wave = _mono(examples.lay(5, [(0, each) for each in waves]))
+            original = f"{label} {number}: programs {played}"
+            if wave.any():
+                facts = ("csound-soundfont (Debian)", original, "public domain; notes our own")
+                folder.add(wave / np.abs(wave).max() * np.float32(rng.uniform(0.1, 0.9)), label, "train", facts)
+
+
 def synthesised(folder: Folder, rng: np.random.Generator) -> None:
     for number in range(440):
         name, wave = synthesis.other(number, rng)
@@ -180,11 +216,12 @@ def main() -> None:
     packages = folder.path / "packages"
     packages.mkdir(parents=True, exist_ok=True)
     origins = {}
-    for name in {wanted.package: None for wanted in WANTED} | {"fluid-soundfont-gs": None}:
+    for name in {wanted.package: None for wanted in WANTED} | {"fluid-soundfont-gs": None, "csound-soundfont": None}:
         kept = examples.Origin(name, "", "", packages / name / "usr/share")
         origins[name] = kept if kept.files.is_dir() else examples.fetch(name, "", "", packages)
     synthesised(folder, rng)
     effects(origins["fluid-soundfont-gs"], folder, rng)
+    rendered(origins["csound-soundfont"], folder, rng)
     for wanted in WANTED:
         packaged(wanted, origins[wanted.package], folder, rng)
         print(wanted.package, wanted.label, flush=True)

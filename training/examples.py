@@ -83,7 +83,7 @@ def fetch_all(root: Path) -> dict[str, Origin]:
 
 
 def read(path: Path) -> Wave:
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="replace") as container:
         resampler = av.AudioResampler("fltp", "stereo", RATE)
         frames = (*container.decode(audio=0), None)  # the last None flushes the resampler
         blocks = [block.to_ndarray() for frame in frames for block in resampler.resample(frame)]

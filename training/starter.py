@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 STARTER = Path(__file__).parents[1] / "workers" / "starter"
 #: How often a label is drawn, against once: those that hold many different sounds more, those of one sound less.
-DRAWN = {"silence": 0.4, "music": 2.2, "guitar": 1.5, "piano": 1.5, "siren": 1.2, "speech": 1.5, clips.OTHER: 2.5}
+DRAWN = {"silence": 0.4, "music": 2.2, "guitar": 1.5, "piano": 1.2, "speech": 1.2, "rain": 1.2, "chainsaw": 1.3,
+         "clock_tick": 1.5, "helicopter": 1.5, clips.OTHER: 1.5}  # fmt: skip
 #: The same while the learning rate falls, so that `other` does not take rain and rotors along.
-DRAWN_LATE = DRAWN | {clips.OTHER: 1.3, "guitar": 1.2, "rain": 1.4, "clock_tick": 1.2, "helicopter": 1.2}
+DRAWN_LATE = DRAWN | {clips.OTHER: 1, "guitar": 1.2, "rain": 1.4}
 #: Clips of a label with few of them are kept in more varied copies.
-FEW, MANY_COPIES = 80, 4
-STEPS = 4400
+FEW, MANY_COPIES = 80, 8
+STEPS = 6000
 SPEED, DECAY, MEMORY, SMOOTHING, SAVED_EVERY = 2e-3, 0.03, 0.998, 0.03, 250
 #: The learning rate is level until here, so that a run can be resumed with more steps, and then falls to nothing.
 LEVEL_UNTIL = 0.6
