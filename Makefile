@@ -24,7 +24,7 @@ test: .venv/ready-dev browser
 browser:
 	@$(call debian,chromium,chromium fonts-liberation)
 
-# Measure Earmark beside what one would use instead, side by side in one run; it takes hours, its --help chooses less.
+# Measure Earmark beside what one would use instead, side by side in one run; it takes long, its --help chooses less.
 bench: .venv/ready-dev
 	@$(call debian,ffmpeg,ffmpeg)
 	@$(BIN)/python -m benchmarks.end_to_end
