@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -27,12 +29,13 @@ DATABASES = ("sqlite", "postgresql")
 ROWS_WRITTEN_AT_ONCE = 500_000
 #: Disk that both lists and both runs take for each clip of a list, generously.
 BYTES_A_CLIP = 1500
+STATUS_TIMES = 5
 #: Shown beside what was found.
 WANTED = {"submit txt": 60_000, "submit it again": 100_000, "submit parquet": 60_000}
 
 
 def main() -> None:
-    """Print a table for docs/performance.md: a txt twice, a parquet of as many rows, then the feeder for a while."""
+    """Print a table for docs/performance.md: a txt twice, a parquet of as many rows, the feeder, `earmark status`."""
     options = _options()
     # So that servers and files go as well where it takes too long or is told to stop.
     for ended in (signal.SIGALRM, signal.SIGTERM):
@@ -49,6 +52,7 @@ def main() -> None:
                 _show(database, "submit parquet", _in_child(_submit, settings, parquet))
                 # Last, for it leaves more leases than a queue ever holds.
                 _show_feeder(database, _in_child(_feed, settings, options.feed_s))
+                _show_status(database, settings)
                 print(f"| {database} | disk | {_disk_gb(settings):.2f} GB for both runs | | | | |", flush=True)
     print(f"\nLoad at the end: {os.getloadavg()[0]:.1f}.")
 
@@ -180,6 +184,18 @@ def _show(database: str, act: str, found: dict[str, float]) -> None:
 def _show_feeder(database: str, found: dict[str, float]) -> None:
     times = f"{found['median_ms']:.1f} ms a top-up in the middle, {found['p99_ms']:.1f} ms (20) at the 99th percentile"
     print(f"| {database} | feed | {found['clips_s']:,.0f} (20,000) | {times} | | | |", flush=True)
+
+
+def _show_status(database: str, settings: Settings) -> None:
+    # The whole command, of the first of both runs, as someone at a terminal waits for it.
+    command = [str(Path(sys.executable).with_name("earmark")), "status", "1", "--db", settings.database_url]
+    took = []
+    for _ in range(STATUS_TIMES):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        took.append(time.perf_counter() - start)
+    times = f"{statistics.median(took):.2f} s in the middle of {STATUS_TIMES}, {max(took):.2f} s at most (1)"
+    print(f"| {database} | earmark status | | {times} | | | |", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from operator import itemgetter
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from more_itertools import sliced, spy
@@ -36,6 +37,8 @@ ROWS_AT_ONCE = 10_000
 #: Rows sorted before they are written: several of them then fall on one page of the index of keys.
 ROWS_SORTED = 200_000
 CHARS_SORTED = 64 * 1024**2
+#: PostgreSQL takes longer for a row than we do, and takes two at a time from two connections; SQLite has one writer.
+WRITERS = {"sqlite": 1, "postgresql": 2}
 #: How long a thread waits for Python while another has it. The writer asks some ten times a statement: at Python's
 #: own 5 ms it would wait longer for the reader than for the database.
 TURN_S = 0.0005
@@ -164,20 +167,20 @@ def _open(settings: Settings) -> sa.Engine:
 def _add(clips: Iterable[Clip], run_id: int, engine: sa.Engine, settings: Settings) -> int:
     writing = _Writing(run_id, engine, Feeder(engine, settings), settings.ledger.feed_every_s)
     # One window is written while the next is read and hashed: the database need not wait for that.
-    writer = ThreadPoolExecutor(1)
-    written: list[Future[None]] = []
+    writers = ThreadPoolExecutor(WRITERS[engine.dialect.name])
+    written: list[Future[int]] = []
+    added = 0
     try:
         with _short_turns():
             for window in chain(_windows(clips), [[]]):
-                for some in written:
-                    some.result()
-                written = [writer.submit(writing.write, rows) for rows in sliced(window, ROWS_AT_ONCE)]
+                added += sum(some.result() for some in written)
+                written = [writers.submit(writing.write, rows) for rows in sliced(window, ROWS_AT_ONCE)]
                 # What is written goes, while the next window comes.
                 window.clear()
     finally:
-        writer.shutdown(cancel_futures=True)
+        writers.shutdown(cancel_futures=True)
     writing.feeder.feed()
-    return writing.added
+    return added
 
 
 @contextmanager
@@ -198,16 +201,18 @@ class _Writing:
     engine: sa.Engine
     feeder: Feeder
     feed_every_s: float
-    added: int = 0
     fed: float = float("-inf")
+    feeding: Lock = field(default_factory=Lock)
     mostly_known: bool = False
 
-    def write(self, rows: list[Listed]) -> None:
+    def write(self, rows: list[Listed]) -> int:
         new = ledger.add_listed(self.engine, self.run_id, rows, mostly_known=self.mostly_known)
-        self.added, self.mostly_known = self.added + new, new < len(rows) / 2
-        if time.monotonic() - self.fed > self.feed_every_s:
-            self.feeder.feed()
-            self.fed = time.monotonic()
+        self.mostly_known = new < len(rows) / 2
+        with self.feeding:
+            if time.monotonic() - self.fed > self.feed_every_s:
+                self.feeder.feed()
+                self.fed = time.monotonic()
+        return new
 
 
 def _windows(clips: Iterable[Clip]) -> Iterator[list[Listed]]:

@@ -19,7 +19,7 @@ _GRAIN = 1 << 21
 @dataclass(frozen=True, slots=True)
 class Batch:
     loud: torch.Tensor  # (clips, frames, bands)
-    labels: torch.Tensor  # (clips,)
+    shares: torch.Tensor  # (clips, labels), each clip's sum is 1
     #: Clips whose level or loneliness is their meaning (silence, other): no mixing.
     alone: torch.Tensor  # (clips,) bool
     #: Clips so quiet by nature that noise would be the sound.
@@ -40,13 +40,13 @@ class Augment:
     def state(self, state: torch.Tensor) -> None:
         self._random.set_state(state)
 
-    def __call__(self, batch: Batch, backgrounds: torch.Tensor, labels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, batch: Batch, backgrounds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return loudness (clips, frames, bands) and the share of each label (clips, labels)."""
         frames = _FRAMES[int(self._integers(0, len(_FRAMES), 1))]
         power = frontend.to_log_power(self._crop(self._roll(batch.loud), frames))
         power = self._shift(self._colour(power, batch))
         power = self._add_noise(power, backgrounds[:, : power.shape[1]], batch.silent)
-        power, shares = self._mix(power, functional.one_hot(batch.labels, labels).float(), batch.alone)
+        power, shares = self._mix(power, batch.shares, batch.alone)
         return self._mask(frontend.to_loudness(power)), shares
 
     def _uniform(self, *shape: int) -> torch.Tensor:

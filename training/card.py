@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("card.md")
 #: What the encoder needs for one frame; Earmark pads shorter clips to it, too.
 SHORTEST = 8_144
+_NO_LABEL = {clips.OTHER: "of no label", clips.BACKGROUND: "of no label"}
 _SYNTHETIC = ("synthetic", "timgm6mb")
 #: What a first look needs: shares of the test set, and of each of six labels that people try first.
 WANTED, WANTED_OF_LABEL = {"real": 0.88, "new": 0.80, "mean": 0.88}, 0.90
 TRIED_FIRST = ("dog", "music", "piano", "silence", "siren", "speech")
+
+
+#: A score under which an answer is better taken as none.
+SURE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +40,8 @@ class Heard:
     top: tuple[str, ...]
 
     @property
-    def truth(self) -> str:
-        return _label(self.clip)
-
-    @property
     def right(self) -> bool:
-        return self.label == self.truth
+        return self.label == self.clip.label
 
     @property
     def real(self) -> bool:
@@ -70,11 +71,19 @@ def _listen(model: Any, extractor: Any, clip: clips.Clip) -> Heard:
 
 
 def write(folder: Path, test: Sequence[Heard], valid: Sequence[Heard], training: Sequence[clips.Clip]) -> None:
-    """Write the model's card and the picture of its confusions beside it."""
+    """Write the model's card and the picture of its confusions beside it.
+
+    Args:
+        test: what the model hears in the clips kept for it.
+        valid: what its twin does, which was not trained on the validation split.
+        training: all clips of both splits.
+    """
     model, extractor = _load(folder)
     labels = [model.config.id2label[number] for number in range(model.config.num_labels)]
     trained = {clip.source for clip in training if clip.split == "train"}
-    strangers = [each for each in valid if each.truth == clips.OTHER and each.clip.source not in trained]
+    strangers = [each for each in valid if each.clip.label == clips.OTHER]
+    known = [each for each in valid if each.clip.label != clips.OTHER]
+    right = [each for each in known if each.right]
     facts = {
         "labels": len(labels),
         "megabytes": (folder / "model.safetensors").stat().st_size / 1e6,
@@ -84,17 +93,20 @@ def write(folder: Path, test: Sequence[Heard], valid: Sequence[Heard], training:
         "window": clips.WINDOW_S,
         "columns": ", ".join(clips.COLUMNS),
         "totals": "\n".join(_totals(test)),
-        "table": "\n".join(_table(test, training)),
-        "validation": "\n".join(_validation(valid, trained)),
+        "table": "\n".join(_table(test, labels, training)),
+        "validation": "\n".join(_validation(known, trained)),
         "sources": "\n".join(_sources(training)),
         "of_label": WANTED_OF_LABEL,
         "tried_first": ", ".join(TRIED_FIRST),
         "short": ", ".join(_short(test)) or "none",
-        "sure_right": _mean_score(test, lambda each: each.right),
-        "sure_wrong": _mean_score(test, lambda each: not each.right),
+        "sure_right": _mean_score(each for each in test if each.right),
+        "sure_wrong": _mean_score(each for each in test if not each.right),
         "strangers": len(strangers),
-        "rejected": sum(each.right for each in strangers),
-        "stranger_score": _mean_score(strangers, lambda each: not each.right),
+        "stranger_score": _mean_score(strangers),
+        "known_score": _mean_score(right),
+        "sure": SURE,
+        "unsure_strangers": _share_under(strangers),
+        "unsure_known": _share_under(right),
     }
     (folder / "README.md").write_text(TEMPLATE.read_text(encoding="utf-8").format(**facts), encoding="utf-8")
     _draw(test, labels, folder / "confusion.png")
@@ -121,9 +133,13 @@ def _share(right: int, count: int) -> str:
     return f"{right} | {count} | {right / count:.2f} ({low:.2f}-{high:.2f})"
 
 
-def _mean_score(heard: Iterable[Heard], keep: Callable[[Heard], bool]) -> float:
-    scores = [each.score for each in heard if keep(each)]
+def _mean_score(heard: Iterable[Heard]) -> float:
+    scores = [each.score for each in heard]
     return float(np.mean(scores)) if scores else math.nan
+
+
+def _share_under(heard: Sequence[Heard]) -> float:
+    return float(np.mean([each.score < SURE for each in heard])) if heard else math.nan
 
 
 def _milliseconds(model: Any, extractor: Any) -> float:
@@ -147,13 +163,13 @@ def _totals(test: Sequence[Heard]) -> Iterable[str]:
     }
     for name, (group, wanted) in groups.items():
         yield f"| {name} | {_share(sum(each.right for each in group), len(group))} | {wanted} |"
-    top = sum(each.truth in each.top for each in test)
+    top = sum(each.clip.label in each.top for each in test)
     yield f"| all, among the first three | {_share(top, len(test))} | |"
     yield f"| all, mean over labels | | | {np.mean([*_shares(test).values()]):.2f} | {WANTED['mean']} |"
 
 
 def _shares(test: Sequence[Heard]) -> dict[str, float]:
-    groups = _by(test, lambda each: each.truth)
+    groups = _by(test, lambda each: each.clip.label)
     return {label: sum(each.right for each in group) / len(group) for label, group in groups.items()}
 
 
@@ -173,24 +189,20 @@ def _by(heard: Iterable[Heard], key: Callable[[Heard], Any]) -> dict[Any, list[H
     return groups
 
 
-def _table(test: Sequence[Heard], training: Sequence[clips.Clip]) -> Iterable[str]:
-    heard = _by(test, lambda each: each.truth)
-    for label in sorted({_label(clip) for clip in training}):
-        mine = [clip for clip in training if clip.split == "train" and _label(clip) == label]
+def _table(test: Sequence[Heard], labels: Sequence[str], training: Sequence[clips.Clip]) -> Iterable[str]:
+    heard = _by(test, lambda each: each.clip.label)
+    for label in labels:
+        mine = [clip for clip in training if clip.label == label]
         trained = f"{len(mine)} of {len({clip.recording for clip in mine})}"
         group = heard.get(label, [])
         wrong = Counter(each.label for each in group if not each.right)
         mistakes = ", ".join(f"{name} {count}" for name, count in wrong.most_common())
-        share = _share(sum(each.right for each in group), len(group)) if group else "- | 0 | see below"
+        share = _share(sum(each.right for each in group), len(group)) if group else "- | 0 | -"
         yield f"| {label} | {trained} | {share} | {mistakes} |"
 
 
-def _label(clip: clips.Clip) -> str:
-    return clips.OTHER if clip.background else clip.label
-
-
 def _validation(valid: Sequence[Heard], trained: set[str]) -> Iterable[str]:
-    for (label, source), group in _by(valid, lambda each: (each.truth, each.clip.source)).items():
+    for (label, source), group in _by(valid, lambda each: (each.clip.label, each.clip.source)).items():
         mark = "" if source in trained else " *"
         yield f"| {label} | {source}{mark} | {sum(each.right for each in group)} | {len(group)} |"
 
@@ -198,11 +210,10 @@ def _validation(valid: Sequence[Heard], trained: set[str]) -> Iterable[str]:
 def _sources(training: Sequence[clips.Clip]) -> Iterable[str]:
     groups: dict[str, list[clips.Clip]] = defaultdict(list)
     for clip in training:
-        if clip.split == "train":
-            groups[clip.source].append(clip)
+        groups[clip.source].append(clip)
     for source, group in sorted(groups.items()):
         licences = ", ".join(sorted({clip.licence for clip in group}))
-        names = ", ".join(sorted({_label(clip) for clip in group}))
+        names = ", ".join(sorted({_NO_LABEL.get(clip.label, clip.label) for clip in group}))
         yield f"| {source} | {licences} | {names} | {len({clip.recording for clip in group})} | {len(group)} |"
 
 
@@ -211,7 +222,7 @@ def _draw(test: Sequence[Heard], labels: Sequence[str], path: Path) -> None:
 
     counts = np.zeros((len(labels), len(labels)), int)
     for each in test:
-        counts[labels.index(each.truth), labels.index(each.label)] += 1
+        counts[labels.index(each.clip.label), labels.index(each.label)] += 1
     figure, axes = pyplot.subplots(figsize=(7, 6.4), dpi=90, layout="constrained")
     axes.imshow(counts / counts.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(labels)), labels, rotation=90)

@@ -21,7 +21,7 @@ RATE = 16_000
 WINDOW_S = 5
 SAMPLES = WINDOW_S * RATE
 COLUMNS = ("path", "label", "split", "source", "original", "licence", "seconds")
-#: The manifest's word for sounds of no class: they are mixed underneath the others and heard as `other`.
+#: The manifest's words for sounds of no label, the first for those that are mixed underneath the others as well.
 BACKGROUND, OTHER, SILENCE = "_background", "other", "silence"
 #: The example clips and the test set are made of these.
 NOT_FOR_TRAINING = ("asterisk-core-sounds-it", "asterisk-core-sounds-es", "sonic-pi", "timgm6mb", "wesnoth", "librosa")
@@ -38,10 +38,6 @@ class Clip:
     source: str
     original: str
     licence: str
-
-    @property
-    def background(self) -> bool:
-        return self.label == BACKGROUND
 
     @property
     def recording(self) -> tuple[str, str]:

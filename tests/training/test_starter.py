@@ -14,15 +14,15 @@ from training import augment, card, clips, frontend, network, starter, synthesis
 if TYPE_CHECKING:
     from pathlib import Path
 
-LABELS = ("other", "silence", "speech")
+LABELS = ("silence", "siren", "speech")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     rows = [",".join(clips.COLUMNS)]
     rng = np.random.default_rng(3)
-    for number, label in enumerate(("speech", "silence", "other", "_background") * 3):
-        split = "valid" if number >= 8 else "train"
+    for number, label in enumerate((*LABELS, "other", "_background") * 3):
+        split = "valid" if number >= 10 else "train"
         soundfile.write(tmp_path / f"{number}.flac", rng.normal(0, 0.1, 30_000), clips.RATE)
         rows.append(f"{number}.flac,{label},{split},somebody,{number},CC0,1.9")
     (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
@@ -52,9 +52,9 @@ def test_a_steady_tone_is_louder_where_it_sounds() -> None:
 def test_augmented_batches_stay_finite_and_share_one_label() -> None:
     change = augment.Augment(seed=5)
     nobody = torch.zeros(6, dtype=torch.bool)
-    batch = augment.Batch(torch.rand(6, 489, 48) * 6, torch.arange(6), nobody, nobody)
+    batch = augment.Batch(torch.rand(6, 489, 48) * 6, torch.eye(6), nobody, nobody)
     for _ in range(10):
-        loud, shares = change(batch, torch.rand(6, 489, 48), labels=6)
+        loud, shares = change(batch, torch.rand(6, 489, 48))
         assert loud.min() >= 0
         assert loud.max() <= frontend.CEILING
         assert shares.sum(1).tolist() == pytest.approx([1] * 6)
@@ -62,9 +62,9 @@ def test_augmented_batches_stay_finite_and_share_one_label() -> None:
 
 def test_a_resumed_run_equals_one_that_was_not_stopped(folder: Path) -> None:
     plan = starter.Plan((folder,), folder / "work", folder / "out", steps=4, batch=4)
-    plan.work.mkdir()
+    starter.prepare(plan)
     features = starter._features(plan)
-    whole, first, second = (starter.Trainer(plan, features) for _ in range(3))
+    whole, first, second = (starter.Trainer(plan, features, held_out=True) for _ in range(3))
     torch.manual_seed(0)
     expected = [whole._advance() for _ in range(4)]
     torch.manual_seed(0)
@@ -77,9 +77,21 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(folder: Path) -> None:
 
 def test_a_run_of_a_few_steps_writes_a_model_that_loads(folder: Path) -> None:
     plan = starter.Plan((folder,), folder / "work", folder / "out", steps=1, batch=4)
-    starter.fit(plan)
-    heard = card.listen(plan.work / "model", clips.read_manifest(folder))
+    starter.prepare(plan)
+    starter.fit(plan, held_out=False)
+    heard = card.listen(plan.work / "whole/model", clips.read_manifest(folder))
     assert {each.label for each in heard} <= set(LABELS)
+
+
+def test_what_is_held_out_is_not_trained_on_and_what_has_no_label_is_every_label_alike(folder: Path) -> None:
+    plan = starter.Plan((folder,), folder / "work", folder / "out", steps=1, batch=400)
+    starter.prepare(plan)
+    features = starter._features(plan)
+    held_out, whole = (starter.Trainer(plan, features, held_out=held_out) for held_out in (True, False))
+    splits = [{features.splits[place] for place in trainer._train} for trainer in (held_out, whole)]
+    assert splits == [{"train"}, {"train", "valid"}]
+    shares = sorted({tuple(share) for share in whole._draw()[0].shares.tolist()})
+    assert shares == [(0, 0, 1), (0, 1, 0), pytest.approx((1 / 3,) * 3), (1, 0, 0)]
 
 
 def test_what_is_kept_for_evaluation_cannot_be_trained_on(folder: Path) -> None:
@@ -100,7 +112,7 @@ def test_an_original_cannot_be_in_two_splits(folder: Path) -> None:
 
 def test_every_original_is_attributed_by_its_folder_or_its_manifest(folder: Path) -> None:
     listed = card.attribution(folder)
-    assert [f"- somebody, {number}: CC0" in listed for number in range(12)] == [True] * 12
+    assert [f"- somebody, {number}: CC0" in listed for number in range(15)] == [True] * 15
     (folder / "pack").mkdir()
     (folder / "pack/ATTRIBUTION.md").write_text("rex by nobody, CC0\n")
     assert card.attribution(folder) == "rex by nobody, CC0\n"
@@ -126,7 +138,7 @@ def test_tunes_fill_five_seconds_with_notes_that_midi_can_say() -> None:
 
 
 def test_the_card_names_the_labels_that_fall_short(folder: Path) -> None:
-    clip = clips.read_manifest(folder)[0]
+    clip = clips.read_manifest(folder)[2]
     heard = [card.Heard(clip, label, 0.9, (label,)) for label in ("speech", "speech", "silence")]
     assert [*card._short(heard)] == ["speech 0.67"]
 
