@@ -81,7 +81,7 @@ class Submitted:
         examples = [f"  {refused}" for refused in tally.examples]
         more = tally.refused - len(examples)
         return [
-            *([f"Of the list's {tally.lines} lines: {self.added} new clips, {', '.join(told)}."] if told else []),
+            *([f"Of the list's {tally.lines} lines: {self.added} new, {', '.join(told)}."] if told else []),
             *examples,
             *([f"  and {more} more"] if more else []),
         ]

@@ -92,7 +92,7 @@ def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_what_is_new(
         csv.writer(file).writerows([("link", "city"), *rows])
     words = ("run", "list.csv", "--url-col", "link", "--name", "mine", "--top_k", "2")
     first = earmark(*words)
-    assert "6 lines: 3 new clips, 1 known already, 1 refused" in first.stderr
+    assert "6 lines: 3 new, 1 known already, 1 refused" in first.stderr
     query = "SELECT uri, label, json_extract(meta, '$.city') AS city FROM results ORDER BY uri"
     found = [json.loads(line) for line in earmark("query", query, "--format", "jsonl").stdout.splitlines()]
     assert [(Path(row["uri"]).name, row["label"], row["city"]) for row in found] == [
@@ -100,7 +100,7 @@ def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_what_is_new(
     ]  # fmt: skip
     assert "bad_url" in earmark("failures", "mine").stdout
     second = earmark(*words)
-    assert "0 new clips, 4 known already, 1 refused" in second.stderr
+    assert "0 new, 4 known already, 1 refused" in second.stderr
     assert len(earmark("results", "mine", "--format", "csv").stdout.splitlines()) == 3
 
 

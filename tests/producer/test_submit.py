@@ -59,7 +59,7 @@ def test_the_report_accounts_for_every_line(engine: sa.Engine, settings: Setting
     path.write_text("n,url\n1,https://h.org/a\n2\n3,https://h.org/a\n\n")
     submitted = producer.submit(str(path), engine, settings)
     assert submitted.report() == [
-        "Of the list's 5 lines: 1 new clips, 1 known already, 1 blank or comment, 1 refused, "
+        "Of the list's 5 lines: 1 new, 1 known already, 1 blank or comment, 1 refused, "
         "1 header or further line of a cell.",
         f"  {path}, line 3: it has 1 cells, and 'url' is number 2",
     ]
