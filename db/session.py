@@ -6,7 +6,7 @@ import json
 import math
 import sqlite3
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,13 +96,18 @@ def connect(url: str, database: Database) -> sa.Engine:
 
 
 def _sqlite(url: sa.URL, database: Database) -> sa.Engine:
-    if url.database:
-        Path(url.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
     waiting = {"timeout": database.busy_timeout_s, "isolation_level": None}
     engine = sa.create_engine(url, pool_size=database.pool_size, connect_args=waiting)
+    sa.event.listen(engine, "do_connect", partial(_make_folder, Path(url.database or "")))
     sa.event.listen(engine, "connect", _set_pragmas)
     sa.event.listen(engine, "begin", _begin)
     return engine
+
+
+def _make_folder(file: Path, *_: Any) -> None:
+    # Not before, or looking into a database that is not there would leave a folder. SQLite says it where it can't be.
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:

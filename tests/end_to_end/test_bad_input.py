@@ -45,12 +45,18 @@ def lists(earmark: Earmark) -> Path:
         (["up", "--files", "nowhere"], 2, "nowhere"),
         (["explain", "7", "--db", "sqlite:///new.db"], 3, "earmark run"),
         (["run", "list.csv", "--top-k", "0"], 2, "top-k"),
+        (["run", "list.csv", "--url-col", "link", "--db", "list.csv/in/a/file.db"], 3, "unable to open"),
     ],
 )
 def test_a_mistake_is_one_sentence(earmark: Earmark, lists: Path, words: list[str], status: int, cure: str) -> None:
     refused = earmark(*words, status=status)
     assert cure in refused.stderr
     assert refused.stdout == ""
+
+
+def test_to_look_into_a_database_that_is_not_there_leaves_nothing_behind(earmark: Earmark) -> None:
+    earmark("status", "--db", "sqlite:///new/folder/labels.db", status=3)
+    assert not (earmark.folder / "new").exists()
 
 
 def test_a_broker_or_database_that_does_not_answer_is_one_sentence(earmark: Earmark, lists: Path) -> None:
