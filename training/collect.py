@@ -113,13 +113,6 @@ EFFECTS = (
     *(Effect(OTHER, name, bank, 125) for name, bank in (("train", 6), ("jet", 7), ("starship", 8))),
     Effect("siren", "siren", 5, 125),
 )  # fmt: skip
-#: Clips rendered with a sound font of a further maker: label, General MIDI programs, how many.
-RENDERED = (
-    ("guitar", range(24, 31), 160),
-    ("piano", range(4), 60),
-    ("music", range(8, 24), 30),
-    ("music", range(32, 96), 150),
-)
 
 
 class Folder:
@@ -184,21 +177,6 @@ def effects(origin: examples.Origin, folder: Folder, rng: np.random.Generator) -
                 folder.add(piece, effect.label, "train", facts)
 
 
-def rendered(origin: examples.Origin, folder: Folder, rng: np.random.Generator) -> None:
-    """Play tunes: one instrument, or in half of the music up to four at once."""
-    font = origin.files / "sounds/sf2/sf_GMbank.sf2"
-    for label, programs, count in RENDERED:
-        for number in range(count):
-            voices = int(rng.integers(1, 5)) if label == "music" and rng.random() < 0.5 else 1
-            played = [int(program) for program in rng.choice(programs, voices)]
-            waves = [examples.render(font, synthesis.tune(rng), 0, program) for program in played]
-            wave = _mono(examples.lay(5, [(0, each) for each in waves]))
-            original = f"{label} {number}: programs {played}"
-            if wave.any():
-                facts = ("csound-soundfont (Debian)", original, "public domain; notes our own")
-                folder.add(wave / np.abs(wave).max() * np.float32(rng.uniform(0.1, 0.9)), label, "train", facts)
-
-
 def synthesised(folder: Folder, rng: np.random.Generator) -> None:
     for number in range(440):
         name, wave = synthesis.other(number, rng)
@@ -216,12 +194,11 @@ def main() -> None:
     packages = folder.path / "packages"
     packages.mkdir(parents=True, exist_ok=True)
     origins = {}
-    for name in {wanted.package: None for wanted in WANTED} | {"fluid-soundfont-gs": None, "csound-soundfont": None}:
+    for name in {wanted.package: None for wanted in WANTED} | {"fluid-soundfont-gs": None}:
         kept = examples.Origin(name, "", "", packages / name / "usr/share")
         origins[name] = kept if kept.files.is_dir() else examples.fetch(name, "", "", packages)
     synthesised(folder, rng)
     effects(origins["fluid-soundfont-gs"], folder, rng)
-    rendered(origins["csound-soundfont"], folder, rng)
     for wanted in WANTED:
         packaged(wanted, origins[wanted.package], folder, rng)
         print(wanted.package, wanted.label, flush=True)

@@ -27,7 +27,7 @@ STARTER = Path(__file__).parents[1] / "workers" / "starter"
 DRAWN = {"silence": 0.4, "music": 2.2, "guitar": 1.5, "piano": 1.2, "speech": 1.2, "rain": 1.2}
 #: Clips of a label with few of them are kept in more varied copies.
 FEW, MANY_COPIES = 80, 8
-STEPS = 8000
+STEPS = 6000
 SPEED, DECAY, MEMORY, SMOOTHING, SAVED_EVERY = 2e-3, 0.03, 0.998, 0.03, 250
 #: The learning rate is level until here, so that a run can be resumed with more steps, and then falls to nothing.
 LEVEL_UNTIL = 0.6

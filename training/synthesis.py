@@ -42,22 +42,6 @@ def guitar(rng: np.random.Generator) -> Wave:
     return _finish(strip, rng)
 
 
-def tune(rng: np.random.Generator) -> list[tuple[float, float, int, int]]:
-    """Return five seconds of notes (start, length, key, velocity): a walk along a scale, at times in chords."""
-    scale = rng.choice([(0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 3, 5, 6, 7, 10, 12)]) + rng.integers(40, 62)
-    keys = np.concatenate([scale, scale + 12, scale + 24])
-    beat, chords, held = rng.uniform(0.15, 0.8), rng.random() < 0.4, rng.uniform(0.5, 2)
-    notes, at, place = [], rng.uniform(0, 0.3), int(rng.integers(0, 14))
-    while at < 5:
-        length = beat * rng.choice([0.5, 1, 1, 2])
-        place = int(np.clip(place + rng.integers(-3, 4), 0, 14))
-        for order, above in enumerate((0, 2, 4) if chords else (0,)):
-            key, velocity = int(keys[place + above]), int(rng.integers(50, 120))
-            notes.append((at + order * rng.uniform(0, 0.03), length * held, key, velocity))
-        at += length
-    return notes
-
-
 def _string(hertz: float, bright: float, decay: float, rng: np.random.Generator) -> Array:
     """Return a plucked string: noise that runs through a delay line and loses its highs (Karplus and Strong)."""
     delay = max(2, round(RATE / hertz - 0.5))

@@ -126,17 +126,6 @@ def test_synthesised_sounds_are_audible_and_not_clipped() -> None:
         assert 0.05 < np.abs(wave).max() < 1
 
 
-def test_tunes_fill_five_seconds_with_notes_that_midi_can_say() -> None:
-    rng = np.random.default_rng(12)
-    for _ in range(30):
-        starts, lengths, keys, velocities = map(np.array, zip(*synthesis.tune(rng), strict=True))
-        assert 0 <= starts.min() < 1
-        assert 3 < starts.max() < 6
-        assert lengths.min() > 0
-        assert 0 <= keys.min() <= keys.max() < 128
-        assert 0 < velocities.min() <= velocities.max() < 128
-
-
 def test_the_card_names_the_labels_that_fall_short(folder: Path) -> None:
     clip = clips.read_manifest(folder)[2]
     heard = [card.Heard(clip, label, 0.9, (label,)) for label in ("speech", "speech", "silence")]
