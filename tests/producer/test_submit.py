@@ -141,6 +141,20 @@ def test_a_database_that_goes_away_in_the_midst_of_rows_is_a_sentence(
     engine.dispose()
 
 
+def test_duplicates_where_two_writers_meet_are_one_clip(
+    engine: sa.Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit_module, "ROWS_AT_ONCE", 50)
+    lines = [f"https://h.org/{n % 400}\n" for n in range(4000)]
+    random.Random(2).shuffle(lines)
+    path = tmp_path / "list.txt"
+    path.write_text("".join(lines))
+    submitted = producer.submit([str(path)], engine, settings)
+    assert (submitted.added, submitted.known) == (400, 3600)
+    assert count(engine, submitted.run_id) == (400, 400)
+    assert submitted.progress().total == 400
+
+
 def test_memory_holds_one_window_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit_module, "ROWS_AT_ONCE", 10)
     monkeypatch.setattr(submit_module, "ROWS_SORTED", 50)
