@@ -180,8 +180,8 @@ def figures(took: dict[str, tuple[float, float]], clips: int) -> dict[str, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--clips", type=int, default=20, help="decoded by one process in a turn")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--clips", type=int, default=60, help="decoded by one process in a turn")
     arguments = parser.parse_args()
     # A decoder that is renewed would take what we know of its CPU time along.
     one, two = (decode.Decoders(settings.Audio(clips_per_decoder=10**9), children) for children in (1, 2))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from earmark.settings import Settings
 
 #: Chunks picked in one transaction: few enough that it takes no more than some milliseconds.
-CHUNKS_AT_ONCE = 8
+CHUNKS_AT_ONCE = 16
 
 
 class Feeder:
