@@ -48,7 +48,7 @@ fuzz: .venv/ready-dev
 chaos: .venv/ready-dev
 	@$(BIN)/python -m tests.faults.chaos --seed $(or $(SEED),1) --database $(or $(DATABASE),sqlite)
 
-# Train the bundled model from folders of clips: make starter AUDIO="/path/to/audio /path/to/more"; 25 minutes of one core.
+# Train the bundled model from folders of clips: make starter AUDIO="/path/to/audio /path/to/more"; 20 minutes of two cores.
 starter: .venv/ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check matplotlib
 	@$(BIN)/python -m training.starter --audio $(AUDIO) $(if $(SMOKE),--smoke)

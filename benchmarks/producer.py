@@ -35,7 +35,7 @@ WANTED = {"submit txt": 60_000, "submit it again": 100_000, "submit parquet": 60
 
 
 def main() -> None:
-    """Print a table for docs/performance.md: a txt twice, a parquet of as many rows, the feeder, `earmark status`."""
+    """Print a table for docs/performance.md: a txt twice, a parquet of as many rows, `earmark status`, the feeder."""
     options = _options()
     # So that servers and files go as well where it takes too long or is told to stop.
     for ended in (signal.SIGALRM, signal.SIGTERM):
@@ -50,9 +50,9 @@ def main() -> None:
                 _show(database, "submit txt", _in_child(_submit, settings, txt))
                 _show(database, "submit it again", _in_child(_submit, settings, txt))
                 _show(database, "submit parquet", _in_child(_submit, settings, parquet))
+                _show_status(database, settings)
                 # Last, for it leaves more leases than a queue ever holds.
                 _show_feeder(database, _in_child(_feed, settings, options.feed_s))
-                _show_status(database, settings)
                 print(f"| {database} | disk | {_disk_gb(settings):.2f} GB for both runs | | | | |", flush=True)
     print(f"\nLoad at the end: {os.getloadavg()[0]:.1f}.")
 
