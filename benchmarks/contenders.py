@@ -206,8 +206,8 @@ def _scored(model: Any, waiting: list[Any], apply: Any) -> Iterator[tuple[str, l
 
 
 @contextmanager
-def earmark(model: str, threads: int, database: str) -> Iterator[Label]:
-    """One Earmark worker with a lane a core, its Valkey and database, from the list to the last final state."""
+def earmark(model: str, _threads: int, database: str) -> Iterator[Label]:
+    """One Earmark worker with a lane a core, as `earmark run` has it, from the list to the last final state."""
     from console import verbs
     from console.database import open_database
     from earmark.options import RunOptions
@@ -222,9 +222,7 @@ def earmark(model: str, threads: int, database: str) -> Iterator[Label]:
         if database == "postgresql":
             os.environ["EARMARK_DATABASE__URL"] = upgraded(servers.enter_context(running_postgres()))
         engine = open_database(Settings(), create=True)
-        here, _ = servers.enter_context(
-            verbs.machine(Settings(), queue="contender", workers=max(1, cores() // threads), model__threads=threads)
-        )
+        here, _ = servers.enter_context(verbs.machine(Settings(), queue="contender", workers=1))
 
         def label(uris: list[str]) -> list[str]:
             listed = Path(folder, "list.txt")

@@ -54,7 +54,7 @@ SOURCES = {
 SOURCES_OF = {"starter": ["files", "urls", "ragged urls"], "ast-base": ["urls"], "wav2vec2-base": ["urls"]}
 REFERENCE = "optimum"
 #: Ways that choose their own number of threads.
-ONE_THREAD = {"optimum", "ray"}
+OWN_THREADS = {"optimum", "ray", "earmark sqlite", "earmark postgresql"}
 
 
 @dataclass
@@ -161,7 +161,7 @@ def _compare(
 
 def _best_threads(way: str, model: str, warm_up: Path, uris: list[str]) -> int:
     """Return the number of threads that suits the way better."""
-    if way in ONE_THREAD:
+    if way in OWN_THREADS:
         return 1
     tried = {}
     for threads in (1, os.cpu_count() or 1):
@@ -205,7 +205,7 @@ def _show(title: str, costs: dict[str, Costs], answers: dict[str, dict[str, str]
         against = costs.get(REFERENCE, cost)
         print(
             f"| {way} | {_spread(cost.clips_s)} | {_spread(cost.cpu_ms)} | {max(cost.memory_mb):.0f} "
-            f"| {_ratio(cost.clips_s, against.clips_s):.2f} | {_ratio(cost.cpu_ms, against.cpu_ms):.2f} "
+            f"| {_ratio(cost.clips_s, against.clips_s)} | {_ratio(cost.cpu_ms, against.cpu_ms)} "
             f"| {_agreement(answers[way], answers.get(REFERENCE, answers[way])):.0%} |",
             flush=True,
         )
@@ -217,8 +217,9 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
 
 
-def _ratio(values: list[float], others: list[float]) -> float:
-    return statistics.median(one / other for one, other in zip(values, others, strict=True))
+def _ratio(values: list[float], others: list[float]) -> str:
+    middle = statistics.median(one / other for one, other in zip(values, others, strict=True))
+    return "-" if math.isnan(middle) else f"{middle:.2f}"
 
 
 def _agreement(labels: dict[str, str], others: dict[str, str]) -> float:
