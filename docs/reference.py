@@ -9,7 +9,7 @@ import typer
 from pydantic import BaseModel, ByteSize
 from pydantic_core import PydanticUndefined
 
-from console.cli import app
+from console.cli.app import app
 from docs.erd import schema_page
 from earmark.errors import BY_CODE
 from earmark.settings import Settings
