@@ -54,7 +54,7 @@ def errors_page() -> str:
     """Return the page of every error code, its stage and its sentence."""
     head = "# Errors\n\nThe codes of `failures.error_code`. A transient one is tried again, the others are final.\n"
     rows = [
-        f"| `{code}` | {kind.stage} | {'yes' if kind.transient else ''} | {(kind.__doc__ or '').strip()} |"
+        f"| `{code}` | {kind.stage} | {'yes' if kind.transient else ''} | {kind.sentence} |"
         for code, kind in BY_CODE.items()
     ]
     return "\n".join([MADE + head, "| code | stage | transient | sentence |", "|---|---|---|---|", *rows, ""])
