@@ -14,6 +14,7 @@ from kombu import Queue
 from kombu.exceptions import OperationalError
 from kombu.utils.uuid import uuid
 
+from earmark.broker_url import for_redis_py
 from earmark.clips import Chunk
 from earmark.errors import MessageError, ServiceError
 
@@ -164,9 +165,7 @@ def client() -> redis.Redis:
 
 @cache
 def _client(url: str, timeout_s: float) -> redis.Redis:
-    # A socket's URL is written in another way for kombu than for redis-py.
-    url = url.replace("redis+socket://", "unix://").replace("virtual_host=", "db=")
-    return redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+    return redis.Redis.from_url(for_redis_py(url), socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
 
 
 def _shown(chunk: Chunk) -> str:

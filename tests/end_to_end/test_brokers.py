@@ -1,0 +1,18 @@
+"""Brokers that Earmark cannot use, or must ask in another way: each with a real server and a sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from console.demo import EXAMPLES
+
+if TYPE_CHECKING:
+    from tests.end_to_end.conftest import Earmark
+
+
+def test_submit_refuses_a_broker_url_before_it_writes_anything(earmark: Earmark) -> None:
+    earmark.settings["EARMARK_BROKER__URL"] = "amqp://guest:seCret@localhost"
+    refused = earmark("submit", str(EXAMPLES / "dog.ogg"), status=3).stderr
+    assert refused.startswith("earmark: The setting EARMARK_BROKER__URL is wrong: the queue needs Redis or Valkey")
+    assert "seCret" not in refused
+    assert not (earmark.folder / "data").exists()
