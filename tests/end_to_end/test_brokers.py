@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from console.demo import EXAMPLES
+from tests.servers import running_valkey
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Earmark
@@ -16,3 +17,11 @@ def test_submit_refuses_a_broker_url_before_it_writes_anything(earmark: Earmark)
     assert refused.startswith("earmark: The setting EARMARK_BROKER__URL is wrong: the queue needs Redis or Valkey")
     assert "seCret" not in refused
     assert not (earmark.folder / "data").exists()
+
+
+def test_a_cluster_takes_neither_a_list_nor_a_worker(earmark: Earmark) -> None:
+    with running_valkey(earmark.folder, "--cluster-enabled", "yes") as url:
+        earmark.settings["EARMARK_BROKER__URL"] = url
+        for words in (["submit", str(EXAMPLES / "dog.ogg")], ["worker"]):
+            assert "This Redis is a cluster" in earmark(*words, status=3).stderr
+    assert earmark("query", "SELECT count(*) AS runs FROM run_progress").stdout.split() == ["runs", "0"]
