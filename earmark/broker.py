@@ -171,7 +171,7 @@ def check() -> None:
 
 
 def _try_channel(channel: str) -> None:
-    with client().pubsub() as subscription:
+    with client().pubsub() as subscription:  # type: ignore[no-untyped-call]
         subscription.psubscribe(channel)
         subscription.parse_response()
     # Celery ignores an empty message.

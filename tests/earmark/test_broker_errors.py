@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 import redis
 import trustme
+from flower.utils.broker import Broker as FlowerBroker
 
 from console import doctor
 from earmark import broker
@@ -14,7 +16,7 @@ from earmark.errors import ServiceError
 from earmark.settings import Broker, Settings
 from tests.end_to_end.test_deploy import behind_tls, port_of
 from tests.servers import free_port, running_valkey
-from workers import app
+from workers import app as worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,12 +85,12 @@ def test_a_worker_ends_where_waiting_does_not_help(cluster: str, guarded: str) -
     for url in (cluster, f"redis://narrow:seCret@{guarded}"):
         broker.configure(Broker(url=url))
         with pytest.raises(ServiceError):
-            app._check_broker()
+            worker._check_broker()
 
 
 def test_a_worker_waits_for_a_password_to_be_put_right(guarded: str, caplog: pytest.LogCaptureFixture) -> None:
     broker.configure(Broker(url=f"redis://earmark:wrong@{guarded}"))
-    app._check_broker()
+    worker._check_broker()
     (line,) = caplog.messages
     assert "correct them in EARMARK_BROKER__URL" in line
     assert line.endswith("The worker tries again until it can.")
@@ -107,6 +109,17 @@ def test_a_tls_connection_that_fails_has_its_cure(tmp_path: Path, options: str, 
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     with running_valkey(tmp_path) as url, behind_tls(port_of(url), authority, client_wanted=True) as address:
         assert cure in refusal(f"rediss://:seCret@{address}/0{options.format(folder=tmp_path)}")
+
+
+def test_flower_s_page_of_the_broker_trusts_an_authority_of_one_s_own(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with running_valkey(tmp_path) as url, behind_tls(port_of(url), authority) as address:
+        app = broker.configure(Broker(url=f"rediss://{address}/0?ssl_ca_certs={tmp_path}/ca.pem"))
+        broker.client().lpush("earmark:clips", "a chunk")
+        how = {"broker_options": app.conf.broker_transport_options, "broker_use_ssl": app.conf.broker_use_ssl}
+        page = FlowerBroker(f"rediss://{address}/0", **how)
+        assert asyncio.run(page.queues(["clips"])) == [{"name": "clips", "messages": 1}]
 
 
 def test_plain_text_to_a_tls_port_is_told_the_scheme(tmp_path: Path) -> None:
