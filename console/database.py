@@ -29,7 +29,8 @@ def read_settings(db: str | None = None) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "EARMARK_" + "__".join(str(part) for part in first["loc"]).upper()
-        raise ServiceError(reason=f"The setting {name} is wrong: {first['msg']}.") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ServiceError(reason=f"The setting {name} is wrong: {reason}.") from error
     if db is None:
         return settings
     url = db if "://" in db else f"sqlite:///{Path(db).expanduser()}"

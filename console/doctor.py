@@ -53,7 +53,10 @@ def _broker(settings: Settings) -> str:
     if settings.broker.url is None and not (settings.data_dir / verbs.BROKER_NOTE).is_file():
         return f"EARMARK_BROKER__URL is not set; `run` and `up` start {local.valkey_program()}"
     verbs.find_broker(settings)
+    broker.check()
     found = broker.server_info()
+    if not found:
+        return f"Redis of unknown version, as its user may not run INFO; {_waiting()}"
     version = str(found["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
         raise ServiceError(reason=f"Redis {version} is too old; Celery needs 6.2 or newer.")
@@ -62,8 +65,11 @@ def _broker(settings: Settings) -> str:
         cure = "set maxmemory-policy to noeviction, or a full Redis drops chunks, each found again only after minutes"
         raise ServiceError(reason=f"Redis evicts keys ({policy}): {cure}.")
     kept = "append-only file" if found.get("aof_enabled") else "no append-only file: the database refills the queue"
-    waiting = f"{broker.queue_length()} chunks waiting, {broker.chunks_in_hand()} in hand"
-    return f"Redis {version}, {policy}, {kept}; {waiting}"
+    return f"Redis {version}, {policy}, {kept}; {_waiting()}"
+
+
+def _waiting() -> str:
+    return f"{broker.queue_length()} chunks waiting, {broker.chunks_in_hand()} in hand"
 
 
 def _database(settings: Settings) -> str:

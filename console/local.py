@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -176,12 +177,13 @@ def flower_arguments(port: int, address: str, basic_auth: str | None, keep: Path
     """Return the arguments of a Flower that shows and does not steer.
 
     Raises:
-        UsageError: it would be open to other machines without a password.
+        UsageError: it would be open to other machines without a password, or its port is taken.
     """
     if basic_auth and not all(basic_auth.partition(":")):
         raise UsageError(reason="--basic-auth must be USER:PASSWORD.")
     if not basic_auth and address not in HERE:
         raise UsageError(reason=f"Flower on {address} needs --basic-auth USER:PASSWORD: it shows every run.")
+    check_port(address, port)
     arguments = [f"--port={port}", f"--address={address}", "--inspect-timeout=5000", "--read-only"]
     arguments += [f"--max-tasks={FLOWER_TASKS}", f"--tasks-columns={FLOWER_COLUMNS}"]
     arguments += [f"--purge-offline-workers={FLOWER_FORGETS_S}"]
@@ -190,6 +192,16 @@ def flower_arguments(port: int, address: str, basic_auth: str | None, keep: Path
     if keep:
         arguments += ["--persistent=True", f"--db={keep}", f"--state-save-interval={FLOWER_SAVES_MS}"]
     return arguments
+
+
+def check_port(address: str, port: int) -> None:
+    """Raise UsageError if a server could not listen there."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        socket.create_server((address, port), family=family).close()
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        raise UsageError(reason=f"Port {port} of {address} cannot be used ({reason}): choose another.") from error
 
 
 def environment(settings: Settings, **changes: Any) -> dict[str, str]:

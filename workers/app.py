@@ -71,6 +71,7 @@ def _get_ready(sender: Any, **_: Any) -> None:
 def _desk(hostname: str) -> tasks.Desk:
     if not settings.broker.url:
         raise ServiceError(reason="A worker needs EARMARK_BROKER__URL; `earmark run` and `earmark up` set it.")
+    _check_broker()
     engine = connect(settings.database_url, settings.database)
     schema.check(engine)
     decoding = settings.worker.decoders or cores()
@@ -79,6 +80,15 @@ def _desk(hostname: str) -> tasks.Desk:
     models = Models(engine, settings)
     models.load(settings.model.name, settings.model.revision)
     return tasks.Desk(engine, settings, models, Pipeline(fetcher, decoders, decoding), f"{hostname}:{os.getpid()}")
+
+
+def _check_broker() -> None:
+    try:
+        broker.check()
+    except ServiceError as error:
+        if broker.is_unusable(error):
+            raise
+        logger.warning("%s The worker tries again until it can.", error)
 
 
 @signals.worker_ready.connect

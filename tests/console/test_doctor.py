@@ -76,6 +76,7 @@ def test_a_laptop_without_any_setting_is_well(tmp_path: Path) -> None:
 
 
 def test_an_old_redis_and_a_full_disk_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "check", lambda: None)
     monkeypatch.setattr(broker, "server_info", lambda: {"redis_version": "5.0.14"})
     with pytest.raises(ServiceError, match="is too old"):
         doctor._broker(settings_with(tmp_path, broker={"url": "redis://localhost"}))

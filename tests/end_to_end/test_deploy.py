@@ -28,14 +28,20 @@ PAGE = Path(__file__).parents[2] / "docs/deploy.md"
 
 
 @contextmanager
-def behind_tls(port: int, authority: trustme.CA, *, asked_first: bool = False) -> Iterator[str]:
+def behind_tls(
+    port: int, authority: trustme.CA, *, asked_first: bool = False, client_wanted: bool = False
+) -> Iterator[str]:
     """Yield the address of a server that ends TLS and passes on to another port.
 
     Args:
         asked_first: the client asks for TLS in eight bytes of plain text, as PostgreSQL's does.
+        client_wanted: the client needs a certificate of the authority as well.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
+    if client_wanted:
+        context.verify_mode = ssl.CERT_REQUIRED
+        authority.configure_trust(context)
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
