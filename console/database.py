@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from db import results, schema
 from db.session import connect
 from earmark.errors import ServiceError, UsageError
-from earmark.settings import Settings
+from earmark.settings import Settings, sqlite_url
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -32,7 +32,7 @@ def read_settings(db: str | None = None) -> Settings:
         raise ServiceError(reason=f"The setting {name} is wrong: {first['msg']}.") from error
     if db is None:
         return settings
-    url = db if "://" in db else f"sqlite:///{Path(db).expanduser()}"
+    url = db if "://" in db else sqlite_url(Path(db).expanduser())
     return settings.model_copy(update={"database": settings.database.model_copy(update={"url": url})})
 
 

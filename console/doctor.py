@@ -16,7 +16,7 @@ from pydantic import ByteSize
 from console import local, verbs
 from console.database import connect_to
 from console.demo import EXAMPLES
-from db import schema
+from db import schema, urls
 from db.session import now, reading
 from earmark import broker
 from earmark.clips import Success
@@ -68,7 +68,7 @@ def _broker(settings: Settings) -> str:
 
 def _database(settings: Settings) -> str:
     engine = connect_to(settings)
-    where = engine.url.render_as_string(hide_password=True)
+    where = urls.shown(engine.url)
     if engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file():
         return f"{where} is not there yet; the first run makes it"
     schema.check(engine)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from db import urls
 from db.session import reading, writing
 from earmark.errors import ServiceError
 
@@ -61,7 +62,7 @@ def upgrade(engine: sa.Engine) -> None:
 def check(engine: sa.Engine) -> None:
     """Raise ServiceError unless the database has this version's schema."""
     found, wanted = current(engine), versions()[-1]
-    where = engine.url.render_as_string(hide_password=True)
+    where = urls.shown(engine.url)
     if found is None:
         raise ServiceError(reason=f"The database {where} has no Earmark tables yet: run `earmark db upgrade`.")
     if found not in versions():

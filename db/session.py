@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from earmark.errors import DatabaseError, ServiceError
+from db import urls
+from earmark.errors import DatabaseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,19 +81,12 @@ def connect(url: str, database: Database) -> sa.Engine:
     """Return an engine for a SQLite or PostgreSQL URL.
 
     Raises:
-        ServiceError: the URL is not one of a database we know.
+        ServiceError: the URL cannot be used.
     """
-    try:
-        parsed = sa.make_url(url)
-        if parsed.drivername in ("postgresql", "postgres"):
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        if parsed.get_backend_name() == "sqlite":
-            return _sqlite(parsed, database)
-        if parsed.get_backend_name() == "postgresql":
-            return _postgresql(parsed, database)
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise ServiceError(reason=f"This is not a database URL: {error}") from error
-    raise ServiceError(reason=f"The database must be sqlite or postgresql, not {parsed.get_backend_name()}.")
+    parsed = urls.parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite(parsed, database)
+    return _postgresql(parsed, database)
 
 
 def _sqlite(url: sa.URL, database: Database) -> sa.Engine:
@@ -203,7 +197,7 @@ def _in_reach(engine: sa.Engine) -> Iterator[None]:
 
 
 def _sentence(engine: sa.Engine, error: DBAPIError) -> DatabaseError:
-    where = engine.url.render_as_string(hide_password=True)
+    where = urls.shown(engine.url)
     detail = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
     if "no such table" in detail or ("relation" in detail and "does not exist" in detail):
         return DatabaseError(

@@ -67,8 +67,8 @@ def db_upgrade(db: o.Db = None) -> None:
 @database.command("check", epilog="Example: earmark db check")
 def db_check(db: o.Db = None) -> None:
     """Say whether the database has this version's schema."""
-    from db import schema
+    from db import schema, urls
 
     engine = connect_to(read_settings(db))
     schema.check(engine)
-    progress.screen.print(f"{engine.url.render_as_string()} is ready.")
+    progress.screen.print(f"{urls.shown(engine.url)} is ready.", markup=False, soft_wrap=True)
