@@ -7,7 +7,7 @@ import sys
 import typer
 
 from console.cli import asking, changing, doing, reading
-from earmark.errors import SERVICE_EXIT, USAGE_EXIT, EarmarkError, UsageError
+from earmark.errors import SERVICE_EXIT, USAGE_EXIT, EarmarkError, ServiceError, UsageError
 
 app = typer.Typer(
     name="earmark",
@@ -27,11 +27,17 @@ app.add_typer(changing.database, name="db")
 def main() -> None:
     """Run the command line; every error of ours becomes one sentence and an exit code."""
     try:
+        _check_encoding()
         app()
     except UsageError as error:
         _end(str(error), USAGE_EXIT)
     except EarmarkError as error:
         _end(str(error), SERVICE_EXIT)
+
+
+def _check_encoding() -> None:
+    if sys.getfilesystemencoding() == "ascii":
+        raise ServiceError(reason="This locale has ASCII letters only: set PYTHONUTF8=1, or LC_ALL=C.UTF-8.")
 
 
 def _end(sentence: str, status: int) -> None:
