@@ -30,6 +30,8 @@ def read_settings(db: str | None = None) -> Settings:
         first = error.errors()[0]
         name = "EARMARK_" + "__".join(str(part) for part in first["loc"]).upper()
         raise ServiceError(reason=f"The setting {name} is wrong: {first['msg']}.") from error
+    except RuntimeError as error:
+        raise ServiceError(reason="This user has no home folder: set EARMARK_DATA_DIR.") from error
     if db is None:
         return settings
     url = db if "://" in db else sqlite_url(_file(db))

@@ -32,8 +32,6 @@ def check(settings: Settings) -> None:
 
 def check_data(folder: Path) -> None:
     """Make the data folder; raise ServiceError if it cannot be written."""
-    if folder.parts[:1] == ("~",):
-        raise ServiceError(reason=f"The data folder {folder} cannot be found: this user has no home. {CURE}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -25,7 +25,7 @@ class Standby(Postgres):
         self._who = primary._who
         self._binaries = primary._binaries
         data, port = self._folder / "data", free_port()
-        copy = [self._binaries / "pg_basebackup", "--dbname", primary.url, "--pgdata", data]
+        copy = [str(self._binaries / "pg_basebackup"), "--dbname", primary.url, "--pgdata", str(data)]
         copy += ["--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
         subprocess.run(copy, check=True, capture_output=True, cwd=self._folder, **self._who)
         options = [f"-p{port}", "-cunix_socket_directories=", "-cfsync=off", "-cmax_connections=200"]
