@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import local, progress
+from console import folders, local, progress
 from console.database import open_database, read_settings
 from db import results
 from earmark import broker
@@ -75,6 +75,7 @@ def run(
         on_interrupt: what to say on Ctrl-C; default: how to go on with the run.
         submission: what `producer.submit.submit` takes as well.
     """
+    folders.check(settings)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
     roots = as_setting(file_roots(sources))
@@ -84,8 +85,20 @@ def run(
         progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
         submitted = submit(sources, engine, here, options=options, **submission)
-        state = progress.watch(engine, submitted.run_id, here, meanwhile=lambda: keep_alive(children))
+        disks = folders.DiskWatch(_written(settings, engine), progress.tell)
+        state = progress.watch(engine, submitted.run_id, here, meanwhile=lambda: _look_after(children, disks))
     return Finished(results.run(engine, submitted.run_id), state, submitted)
+
+
+def _written(settings: Settings, engine: sa.Engine) -> Iterator[Path]:
+    yield settings.data_dir
+    if engine.dialect.name == "sqlite":
+        yield Path(str(engine.url.database)).absolute().parent
+
+
+def _look_after(children: list[local.Worker], disks: folders.DiskWatch) -> None:
+    keep_alive(children)
+    disks.look()
 
 
 def _how_to_go_on(engine: sa.Engine, queue: str) -> str:
@@ -137,6 +150,7 @@ def as_setting(folders: Iterable[Path]) -> str:
 
 def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flower_port: int = 5555) -> None:
     """Keep an embedded Valkey, workers that may read these folders, and Flower running until Ctrl-C."""
+    folders.check(settings)
     open_database(settings, create=True)
     note = settings.data_dir / BROKER_NOTE
     changes = {"fetch__file_roots": as_setting([folder.absolute() for folder in files])} if files else {}

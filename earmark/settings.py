@@ -7,6 +7,7 @@ import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from platformdirs import user_data_path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
@@ -162,7 +163,12 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        return self.database.url or f"sqlite:///{self.data_dir / 'earmark.db'}"
+        return self.database.url or sqlite_url(self.data_dir / "earmark.db")
+
+
+def sqlite_url(file: Path) -> str:
+    """Return the URL of a SQLite file, whatever signs its name has."""
+    return f"sqlite:///{quote(str(file))}"
 
 
 def cores() -> int:
