@@ -2,7 +2,8 @@
 
 Each failover is drawn from a seed: the server is killed, or it is read-only for 5 to 60 s with connections ended
 before and after or only before. Printed are the seconds from the database's return to the next final clip and, at
-the end, what was lost, doubled, failed and counted as a crash.
+the end, what was lost, doubled, failed and counted as a crash. `--pooler` puts a PgBouncer in transaction mode between
+workers and server, and `--failovers 0` has nothing go wrong.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from earmark.clips import FINAL_STATES
 from tests.faults import faults
 from tests.faults.nursery import Nursery
 from tests.faults.world import broken_promises, running_world
-from tests.servers import Postgres, upgraded
+from tests.servers import PgBouncer, Postgres, upgraded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tests.faults.world import World
 
@@ -36,17 +37,24 @@ if TYPE_CHECKING:
 GOES_ON_S = 15.0
 #: Work between two failovers.
 BETWEEN_S = 3.0
-#: A clip takes so long to come that the list outlasts its failovers.
-DELAY_S = 0.5
 #: The released default: a lease of a few seconds would end in a failover that an ordinary one outlasts.
 LEASE_S = "60"
+#: From the last failover to the last clip.
+END_S = 1800
 
 
-def draw(world: World) -> tuple[str, Failover]:
+KINDS = ["killed", "read-only", "read-only, connections kept"]
+#: The server connections that a pooler keeps are its own: no client can replace them.
+POOLED_KINDS = ["killed", "read-only"]
+#: Server connections that a pooler shares among all workers.
+POOL_SIZE = 6
+
+
+def draw(world: World, kinds: Sequence[str]) -> tuple[str, Failover]:
     """Return a failover and its name."""
     down_s = world.random.uniform(1, 20)
     read_only_s = world.random.uniform(5, 60)
-    kind = world.random.choice(["killed", "read-only", "read-only, connections kept"])
+    kind = world.random.choice(kinds)
     if kind == "killed":
         return f"killed, away for {down_s:.0f} s", partial(kill_server, world, down_s)
     pinned = kind.endswith("kept")
@@ -74,37 +82,41 @@ def final(world: World) -> int:
     return int(world.rows(count)[0][0])
 
 
-def fail_over(world: World, clips: int, count: int) -> str:
+def fail_over(world: World, clips: int, workers: int, count: int, kinds: Sequence[str]) -> str:
     """Have so many failovers happen to a run; return what came of it, in one line."""
     world.submit(*world.uris(clips))
-    world.start_workers()
+    world.start_workers(workers)
     world.until_some_are_done()
     began = time.monotonic()
     slowest = 0.0
     for number in range(1, count + 1):
         time.sleep(BETWEEN_S)
         assert not world.final, "the list was too short for its failovers"
-        name, failover = draw(world)
+        name, failover = draw(world, kinds)
         failover()
         took = seconds_to_go_on(world)
         slowest = max(slowest, took)
         print(f"{number:3}  {name}: going on after {took:.1f} s", flush=True)
-    world.until_final(600)
+    world.until_final(END_S)
     seconds = time.monotonic() - began
     broken = {promise: len(found) for promise, found in broken_promises(world).items()}
     failed = world.states().get("failed", 0)
     crashes = world.rows(sa.select(sa.func.sum(Clip.crashes)))[0][0]
     ends = ", ".join(f"{found} {promise}" for promise, found in broken.items())
     again = world.classified_again
-    line = f"{clips} clips, {count} failovers, {seconds:.0f} s: {ends}, {failed} failed, {crashes} crashes;"
-    return f"{line} {again} classified again; slowest going on {slowest:.1f} s (at most {GOES_ON_S:.0f} wanted)"
+    line = f"{clips} clips, {workers} workers, {count} failovers, {seconds:.0f} s: {ends}, {failed} failed"
+    slow = f"; slowest going on {slowest:.1f} s (at most {GOES_ON_S:.0f} wanted)" if count else ""
+    return f"{line}, {crashes} crashes; {again} classified again{slow}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--clips", type=int, default=8000)
+    parser.add_argument("--clips", type=int, default=3000)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--failovers", type=int, default=20)
+    parser.add_argument("--delay-s", type=float, default=0.5, help="how long each clip takes to come")
+    parser.add_argument("--pooler", action="store_true")
     asked = parser.parse_args()
     with ExitStack() as stack:
         nursery = Nursery()
@@ -113,10 +125,16 @@ def main() -> None:
         stack.callback(postgres.remove)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="earmark-failovers-"))
         url = upgraded(postgres.new_database())
-        running = running_world(Path(folder), url, nursery, postgres, asked.seed, DELAY_S)
+        if asked.pooler:
+            pooler = PgBouncer(postgres.url, pool_size=POOL_SIZE)
+            stack.callback(pooler.remove)
+            url = pooler.url_of(url)
+        running = running_world(Path(folder), url, nursery, postgres, asked.seed, asked.delay_s)
         world = stack.enter_context(running)
         world.settings["EARMARK_LEDGER__LEASE_S"] = LEASE_S
-        print(f"seed {asked.seed}: {fail_over(world, asked.clips, asked.failovers)}", flush=True)
+        kinds = POOLED_KINDS if asked.pooler else KINDS
+        line = fail_over(world, asked.clips, asked.workers, asked.failovers, kinds)
+        print(f"seed {asked.seed}{', PgBouncer' if asked.pooler else ''}: {line}", flush=True)
 
 
 if __name__ == "__main__":

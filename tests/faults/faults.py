@@ -291,3 +291,11 @@ ON_POSTGRES: tuple[Fault, ...] = (
     use_up_postgres_connections,
     fail_postgres_transactions,
 )
+#: After these every worker is alive: with a lease that outlasts them, no clip may count a crash.
+OUTAGES_OF_POSTGRES: tuple[Fault, ...] = (
+    restart_postgres_at_once,
+    stop_postgres_for_10_s,
+    end_postgres_connections,
+    make_postgres_read_only_for_12_s,
+    make_postgres_read_only_for_6_s_and_keep_connections,
+)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 CLIPS = 64
 #: After the lease, the longest a worker's death may hold up its clips.
 RECOVERY_S = 15
+#: Outlasts every outage.
+LONG_LEASE_S = "60"
 MODEL = {
     "name": "m", "revision": "", "sha256": "0", "sample_rate": 8000, "function_to_apply": "softmax", "window_s": 10.0
 }  # fmt: skip
@@ -57,7 +59,12 @@ def test_on_sqlite_nothing_is_lost_or_doubled(world: World, fault: Fault) -> Non
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("fault", faults.ON_POSTGRES, ids=named)
 def test_on_postgresql_nothing_is_lost_or_doubled(world: World, fault: Fault) -> None:
+    outage = fault in faults.OUTAGES_OF_POSTGRES
+    if outage:
+        world.settings["EARMARK_LEDGER__LEASE_S"] = LONG_LEASE_S
     strike_amid_work(world, fault)
+    if outage:
+        assert world.rows(sa.select(sa.func.max(Clip.crashes))) == [(0,)]
 
 
 def test_clips_that_fail_or_kill_cost_only_themselves(world: World) -> None:
