@@ -189,6 +189,12 @@ def behind_pooler(connection: Any) -> bool:
     return bool(pid != connection.info.backend_pid)
 
 
+def prepares(connection: sa.Connection) -> bool:
+    """Say whether statements are prepared on a PostgreSQL connection."""
+    driver: Any = connection.connection.dbapi_connection
+    return driver.prepare_threshold is not None
+
+
 def _drop_connection(context: ExceptionContext) -> None:
     # SQLAlchemy then replaces this connection and every older one of the pool, as after a lost server.
     if _sqlstate(context.original_exception).startswith(DROPPED):
@@ -278,6 +284,11 @@ def _sentence(engine: sa.Engine, error: DBAPIError) -> DatabaseError:
         )
     if "locked" in detail:
         return DatabaseError(reason=f"The database {where} is locked by another program: try again later.")
+    if "statement pooling mode" in detail:
+        return DatabaseError(
+            reason=f"The database {where} is behind a pooler that gives each statement a connection ({detail}): set"
+            " pool_mode to transaction or session."
+        )
     if state == READ_ONLY:
         return DatabaseError(
             reason=f"The database {where} is read-only ({detail}): it is a standby, or a failover is under way."

@@ -13,7 +13,7 @@ from db.session import ask, connect, reading, writing
 from earmark.errors import DatabaseError, ServiceError
 from earmark.settings import Database, Ledger
 from tests.db.test_ledger import submit
-from tests.servers import PgBouncer, Postgres
+from tests.servers import PgBouncer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,14 +108,6 @@ def test_waiting_for_a_connection_of_the_pool_too_long_is_the_database_s_trouble
     engine.dispose()
 
 
-@pytest.fixture
-def pooler(postgres_server: Postgres) -> Iterator[PgBouncer]:
-    """A PgBouncer that lends one server connection to all its clients in turn."""
-    bouncer = PgBouncer(postgres_server.url, pool_size=1)
-    yield bouncer
-    bouncer.remove()
-
-
 def ask_often(first: sa.Engine, second: sa.Engine) -> None:
     for number in range(12):
         assert ask(first, "SELECT CAST({number} AS bigint) + 1", number=number) == number + 1
@@ -130,6 +122,15 @@ def test_clients_of_a_pooler_never_run_each_other_s_prepared_statements(pooler: 
     assert [clip.id for clip in claim.clips] == ids
     for engine in (first, second):
         engine.dispose()
+
+
+def test_a_pooler_that_shares_by_the_statement_is_refused_in_a_sentence(postgres: str) -> None:
+    bouncer = PgBouncer(postgres, mode="statement")
+    engine = connect(bouncer.url_of(postgres), Database())
+    with pytest.raises(DatabaseError, match="set pool_mode to transaction or session"):
+        begin_work(engine)
+    engine.dispose()
+    bouncer.remove()
 
 
 def test_without_that_a_pooler_mixes_them_up(
@@ -151,13 +152,13 @@ def test_a_pooler_that_was_not_noticed_is_noticed_by_its_first_error(
         with pytest.raises(DatabaseError), writing(engine) as connection:
             connection.execute(sa.text(f"DO $$ BEGIN RAISE 'trouble' USING ERRCODE = '{state}'; END $$"))
     with reading(engine) as connection:
-        assert connection.connection.dbapi_connection.prepare_threshold is None  # type: ignore[union-attr]
+        assert not session.prepares(connection)
     assert caplog.text.count("they are switched off") == 1
 
 
 def test_statements_are_prepared_without_a_pooler(engine: sa.Engine) -> None:
     with reading(engine) as connection:
-        assert connection.connection.dbapi_connection.prepare_threshold is not None  # type: ignore[union-attr]
+        assert session.prepares(connection)
 
 
 def test_prepare_threshold_in_the_url_is_refused_in_a_sentence(postgres_url: str) -> None:
