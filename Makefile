@@ -10,19 +10,23 @@ debian = command -v $(1) > /dev/null || { \
     DEBIAN_FRONTEND=noninteractive $$root apt-get install -y -qq --no-install-recommends $(2) > /dev/null; \
 } || { echo "$(1) is needed here: as root, apt-get install $(2); then the same again."; exit 1; }
 
-.PHONY: demo test browser bench lint docs audit fuzz chaos starter clean
+.PHONY: demo test browser pooler bench lint docs audit fuzz chaos starter clean
 
 # Serve the example clips on loopback, classify them by URL and show what is heard.
 demo: .venv/ready
 	@$(BIN)/earmark demo --report demo.html
 
 # Run the tests against real servers; everything they need is installed here.
-test: .venv/ready-dev browser
+test: .venv/ready-dev browser pooler
 	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 # Some tests look at pages in Debian's Chromium.
 browser:
 	@$(call debian,chromium,chromium fonts-liberation)
+
+# Some tests put Debian's PgBouncer in front of PostgreSQL.
+pooler:
+	@PATH="$$PATH:/usr/sbin"; $(call debian,pgbouncer,pgbouncer)
 
 # Measure Earmark beside what one would use instead, side by side in one run; it takes long, its --help chooses less.
 bench: .venv/ready-dev

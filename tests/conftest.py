@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from db.session import connect
 from earmark.settings import Database
-from tests.servers import Postgres, upgraded
+from tests.servers import PgBouncer, Postgres, upgraded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +74,14 @@ def empty_postgres_url(postgres: str) -> Iterator[str]:
     _run(postgres, "CREATE DATABASE empty")
     yield _named(postgres, "empty")
     _run(postgres, "DROP DATABASE empty WITH (FORCE)")
+
+
+@pytest.fixture
+def pooler(postgres_server: Postgres) -> Iterator[PgBouncer]:
+    """A PgBouncer whose clients share two server connections, a transaction each."""
+    bouncer = PgBouncer(postgres_server.url, pool_size=2)
+    yield bouncer
+    bouncer.remove()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,4 +1,4 @@
-"""Servers of the tests' own on free loopback ports: PostgreSQL, Valkey, files over HTTP."""
+"""Servers of the tests' own on free loopback ports: PostgreSQL, PgBouncer, Valkey, files over HTTP."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import psycopg
+import pytest
 import redis
 
 from console import local
@@ -69,6 +71,49 @@ class Postgres:
 
     def remove(self) -> None:
         self.stop()
+        shutil.rmtree(self._folder)
+
+
+class PgBouncer:
+    """Debian's PgBouncer on a free port in front of a PostgreSQL, with few server connections to share."""
+
+    def __init__(self, postgres_url: str, mode: str = "transaction", pool_size: int = 4) -> None:
+        program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        if program is None:
+            missing = "this test needs the Debian package pgbouncer"
+            assert "CI" not in os.environ, missing
+            pytest.skip(missing)
+        self._folder = Path(tempfile.mkdtemp(prefix="earmark-pgbouncer-"))
+        self._folder.chmod(0o755)
+        self._port = free_port()
+        (self._folder / "users").write_text('"postgres" ""\n')
+        (self._folder / "ini").write_text(
+            f"""[databases]
+* = host=127.0.0.1 port={urlsplit(postgres_url).port}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {self._port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {self._folder}/users
+pool_mode = {mode}
+default_pool_size = {pool_size}
+max_client_conn = 200
+"""
+        )
+        who = {} if os.geteuid() != 0 else {"user": "nobody"}
+        with (self._folder / "log").open("wb") as log:
+            self._server = subprocess.Popen([program, self._folder / "ini"], stdout=log, stderr=log, **who)
+        _wait_until(lambda: _accepts(self.url_of(postgres_url)))
+
+    def url_of(self, postgres_url: str) -> str:
+        """Return the URL that leads to a database of the server through this pooler."""
+        parts = urlsplit(postgres_url)
+        return parts._replace(netloc=f"{parts.username}@127.0.0.1:{self._port}").geturl()
+
+    def remove(self) -> None:
+        self._server.terminate()
+        self._server.wait(20)
         shutil.rmtree(self._folder)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from console.demo import EXAMPLES
 from tests.end_to_end.conftest import Earmark, wait_until
+from tests.faults.nursery import HOOKS
 from tests.servers import free_port
 
 if TYPE_CHECKING:
@@ -117,6 +118,34 @@ def test_a_worker_without_its_schema_or_model_says_so_and_takes_nothing(cluster:
     )
     refused = cluster("worker", status=3)
     assert "earmark db upgrade" in refused.stderr
+
+
+def test_a_worker_that_may_not_write_says_so_and_ends(cluster: Earmark) -> None:
+    owner = cluster.settings["EARMARK_DATABASE__URL"]
+    name = owner.rpartition("/")[2]
+    with psycopg.connect(owner, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE reader_of_{name} LOGIN")  # type: ignore[call-overload]
+        connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader_of_{name}")  # type: ignore[call-overload]
+        cluster.settings["EARMARK_DATABASE__URL"] = owner.replace("postgres@", f"reader_of_{name}@")
+        sentence = last_sentence_of_a_worker(cluster)
+        assert "GRANT it UPDATE on clips, INSERT on leases" in sentence
+        connection.execute(f"DROP OWNED BY reader_of_{name}; DROP ROLE reader_of_{name}")  # type: ignore[call-overload]
+        connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")  # type: ignore[call-overload]
+    cluster.settings["EARMARK_DATABASE__URL"] = owner
+    assert "is read-only" in last_sentence_of_a_worker(cluster)
+
+
+def test_a_worker_that_fails_to_start_in_an_unforeseen_way_ends(cluster: Earmark) -> None:
+    cluster.settings |= {"PYTHONPATH": str(HOOKS), "FAULT_START": "1"}
+    assert "The worker cannot start: ZeroDivisionError" in last_sentence_of_a_worker(cluster)
+
+
+def last_sentence_of_a_worker(cluster: Earmark) -> str:
+    """Start a worker that cannot work; return the last line it writes."""
+    worker = cluster.start("console.cli", "worker")
+    assert worker.wait(120) == 3
+    log = max(cluster.folder.glob("console.cli-*.log"), key=lambda file: int(file.stem.rpartition("-")[2]))
+    return log.read_text().splitlines()[-1]
 
 
 def finished_chunks(port: int) -> int:

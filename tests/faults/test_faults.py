@@ -25,10 +25,13 @@ from workers.tasks import SUSPECT_CRASHES
 if TYPE_CHECKING:
     from tests.faults.faults import Fault
     from tests.faults.world import World
+    from tests.servers import PgBouncer
 
 CLIPS = 64
 #: After the lease, the longest a worker's death may hold up its clips.
 RECOVERY_S = 15
+#: Outlasts every outage.
+LONG_LEASE_S = "60"
 MODEL = {
     "name": "m", "revision": "", "sha256": "0", "sample_rate": 8000, "function_to_apply": "softmax", "window_s": 10.0
 }  # fmt: skip
@@ -57,7 +60,19 @@ def test_on_sqlite_nothing_is_lost_or_doubled(world: World, fault: Fault) -> Non
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("fault", faults.ON_POSTGRES, ids=named)
 def test_on_postgresql_nothing_is_lost_or_doubled(world: World, fault: Fault) -> None:
+    outage = fault in faults.OUTAGES_OF_POSTGRES
+    if outage:
+        world.settings["EARMARK_LEDGER__LEASE_S"] = LONG_LEASE_S
     strike_amid_work(world, fault)
+    if outage:
+        assert world.rows(sa.select(sa.func.max(Clip.crashes))) == [(0,)]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_behind_a_pooler_nothing_is_lost_failed_or_doubled(world: World, pooler: PgBouncer) -> None:
+    world.settings["EARMARK_DATABASE__URL"] = pooler.url_of(world.database_url)
+    strike_amid_work(world, lambda _: None)
+    assert world.rows(sa.select(sa.func.max(Clip.attempts), sa.func.max(Clip.crashes))) == [(1, 0)]
 
 
 def test_clips_that_fail_or_kill_cost_only_themselves(world: World) -> None:
