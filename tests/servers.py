@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import urllib.request
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 #: Linux chooses the ports of connections from 32,768 on, macOS from 49,152 on.
 PORTS = range(10_000, 32_000)
+#: They need a second; this only ends a test whose server does not start.
+START_S = 120
+STOP_S = 120
 _reserved = ExitStack()
 atexit.register(_reserved.close)
 
@@ -59,14 +63,15 @@ class Postgres:
         self.start()
 
     def start(self) -> None:
-        with (self._folder / "log").open("ab") as log:
+        said = self._folder / "log"
+        with said.open("ab") as log:
             self._server = subprocess.Popen(self._command, cwd=self._folder, stdout=log, stderr=log, **self._who)
-        _wait_until(lambda: _accepts(self.url))
+        _wait_until(lambda: _accepts(self.url), self._server, said)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stop it: SIGINT is its fast way, SIGQUIT the one that leaves a crash to recover from."""
         self._server.send_signal(how)
-        self._server.wait(20)
+        self._server.wait(STOP_S)
 
     def new_database(self, name: str = "", template: str = "template1") -> str:
         """Return the URL of a new database: an empty one, or a copy of the template."""
@@ -98,18 +103,20 @@ class Valkey:
 
     def __init__(self, folder: Path, *options: str) -> None:
         self._port = free_port()
+        self._said = folder / f"valkey-{self._port}.txt"
         where = ["--port", str(self._port), "--dir", str(folder)]
         self._command = [local.valkey_program(), *options, *where, "--save", ""]
         self.url = f"redis://127.0.0.1:{self._port}/0"
         self.start()
 
     def start(self, *options: str) -> None:
-        self.process = subprocess.Popen([*self._command, *options], stdout=subprocess.DEVNULL)
-        _wait_until(lambda: _pings(self._port))
+        with self._said.open("ab") as log:
+            self.process = subprocess.Popen([*self._command, *options], stdout=log, stderr=log)
+        _wait_until(lambda: _pings(self._port), self.process, self._said)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(how)
-        self.process.wait(20)
+        self.process.wait(STOP_S)
 
 
 @contextmanager
@@ -191,6 +198,15 @@ def free_port() -> int:
             return port
 
 
+def answers(url: str) -> bool:
+    """Whether something answers well at a URL of this machine."""
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
 def _ordinary_user(data: Path) -> dict[str, Any]:
     if os.geteuid() != 0:
         return {}
@@ -217,9 +233,10 @@ def _accepts(url: str) -> bool:
     return True
 
 
-def _wait_until(ready: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
+def _wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], said: Path) -> None:
+    """Wait until a server is ready; if it never is, say what it has said."""
+    deadline = time.monotonic() + START_S
     while not ready():
-        if time.monotonic() > deadline:
-            raise TimeoutError("a server did not start")
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"A server does not start:\n{said.read_text(errors='replace')[-2000:]}")
         time.sleep(0.05)

@@ -18,8 +18,7 @@ from db.session import connect, reading
 from earmark import clips as words
 from earmark.errors import UsageError
 from earmark.settings import Database, Ledger
-from tests.db.facts import two_runs
-from tests.db.test_ledger import labels, submit, success
+from tests.db.facts import labels, submit, success, two_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+import urllib.request
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import psutil
+import psycopg
 import pytest
 
 from tests.servers import running_valkey, serving
@@ -17,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+#: How long a child may take on a machine with much other work; it only ends a test that hangs.
 TIMEOUT_S = 180
+LOG_CHARS = 4000
 
 
 @dataclass
@@ -49,10 +56,21 @@ class Earmark:
         return process
 
     def end(self) -> None:
+        """End what runs in the background; what all have said is shown if the test has failed."""
         for process in self._background:
             process.terminate()
-        for process in self._background:
-            process.wait(30)
+        try:
+            for process in self._background:
+                process.wait(TIMEOUT_S)
+        finally:
+            for process in self._background:
+                process.kill()
+                process.wait()
+            self._show_logs()
+
+    def _show_logs(self) -> None:
+        for log in sorted(self.folder.glob("*.log")) + sorted(self.folder.glob("data/**/*.log")):
+            sys.stdout.write(f"--- {log.name}\n{log.read_text(errors='replace')[-LOG_CHARS:]}\n")
 
     def _environment(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("EARMARK_")}
@@ -89,15 +107,37 @@ def cluster(tmp_path: Path, valkey_url: str, postgres_url: str) -> Iterator[Earm
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
     """Return a function that serves a folder over HTTP until the test ends."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         yield lambda folder, **how: stack.enter_context(serving(folder, **how))
 
 
-def wait_until(done: Callable[[], bool], seconds: float) -> None:
-    """Wait for something to become true, at most so many seconds."""
+def wait_until(done: Callable[[], bool], seconds: float = TIMEOUT_S) -> None:
+    """Wait for something to become true; the seconds only end a test that hangs."""
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.1)
+
+
+def scalar(cluster: Earmark, query: str) -> Any:
+    """Return the first value of a query to the cluster's PostgreSQL."""
+    with psycopg.connect(cluster.settings["EARMARK_DATABASE__URL"]) as connection:
+        row = connection.execute(query).fetchone()  # type: ignore[call-overload]
+    return row[0]
+
+
+def get_json(url: str) -> Any:
+    """Return what a Flower of this machine tells."""
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+        return json.load(answer)
+
+
+def finished_chunks(port: int) -> int:
+    """Return how many chunks the Flower on this port knows to be done."""
+    tasks = get_json(f"http://127.0.0.1:{port}/api/tasks").values()
+    return sum(task["state"] == "SUCCESS" for task in tasks)
+
+
+def left_running() -> list[str]:
+    """Return the names of the Valkeys that a command line has left behind."""
+    return [child.name() for child in psutil.Process().children(recursive=True) if "valkey" in child.name()]

@@ -16,10 +16,9 @@ from earmark.clips import AudioFacts, Failure, Prediction, Source, Success
 from earmark.errors import NotFound
 from earmark.settings import Broker, Ledger
 from tests.end_to_end.conftest import wait_until
-from tests.end_to_end.test_cluster import answers
 from tests.faults import faults
 from tests.faults.world import LEASE_S, check_invariants
-from tests.servers import free_port
+from tests.servers import answers, free_port
 from workers.tasks import SUSPECT_CRASHES
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def test_a_killed_flower_takes_nothing_with_it(world: World) -> None:
     with (world.folder / "flower.log").open("wb") as log:
         flower = subprocess.Popen(command, env=world.environment(), cwd=world.folder, stdout=log, stderr=log)
     try:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), 60)
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
         strike_amid_work(world, lambda _: flower.kill())
     finally:
         flower.kill()

@@ -10,7 +10,7 @@ import pytest
 from db import conveyor
 from earmark.clips import Chunk
 from earmark.settings import Settings
-from tests.db.test_ledger import expire_leases, submit
+from tests.db.facts import expire_leases, submit
 from workers.tasks import Desk
 
 if TYPE_CHECKING:
