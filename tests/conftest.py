@@ -9,6 +9,7 @@ import pytest
 from db.session import connect
 from earmark.settings import Database
 from tests import needs
+from tests.faults.nursery import Nursery
 from tests.servers import Postgres, upgraded
 
 if TYPE_CHECKING:
@@ -56,6 +57,14 @@ def browser() -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """The process from which the command line and its workers are forked."""
+    started = Nursery()
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ import time
 import urllib.request
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -20,7 +22,8 @@ from tests.servers import running_valkey, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+    from tests.faults.nursery import Child, Nursery
 
 #: How long a child may take on a machine with much other work; it only ends a test that hangs.
 TIMEOUT_S = 180
@@ -33,21 +36,44 @@ class Earmark:
 
     settings: dict[str, str]
     folder: Path
-    _background: list[subprocess.Popen[str]] = field(default_factory=list)
+    #: Without one, each command is a Python of its own, which takes a second to start, and a worker four.
+    nursery: Nursery | None = None
+    _background: list[subprocess.Popen[str] | Child] = field(default_factory=list)
 
     def __call__(self, *words: str, status: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "console.cli", *words]
-        ended = subprocess.run(
-            command, env=self._environment(), cwd=self.folder, input=stdin, text=True, capture_output=True,
-            timeout=TIMEOUT_S, check=False,
-        )  # fmt: skip
+        ended = self._run(words, stdin) if self.nursery is None else self._fork(self.nursery, words, stdin)
         assert ended.returncode == status, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
         return ended
 
-    def start(self, *command: str) -> subprocess.Popen[str]:
+    def _run(self, words: tuple[str, ...], stdin: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "console.cli", *words], env=self._environment(), cwd=self.folder, input=stdin,
+            text=True, capture_output=True, timeout=TIMEOUT_S, check=False,
+        )  # fmt: skip
+
+    def _fork(self, nursery: Nursery, words: tuple[str, ...], stdin: str) -> subprocess.CompletedProcess[str]:
+        with TemporaryDirectory() as folder:
+            files = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
+            files[0].write_text(stdin)
+            child = nursery.start(*words, folder=self.folder, environment=self._environment(), files=files)
+            try:
+                status = child.wait(TIMEOUT_S)
+            finally:
+                child.kill()
+            return subprocess.CompletedProcess(words, status, files[1].read_text(), files[2].read_text())
+
+    def start(self, *command: str) -> subprocess.Popen[str] | Child:
         """Start a command in the background, its output going to a file named after it."""
-        with (self.folder / f"{command[0]}-{len(self._background)}.log").open("w") as log:
+        log_file = self.folder / f"{command[0]}-{len(self._background)}.log"
+        if self.nursery and command[0] == "console.cli":
+            files = [Path(os.devnull), log_file, log_file]
+            child = self.nursery.start(
+                *command[1:], folder=self.folder, environment=self._environment(), files=files
+            )  # fmt: skip
+            self._background.append(child)
+            return child
+        with log_file.open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command], env=self._environment(), cwd=self.folder, stdout=log, stderr=log,
                 text=True,
@@ -65,7 +91,7 @@ class Earmark:
         finally:
             for process in self._background:
                 process.kill()
-                process.wait()
+                process.wait(TIMEOUT_S)
             self._show_logs()
 
     def _show_logs(self) -> None:
@@ -78,9 +104,9 @@ class Earmark:
 
 
 @pytest.fixture
-def earmark(tmp_path: Path) -> Iterator[Earmark]:
+def earmark(tmp_path: Path, nursery: Nursery) -> Iterator[Earmark]:
     """The command line with a fresh data folder."""
-    command_line = Earmark({}, tmp_path)
+    command_line = Earmark({}, tmp_path, nursery)
     yield command_line
     command_line.end()
 
@@ -92,14 +118,14 @@ def valkey_url(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, valkey_url: str, postgres_url: str) -> Iterator[Earmark]:
+def cluster(tmp_path: Path, valkey_url: str, postgres_url: str, nursery: Nursery) -> Iterator[Earmark]:
     """The command line of every machine of a cluster whose workers may fetch from loopback."""
     settings = {
         "EARMARK_BROKER__URL": valkey_url,
         "EARMARK_DATABASE__URL": postgres_url,
         "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
     }
-    command_line = Earmark(settings, tmp_path)
+    command_line = Earmark(settings, tmp_path, nursery)
     yield command_line
     command_line.end()
 
