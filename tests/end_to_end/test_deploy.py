@@ -18,8 +18,7 @@ import trustme
 
 from console.demo import EXAMPLES
 from tests.end_to_end.conftest import Earmark, wait_until
-from tests.end_to_end.test_cluster import answers
-from tests.servers import free_port, running_valkey, serving
+from tests.servers import answers, free_port, running_valkey, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,12 +134,12 @@ def test_the_page_leads_from_two_servers_to_results(data: Earmark) -> None:
         for words in commands:
             if words == ["worker"]:
                 data.start("console.cli", *words)
-                wait_until(lambda: answers(f"http://127.0.0.1:{metrics}/ready"), 120)
+                wait_until(lambda: answers(f"http://127.0.0.1:{metrics}/ready"))
             elif words == ["flower"]:
                 data.start("console.cli", *words, "--port", str(port))
             else:
                 said[words[0]] = data(*words)
-        wait_until(lambda: bool(answers(f"http://127.0.0.1:{port}/api/workers")), 30)
+        wait_until(lambda: bool(answers(f"http://127.0.0.1:{port}/api/workers")))
     assert "2 done" in said["submit"].stderr
     assert "2 done" in said["status"].stderr + said["status"].stdout
     assert {"dog", "siren"} <= set(re.split(r"\W", (data.folder / "march.csv").read_text()))

@@ -16,10 +16,9 @@ from earmark.clips import AudioFacts, Failure, Prediction, Source, Success
 from earmark.errors import NotFound
 from earmark.settings import Broker, Ledger
 from tests.end_to_end.conftest import wait_until
-from tests.end_to_end.test_cluster import answers
 from tests.faults import faults
 from tests.faults.world import LEASE_S, check_invariants
-from tests.servers import free_port
+from tests.servers import answers, free_port
 from workers.tasks import SUSPECT_CRASHES
 
 if TYPE_CHECKING:
@@ -57,6 +56,7 @@ def test_on_sqlite_nothing_is_lost_or_doubled(world: World, fault: Fault) -> Non
     strike_amid_work(world, fault)
 
 
+@pytest.mark.postgresql
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("fault", faults.ON_POSTGRES, ids=named)
 def test_on_postgresql_nothing_is_lost_or_doubled(world: World, fault: Fault) -> None:
@@ -135,7 +135,7 @@ def test_a_killed_flower_takes_nothing_with_it(world: World) -> None:
     with (world.folder / "flower.log").open("wb") as log:
         flower = subprocess.Popen(command, env=world.environment(), cwd=world.folder, stdout=log, stderr=log)
     try:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), 60)
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
         strike_amid_work(world, lambda _: flower.kill())
     finally:
         flower.kill()
@@ -145,9 +145,8 @@ def test_a_killed_flower_takes_nothing_with_it(world: World) -> None:
 def test_two_producers_of_one_list_make_one_run(world: World) -> None:
     uris = world.uris(2000)
     both = [world.submit(*uris, wait=False, name=name) for name in ("one", "two")]
-    assert [process.wait(120) for process in both] == [0, 0]
-    for process in both:
-        process.communicate()
+    said = [process.communicate(timeout=120)[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
     assert sum(world.states().values()) == 2000
 
 

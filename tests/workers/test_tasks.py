@@ -18,7 +18,7 @@ from earmark.clips import Chunk
 from earmark.errors import DatabaseError
 from earmark.options import RunOptions
 from earmark.settings import Database, Ledger, Settings
-from tests.db.test_ledger import expire_leases, labels, row, submit, success
+from tests.db.facts import expire_leases, labels, row, submit, success
 from workers.models import Job, Loaded
 from workers.tasks import Desk
 
