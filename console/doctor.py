@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from pydantic import ByteSize
 
-from console import local, verbs
+from console import folders, local, verbs
 from console.database import connect_to
 from console.demo import EXAMPLES
-from db import schema
+from db import access, schema, urls
 from db.session import now, reading
 from earmark import broker
 from earmark.clips import Success
@@ -74,9 +74,10 @@ def _waiting() -> str:
 
 def _database(settings: Settings) -> str:
     engine = connect_to(settings)
-    where = engine.url.render_as_string(hide_password=True)
+    where = urls.shown(engine.url)
     if engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file():
         return f"{where} is not there yet; the first run makes it"
+    access.check_writable(engine)
     schema.check(engine)
     with reading(engine) as connection:
         took = [_ms(lambda: connection.scalar(now().select())) for _ in range(PROBES)]
@@ -133,6 +134,7 @@ def _file_roots(settings: Settings) -> str:
 
 
 def _disk(settings: Settings) -> str:
+    folders.check_temporary()
     told = []
     for use, folder in (("downloads", Path(tempfile.gettempdir())), ("data", settings.data_dir)):
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -192,7 +192,7 @@ class _Pages:
         return self._page("wrong.html", 404 if isinstance(error, UsageError) else 503, sentence=str(error))
 
     def _runs(self) -> list[dict[str, Any]]:
-        return list(islice(results.rows(self._engine, results.run_progress()), RUNS))
+        return list(islice(results.run_progress(self._engine), RUNS))
 
     def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(render(template, flower=self._flower, **values), status)

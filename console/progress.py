@@ -85,7 +85,7 @@ def follow(engine: sa.Engine, run: RunRow, settings: Settings) -> results.Progre
 
 def rows(engine: sa.Engine, run: RunRow | None, settings: Settings) -> Iterator[dict[str, Any]]:
     """Yield the counts and the pace of one run or of all, the newest first."""
-    for row in results.rows(engine, results.run_progress(run.id if run else None)):
+    for row in results.run_progress(engine, run.id if run else None):
         state = results.progress(engine, row["run_id"])
         yield {**row, **pace(engine, row["run_id"], state, settings.worker).as_json()}
 
@@ -93,6 +93,11 @@ def rows(engine: sa.Engine, run: RunRow | None, settings: Settings) -> Iterator[
 def exit_if_strict(state: results.Progress, *, strict: bool) -> None:
     if strict and state.states["failed"]:
         raise typer.Exit(1)
+
+
+def tell(sentence: str) -> None:
+    """Print a sentence, above the progress bar if there is one."""
+    screen.print(sentence, markup=False, soft_wrap=True)
 
 
 @contextmanager

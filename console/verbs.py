@@ -6,14 +6,13 @@ import json
 import os
 import secrets
 import shutil
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import local, progress
+from console import folders, local, progress
 from console.database import open_database, read_settings
 from db import results
 from earmark import broker
@@ -76,6 +75,7 @@ def run(
         on_interrupt: what to say on Ctrl-C; default: how to go on with the run.
         submission: what `producer.submit.submit` takes as well.
     """
+    folders.check(settings)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
     roots = as_setting(file_roots(sources))
@@ -86,11 +86,23 @@ def run(
         progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
         submitted = submit(sources, engine, here, options=options, **submission)
-        state = progress.watch(engine, submitted.run_id, here, meanwhile=lambda: keep_alive(children))
+        disks = folders.DiskWatch(_written(settings, engine), progress.tell)
+        state = progress.watch(engine, submitted.run_id, here, meanwhile=lambda: _look_after(children, disks))
     if not state.states["failed"] and not any(child.restarts for child in children):
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
     return Finished(results.run(engine, submitted.run_id), state, submitted)
+
+
+def _written(settings: Settings, engine: sa.Engine) -> Iterator[Path]:
+    yield settings.data_dir
+    if engine.dialect.name == "sqlite":
+        yield Path(str(engine.url.database)).absolute().parent
+
+
+def _look_after(children: list[local.Worker], disks: folders.DiskWatch) -> None:
+    keep_alive(children)
+    disks.look()
 
 
 def _how_to_go_on(engine: sa.Engine, queue: str) -> str:
@@ -142,6 +154,7 @@ def as_setting(folders: Iterable[Path]) -> str:
 
 def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flower_port: int = 5555) -> None:
     """Keep an embedded Valkey, workers that may read these folders, and Flower running until Ctrl-C."""
+    folders.check(settings)
     open_database(settings, create=True)
     note = settings.data_dir / BROKER_NOTE
     changes = {"fetch__file_roots": as_setting([folder.absolute() for folder in files])} if files else {}
@@ -153,7 +166,7 @@ def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flow
         note.write_text(here.broker.url)
         try:
             environment = local.environment(here, broker__url=here.broker.url)
-            with local.flower(environment, flower_port, settings.data_dir, settings.flower.basic_auth):
+            with local.flower(environment, flower_port, settings.data_dir):
                 progress.screen.print(f"[bold]Up[/]: {workers} worker(s); Flower at http://127.0.0.1:{flower_port}")
                 progress.screen.print("In another terminal: earmark submit LIST --watch. Ctrl-C stops everything.")
                 _wait_for_ctrl_c(children)
@@ -195,13 +208,17 @@ def worker(
 
 
 def flower(*, port: int, address: str, basic_auth: str | None = None, keep: Path | None = None) -> None:
-    """Become Flower on our broker; off this machine only with a password."""
+    """Run Flower on our broker until it is told to stop; off this machine only with a password."""
     settings = find_broker(read_settings())
-    command, environment = local.flower_command(
-        local.environment(settings, broker__url=settings.broker.url),
-        port,
-        address,
-        basic_auth or settings.flower.basic_auth,
-        keep,
-    )
-    os.execve(sys.executable, command, environment)  # noqa: S606 - our own command
+    password = basic_auth or settings.flower.basic_auth
+    arguments = local.flower_arguments(port, address, password, keep)
+    os.environ["EARMARK_BROKER__URL"] = str(settings.broker.url)
+    if password:
+        os.environ["FLOWER_BASIC_AUTH"] = password
+    else:
+        # Flower's API is closed without a password; on loopback it serves this machine's own tools.
+        os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
+    # In this process: `celery -A` would put the working directory on the import path.
+    from workers.app import app
+
+    app.start(["flower", *arguments])

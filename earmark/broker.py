@@ -36,7 +36,7 @@ app = Celery("earmark", set_as_current=False)
 
 
 def configure(broker: Broker) -> Celery:
-    """Point the app at a broker; each line's reason is in docs/architecture.md."""
+    """Point the app at a broker; docs/architecture.md has the reasons of the settings that matter most."""
     app.close()
     # Celery keeps the queues and the producers of the broker before.
     vars(app).pop("amqp", None)

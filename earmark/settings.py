@@ -7,6 +7,7 @@ import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from platformdirs import user_data_path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
@@ -74,7 +75,9 @@ class Ledger(Group):
 
 
 class Fetch(Group):
-    max_bytes: ByteSize = Field(ByteSize(200 * 1024**2), description="An hour of 16-bit 44.1 kHz mono WAV is 300 MB.")
+    max_bytes: ByteSize = Field(
+        ByteSize(200 * 1024**2), description="An hour of compressed audio fits; an hour of WAV needs more."
+    )
     timeout_s: float = Field(60.0, description="Total, headers and body: a clip at 1 MB/s fits with room.")
     connect_timeout_s: float = Field(10.0, description="Two lost SYN packets still connect.")
     max_redirects: int = Field(5, description="Real storage hosts need one or two.")
@@ -116,7 +119,7 @@ class Model(Group):
 
 class Worker(Group):
     concurrency: int = Field(8, description="Chunks in progress: enough that downloads of one hide behind others.")
-    decoders: int = Field(0, description="Decoder processes; 0: one a core, since they outlive no clip.")
+    decoders: int = Field(0, description="Decoder processes; 0: one a core, as more would only compete.")
     clips_in_flight: int = Field(32, description="Clips being fetched, decoded or scored at once, all chunks together.")
     in_flight_bytes: ByteSize = Field(
         ByteSize(512 * 1024**2), description="Decoded audio waiting for the model: two one-hour clips."
@@ -160,7 +163,12 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        return self.database.url or f"sqlite:///{self.data_dir / 'earmark.db'}"
+        return self.database.url or sqlite_url(self.data_dir / "earmark.db")
+
+
+def sqlite_url(file: Path) -> str:
+    """Return the URL of a SQLite file, whatever signs its name has."""
+    return f"sqlite:///{quote(str(file))}"
 
 
 def cores() -> int:

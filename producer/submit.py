@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from more_itertools import sliced, spy
 
-from db import ledger, results, schema
+from db import access, ledger, results, schema
 from db.listed import Listed, listed
 from db.session import connect
 from earmark import broker
@@ -137,12 +137,13 @@ def submit(
 
     Raises:
         UsageError: a source cannot be read, or holds no clip at all.
-        ServiceError: the database or the broker is out of reach.
+        ServiceError: the database or the broker is out of reach, or the database can only be read.
     """
     sources = [sources] if isinstance(sources, str) else list(sources)
     if engine is None or settings is None:
         settings = settings or Settings()
         engine = engine or _open(settings)
+    access.check_writable(engine)
     tally = Tally()
     first, clips = spy(islice(read_clips(sources, input_format=input_format, url_col=url_col, tally=tally), limit))
     if not first:

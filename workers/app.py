@@ -16,6 +16,7 @@ from db import schema
 from db.session import connect
 from earmark import broker
 from earmark.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, ServiceError
+from earmark.processes import isolate_imports
 from earmark.settings import Settings, cores
 from producer.feeder import Feeder
 from workers import logs, metrics, tasks
@@ -38,6 +39,8 @@ ANSWERED_S = 30.0
 #: Looks within `idle_s`: a chunk may wait at one of them by chance.
 CUT_OFF_CHECKS = 8
 
+# `celery -A` has put the working directory on the path; what is imported from here on must not come from it.
+isolate_imports()
 settings = Settings()
 app = broker.configure(settings.broker)
 _stopping = threading.Event()

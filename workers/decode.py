@@ -14,12 +14,12 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from earmark import clips, errors
+from earmark.processes import import_path
 
 if TYPE_CHECKING:
     from earmark import settings
@@ -198,8 +198,7 @@ class _Decoder:
 def _environment() -> dict[str, str]:
     """Return what a child needs to start and nothing else: no token or password is there to be found."""
     libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    path = os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
-    return {**libraries, **TUNING, "PYTHONPATH": path}
+    return {**libraries, **TUNING, "PYTHONPATH": os.pathsep.join(import_path())}
 
 
 def _error(header: dict[str, Any]) -> errors.ClipError:

@@ -1,4 +1,4 @@
-"""The ledger: a clip is claimed by one, counted before the work, finished by its holder alone."""
+"""The ledger: a clip is claimed by one worker, and finished by its holder alone, who counts the try then."""
 
 from __future__ import annotations
 

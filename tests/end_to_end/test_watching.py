@@ -157,7 +157,7 @@ def test_a_worker_logs_a_line_a_chunk_that_a_machine_can_read(watched: Watched) 
 @pytest.mark.parametrize(("address", "basic_auth"), [("0.0.0.0", None), ("", None), ("0.0.0.0", "someone:")])
 def test_flower_is_not_opened_to_other_machines_without_a_password(address: str, basic_auth: str | None) -> None:
     with pytest.raises(UsageError, match="USER:PASSWORD"):
-        local.flower_command({}, 5555, address, basic_auth)
+        local.flower_arguments(5555, address, basic_auth)
 
 
 def test_alerts_are_rules_that_say_what_to_do() -> None:
