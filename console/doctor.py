@@ -17,7 +17,7 @@ from console import folders, local, verbs
 from console.database import connect_to
 from console.demo import EXAMPLES
 from db import access, schema, urls
-from db.session import now, reading
+from db.session import now, prepares, reading
 from earmark import broker
 from earmark.clips import Success
 from earmark.errors import EarmarkError, ServiceError
@@ -81,10 +81,12 @@ def _database(settings: Settings) -> str:
     schema.check(engine)
     with reading(engine) as connection:
         took = [_ms(lambda: connection.scalar(now().select())) for _ in range(PROBES)]
+        pooled = engine.dialect.name == "postgresql" and not prepares(connection)
     speed = f"{median(took):.1f} ms a question"
     if median(took) > SLOW_MS:
         raise ServiceError(reason=f"{where} takes {speed}: bring the workers nearer to it, or give it more room.")
-    return f"{where}, schema {schema.versions()[-1]}, {speed}"
+    pooler = ", through a pooler: statements are not prepared" if pooled else ""
+    return f"{where}, schema {schema.versions()[-1]}, {speed}{pooler}"
 
 
 def _dns(_: Settings) -> str:

@@ -65,6 +65,8 @@ class ServiceError(EarmarkError):
 class DatabaseError(ServiceError):
     sentence = "{reason}"
     reason: str
+    #: The statement itself is wrong: waiting does not help.
+    bug: bool = False
 
 
 class MessageError(EarmarkError):

@@ -63,9 +63,18 @@ def _get_ready(sender: Any, **_: Any) -> None:
             metrics.serve(settings.worker, _is_ready)
         tasks.desk = _desk(str(sender.hostname))
     except EarmarkError as error:
-        sys.stderr.write(f"{error}\n")
-        # A worker without its model must not take messages, and Celery goes on after an exception here.
-        os._exit(SERVICE_EXIT)
+        _end_unready(str(error))
+    except Exception as error:
+        logger.exception("the worker cannot start", extra={"action": "start_failed"})
+        _end_unready(f"The worker cannot start: {error!r}. The traceback is in its log.")
+
+
+def _end_unready(sentence: str) -> None:
+    # Celery goes on after an exception here, with a worker that takes messages and can't work on them.
+    logging.shutdown()
+    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.flush()
+    os._exit(SERVICE_EXIT)
 
 
 def _desk(hostname: str) -> tasks.Desk:
@@ -74,6 +83,7 @@ def _desk(hostname: str) -> tasks.Desk:
     _check_broker()
     engine = connect(settings.database_url, settings.database)
     schema.check(engine)
+    schema.check_rights(engine)
     decoding = settings.worker.decoders or cores()
     decoders = Decoders(settings.audio, decoding)
     fetcher = PoliteFetcher(settings)
@@ -97,6 +107,7 @@ def _start_timers(**_: Any) -> None:
     feeder = Feeder(desk.engine, settings)
     metrics.look_up(desk, feeder)
     _every(settings.ledger.lease_s / 3, desk.renew)
+    _every(RETRY_S, desk.give_back)
     _every(settings.ledger.feed_every_s, partial(_feed, feeder))
     _every(settings.worker.idle_s / CUT_OFF_CHECKS, _CutOff(desk).check)
     logger.info("ready, with the model %s", settings.model.name, extra={"action": "ready"})

@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from console import doctor
+from db.session import connect
 from earmark import broker
 from earmark.errors import ServiceError
-from earmark.settings import Settings
+from earmark.settings import Database, Settings
 from tests.end_to_end.conftest import Earmark
 from tests.servers import free_port, running_valkey
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import sqlalchemy as sa
+
+    from tests.servers import PgBouncer
 
 
 def told(tmp_path: Path, status: int, **settings: str) -> dict[str, tuple[bool, str]]:
@@ -49,6 +54,17 @@ def test_what_is_wrong_comes_with_its_cure(tmp_path: Path, empty_postgres_url: s
     assert "check the model's path" in wrong.pop("model")
     assert "/nowhere in EARMARK_FETCH__FILE_ROOTS" in wrong.pop("file roots")
     assert wrong == {}
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_pooler_in_front_of_the_database_is_told(
+    tmp_path: Path, pooler: PgBouncer, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pooled = connect(pooler.url_of(engine.url.render_as_string()), Database())
+    for opened, told in ((pooled, True), (engine, False)):
+        monkeypatch.setattr(doctor, "connect_to", lambda _, opened=opened: opened)
+        assert ("through a pooler: statements are not prepared" in doctor._database(settings_with(tmp_path))) is told
+    pooled.dispose()
 
 
 def settings_with(tmp_path: Path, **groups: Any) -> Settings:

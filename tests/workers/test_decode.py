@@ -354,7 +354,7 @@ def test_children_of_a_killed_worker_end_by_themselves():
         orphans = psutil.Process(worker.pid).children()
         assert len(orphans) == 2
         worker.kill()
-    _, alive = psutil.wait_procs(orphans, timeout=15)
+    _, alive = psutil.wait_procs(orphans, timeout=60)
     assert not alive
 
 
