@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from console import doctor
 from tests.console.verbs import verb
 from tests.end_to_end.conftest import Earmark, wait_until
 
@@ -34,6 +35,7 @@ def test_a_password_among_the_options_is_in_no_output_and_no_log(
     database = postgres_url.rpartition("/")[2]
     cluster.settings["EARMARK_DATABASE__URL"] = postgres_url.replace("postgres@", "") + OPTIONS
     cluster.settings["HF_ENDPOINT"] = "http://localhost"
+    monkeypatch.setattr(doctor, "_model", lambda _: "")  # it takes long to load, and knows no database
     for name, value in cluster.settings.items():
         monkeypatch.setenv(name, value)
     cluster.start("console.cli", "worker")
