@@ -29,7 +29,8 @@ def read_settings(db: str | None = None) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "EARMARK_" + "__".join(str(part) for part in first["loc"]).upper()
-        raise ServiceError(reason=f"The setting {name} is wrong: {first['msg']}.") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ServiceError(reason=f"The setting {name} is wrong: {reason}.") from error
     except RuntimeError as error:
         raise ServiceError(reason="This user has no home folder: set EARMARK_DATA_DIR.") from error
     if db is None:

@@ -17,7 +17,7 @@ from console import folders, local, verbs
 from console.database import connect_to
 from console.demo import EXAMPLES
 from db import access, schema, urls
-from db.session import now, reading
+from db.session import now, prepares, reading
 from earmark import broker
 from earmark.clips import Success
 from earmark.errors import EarmarkError, ServiceError
@@ -53,7 +53,10 @@ def _broker(settings: Settings) -> str:
     if settings.broker.url is None and not (settings.data_dir / verbs.BROKER_NOTE).is_file():
         return f"EARMARK_BROKER__URL is not set; `run` and `up` start {local.valkey_program()}"
     verbs.find_broker(settings)
+    broker.check()
     found = broker.server_info()
+    if not found:
+        return f"Redis of unknown version, as its user may not run INFO; {_waiting()}"
     version = str(found["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
         raise ServiceError(reason=f"Redis {version} is too old; Celery needs 6.2 or newer.")
@@ -62,8 +65,11 @@ def _broker(settings: Settings) -> str:
         cure = "set maxmemory-policy to noeviction, or a full Redis drops chunks, each found again only after minutes"
         raise ServiceError(reason=f"Redis evicts keys ({policy}): {cure}.")
     kept = "append-only file" if found.get("aof_enabled") else "no append-only file: the database refills the queue"
-    waiting = f"{broker.queue_length()} chunks waiting, {broker.chunks_in_hand()} in hand"
-    return f"Redis {version}, {policy}, {kept}; {waiting}"
+    return f"Redis {version}, {policy}, {kept}; {_waiting()}"
+
+
+def _waiting() -> str:
+    return f"{broker.queue_length()} chunks waiting, {broker.chunks_in_hand()} in hand"
 
 
 def _database(settings: Settings) -> str:
@@ -75,10 +81,12 @@ def _database(settings: Settings) -> str:
     schema.check(engine)
     with reading(engine) as connection:
         took = [_ms(lambda: connection.scalar(now().select())) for _ in range(PROBES)]
+        pooled = engine.dialect.name == "postgresql" and not prepares(connection)
     speed = f"{median(took):.1f} ms a question"
     if median(took) > SLOW_MS:
         raise ServiceError(reason=f"{where} takes {speed}: bring the workers nearer to it, or give it more room.")
-    return f"{where}, schema {schema.versions()[-1]}, {speed}"
+    pooler = ", through a pooler: statements are not prepared" if pooled else ""
+    return f"{where}, schema {schema.versions()[-1]}, {speed}{pooler}"
 
 
 def _dns(_: Settings) -> str:

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import signal
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,7 +159,7 @@ def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flow
         note.write_text(here.broker.url)
         try:
             environment = local.environment(here, broker__url=here.broker.url)
-            with local.flower(environment, flower_port, settings.data_dir, settings.flower.basic_auth):
+            with local.flower(environment, flower_port, settings.data_dir):
                 progress.screen.print(f"[bold]Up[/]: {workers} worker(s); Flower at http://127.0.0.1:{flower_port}")
                 progress.screen.print("In another terminal: earmark submit LIST --watch. Ctrl-C stops everything.")
                 _wait_for_ctrl_c(children)
@@ -203,13 +202,17 @@ def worker(
 
 
 def flower(*, port: int, address: str, basic_auth: str | None = None, keep: Path | None = None) -> None:
-    """Become Flower on our broker; off this machine only with a password."""
+    """Run Flower on our broker until it is told to stop; off this machine only with a password."""
     settings = find_broker(read_settings())
-    command, environment = local.flower_command(
-        local.environment(settings, broker__url=settings.broker.url),
-        port,
-        address,
-        basic_auth or settings.flower.basic_auth,
-        keep,
-    )
-    os.execve(sys.executable, command, environment)  # noqa: S606 - our own command
+    password = basic_auth or settings.flower.basic_auth
+    arguments = local.flower_arguments(port, address, password, keep)
+    os.environ["EARMARK_BROKER__URL"] = str(settings.broker.url)
+    if password:
+        os.environ["FLOWER_BASIC_AUTH"] = password
+    else:
+        # Flower's API is closed without a password; on loopback it serves this machine's own tools.
+        os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
+    # In this process: `celery -A` would put the working directory on the import path.
+    from workers.app import app
+
+    app.start(["flower", *arguments])

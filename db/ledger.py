@@ -35,7 +35,7 @@ _LEASE = """
 INSERT INTO leases (clip_id, run_id, until, token, worker)
 SELECT id, run_id, {now} + :lease_s, :token, :worker FROM clips WHERE id IN {ids} AND not_before <= {now} ORDER BY id
 ON CONFLICT (clip_id) DO UPDATE SET until = excluded.until, token = excluded.token, worker = excluded.worker
-WHERE leases.token IS NULL RETURNING clip_id
+WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
 _LEASED = "SELECT id, uri, attempts + 1, crashes FROM clips WHERE id IN {ids} AND not_before IS NOT NULL ORDER BY id"
 _NO_ERROR: dict[str, Any] = {"error_code": None, "error_stage": None, "error": None}
@@ -169,12 +169,22 @@ def _prune_some(engine: sa.Engine, run_id: int) -> int:
     return len(ids)
 
 
-def claim(engine: sa.Engine, clip_ids: Iterable[int], *, worker: str, limits: Ledger) -> Claim:
+def new_token() -> int:
+    """Return a token for one claim."""
+    return secrets.randbits(63)
+
+
+def claim(
+    engine: sa.Engine, clip_ids: Iterable[int], *, worker: str, limits: Ledger, token: int | None = None
+) -> Claim:
     """Take the clips that are still to do.
 
     Clips that are final, running elsewhere or not yet due are left out: a message delivered twice does no harm.
+
+    Args:
+        token: a claim whose answer was lost with the connection is repeated with its token, and gets the same clips.
     """
-    token = secrets.randbits(63)
+    token = new_token() if token is None else token
     values = {"ids": list(clip_ids), "token": token, "worker": worker, "lease_s": limits.lease_s}
     with writing(engine) as connection:
         leased = execute(connection, _LEASE, **values).scalars().all()

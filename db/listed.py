@@ -8,7 +8,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from db.session import execute
 from earmark.clips import KEY_BYTES, display_uri, uri_key
@@ -104,8 +104,8 @@ def _copy(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
         keys, uris, metas = (list(column) for column in zip(*new, strict=True))
         shown = [_shown(uri) for uri in uris]
         return connection.exec_driver_sql(_POSTGRESQL, (run_id, keys, uris, metas, shown)).rowcount
-    except psycopg.OperationalError as error:
-        raise OperationalError(_COPY, None, error) from error
+    except psycopg.Error as error:
+        raise DBAPIError(_COPY, None, error) from error
 
 
 def _copied(run_id: int, rows: list[Listed]) -> bytes:

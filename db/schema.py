@@ -39,6 +39,16 @@ SPELLINGS = {
 }
 
 
+#: What a worker's role must be allowed, besides adding its model, which it does as it starts.
+WORKER_RIGHTS = {
+    "clips": ("SELECT", "UPDATE"),
+    "leases": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "run_counts": ("SELECT", "INSERT", "UPDATE"),
+    "runs": ("SELECT", "UPDATE"),
+    "window_predictions": ("SELECT", "INSERT"),
+}
+
+
 def upgrade(engine: sa.Engine) -> None:
     """Bring the database to this version's schema.
 
@@ -81,6 +91,24 @@ def check(engine: sa.Engine) -> None:
         raise ServiceError(reason=f"The database {where} is at {found}, newer than this Earmark: upgrade Earmark.")
     if found != wanted:
         raise ServiceError(reason=f"The database {where} is at {found}, this is {wanted}: run `earmark db upgrade`.")
+
+
+def check_rights(engine: sa.Engine) -> None:
+    """Raise ServiceError unless a worker's role may write what workers write; PostgreSQL only."""
+    if engine.dialect.name != "postgresql":
+        return
+    rights = [(table, right) for table, needed in WORKER_RIGHTS.items() for right in needed]
+    with reading(engine) as connection:
+        lacking = [f"{right} on {table}" for table, right in rights if not _allowed(connection, table, right)]
+    if lacking:
+        raise ServiceError(
+            reason=f"The role of {urls.shown(engine.url)} may not do what workers do: GRANT it {', '.join(lacking)},"
+            " or make it the tables' owner."
+        )
+
+
+def _allowed(connection: sa.Connection, table: str, right: str) -> bool:
+    return bool(connection.scalar(sa.select(sa.func.has_table_privilege(table, right))))
 
 
 def current(engine: sa.Engine) -> str | None:

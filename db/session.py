@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sqlite3
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -22,9 +23,12 @@ from earmark.errors import DatabaseError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.sql.compiler import SQLCompiler
 
     from earmark.settings import Database
+
+logger = logging.getLogger(__name__)
 
 NOW_POSTGRESQL = "extract(epoch from clock_timestamp())::double precision"
 NOW_SQLITE = "((julianday('now') - 2440587.5) * 86400.0)"
@@ -56,6 +60,18 @@ ANOTHER_FILE = "Name a file that can be written with --db, or a folder with EARM
 FRESH_S = 1.0
 #: How a connection is told that each statement is a transaction of its own, which spares it BEGIN and ROLLBACK.
 _ALONE: dict[str, dict[str, Any]] = {"sqlite": {"alone": True}, "postgresql": {"isolation_level": "AUTOCOMMIT"}}
+
+#: SQLSTATEs, or their first characters, after which PostgreSQL connections are replaced: connection lost (08),
+#: transaction state, such as read-only after a failover (25), prepared statement unknown (26000) or known
+#: already (42P05), its result type changed (0A000), no resources (53), server stopped or failing over (57P).
+DROPPED = ("08", "25", "26000", "42P05", "0A000", "53", "57P")
+#: What a pooler says that hands one client's prepared statements to another.
+PREPARED_ELSEWHERE = ("26000", "42P05")
+READ_ONLY = "25006"
+NO_PRIVILEGE = "42501"
+NO_TABLE = "42P01"
+#: SQLSTATE classes that mean that a statement or its values are wrong: data, integrity, syntax and names.
+STATEMENT_WRONG = ("22", "23", "42")
 
 # SQLite has no arrays: a list is written as JSON.
 sqlite3.register_adapter(list, json.dumps)
@@ -134,9 +150,62 @@ def _begin(connection: sa.Connection) -> None:
 def _postgresql(url: sa.URL, database: Database) -> sa.Engine:
     waiting = {"connect_timeout": database.connect_timeout_s}
     engine = sa.create_engine(url, pool_size=database.pool_size, connect_args=waiting)
+    prepared = PreparedStatements()
+    sa.event.listen(engine, "connect", prepared.set_up)
+    sa.event.listen(engine, "handle_error", prepared.look_at)
+    sa.event.listen(engine, "handle_error", _drop_connection)
     sa.event.listen(engine, "checkin", _remember_when)
     sa.event.listen(engine, "checkout", partial(_ask_unless_fresh, engine.dialect))
     return engine
+
+
+class PreparedStatements:
+    """Switches psycopg's prepared statements off where a pooler shares server connections among clients.
+
+    Their names are counted per client connection. On a shared server connection one client's name would run
+    another client's statement.
+    """
+
+    def __init__(self) -> None:
+        self._off = False
+
+    def set_up(self, connection: Any, _record: Any) -> None:
+        """Prepare nothing on a new connection through a pooler."""
+        if self._off or behind_pooler(connection):
+            connection.prepare_threshold = None
+
+    def look_at(self, context: ExceptionContext) -> None:
+        """Prepare nothing on later connections after an error that only a pooler causes."""
+        if not self._off and _sqlstate(context.original_exception) in PREPARED_ELSEWHERE:
+            self._off = True
+            logger.warning(
+                "a pooler shares prepared statements among clients: they are switched off",
+                extra={"action": "prepared_statements_off"},
+            )
+
+
+def behind_pooler(connection: Any) -> bool:
+    """Say whether a psycopg connection goes through a pooler, which gives its clients process ids of its own."""
+    connection.autocommit = True
+    pid = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()[0]
+    connection.autocommit = False
+    return bool(pid != connection.info.backend_pid)
+
+
+def prepares(connection: sa.Connection) -> bool:
+    """Say whether statements are prepared on a PostgreSQL connection."""
+    driver: Any = connection.connection.dbapi_connection
+    return driver.prepare_threshold is not None
+
+
+def _drop_connection(context: ExceptionContext) -> None:
+    # SQLAlchemy then replaces this connection and every older one of the pool, as after a lost server.
+    if _sqlstate(context.original_exception).startswith(DROPPED):
+        context.is_disconnect = True
+
+
+def _sqlstate(error: BaseException | None) -> str:
+    return getattr(error, "sqlstate", None) or ""
 
 
 def _remember_when(_connection: Any, record: Any) -> None:
@@ -199,32 +268,57 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
 def _in_reach(engine: sa.Engine) -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
-        raise _sentence(engine, error) from error
     except DBAPIError as error:
-        # As such and not of a narrower kind: SQLite says that the file is not a database.
-        if type(error) is sa.exc.DatabaseError or error.connection_invalidated:
-            raise _sentence(engine, error) from error
-        if "does not exist" in str(error.orig) or "no such table" in str(error.orig):
-            raise _sentence(engine, error) from error
-        raise
+        raise _sentence(engine, error) from error
+    except SQLAlchemyError as error:
+        # Not the driver's: no connection of the pool became free in time, or a transaction was lost with its server.
+        raise DatabaseError(reason=f"The database {urls.shown(engine.url)} cannot be used: {error}") from error
 
 
 def _sentence(engine: sa.Engine, error: DBAPIError) -> DatabaseError:
     where = urls.shown(engine.url)
-    detail = str(error.orig).strip().splitlines()[0] if error.orig else str(error)
-    if "no such table" in detail or ("relation" in detail and "does not exist" in detail):
+    detail = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else repr(error.orig)
+    state = _sqlstate(error.orig)
+    if "no such table" in detail or state == NO_TABLE:
         return DatabaseError(
             reason=f"The database {where} lacks a table ({detail}): run `earmark db upgrade`, or"
             " begin a new database if this one is of an unreleased Earmark."
         )
     if "locked" in detail:
         return DatabaseError(reason=f"The database {where} is locked by another program: try again later.")
+    if "statement pooling mode" in detail:
+        return DatabaseError(
+            reason=f"The database {where} is behind a pooler that gives each statement a connection ({detail}): set"
+            " pool_mode to transaction or session."
+        )
+    if state == READ_ONLY:
+        return DatabaseError(
+            reason=f"The database {where} is read-only ({detail}): it is a standby, or a failover is under way."
+            " EARMARK_DATABASE__URL must lead to the primary."
+        )
+    if state == NO_PRIVILEGE:
+        return DatabaseError(
+            reason=f"The database {where} refuses its role: {detail}. GRANT it that, or make it the tables' owner."
+        )
+    if _statement_is_wrong(error):
+        return DatabaseError(
+            reason=f"The database {where} refuses a statement of Earmark: {detail}. This is a bug in Earmark, or the"
+            " tables are not as it made them: please report it.",
+            bug=True,
+        )
     if engine.dialect.name == "sqlite":
         return DatabaseError(reason=_file_sentence(where, detail))
     return DatabaseError(
         reason=f"The database {where} cannot be used: {detail}. Is it running, and is EARMARK_DATABASE__URL right?"
     )
+
+
+def _statement_is_wrong(error: DBAPIError) -> bool:
+    if error.connection_invalidated:
+        return False
+    if state := _sqlstate(error.orig):
+        return state.startswith(STATEMENT_WRONG)
+    return isinstance(error, (sa.exc.ProgrammingError, sa.exc.IntegrityError, sa.exc.DataError))
 
 
 def _file_sentence(file: str, detail: str) -> str:

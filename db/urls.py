@@ -13,8 +13,6 @@ SQLITE_DRIVERS = ("sqlite", "sqlite+pysqlite")
 POSTGRESQL_DRIVERS = ("postgresql", "postgres", "postgresql+psycopg")
 #: SQLAlchemy hides the password of a URL's user part only, and shows every option.
 SECRET_OPTIONS = ("sslpassword", "oauth_client_secret")
-#: Options of the driver itself, which libpq does not know.
-PSYCOPG_OPTIONS = ("prepare_threshold",)
 VALUE = re.compile("=[^&]*")
 ENCODE = (
     "This database URL cannot be read: percent-encode its user and password (@ is %40, : is %3A, / is %2F, ? is %3F,"
@@ -80,8 +78,6 @@ def _check_options(url: sa.URL) -> None:
     for name in url.query:
         if not name.isidentifier():
             raise ServiceError(reason=ENCODE)
-        if name in PSYCOPG_OPTIONS:
-            continue
         try:
             psycopg.conninfo.make_conninfo("", **{name: ""})
         except psycopg.Error as error:

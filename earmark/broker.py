@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,11 @@ import redis
 from celery import Celery
 from kombu import Queue
 from kombu.exceptions import OperationalError
+from kombu.utils.url import parse_url
 from kombu.utils.uuid import uuid
 
+from earmark import broker_errors
+from earmark.broker_url import for_redis_py
 from earmark.clips import Chunk
 from earmark.errors import MessageError, ServiceError
 
@@ -33,12 +36,14 @@ app = Celery("earmark", set_as_current=False)
 
 
 def configure(broker: Broker) -> Celery:
-    """Point the app at a broker; each line's reason is in docs/architecture.md."""
+    """Point the app at a broker; docs/architecture.md has the reasons of the settings that matter most."""
     app.close()
     # Celery keeps the queues and the producers of the broker before.
     vars(app).pop("amqp", None)
     app.conf.update(
         broker_url=broker.url,
+        # Workers read it from the URL; Flower's page of the broker reads it here only.
+        broker_use_ssl=parse_url(broker.url).get("ssl") if broker.url else None,
         include=["workers.tasks"],
         task_serializer="json",
         result_serializer="json",
@@ -146,9 +151,36 @@ def chunks_in_hand() -> int:
 
 
 def server_info() -> dict[str, Any]:
-    """Return what the Redis says of itself."""
-    with _reachable():
+    """Return what INFO tells of the Redis; nothing if its user may not ask."""
+    with _reachable(), suppress(redis.exceptions.NoPermissionError):
         return client().info()
+    return {}
+
+
+def check() -> None:
+    """Do what Celery will do, without a trace in Redis.
+
+    Raises:
+        ServiceError: the broker is out of reach, or Celery cannot use it.
+    """
+    with _reachable():
+        # The keys belong to two slots, which a cluster refuses in one command.
+        client().exists(f"{KEY_PREFIX}{app.conf.task_default_queue}", f"{KEY_PREFIX}unacked")
+        database = client().get_connection_kwargs().get("db", 0)
+        _try_channel(f"{KEY_PREFIX}/{database}.celery.pidbox")
+
+
+def _try_channel(channel: str) -> None:
+    with client().pubsub() as subscription:  # type: ignore[no-untyped-call]
+        subscription.psubscribe(channel)
+        subscription.parse_response()
+    # Celery ignores an empty message.
+    client().publish(channel, "")
+
+
+def is_unusable(error: ServiceError) -> bool:
+    """Say whether the Redis answers, and waiting will not make it one that Celery can use."""
+    return broker_errors.is_permanent(error.__cause__)
 
 
 def mark_queue() -> bool:
@@ -164,9 +196,7 @@ def client() -> redis.Redis:
 
 @cache
 def _client(url: str, timeout_s: float) -> redis.Redis:
-    # A socket's URL is written in another way for kombu than for redis-py.
-    url = url.replace("redis+socket://", "unix://").replace("virtual_host=", "db=")
-    return redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+    return redis.Redis.from_url(for_redis_py(url), socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
 
 
 def _shown(chunk: Chunk) -> str:
@@ -180,5 +210,5 @@ def _reachable() -> Iterator[None]:
     try:
         yield
     except (OperationalError, redis.RedisError, OSError) as error:
-        cure = "Start Redis, or set EARMARK_BROKER__URL to where it is; `earmark run` and `earmark up` bring their own."
-        raise ServiceError(reason=f"The broker does not answer ({error}). {cure}") from error
+        tls = app.conf.broker_url.startswith("rediss")
+        raise ServiceError(reason=broker_errors.sentence(error, tls=tls)) from error

@@ -131,7 +131,7 @@ class Failure:
 
 Outcome = Success | Failure
 
-#: Among a billion URLs of a run, two of one hash are as likely as winning a lottery twice.
+#: 88 bits: among a billion URLs of a run, two share a hash with a probability of 1.6e-9.
 KEY_BYTES = 11
 #: What display_uri takes away.
 _SAYS_MORE = re.compile(r"[?#@]")

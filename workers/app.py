@@ -16,6 +16,7 @@ from db import schema
 from db.session import connect
 from earmark import broker
 from earmark.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, ServiceError
+from earmark.processes import isolate_imports
 from earmark.settings import Settings, cores
 from producer.feeder import Feeder
 from workers import logs, metrics, tasks
@@ -38,6 +39,8 @@ ANSWERED_S = 30.0
 #: Looks within `idle_s`: a chunk may wait at one of them by chance.
 CUT_OFF_CHECKS = 8
 
+# `celery -A` has put the working directory on the path; what is imported from here on must not come from it.
+isolate_imports()
 settings = Settings()
 app = broker.configure(settings.broker)
 _stopping = threading.Event()
@@ -60,16 +63,27 @@ def _get_ready(sender: Any, **_: Any) -> None:
             metrics.serve(settings.worker, _is_ready)
         tasks.desk = _desk(str(sender.hostname))
     except EarmarkError as error:
-        sys.stderr.write(f"{error}\n")
-        # A worker without its model must not take messages, and Celery goes on after an exception here.
-        os._exit(SERVICE_EXIT)
+        _end_unready(str(error))
+    except Exception as error:
+        logger.exception("the worker cannot start", extra={"action": "start_failed"})
+        _end_unready(f"The worker cannot start: {error!r}. The traceback is in its log.")
+
+
+def _end_unready(sentence: str) -> None:
+    # Celery goes on after an exception here, with a worker that takes messages and can't work on them.
+    logging.shutdown()
+    sys.stderr.write(f"{sentence}\n")
+    sys.stderr.flush()
+    os._exit(SERVICE_EXIT)
 
 
 def _desk(hostname: str) -> tasks.Desk:
     if not settings.broker.url:
         raise ServiceError(reason="A worker needs EARMARK_BROKER__URL; `earmark run` and `earmark up` set it.")
+    _check_broker()
     engine = connect(settings.database_url, settings.database)
     schema.check(engine)
+    schema.check_rights(engine)
     decoding = settings.worker.decoders or cores()
     decoders = Decoders(settings.audio, decoding)
     fetcher = PoliteFetcher(settings)
@@ -78,12 +92,22 @@ def _desk(hostname: str) -> tasks.Desk:
     return tasks.Desk(engine, settings, models, Pipeline(fetcher, decoders, decoding), f"{hostname}:{os.getpid()}")
 
 
+def _check_broker() -> None:
+    try:
+        broker.check()
+    except ServiceError as error:
+        if broker.is_unusable(error):
+            raise
+        logger.warning("%s The worker tries again until it can.", error)
+
+
 @signals.worker_ready.connect
 def _start_timers(**_: Any) -> None:
     desk = _ready_desk()
     feeder = Feeder(desk.engine, settings)
     metrics.look_up(desk, feeder)
     _every(settings.ledger.lease_s / 3, desk.renew)
+    _every(RETRY_S, desk.give_back)
     _every(settings.ledger.feed_every_s, partial(_feed, feeder))
     _every(settings.worker.idle_s / CUT_OFF_CHECKS, _CutOff(desk).check)
     logger.info("ready, with the model %s", settings.model.name, extra={"action": "ready"})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from earmark.clips import Failure, Postponed, Source, Success, Timings, WindowPredictions
-from earmark.errors import ClipError, ModelError, ServiceError
+from earmark.errors import ClipError, DatabaseError, EarmarkError, ModelError, ServiceError
 from workers import metrics, windows
 from workers.polite import HostBusyError
 
@@ -66,12 +66,17 @@ class Pipeline:
         self._decoders.close()
 
     def _classify(self, clip: Claimed, job: Job, journey: _Journey) -> Success:
-        if job.reuse_urls and (known := job.known(clip.id, None)):
+        if job.reuse_urls and (known := _known(job, clip.id, None)):
             return known
         with journey.stage("fetch_ms"):
             fetched = self._fetcher.fetch(clip.uri)
         journey.source = fetched.source
-        if known := job.known(clip.id, fetched.source):
+        try:
+            known = _known(job, clip.id, fetched.source)
+        except ServiceError:
+            fetched.file.close()
+            raise
+        if known:
             fetched.file.close()
             return replace(known, timings=journey.timings)
         card, options = job.model.card, job.options
@@ -103,6 +108,17 @@ class Pipeline:
             yield
         finally:
             self._decoding.release()
+
+
+def _known(job: Job, clip_id: int, source: Source | None) -> Success | None:
+    """Look a clip's result up; whatever goes wrong with that is the database's trouble, never the clip's."""
+    try:
+        return job.known(clip_id, source)
+    except EarmarkError:
+        raise
+    except Exception as error:
+        logger.exception("a look-up in the database failed unexpectedly", extra={"action": "lookup_failed"})
+        raise DatabaseError(reason=f"The look-up of a clip's result failed: {error!r}", bug=True) from error
 
 
 class _Journey:

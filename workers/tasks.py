@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.exceptions import Reject
@@ -48,6 +48,10 @@ PATIENCE_S = 5.0
 DRAIN_S = 5.0
 #: Between two tries to reach a database that is away.
 OUTAGE_PAUSE_S = 1.0
+#: A statement that the database refuses as wrong is told once in so long.
+TOLD_EVERY_S = 60.0
+#: Its clips are tried again after this: it needs a person, so trying often is of no use.
+REFUSED_PAUSE_S = 60.0
 
 
 class Work:
@@ -142,6 +146,9 @@ class Desk:
         self._late = ThreadPoolExecutor(settings.worker.concurrency, thread_name_prefix="late")
         self._late_free = threading.Semaphore(settings.worker.concurrency)
         self._held: set[int] = set()
+        #: By token, the clips to give back once the database answers again. Until then their leases are renewed.
+        self._given_up: dict[int, dict[int, float]] = {}
+        self._refused_at = float("-inf")
         self._limits = settings.ledger
         self._deadline_s = settings.worker.chunk_deadline_s
         self._database_away = False
@@ -158,16 +165,14 @@ class Desk:
         with self._in_hand():
             self._wait_for_network()
             ids = [clip_id for clip_id, _ in chunk.clips]
-            claim = self._patiently(partial(ledger.claim, self.engine, ids, worker=self._name, limits=self._limits))
-            counts = Counter(skipped=len(ids) - len(claim.clips))
-            if claim.clips:
-                self._held.add(claim.token)
-                try:
+            with self._claiming(ids) as token:
+                claiming = partial(ledger.claim, worker=self._name, limits=self._limits, token=token)
+                claim = self._patiently(partial(claiming, self.engine, ids))
+                counts = Counter(skipped=len(ids) - len(claim.clips))
+                if claim.clips:
                     counts += self._begin(chunk.run_id, claim)
-                except BaseException:
-                    # Nobody works on them any more: let their lease end.
-                    self._held.discard(claim.token)
-                    raise
+                else:
+                    self._held.discard(token)
             return counts
 
     @property
@@ -178,9 +183,17 @@ class Desk:
         """Lengthen the leases of everything being worked on here."""
         ledger.renew(self.engine, list(self._held), self._limits)
 
+    def give_back(self) -> None:
+        """Give back the clips of claims that were given up while the database was away."""
+        for token, delays_s in list(self._given_up.items()):
+            ledger.release(self.engine, token, delays_s)
+            del self._given_up[token]
+            self._held.discard(token)
+
     def close(self) -> None:
         """Record or give back what is still being worked on."""
         self._late.shutdown()
+        self._give_back_at_the_end()
         self._clips.shutdown(wait=False, cancel_futures=True)
         self._sacrifice.close()
         self._pipeline.close()
@@ -198,15 +211,43 @@ class Desk:
             with self._counting:
                 self.chunks_in_hand -= 1
 
+    @contextmanager
+    def _claiming(self, ids: list[int]) -> Iterator[int]:
+        """Yield a token for a claim of clips; if the block fails for the database's sake, they go back uncounted."""
+        token = ledger.new_token()
+        self._held.add(token)
+        try:
+            yield token
+        except DatabaseError as error:
+            self._give_up(token, ids, error)
+            raise
+        except BaseException:
+            # Something of the clips' own may be the cause: their lease ends, which counts as a crash.
+            self._held.discard(token)
+            raise
+
+    def _give_up(self, token: int, clip_ids: Iterable[int], error: DatabaseError) -> None:
+        pause_s = REFUSED_PAUSE_S if error.bug else 0.0
+        self._given_up[token] = dict.fromkeys(clip_ids, pause_s)
+
+    def _give_back_at_the_end(self) -> None:
+        give_up = monotonic() + DRAIN_S
+        while self._given_up and monotonic() < give_up:
+            try:
+                self.give_back()
+            except DatabaseError:
+                sleep(LOOK_UP_S)
+
     def _begin(self, run_id: int, claim: Claim) -> Counter[str]:
         try:
             job = self._patiently(partial(self._models.take, run_id))
         except DatabaseError:
             raise
         except (ServiceError, ModelError, UsageError) as error:
-            self._held.discard(claim.token)
             reason = error if isinstance(error, ModelError) else ModelError(reason=str(error))
-            return self._record(claim, [Failure(clip.id, reason) for clip in claim.clips], ())
+            counts = self._record(claim, [Failure(clip.id, reason) for clip in claim.clips], ())
+            self._held.discard(claim.token)
+            return counts
         # In a copy of this context, so that what its thread logs names the run and the chunk.
         work = Work(
             claim, lambda clip: self._clips.submit(copy_context().run, self._classify, clip, job), self._deadline_s
@@ -225,7 +266,11 @@ class Desk:
     def _end_late(self, work: Work, job: Job) -> None:
         try:
             self._end(work, job)
+        except DatabaseError as error:
+            self._give_up(work.claim.token, [clip.id for clip in work.claim.clips], error)
+            logger.warning("late clips are given back: %s", error, extra={"action": "late_given_back"})
         except Exception:
+            self._held.discard(work.claim.token)
             logger.exception("late clips were not recorded; their leases will end", extra={"action": "late_lost"})
         finally:
             self._late_free.release()
@@ -236,8 +281,8 @@ class Desk:
             work.give_back()
             counts = self._record(work.claim, work.collect(), job.model.label_ids)
             self._patiently(partial(ledger.release, self.engine, work.claim.token, work.given_back))
-        finally:
             self._held.discard(work.claim.token)
+        finally:
             self._models.give_back(job)
         return counts + Counter(released=len(work.given_back))
 
@@ -246,7 +291,12 @@ class Desk:
             return Counter()
         finish = partial(ledger.finish, self.engine, claim, outcomes, label_ids, self._limits)
         began = monotonic()
-        counts = Counter(self._patiently(finish))
+        try:
+            counts = Counter(self._patiently(finish))
+        except DatabaseError as error:
+            if len(outcomes) == 1 or not error.bug:
+                raise
+            return self._record_each(claim, outcomes, label_ids)
         stages = metrics.chunk(counts, outcomes, monotonic() - began)
         logger.info(
             "%s; %s",
@@ -256,6 +306,19 @@ class Desk:
         )
         return counts
 
+    def _record_each(self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]) -> Counter[str]:
+        """Record outcomes one by one: values of one clip that the database refuses cost its neighbours nothing."""
+        counts: Counter[str] = Counter()
+        refused = None
+        for outcome in outcomes:
+            try:
+                counts += self._record(claim, [outcome], label_ids)
+            except DatabaseError as error:
+                refused = error
+        if refused:
+            raise refused
+        return counts
+
     def _patiently(self, transaction: Callable[[], T]) -> T:
         """Do a transaction, again and again while the database is out of reach; raises DatabaseError in the end."""
         give_up = monotonic() + self._limits.outage_s
@@ -263,7 +326,11 @@ class Desk:
             try:
                 ended = transaction()
             except DatabaseError as error:
-                if monotonic() > give_up or self.draining.wait(OUTAGE_PAUSE_S):
+                stopping = self.draining.wait(OUTAGE_PAUSE_S)
+                if error.bug:
+                    self._tell_refused(error)
+                    raise
+                if stopping or monotonic() > give_up:
                     raise
                 if not self._database_away:
                     logger.warning("%s", error, extra={"action": "database_away"})
@@ -271,6 +338,11 @@ class Desk:
             else:
                 self._database_away = False
                 return ended
+
+    def _tell_refused(self, error: DatabaseError) -> None:
+        if monotonic() > self._refused_at + TOLD_EVERY_S:
+            self._refused_at = monotonic()
+            logger.error("%s", error, exc_info=error, extra={"action": "statement_refused"})
 
     def _classify(self, clip: Claimed, job: Job) -> Outcome | Postponed:
         if clip.crashes >= SUSPECT_CRASHES:

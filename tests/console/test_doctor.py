@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from console import doctor
+from db.session import connect
 from earmark import broker
 from earmark.errors import ServiceError
-from earmark.settings import Settings
+from earmark.settings import Database, Settings
 from tests.end_to_end.conftest import Earmark
 from tests.servers import free_port, running_valkey
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import sqlalchemy as sa
+
+    from tests.servers import PgBouncer
 
 
 def told(tmp_path: Path, status: int, **settings: str) -> dict[str, tuple[bool, str]]:
@@ -51,6 +56,17 @@ def test_what_is_wrong_comes_with_its_cure(tmp_path: Path, empty_postgres_url: s
     assert wrong == {}
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_pooler_in_front_of_the_database_is_told(
+    tmp_path: Path, pooler: PgBouncer, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pooled = connect(pooler.url_of(engine.url.render_as_string()), Database())
+    for opened, told in ((pooled, True), (engine, False)):
+        monkeypatch.setattr(doctor, "connect_to", lambda _, opened=opened: opened)
+        assert ("through a pooler: statements are not prepared" in doctor._database(settings_with(tmp_path))) is told
+    pooled.dispose()
+
+
 def settings_with(tmp_path: Path, **groups: Any) -> Settings:
     settings = Settings(data_dir=tmp_path)
     changed = {name: getattr(settings, name).model_copy(update=update) for name, update in groups.items()}
@@ -76,6 +92,7 @@ def test_a_laptop_without_any_setting_is_well(tmp_path: Path) -> None:
 
 
 def test_an_old_redis_and_a_full_disk_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "check", lambda: None)
     monkeypatch.setattr(broker, "server_info", lambda: {"redis_version": "5.0.14"})
     with pytest.raises(ServiceError, match="is too old"):
         doctor._broker(settings_with(tmp_path, broker={"url": "redis://localhost"}))

@@ -14,7 +14,7 @@ from db import ledger, results
 from earmark.clips import Failure
 from earmark.errors import Connect, NotFound
 from earmark.settings import Ledger, Settings
-from tests.db.test_ledger import submit
+from tests.db.facts import submit
 from tests.db.test_pace import going
 
 if TYPE_CHECKING:

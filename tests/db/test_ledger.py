@@ -1,56 +1,36 @@
-"""The ledger: a clip is claimed by one, counted before the work, finished by its holder alone."""
+"""The ledger: a clip is claimed by one worker, and finished by its holder alone, who counts the try then."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from db import conveyor, ledger, results
-from db.models import Clip, Lease
+from db.models import Lease
 from db.session import reading, writing
 from earmark import clips as words
 from earmark.errors import Dns, NotFound, RateLimited, ServerFailed, UsageError
 from earmark.options import RunOptions
 from earmark.settings import Ledger
+from tests.db.facts import expire_leases, labels, row, submit, success
 
 LIMITS = Ledger()
-FACTS = words.AudioFacts(duration_s=5.0, source_sample_rate=44100, channels=2, codec="vorbis")
-
-
-def submit(engine: sa.Engine, count: int = 3, **options: Any) -> tuple[int, list[int]]:
-    run_id = ledger.open_run(engine, None, RunOptions(**options), queue="clips", chunk_size=16)
-    ledger.add_clips(engine, run_id, [words.Clip(f"https://h/{n}.wav") for n in range(count)])
-    with reading(engine) as connection:
-        return run_id, list(connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id)))
-
-
-def labels(engine: sa.Engine) -> tuple[int, ...]:
-    identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
-    return ledger.register_model(engine, ["dog", "siren"], **identity, function_to_apply="softmax", window_s=10.0)[1]
-
-
-def success(clip_id: int) -> words.Success:
-    predictions = (words.Prediction(1, 0.75), words.Prediction(0, 0.25))
-    return words.Success(clip_id, words.Source("ab", 7), FACTS, predictions)
-
-
-def row(engine: sa.Engine, clip_id: int) -> Any:
-    with reading(engine) as connection:
-        return connection.execute(sa.select(Clip.__table__, Clip.state_now).where(Clip.id == clip_id)).one()
-
-
-def expire_leases(engine: sa.Engine) -> None:
-    with writing(engine) as connection:
-        connection.execute(sa.update(Lease).values(until=1.0))
 
 
 def test_a_clip_that_a_run_has_already_is_not_added_again(engine: sa.Engine) -> None:
     run_id, _ = submit(engine, 3)
     same = [words.Clip("HTTPS://H:443/0.wav#part"), words.Clip("https://h/9.wav")]
     assert ledger.add_clips(engine, run_id, same) == 1
+
+
+def test_a_claim_whose_answer_was_lost_is_repeated_with_its_token(engine: sa.Engine) -> None:
+    _, ids = submit(engine, 2)
+    token = ledger.new_token()
+    lost = ledger.claim(engine, ids, worker="w", limits=LIMITS, token=token)
+    assert ledger.claim(engine, ids, worker="w", limits=LIMITS, token=token) == lost
+    assert ledger.claim(engine, ids, worker="other", limits=LIMITS).clips == ()
 
 
 def test_the_same_name_goes_on_with_the_same_run_and_refuses_other_options(engine: sa.Engine) -> None:

@@ -13,7 +13,7 @@ from db.pace import LAST_S, Pace, pace
 from db.session import now, reading, writing
 from earmark import clips as words
 from earmark.settings import Ledger, Worker
-from tests.db.test_ledger import FACTS, labels, submit
+from tests.db.facts import FACTS, labels, submit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,7 @@ import psycopg
 from db import conveyor, ledger, results
 from db.session import connect
 from earmark.settings import Database, Ledger
-from tests.db.facts import two_runs
-from tests.db.test_ledger import labels, submit, success
+from tests.db.facts import labels, submit, success, two_runs
 
 DDL = Path(__file__).parents[2] / "docs" / "partitions.sql"
 

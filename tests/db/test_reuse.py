@@ -14,7 +14,7 @@ from db.reuse import reuse
 from db.session import reading, writing
 from earmark import clips as words
 from earmark.settings import Ledger
-from tests.db.test_ledger import FACTS, labels, row, submit
+from tests.db.facts import FACTS, labels, row, submit
 
 SOURCE = words.Source("ab" * 32, 7)
 WHOLE = (words.Prediction(1, 0.75), words.Prediction(0, 0.25))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
 from console.demo import EXAMPLES
-from tests.end_to_end.conftest import Earmark, wait_until
-from tests.servers import free_port
+from tests.end_to_end.conftest import Earmark, finished_chunks, get_json, scalar, wait_until
+from tests.faults.nursery import HOOKS
+from tests.servers import answers, free_port
 
 if TYPE_CHECKING:
     import subprocess
@@ -42,19 +41,8 @@ def worker_at_work(cluster: Earmark, base: str) -> subprocess.Popen[str]:
     words = write_list(cluster, base)
     worker = cluster.start("console.cli", "worker")
     cluster("submit", words)
-    wait_until(lambda: scalar(cluster, "SELECT count(*) FROM leases WHERE token IS NOT NULL") > 0, 60)
+    wait_until(lambda: scalar(cluster, "SELECT count(*) FROM leases WHERE token IS NOT NULL") > 0)
     return worker
-
-
-def scalar(cluster: Earmark, query: str) -> Any:
-    with psycopg.connect(cluster.settings["EARMARK_DATABASE__URL"]) as connection:
-        row = connection.execute(query).fetchone()  # type: ignore[call-overload]
-    return row[0]
-
-
-def get_json(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return json.load(answer)
 
 
 def test_two_workers_and_flower_do_a_list(cluster: Earmark, serve: Callable[..., str]) -> None:
@@ -63,13 +51,13 @@ def test_two_workers_and_flower_do_a_list(cluster: Earmark, serve: Callable[...,
     cluster.start("celery", "-A", "workers.app", "worker", "--pool", "threads", "-c", "2", "-E", "-n", "one@%h")
     cluster.start("console.cli", "worker", "--concurrency", "2")
     cluster.start("console.cli", "flower", "--port", str(port))
-    wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), 30)
+    wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
     cluster("submit", words, "--chunk-size", "8", "--watch")
     assert scalar(cluster, "SELECT string_agg(error, '; ') FROM failures") is None
     assert scalar(cluster, "SELECT count(*) FROM results") == CLIPS
     assert scalar(cluster, "SELECT count(DISTINCT worker) FROM results") == 2
     assert scalar(cluster, "SELECT count(*) FROM top_k WHERE rank = 1") == CLIPS
-    wait_until(lambda: finished_chunks(port) >= CLIPS // 8, 20)
+    wait_until(lambda: finished_chunks(port) >= CLIPS // 8)
     tasks = list(get_json(f"http://127.0.0.1:{port}/api/tasks").values())
     assert {task["state"] for task in tasks} == {"SUCCESS"}
     # On a busy machine some clips are late: they end behind their chunk's back.
@@ -83,13 +71,13 @@ def test_kill_9_of_the_only_worker_loses_nothing_and_doubles_nothing(
     words = write_list(cluster, serve(EXAMPLES, delay_s=0.05))
     first = cluster.start("console.cli", "worker", "--concurrency", "2")
     cluster("submit", words)
-    wait_until(lambda: scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'done'") >= 20, 60)
+    wait_until(lambda: scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'done'") >= 20)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert scalar(cluster, "SELECT count(*) FROM leases WHERE token IS NOT NULL") > 0
     cluster.start("console.cli", "worker")
     finished = "SELECT count(*) FROM clips WHERE state = 'done'"
-    wait_until(lambda: scalar(cluster, finished) == CLIPS, LEASE_S + 30)
+    wait_until(lambda: scalar(cluster, finished) == CLIPS)
     assert scalar(cluster, "SELECT count(*) FROM top_k WHERE rank = 1") == CLIPS
     assert scalar(cluster, "SELECT max(attempts) FROM clips") == 1
 
@@ -119,13 +107,29 @@ def test_a_worker_without_its_schema_or_model_says_so_and_takes_nothing(cluster:
     assert "earmark db upgrade" in refused.stderr
 
 
-def finished_chunks(port: int) -> int:
-    return sum(task["state"] == "SUCCESS" for task in get_json(f"http://127.0.0.1:{port}/api/tasks").values())
+def test_a_worker_that_may_not_write_says_so_and_ends(cluster: Earmark) -> None:
+    owner = cluster.settings["EARMARK_DATABASE__URL"]
+    name = owner.rpartition("/")[2]
+    with psycopg.connect(owner, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE reader_of_{name} LOGIN")  # type: ignore[call-overload]
+        connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader_of_{name}")  # type: ignore[call-overload]
+        cluster.settings["EARMARK_DATABASE__URL"] = owner.replace("postgres@", f"reader_of_{name}@")
+        sentence = last_sentence_of_a_worker(cluster)
+        assert "GRANT it UPDATE on clips, INSERT on leases" in sentence
+        connection.execute(f"DROP OWNED BY reader_of_{name}; DROP ROLE reader_of_{name}")  # type: ignore[call-overload]
+        connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")  # type: ignore[call-overload]
+    cluster.settings["EARMARK_DATABASE__URL"] = owner
+    assert "is read-only" in last_sentence_of_a_worker(cluster)
 
 
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=2).close()
-    except OSError:
-        return False
-    return True
+def test_a_worker_that_fails_to_start_in_an_unforeseen_way_ends(cluster: Earmark) -> None:
+    cluster.settings |= {"PYTHONPATH": str(HOOKS), "FAULT_START": "1"}
+    assert "The worker cannot start: ZeroDivisionError" in last_sentence_of_a_worker(cluster)
+
+
+def last_sentence_of_a_worker(cluster: Earmark) -> str:
+    """Start a worker that cannot work; return the last line it writes."""
+    worker = cluster.start("console.cli", "worker")
+    assert worker.wait(120) == 3
+    log = max(cluster.folder.glob("console.cli-*.log"), key=lambda file: int(file.stem.rpartition("-")[2]))
+    return log.read_text().splitlines()[-1]

@@ -18,8 +18,7 @@ import trustme
 
 from console.demo import EXAMPLES
 from tests.end_to_end.conftest import Earmark, wait_until
-from tests.end_to_end.test_cluster import answers
-from tests.servers import free_port, running_valkey, serving
+from tests.servers import answers, free_port, running_valkey, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,14 +27,20 @@ PAGE = Path(__file__).parents[2] / "docs/deploy.md"
 
 
 @contextmanager
-def behind_tls(port: int, authority: trustme.CA, *, asked_first: bool = False) -> Iterator[str]:
+def behind_tls(
+    port: int, authority: trustme.CA, *, asked_first: bool = False, client_wanted: bool = False
+) -> Iterator[str]:
     """Yield the address of a server that ends TLS and passes on to another port.
 
     Args:
         asked_first: the client asks for TLS in eight bytes of plain text, as PostgreSQL's does.
+        client_wanted: the client needs a certificate of the authority as well.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
+    if client_wanted:
+        context.verify_mode = ssl.CERT_REQUIRED
+        authority.configure_trust(context)
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -129,12 +134,12 @@ def test_the_page_leads_from_two_servers_to_results(data: Earmark) -> None:
         for words in commands:
             if words == ["worker"]:
                 data.start("console.cli", *words)
-                wait_until(lambda: answers(f"http://127.0.0.1:{metrics}/ready"), 120)
+                wait_until(lambda: answers(f"http://127.0.0.1:{metrics}/ready"))
             elif words == ["flower"]:
                 data.start("console.cli", *words, "--port", str(port))
             else:
                 said[words[0]] = data(*words)
-        wait_until(lambda: bool(answers(f"http://127.0.0.1:{port}/api/workers")), 30)
+        wait_until(lambda: bool(answers(f"http://127.0.0.1:{port}/api/workers")))
     assert "2 done" in said["submit"].stderr
     assert "2 done" in said["status"].stderr + said["status"].stdout
     assert {"dog", "siren"} <= set(re.split(r"\W", (data.folder / "march.csv").read_text()))

@@ -12,8 +12,7 @@ import psutil
 
 from console.demo import EXAMPLES
 from earmark.settings import cores
-from tests.end_to_end.conftest import wait_until
-from tests.end_to_end.test_one_machine import left_running
+from tests.end_to_end.conftest import left_running, wait_until
 from tests.servers import free_port
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def slow_list(earmark: Earmark, serve: Callable[..., str]) -> str:
 
 def interrupt_midway(earmark: Earmark, process: subprocess.Popen[str]) -> str:
     """Press Ctrl-C once some clips are done; return what was said."""
-    wait_until(lambda: 0 < states(earmark).get("done", 0) < CLIPS, 60)
+    wait_until(lambda: 0 < states(earmark).get("done", 0) < CLIPS)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     return " ".join((earmark.folder / "console.cli-0.log").read_text().split())
@@ -66,7 +65,7 @@ def test_up_shares_the_cores_reads_the_folders_it_is_told_and_ends_with_ctrl_c(e
     up = earmark.start(
         "console.cli", "up", "--workers", "2", "--files", str(folder), "--flower-port", str(free_port())
     )  # fmt: skip
-    wait_until((earmark.folder / "data" / "broker.url").exists, 30)
+    wait_until((earmark.folder / "data" / "broker.url").exists)
     workers = [child for child in psutil.Process(up.pid).children() if "worker" in child.cmdline()]
     assert [worker.environ()["EARMARK_MODEL__THREADS"] for worker in workers] == [str(max(1, cores() // 2))] * 2
     earmark("submit", str(folder), "--watch", "--strict")
@@ -83,7 +82,7 @@ def test_an_interrupted_submit_watch_says_how_to_watch_again(
     earmark.settings["EARMARK_BROKER__URL"] = valkey_url
     words = ("console.cli", "submit", slow_list(earmark, serve), "--watch", "--name", "slow")
     watching = earmark.start(*words)
-    wait_until(lambda: "pending" in states(earmark) or "queued" in states(earmark), 30)
+    wait_until(lambda: "pending" in states(earmark) or "queued" in states(earmark))
     earmark.start("console.cli", "worker")
     assert "The run goes on; `earmark status slow --watch` shows it again." in interrupt_midway(earmark, watching)
     earmark("status", "slow", "--watch")

@@ -11,10 +11,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from console.demo import EXAMPLES
+from tests.end_to_end.conftest import left_running
 from tests.servers import readable_binaries, serving
 
 if TYPE_CHECKING:
@@ -36,10 +36,6 @@ def recordings(tmp_path: Path) -> Path:
     (folder.parent / "half.flac").write_bytes((EXAMPLES / "piano.flac").read_bytes()[:30])
     (folder.parent / "notes.txt").write_text("not a sound")
     return folder.parent
-
-
-def left_running() -> list[str]:
-    return [child.name() for child in psutil.Process().children(recursive=True) if "valkey" in child.name()]
 
 
 def test_the_demo_names_the_sounds_and_the_reasons_and_leaves_nothing_running(earmark: Earmark) -> None:

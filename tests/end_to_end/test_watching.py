@@ -14,9 +14,8 @@ import yaml
 from console import local
 from console.demo import EXAMPLES
 from earmark.errors import UsageError
-from tests.end_to_end.conftest import Earmark, wait_until
-from tests.end_to_end.test_cluster import answers, finished_chunks, get_json
-from tests.servers import free_port, serving
+from tests.end_to_end.conftest import Earmark, finished_chunks, get_json, wait_until
+from tests.servers import answers, free_port, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,11 +46,11 @@ class Watched:
 
     def work(self) -> None:
         self.earmark.start("console.cli", "up", "--flower-port", str(self.flower))
-        wait_until(lambda: answers(f"{self.worker}/ready") and answers(f"{self.page}/healthcheck"), 120)
+        wait_until(lambda: answers(f"{self.worker}/ready") and answers(f"{self.page}/healthcheck"))
         # A chunk that has begun before Flower listens would stay unknown to it.
-        wait_until(lambda: bool(get_json(f"{self.page}/api/workers?refresh=1")), 30)
+        wait_until(lambda: bool(get_json(f"{self.page}/api/workers?refresh=1")))
         self.earmark("submit", "list.txt", "--chunk-size", str(CHUNK), "--watch")
-        wait_until(lambda: finished_chunks(self.flower) >= CLIPS // CHUNK, 20)
+        wait_until(lambda: finished_chunks(self.flower) >= CLIPS // CHUNK)
 
     @property
     def page(self) -> str:
@@ -157,7 +156,7 @@ def test_a_worker_logs_a_line_a_chunk_that_a_machine_can_read(watched: Watched) 
 @pytest.mark.parametrize(("address", "basic_auth"), [("0.0.0.0", None), ("", None), ("0.0.0.0", "someone:")])
 def test_flower_is_not_opened_to_other_machines_without_a_password(address: str, basic_auth: str | None) -> None:
     with pytest.raises(UsageError, match="USER:PASSWORD"):
-        local.flower_command({}, 5555, address, basic_auth)
+        local.flower_arguments(5555, address, basic_auth)
 
 
 def test_alerts_are_rules_that_say_what_to_do() -> None:

@@ -176,6 +176,29 @@ def end_postgres_connections(world: World) -> None:
     _ask_postgres(world, END_CONNECTIONS + " AND datname = current_database()")
 
 
+def make_postgres_read_only_for_12_s(world: World) -> None:
+    """Fail over to a server that is read-only, and back; connections are ended both times."""
+    make_postgres_read_only(world, 12, pinned=False)
+
+
+def make_postgres_read_only_for_6_s_and_keep_connections(world: World) -> None:
+    """Fail over to a server that is read-only at first: connections made meanwhile stay read-only for good."""
+    make_postgres_read_only(world, 6, pinned=True)
+
+
+def make_postgres_read_only(world: World, seconds: float, *, pinned: bool) -> None:
+    assert world.postgres is not None
+    database = world.database_url.rpartition("/")[2]
+    of_database = f"{END_CONNECTIONS} AND datname = '{database}'"
+    with psycopg.connect(world.postgres.url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")  # type: ignore[call-overload]
+        connection.execute(of_database)  # type: ignore[call-overload]
+        time.sleep(seconds)
+        connection.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only")  # type: ignore[call-overload]
+        if not pinned:
+            connection.execute(of_database)  # type: ignore[call-overload]
+
+
 def use_up_postgres_connections(world: World) -> None:
     assert world.postgres is not None
     held: list[psycopg.Connection] = []
@@ -263,6 +286,16 @@ ON_POSTGRES: tuple[Fault, ...] = (
     restart_postgres_at_once,
     stop_postgres_for_10_s,
     end_postgres_connections,
+    make_postgres_read_only_for_12_s,
+    make_postgres_read_only_for_6_s_and_keep_connections,
     use_up_postgres_connections,
     fail_postgres_transactions,
+)
+#: After these every worker is alive: with a lease that outlasts them, no clip may count a crash.
+OUTAGES_OF_POSTGRES: tuple[Fault, ...] = (
+    restart_postgres_at_once,
+    stop_postgres_for_10_s,
+    end_postgres_connections,
+    make_postgres_read_only_for_12_s,
+    make_postgres_read_only_for_6_s_and_keep_connections,
 )

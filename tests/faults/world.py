@@ -49,6 +49,7 @@ class World:
     postgres: Postgres | None
     random: random.Random
     workers: list[psutil.Process] = field(default_factory=list)
+    producers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     submitted: set[str] = field(default_factory=set)
 
     @property
@@ -73,6 +74,7 @@ class World:
             [sys.executable, "-m", "console.cli", *words],
             env=self.environment(), cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
+        self.producers.append(process)
         if wait:
             said = process.communicate(timeout=120)[1].decode()
             assert process.returncode == 0, said
@@ -143,6 +145,9 @@ class World:
         return log.read_text()[-3000:] if log.exists() else ""
 
     def end(self) -> None:
+        for producer in self.producers:
+            with producer:  # an open pipe would be blamed on the next test
+                producer.kill()
         for process in self.workers:
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 process.send_signal(signal.SIGCONT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,9 +39,6 @@ def taken_from_queue() -> list[dict[str, object]]:
     messages = [broker.client().rpop("earmark:clips") for _ in range(broker.queue_length())]
     decoded = []
     for message in messages:
-        import base64
-        import json
-
         body = json.loads(base64.b64decode(json.loads(message)["body"]))
         decoded.append(body[0][0])
     return decoded

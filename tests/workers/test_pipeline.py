@@ -93,3 +93,12 @@ def test_an_unexpected_error_ends_one_clip_and_not_the_worker() -> None:
 @pytest.mark.parametrize("error", [HostBusyError(3.0), DatabaseError(reason="away")])
 def test_a_clip_is_put_off_for_what_is_not_its_fault(error: Exception) -> None:
     assert isinstance(classify(error), Postponed)
+
+
+@pytest.mark.parametrize("error", [DatabaseError(reason="away", bug=True), RuntimeError("the driver's own")])
+def test_a_look_up_that_fails_in_any_way_is_no_clip_s_fault(error: Exception) -> None:
+    def known(_clip_id: int, _source: Source | None) -> None:
+        raise error
+
+    assert isinstance(classify(known=known), Postponed)
+    assert isinstance(classify(known=known, reuse_urls=True), Postponed)

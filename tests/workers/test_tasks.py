@@ -1,20 +1,31 @@
-"""The desk: whatever ends a chunk's work, its clips are let go."""
+"""The desk: whatever ends a chunk's work, its clips are let go; the database's trouble is never theirs."""
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
+import sqlalchemy as sa
 
 from db import conveyor
+from db.models import Lease
+from db.session import connect, reading
 from earmark.clips import Chunk
-from earmark.settings import Settings
-from tests.db.test_ledger import expire_leases, submit
+from earmark.errors import DatabaseError
+from earmark.options import RunOptions
+from earmark.settings import Database, Ledger, Settings
+from tests.db.facts import expire_leases, labels, row, submit, success
+from workers.models import Job, Loaded
 from workers.tasks import Desk
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
+    from collections.abc import Callable, Iterator
+
+    from earmark.clips import Outcome
 
 
 class BrokenModels:
@@ -32,3 +43,129 @@ def test_clips_of_a_chunk_that_fails_unforeseen_are_not_held_for_ever(engine: sa
     expire_leases(engine)
     desk.renew()
     assert conveyor.take_back(engine, "clips") == 2
+
+
+class OneModel:
+    """A model that knows two labels."""
+
+    def __init__(self, label_ids: tuple[int, ...]) -> None:
+        self._model = Loaded(None, None, model_id=1, label_ids=label_ids)  # type: ignore[arg-type]
+
+    def take(self, _run_id: int) -> Job:
+        return Job(RunOptions(), self._model)
+
+    def give_back(self, _job: Job) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Server:
+    """What an administrator does to the test's database."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._name = url.rpartition("/")[2]
+
+    def fail_over(self) -> None:
+        """Leave a server that is read-only, as a standby is."""
+        self._do(f"ALTER DATABASE {self._name} SET default_transaction_read_only = on")
+        self._do(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{self._name}'")
+
+    def promote(self) -> None:
+        """Let new connections write; those that were made meanwhile stay read-only."""
+        self._do(f"ALTER DATABASE {self._name} RESET default_transaction_read_only")
+
+    def _do(self, statement: str) -> None:
+        with psycopg.connect(f"{self._url.rpartition('/')[0]}/postgres", autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def server(postgres_url: str) -> Server:
+    return Server(postgres_url)
+
+
+@pytest.fixture
+def postgres_engine(postgres_url: str) -> Iterator[sa.Engine]:
+    engine = connect(postgres_url, Database())
+    yield engine
+    engine.dispose()
+
+
+def desk_that(engine: sa.Engine, classify: Callable[[int], Outcome], **limits: float) -> Desk:
+    pipeline = SimpleNamespace(offline=False, classify=lambda clip, _job: classify(clip.id), close=lambda: None)
+    settings = Settings(ledger=Ledger(**limits))  # type: ignore[arg-type]
+    return Desk(engine, settings, OneModel(labels(engine)), pipeline, "worker")  # type: ignore[arg-type]
+
+
+def chunk_of(run_id: int, ids: list[int]) -> Chunk:
+    return Chunk(run_id, tuple((clip_id, "https://h/") for clip_id in ids))
+
+
+def leases(engine: sa.Engine) -> int:
+    with reading(engine) as connection:
+        return int(connection.scalar(sa.select(sa.func.count()).select_from(Lease)) or 0)
+
+
+def test_results_wait_for_a_server_that_is_read_only_for_a_while(postgres_engine: sa.Engine, server: Server) -> None:
+    run_id, ids = submit(postgres_engine, 2)
+    promoted = threading.Timer(2.5, server.promote)
+
+    def classify(clip_id: int) -> Outcome:
+        if clip_id == ids[0]:
+            server.fail_over()
+            promoted.start()
+        return success(clip_id)
+
+    counts = desk_that(postgres_engine, classify).work(chunk_of(run_id, ids))
+    assert counts["done"] == 2
+    assert [(row(postgres_engine, clip_id).state, row(postgres_engine, clip_id).crashes) for clip_id in ids] == [
+        ("done", 0), ("done", 0)
+    ]  # fmt: skip
+
+
+def test_clips_given_up_in_an_outage_are_kept_until_it_is_over_and_cost_no_crash(
+    postgres_engine: sa.Engine, server: Server
+) -> None:
+    run_id, ids = submit(postgres_engine, 1)
+
+    def classify(clip_id: int) -> Outcome:
+        server.fail_over()
+        return success(clip_id)
+
+    desk = desk_that(postgres_engine, classify, outage_s=0.0)
+    with pytest.raises(DatabaseError):
+        desk.work(chunk_of(run_id, ids))
+    with pytest.raises(DatabaseError):
+        desk.give_back()
+    server.promote()
+    expire_leases(postgres_engine)
+    desk.renew()
+    assert conveyor.take_back(postgres_engine, "clips") == 0
+    desk.give_back()
+    assert leases(postgres_engine) == 0
+    again = row(postgres_engine, ids[0])
+    assert (again.state, again.crashes, again.attempts) == ("pending", 0, 0)
+
+
+def test_values_of_one_clip_that_the_database_refuses_cost_its_neighbours_nothing(
+    postgres_engine: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id, ids = submit(postgres_engine, 3)
+
+    def classify(clip_id: int) -> Outcome:
+        result = success(clip_id)
+        return replace(result, facts=replace(result.facts, codec="\0")) if clip_id == ids[1] else result
+
+    desk = desk_that(postgres_engine, classify)
+    with pytest.raises(DatabaseError, match="bug in Earmark"):
+        desk.work(chunk_of(run_id, ids))
+    desk.give_back()
+    assert [row(postgres_engine, clip_id).state for clip_id in ids] == ["done", "pending", "done"]
+    assert row(postgres_engine, ids[1]).crashes == 0
+    assert leases(postgres_engine) == 0
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(told) == 1
+    assert told[0].exc_info

@@ -3,7 +3,7 @@
 FAULT_CLIPS: a clip with `poison` in its URI kills the process that works on it, the host `nowhere.test` has no address,
 a host whose name begins with `flaky` has one (loopback) but for the first time, and what has a result is noted in a
 file. FAULT_MEMORY: the model has room for one window at a time. FAULT_CLOCK_S: the process's clock is off by so much.
-FAULT_NO_RECOVERY: its feeder takes nothing back.
+FAULT_NO_RECOVERY: its feeder takes nothing back. FAULT_START: its model fails to load in a way nobody foresaw.
 """
 
 from __future__ import annotations
@@ -63,3 +63,11 @@ if "FAULT_NO_RECOVERY" in os.environ:
     from db import conveyor
 
     conveyor.take_back = conveyor.take_back_queued = lambda *_: 0
+
+if "FAULT_START" in os.environ:
+    from workers.models import Models
+
+    def _fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    Models.load = _fail  # type: ignore[method-assign,assignment]
