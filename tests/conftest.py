@@ -26,6 +26,8 @@ CHROMIUM = [
 ]  # fmt: skip
 
 
+#: Their tests share what takes long to set up, so they stay in one process.
+TOGETHER = ("test_watching", "test_decode", "test_page", "test_report")
 #: A test has a mark if it uses one of these fixtures: they start programs.
 MARKED_BY_FIXTURE = {
     "browser": ("browser", "slow"),
@@ -43,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture in MARKED_BY_FIXTURE.keys() & set(item.fixturenames):  # type: ignore[attr-defined]
             for mark in MARKED_BY_FIXTURE[fixture]:
                 item.add_marker(mark)
+        if item.path.stem in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
