@@ -70,8 +70,13 @@ def kill_server(world: World, down_s: float) -> None:
 def seconds_to_go_on(world: World) -> float:
     """Return how long it takes until another clip is final."""
     began = time.monotonic()
-    before = final(world)
-    world.until(lambda: final(world) > before, 300)
+    counts: list[int] = []
+
+    def went_on() -> bool:
+        counts.append(final(world))
+        return counts[-1] > counts[0]
+
+    world.until(went_on, 300)
     return time.monotonic() - began
 
 
