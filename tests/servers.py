@@ -120,6 +120,7 @@ auth_file = {self._folder}/users
 pool_mode = {mode}
 default_pool_size = {pool_size}
 max_client_conn = 200
+server_login_retry = 1
 """
         )
         who = {} if os.geteuid() != 0 else {"user": "nobody"}

@@ -125,8 +125,9 @@ def test_a_worker_whose_model_cannot_be_had_takes_nothing(world: World) -> None:
 
 
 def test_an_outage_longer_than_results_wait_loses_nothing(world: World) -> None:
-    world.settings["EARMARK_LEDGER__OUTAGE_S"] = "1"
+    world.settings |= {"EARMARK_LEDGER__OUTAGE_S": "1", "EARMARK_LEDGER__LEASE_S": LONG_LEASE_S}
     strike_amid_work(world, faults.stop_postgres_for_10_s if world.postgres else faults.lock_sqlite_for_20_s)
+    assert world.rows(sa.select(sa.func.max(Clip.crashes))) == [(0,)]
 
 
 def test_a_killed_flower_takes_nothing_with_it(world: World) -> None:
