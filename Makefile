@@ -18,7 +18,7 @@ demo: .venv/ready
 
 # Run the tests against real servers; everything they need is installed here.
 test: .venv/ready-dev browser
-	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal -m "not slow"
 
 # Some tests look at pages in Debian's Chromium.
 browser:

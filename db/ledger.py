@@ -77,24 +77,33 @@ def open_run(
     Raises:
         UsageError: a run of that name exists with other options: its results would not be comparable.
     """
-    how = {"queue": queue, "priority": priority, "reuse_urls": reuse_urls}
+    changing = {"queue": queue, "priority": priority, "reuse_urls": reuse_urls}
+    values = {**changing, "options": options.as_json(), "chunk_size": chunk_size}
     with writing(engine) as connection:
-        found = connection.execute(sa.select(Run.id, Run.options).where(Run.name == name)).first()
-        if found is None:
-            return _insert_run(connection, name, {**how, "options": options.as_json(), "chunk_size": chunk_size})
-        if found.options != options.as_json():
+        if name is None:
+            return _insert_unnamed(connection, values)
+        run = _find_or_insert(connection, name, values)
+        if run.options != options.as_json():
             raise UsageError(reason=f"The run {name!r} exists with other options; use another --name.")
-        connection.execute(sa.update(Run).where(Run.id == found.id).values(**how))
-        return int(found.id)
+        connection.execute(sa.update(Run).where(Run.id == run.id).values(**changing))
+        return int(run.id)
 
 
-def _insert_run(connection: sa.Connection, name: str | None, values: dict[str, Any]) -> int:
-    temporary = name or f"run-{secrets.token_hex(8)}"
-    row = sa.insert(Run).values(name=temporary, created_at=now(), **values)
+def _find_or_insert(connection: sa.Connection, name: str, values: dict[str, Any]) -> sa.Row[Any]:
+    named = sa.select(Run.id, Run.options).where(Run.name == name)
+    found = connection.execute(named).first()
+    if found is not None:
+        return found
+    # Another submission may insert the same name meanwhile: then this statement waits for it and inserts nothing.
+    connection.execute(_insert_new(connection, Run).values(name=name, created_at=now(), **values))
+    return connection.execute(named).one()
+
+
+def _insert_unnamed(connection: sa.Connection, values: dict[str, Any]) -> int:
+    row = sa.insert(Run).values(name=f"run-{secrets.token_hex(8)}", created_at=now(), **values)
     run_id = connection.execute(row.returning(Run.id)).scalar_one()
-    if name is None:
-        connection.execute(sa.update(Run).where(Run.id == run_id).values(name=f"run-{run_id}"))
-    return run_id
+    connection.execute(sa.update(Run).where(Run.id == run_id).values(name=f"run-{run_id}"))
+    return int(run_id)
 
 
 def add_clips(engine: sa.Engine, run_id: int, clips: Iterable[words.Clip]) -> int:
