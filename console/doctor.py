@@ -50,7 +50,7 @@ def examine(settings: Settings) -> Iterator[tuple[str, bool, str]]:
 
 
 def _broker(settings: Settings) -> str:
-    if settings.broker.url is None and not (settings.data_dir / verbs.BROKER_NOTE).is_file():
+    if settings.broker.url is None and not (settings.data_dir / broker.EMBEDDED_NOTE).is_file():
         return f"EARMARK_BROKER__URL is not set; `run` and `up` start {local.valkey_program()}"
     verbs.find_broker(settings)
     found = broker.server_info()

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from db import outcomes, results
 from db.listed import Listed, insert, lacking, listed
-from db.models import Base, Clip, Label, Lease, Model, Run, RunCount, WindowPrediction, state_is
+from db.models import Base, Clip, Label, Lease, LedgerIdentity, Model, Run, RunCount, WindowPrediction, state_is
 from db.outcomes import error_values
 from db.session import execute, now, reading, writing
 from earmark.errors import Cancelled, UsageError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from earmark import clips as words
-    from earmark.clips import Outcome
+    from earmark.clips import Chunk, Outcome
     from earmark.options import RunOptions
     from earmark.settings import Ledger
 
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 # lead PostgreSQL to an index by state, which it takes for almost empty.
 _LEASE = """
 INSERT INTO leases (clip_id, run_id, until, token, worker)
-SELECT id, run_id, {now} + :lease_s, :token, :worker FROM clips WHERE id IN {ids} AND not_before <= {now} ORDER BY id
+SELECT id, run_id, {now} + :lease_s, :token, :worker FROM clips
+WHERE id IN {ids} AND not_before <= {now}
+AND run_id = (SELECT id FROM runs WHERE id = :run_id) AND :ledger_id = (SELECT id FROM ledger)
+ORDER BY id
 ON CONFLICT (clip_id) DO UPDATE SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL RETURNING clip_id
 """
@@ -41,6 +44,19 @@ _LEASED = "SELECT id, uri, attempts + 1, crashes FROM clips WHERE id IN {ids} AN
 _NO_ERROR: dict[str, Any] = {"error_code": None, "error_stage": None, "error": None}
 #: Clips deleted in one transaction: a second or so in which no other writer of a SQLite file gets its turn.
 PRUNED_AT_ONCE = 5000
+
+
+class OtherLedgerError(Exception):
+    """The chunk is of another ledger: its ids mean other clips there."""
+
+    def __init__(self, ledger_id: str) -> None:
+        super().__init__(ledger_id)
+        #: The ledger of this database.
+        self.ledger_id = ledger_id
+
+
+class NoSuchRunError(Exception):
+    """The chunk is of this ledger, and of a run that it does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,17 +194,37 @@ def _prune_some(engine: sa.Engine, run_id: int) -> int:
     return len(ids)
 
 
-def claim(engine: sa.Engine, clip_ids: Iterable[int], *, worker: str, limits: Ledger) -> Claim:
-    """Take the clips that are still to do.
+def claim(engine: sa.Engine, chunk: Chunk, *, worker: str, limits: Ledger) -> Claim:
+    """Take the clips of a chunk's run that are still to do.
 
-    Clips that are final, running elsewhere or not yet due are left out: a message delivered twice does no harm.
+    Clips that are final, running elsewhere, not yet due or of another run are left out: a message delivered twice does
+    no harm.
+
+    Raises:
+        OtherLedgerError: the chunk is of another ledger.
+        NoSuchRunError: the ledger does not have the chunk's run.
     """
     token = secrets.randbits(63)
-    values = {"ids": list(clip_ids), "token": token, "worker": worker, "lease_s": limits.lease_s}
+    ids = [clip_id for clip_id, _ in chunk.clips]
+    whose = {"ledger_id": chunk.ledger_id, "run_id": chunk.run_id}
     with writing(engine) as connection:
-        leased = execute(connection, _LEASE, **values).scalars().all()
+        leased = (
+            execute(connection, _LEASE, ids=ids, token=token, worker=worker, lease_s=limits.lease_s, **whose)
+            .scalars()
+            .all()
+        )
+        if not leased:
+            _check_whose(connection, chunk)
         # Looked at once they are ours: a moment before, another may have brought them to their end.
         return Claim(token, tuple(Claimed(*row) for row in execute(connection, _LEASED, ids=leased).all()))
+
+
+def _check_whose(connection: sa.Connection, chunk: Chunk) -> None:
+    here = str(connection.execute(sa.select(LedgerIdentity.id)).scalar_one())
+    if chunk.ledger_id != here:
+        raise OtherLedgerError(here)
+    if connection.execute(sa.select(Run.id).where(Run.id == chunk.run_id)).first() is None:
+        raise NoSuchRunError
 
 
 def renew(engine: sa.Engine, tokens: Iterable[int], limits: Ledger) -> None:
