@@ -17,7 +17,7 @@ import wave
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import redis
@@ -114,7 +114,7 @@ class Member:
         states = self.states()
         return set(states) <= set(FINAL_STATES) and sum(states.values()) == self.submitted
 
-    def rows(self, statement: sa.Select[tuple[str, int]] | sa.TextClause) -> list[sa.Row[tuple[str, int]]]:
+    def rows(self, statement: Any) -> list[Any]:
         engine = connect(self.database_url, Database())
         try:
             with reading(engine) as connection:

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from alembic import command
 
 from db import ledger, schema
-from db.identity import ledger_id, own_queue
-from db.models import Lease, Run
-from db.session import connect, reading, writing
+from db.identity import own_queue
+from db.models import Lease, LedgerIdentity, Run
+from db.session import connect, execute, writing
 from earmark import broker
 from earmark.clips import Clip
 from earmark.options import RunOptions
@@ -61,12 +61,9 @@ def member(tmp_path: Path, valkey: Valkey, nursery: Nursery) -> Iterator[Callabl
         one.kill_workers()
 
 
-def engine_of(member: Member) -> sa.Engine:
-    return connect(member.database_url, Database())
-
-
 def identity_of(member: Member) -> str:
-    return ledger_id(engine_of(member))
+    [(identity,)] = member.rows(sa.select(LedgerIdentity.id))
+    return str(identity)
 
 
 def ready(port: int) -> int | None:
@@ -149,22 +146,21 @@ def test_what_an_older_earmark_had_queued_goes_on_after_the_upgrade(
     one.database_url = f"sqlite:///{one.folder}/old.db"
     if database == "postgresql":
         one.database_url = request.getfixturevalue("postgres_server").new_database()
-    engine = engine_of(one)
+    engine = connect(one.database_url, Database())
     with writing(engine) as connection:
         command.upgrade(schema._config(connection), "v0_1_0")
     run_id = ledger.open_run(engine, "old", RunOptions(), queue="clips", chunk_size=4)
     one.submitted = ledger.add_clips(engine, run_id, [Clip(str(file)) for file in files])
-    lease = sa.text("INSERT INTO leases (clip_id, run_id, until) SELECT id, run_id, 9e9 FROM clips WHERE id < 6")
+    lease = "INSERT INTO leases (clip_id, run_id, until) SELECT id, run_id, {now} + 10 FROM clips WHERE id < 6"
     with writing(engine) as connection:
-        connection.execute(lease)
+        execute(connection, lease)
+    engine.dispose()
     upgraded(one.database_url)
     one.start_worker()
     until(lambda: one.final, WITHIN_S, one.log)
     assert one.states() == {"done": FEW}
-    with reading(engine) as connection:
-        assert connection.scalars(sa.select(Run.queue)).all() == [own_queue(ledger_id(engine))]
-        assert connection.scalars(sa.select(Lease.clip_id)).all() == []
-    engine.dispose()
+    assert one.rows(sa.select(Run.queue)) == [(own_queue(identity_of(one)),)]
+    assert one.rows(sa.select(Lease.clip_id)) == []
 
 
 def test_a_worker_with_an_empty_file_of_its_own_says_so_and_is_not_ready(
