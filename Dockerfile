@@ -5,7 +5,6 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir "torch>=2.6" --index-url "$TORCH_INDEX"
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY console console
 COPY producer producer
 COPY workers workers
 COPY db db

@@ -48,7 +48,7 @@ audit: .venv/ready ## list what is installed in sbom.json and look up its known 
 	@.venv/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 fuzz: .venv/ready-dev ## decode a few thousand damaged and hostile files with a fresh seed
-	@$(BIN)/python -m tests.workers.bad_audio
+	@$(BIN)/python -m tests.workers.decoding.bad_audio
 
 chaos: .venv/ready-dev ## have 25 faults happen to 1,000 clips: make chaos SEED=1 DATABASE=postgresql
 	@$(BIN)/python -m tests.faults.chaos --seed $(or $(SEED),1) --database $(or $(DATABASE),sqlite)

@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earmark.settings import Settings, cores
+from earmark.core.settings import Settings, cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -153,8 +153,8 @@ def load_alone(model: str) -> None:
     import requests
     import torch
 
-    from earmark import settings
-    from workers import classifier
+    from earmark.core import settings
+    from workers.scoring import classifier
 
     torch.set_num_threads(1)
     alone["model"] = classifier.load(settings.Model(name=model, device="cpu", threads=1))
@@ -179,7 +179,7 @@ def _labelled(fetched: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, list[
     import soundfile
     import soxr
 
-    from workers import classifier
+    from workers.scoring import classifier
 
     model, waiting = alone["model"], []
     for uri, body in fetched:
@@ -208,9 +208,9 @@ def _scored(model: Any, waiting: list[Any], apply: Any) -> Iterator[tuple[str, l
 @contextmanager
 def earmark(model: str, _threads: int, database: str) -> Iterator[Label]:
     """One Earmark worker with a lane a core, as `earmark run` has it, from the list to the last final state."""
-    from console import verbs
-    from console.database import open_database
-    from earmark.options import RunOptions
+    from earmark import api
+    from earmark.core.options import RunOptions
+    from earmark.database import open_database
     from producer.submit import submit
     from tests.servers import running_postgres, upgraded
 
@@ -222,7 +222,7 @@ def earmark(model: str, _threads: int, database: str) -> Iterator[Label]:
         if database == "postgresql":
             os.environ["EARMARK_DATABASE__URL"] = upgraded(servers.enter_context(running_postgres()))
         engine = open_database(Settings(), create=True)
-        here, _ = servers.enter_context(verbs.machine(Settings(), queue="contender", workers=1))
+        here, _ = servers.enter_context(api.machine(Settings(), queue="contender", workers=1))
 
         def label(uris: list[str]) -> list[str]:
             listed = Path(folder, "list.txt")
@@ -260,7 +260,7 @@ def pipeline(model: str, threads: int) -> Any:
     import torch
     import transformers
 
-    from workers import checkpoint
+    from workers.scoring import checkpoint
 
     torch.set_num_threads(threads)
     folder = str(checkpoint.STARTER) if model == "starter" else model

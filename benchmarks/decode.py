@@ -29,8 +29,8 @@ import psutil
 import soundfile
 import soxr
 
-from earmark import settings
-from workers import decode
+from earmark.core import settings
+from workers.decoding import pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -129,8 +129,8 @@ TITLES = (
 class Bench:
     """One child, two, and two plain processes; callers enough that no child waits for its next clip."""
 
-    one: decode.Decoders
-    two: decode.Decoders
+    one: pool.Decoders
+    two: pool.Decoders
     plain: Sequence[Executor]
     callers: Sequence[Executor]
 
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=60, help="decoded by one process in a turn")
     arguments = parser.parse_args()
     # A decoder that is renewed would take what we know of its CPU time along.
-    one, two = (decode.Decoders(settings.Audio(clips_per_decoder=10**9), children) for children in (1, 2))
+    one, two = (pool.Decoders(settings.Audio(clips_per_decoder=10**9), children) for children in (1, 2))
     # Both processes: a pool of two would give one of them most of the clips.
     plain = [ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for _ in range(2)]
     bench = Bench(one, two, plain, [ThreadPoolExecutor(1) for _ in range(4)])

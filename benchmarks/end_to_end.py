@@ -37,7 +37,7 @@ from benchmarks.inference import saved_model
 from benchmarks.watch import Memory, cpu_s
 from tests.servers import serving
 
-EXAMPLES = Path(__file__).parents[1] / "console" / "examples"
+EXAMPLES = Path(__file__).parents[1] / "earmark" / "examples"
 RATE = 44_100
 #: How many clips a model is given in a turn: a base model takes seconds for each.
 CLIPS = {"starter": 120, "ast-base": 4, "wav2vec2-base": 8}

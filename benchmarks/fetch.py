@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import requests
 import urllib3
 
-from earmark import settings
-from workers.fetch import Fetcher
+from earmark.core import settings
+from workers.fetching.fetch import Fetcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable

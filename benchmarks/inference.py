@@ -25,8 +25,8 @@ import numpy as np
 import torch
 import transformers
 
-from earmark import settings
-from workers import batcher, checkpoint, classifier
+from earmark.core import settings
+from workers.scoring import batcher, checkpoint, classifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

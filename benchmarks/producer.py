@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from db import schema
 from db.session import connect, execute, reading
-from earmark import broker
-from earmark.settings import Broker, Database, Settings
+from earmark.core import broker
+from earmark.core.settings import Broker, Database, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from db import ledger, results, schema
+from db.bulk_insert import listed
 from db.identity import ledger_id
-from db.listed import listed
 from db.models import Clip, state_is
 from db.session import connect, reading, writing
-from earmark.clips import AudioFacts, Chunk, Prediction, Source, Success, Timings
-from earmark.clips import Clip as Listed
-from earmark.options import RunOptions
-from earmark.settings import Database, Ledger
+from earmark.core.clips import AudioFacts, Chunk, Prediction, Source, Success, Timings
+from earmark.core.clips import Clip as Listed
+from earmark.core.options import RunOptions
+from earmark.core.settings import Database, Ledger
 from tests.servers import running_postgres
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def _database(kind: str, folder: Path | None) -> Iterator[str]:
 def export(engine: sa.Engine, clips: int, folder: Path) -> str:
     """Write the run to a Parquet file as `earmark export` does; return what it took."""
     file = folder / "big.parquet"
-    command = [sys.executable, "-m", "console.cli", "export", "big", "-o", file, "--db", str(engine.url.database)]
+    command = [sys.executable, "-m", "earmark", "export", "big", "-o", file, "--db", str(engine.url.database)]
     began = time.perf_counter()
     _, status, used = os.wait4(subprocess.Popen(command).pid, 0)
     assert status == 0

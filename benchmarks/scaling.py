@@ -23,12 +23,12 @@ import numpy as np
 import soundfile
 
 from benchmarks.watch import cpu_s
-from console import local
-from console.demo import EXAMPLES
 from db import pace, results
 from db.session import connect
-from earmark import broker
-from earmark.settings import Broker, Database, Settings
+from earmark import local
+from earmark.core import broker
+from earmark.core.settings import Broker, Database, Settings
+from earmark.demo import EXAMPLES
 from producer.submit import submit
 from tests.servers import free_port, running_postgres, running_valkey, upgraded
 

@@ -52,13 +52,14 @@ def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def wrap() -> None:
     from db import ledger
     from producer.feeder import Feeder
-    from workers import features, models, tasks
-    from workers.batcher import Batcher
-    from workers.classifier import Classifier
-    from workers.decode import Decoders
-    from workers.fetch import Fetcher
-    from workers.manners import Manners
+    from workers import models, tasks
+    from workers.decoding.pool import Decoders
+    from workers.fetching.fetch import Fetcher
+    from workers.fetching.host_limits import Manners
     from workers.pipeline import Pipeline
+    from workers.scoring import features
+    from workers.scoring.batcher import Batcher
+    from workers.scoring.classifier import Classifier
 
     kinds = [kind for kind in vars(features).values() if isinstance(kind, type) and kind is not features.Features]
     parts = {
@@ -114,24 +115,24 @@ def _served(folder: Path, count: int, running: ExitStack) -> list[str]:
 
 
 def _work(folder: Path, clips: list[str], database: str, running: ExitStack) -> None:
-    from console import local, verbs
-    from console.database import open_database
-    from earmark.settings import Settings
+    from earmark import api, local
+    from earmark.core.settings import Settings
+    from earmark.database import open_database
     from tests.servers import running_postgres, upgraded
 
     servers = {child.pid for child in psutil.Process().children()}
     if database == "postgresql":
         os.environ["EARMARK_DATABASE__URL"] = upgraded(running.enter_context(running_postgres()))
     os.environ["EARMARK_BROKER__URL"] = running.enter_context(local.valkey(folder / "valkey"))
-    settings = verbs.find_broker(Settings())
+    settings = api.find_broker(Settings())
     engine = open_database(settings, create=True)
     threading.Thread(target=_submit, args=(clips, engine, settings, servers, running), daemon=True).start()
     wrap()
-    verbs.worker()
+    api.worker()
 
 
 def _submit(clips: list[str], engine: Any, settings: Any, servers: set[int], running: ExitStack) -> None:
-    from earmark.options import RunOptions
+    from earmark.core.options import RunOptions
     from producer.submit import submit
 
     listed = settings.data_dir / "list.txt"

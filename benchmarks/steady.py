@@ -29,13 +29,13 @@ import soundfile
 import sqlalchemy as sa
 
 from benchmarks.watch import Memory, held_mb
-from console import verbs
-from console.database import open_database
-from console.demo import EXAMPLES
 from db.models import Clip
 from db.session import reading
-from earmark.options import RunOptions
-from earmark.settings import Settings
+from earmark import api
+from earmark.core.options import RunOptions
+from earmark.core.settings import Settings
+from earmark.database import open_database
+from earmark.demo import EXAMPLES
 from producer.submit import submit
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def main() -> None:
             "EARMARK_FETCH__HOST_CONCURRENCY": "32",
         }
         engine = open_database(Settings(), create=True)
-        here, [worker] = running.enter_context(verbs.machine(Settings(), queue="steady", workers=1))
+        here, [worker] = running.enter_context(api.machine(Settings(), queue="steady", workers=1))
         _run(folder, [f"http://{HOST}:{port}/warm-{number}.wav" for number in range(200)], engine, here)
         print(f"idle after 200 clips, with its decoders: {held_mb(worker.process.pid):.0f} MB")
         hosts = _hosts(arguments.clips, arguments.slow)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from db import sqlite_file, urls
 from db.session import reading
-from earmark.errors import ServiceError
+from earmark.core.errors import ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from db.models import Clip, Label, Run, state_is
 from db.session import reading
-from earmark.errors import UsageError
+from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from db.models import LedgerIdentity, Run
 from db.session import reading, writing
 
 if TYPE_CHECKING:
-    from earmark.settings import Settings
+    from earmark.core.settings import Settings
 
 #: The queue of every ledger in Earmark 0.1.0.
 OLD_QUEUE = "clips"

@@ -14,19 +14,19 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from db import outcomes, results
-from db.listed import Listed, insert, lacking, listed
+from db.bulk_insert import Listed, insert, lacking, listed
 from db.models import Base, Clip, Label, Lease, LedgerIdentity, Model, Run, RunCount, WindowPrediction, state_is
 from db.outcomes import error_values
 from db.session import execute, now, reading, writing
-from earmark.errors import Cancelled, UsageError
+from earmark.core.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from earmark import clips as words
-    from earmark.clips import Chunk, Outcome
-    from earmark.options import RunOptions
-    from earmark.settings import Ledger
+    from earmark.core import clips as words
+    from earmark.core.clips import Chunk, Outcome
+    from earmark.core.options import RunOptions
+    from earmark.core.settings import Ledger
 
 
 # Whether a clip is still to do is asked by `not_before`, which is null once it is final: to ask for the state would

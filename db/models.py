@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
-from earmark.clips import FINAL_STATES, KEY_BYTES
+from earmark.core.clips import FINAL_STATES, KEY_BYTES
 
 # SQLite counts rows only in a column that is exactly INTEGER.
 Id = BigInteger().with_variant(Integer, "sqlite")

@@ -9,17 +9,17 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from db.session import NOW_POSTGRESQL, NOW_SQLITE, execute
-from earmark.clips import Success
+from earmark.core.clips import Success
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import sqlalchemy as sa
 
-    from earmark import clips as words
-    from earmark.clips import AudioFacts, Outcome, Source, Timings
-    from earmark.errors import ClipError
-    from earmark.settings import Ledger
+    from earmark.core import clips as words
+    from earmark.core.clips import AudioFacts, Outcome, Source, Timings
+    from earmark.core.errors import ClipError
+    from earmark.core.settings import Ledger
 
 #: What an outcome says of a clip; what it leaves out becomes null.
 SAID = (

@@ -13,7 +13,7 @@ from db.session import now, reading
 
 if TYPE_CHECKING:
     from db.results import Progress
-    from earmark.settings import Worker
+    from earmark.core.settings import Worker
 
 #: Looked at: enough to even out bursts, few enough for a look each half second at any size of run.
 LAST_CLIPS = 10_000

@@ -12,7 +12,7 @@ import psycopg
 
 from db.results import Rows
 from db.sqlite_file import is_read_only, read_only_uri
-from earmark.errors import ServiceError, UsageError
+from earmark.core.errors import ServiceError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence

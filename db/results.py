@@ -12,9 +12,9 @@ from db.access import NO_LEASES, is_standby
 from db.models import Clip, Label, Model, Run
 from db.schema import SPELLINGS, view_query
 from db.session import now, reading
-from earmark.clips import FINAL_STATES, STATES
-from earmark.errors import UsageError
-from earmark.options import RunOptions
+from earmark.core.clips import FINAL_STATES, STATES
+from earmark.core.errors import UsageError
+from earmark.core.options import RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

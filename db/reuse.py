@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from db.models import CONTENT, Clip, Label, WindowPrediction
 from db.session import ask, reading
-from earmark import clips as words
+from earmark.core import clips as words
 
 _SAME = (
     "SELECT clips.id FROM clips JOIN runs theirs ON theirs.id = clips.run_id"

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from db import access, urls
 from db.session import reading, writing
-from earmark.errors import ServiceError
+from earmark.core.errors import ServiceError
 
 if TYPE_CHECKING:
     from alembic.config import Config

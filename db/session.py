@@ -18,7 +18,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from db import sqlite_file, urls
-from earmark.errors import DatabaseError
+from earmark.core.errors import DatabaseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.sql.compiler import SQLCompiler
 
-    from earmark.settings import Database
+    from earmark.core.settings import Database
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 -- Keeps run_counts true, in the transaction that moves the clips: once a statement, however many clips it moves.
--- What is submitted is counted where it is inserted (db/listed.py): here it would cost as much as the row.
+-- What is submitted is counted where it is inserted (db/bulk_insert.py): here it would cost as much as the row.
 
 CREATE FUNCTION count_clip() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

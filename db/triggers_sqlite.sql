@@ -1,5 +1,5 @@
 -- Keeps run_counts true, in the transaction that moves the clips; then tells the planner what a large run looks like.
--- What is submitted is counted where it is inserted (db/listed.py): here it would cost as much as the row.
+-- What is submitted is counted where it is inserted (db/bulk_insert.py): here it would cost as much as the row.
 -- Statements are parted by empty lines.
 
 CREATE TRIGGER clips_added AFTER INSERT ON clips WHEN new.state <> 'pending' BEGIN

@@ -7,7 +7,7 @@ import re
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
 
-from earmark.errors import ServiceError
+from earmark.core.errors import ServiceError
 
 SQLITE_DRIVERS = ("sqlite", "sqlite+pysqlite")
 POSTGRESQL_DRIVERS = ("postgresql", "postgres", "postgresql+psycopg")

@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 from rich.console import Console as Terminal
 from rich.text import Text
 
-import console
+import earmark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 PICTURES = Path(__file__).with_name("pictures")
-EARMARK = [sys.executable, "-m", "console.cli"]
+EARMARK = [sys.executable, "-m", "earmark"]
 COLUMNS = 84
 PORT = 5597
 FLOWER_HEARS_S = 3.0
@@ -92,7 +92,7 @@ def _live_page(folder: str) -> Iterator[str]:
 
 @contextmanager
 def _flower(folder: str) -> Iterator[str]:
-    sounds = str(shutil.copytree(Path(console.__file__).with_name("examples"), Path(folder, "sounds")))
+    sounds = str(shutil.copytree(Path(earmark.__file__).with_name("examples"), Path(folder, "sounds")))
     with _running(folder, "up", "--flower-port", str(PORT), "--files", sounds) as url:
         _earmark(folder, "submit", sounds, "--name", "examples", "--chunk-size", "2", "--watch")
         time.sleep(FLOWER_HEARS_S)

@@ -9,10 +9,10 @@ import typer
 from pydantic import BaseModel, ByteSize
 from pydantic_core import PydanticUndefined
 
-from console.cli.app import app
 from docs.erd import schema_page
-from earmark.errors import BY_CODE
-from earmark.settings import Settings
+from earmark.cli.app import app
+from earmark.core.errors import BY_CODE
+from earmark.core.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

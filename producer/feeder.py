@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 
 from more_itertools import chunked, interleave_evenly, interleave_longest
 
-from db import conveyor
+from db import feeding
 from db.identity import ledger_id
-from earmark import broker
-from earmark.clips import Chunk
-from earmark.errors import DatabaseError
+from earmark.core import broker
+from earmark.core.clips import Chunk
+from earmark.core.errors import DatabaseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import sqlalchemy as sa
 
-    from db.conveyor import Picked, PickedClip
-    from earmark.settings import Settings
+    from db.feeding import Picked, PickedClip
+    from earmark.core.settings import Settings
 
 #: Chunks picked in one transaction: few enough that it takes no more than some milliseconds.
 CHUNKS_AT_ONCE = 16
@@ -58,7 +58,7 @@ class Feeder:
         """
         try:
             if time.monotonic() >= self._settled_at:
-                self.taken_back += conveyor.take_back(self._engine, self._queue)
+                self.taken_back += feeding.take_back(self._engine, self._queue)
             waiting = self._take_back_lost()
             return self._fill(waiting, max(self._high_water, 2 * broker.chunks_in_hand()))
         except DatabaseError:
@@ -71,13 +71,13 @@ class Feeder:
         self._ledger_id = self._ledger_id or ledger_id(self._engine)
         if broker.mark_queue(self._ledger_id):
             # Redis has forgotten the mark, and so every chunk, however young.
-            conveyor.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s)
+            feeding.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s)
         waiting = broker.queue_length()
         if not waiting:
             # A chunk that left the queue is claimed at once, unless its worker died first.
-            conveyor.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s - self._limits.lost_after_s)
+            feeding.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s - self._limits.lost_after_s)
         # Else the chunks of a ledger without workers would keep this ledger's out.
-        return min(waiting, conveyor.queued_chunks(self._engine, self._queue)) if self.shares_queue else waiting
+        return min(waiting, feeding.queued_chunks(self._engine, self._queue)) if self.shares_queue else waiting
 
     def _fill(self, waiting: int, high: int) -> int:
         sent = 0
@@ -91,7 +91,7 @@ class Feeder:
     def _top_up(self, count: int) -> int:
         if count <= 0:
             return 0
-        picked = conveyor.pick(self._engine, self._queue, count, self._limits, self._picked)
+        picked = feeding.pick(self._engine, self._queue, count, self._limits, self._picked)
         chunks = list(interleave_evenly([_cut(part) for part in picked])) if picked else []
         broker.send_chunks(chunks)
         return len(chunks)

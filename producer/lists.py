@@ -17,9 +17,9 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from earmark import options
-from earmark.clips import display_uri
-from earmark.errors import UsageError
+from earmark.core import options
+from earmark.core.clips import display_uri
+from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

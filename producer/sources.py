@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from earmark.clips import Clip, display_uri
-from earmark.errors import UsageError
+from earmark.core.clips import Clip, display_uri
+from earmark.core.errors import UsageError
 from producer.lists import InputFormat, ListReader, Tally, named_format
 
 if TYPE_CHECKING:

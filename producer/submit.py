@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from more_itertools import sliced, spy
 
 from db import access, ledger, results, schema
+from db.bulk_insert import Listed, listed
 from db.identity import with_queue
-from db.listed import Listed, listed
 from db.session import connect
-from earmark import broker
-from earmark.errors import ServiceError, UsageError
-from earmark.options import RunOptions
-from earmark.settings import Settings
+from earmark.core import broker
+from earmark.core.errors import ServiceError, UsageError
+from earmark.core.options import RunOptions
+from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from producer.lists import InputFormat, Tally
 from producer.sources import read_clips
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from earmark.clips import Clip
+    from earmark.core.clips import Clip
 
 #: Rows a transaction: large enough to be cheap, small enough that workers write in between.
 ROWS_AT_ONCE = 10_000

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from db.session import connect
-from earmark.settings import Database
+from earmark.core.settings import Database
 from tests import needs
 from tests.faults.nursery import Nursery
 from tests.servers import PgBouncer, Postgres, upgraded

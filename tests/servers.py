@@ -26,10 +26,10 @@ from urllib.parse import urlsplit
 import psycopg
 import redis
 
-from console import local
 from db import schema
 from db.session import connect
-from earmark.settings import Database
+from earmark import local
+from earmark.core.settings import Database
 from tests import needs
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import soxr
 from numpy.typing import NDArray
 
 RATE = 44_100
-OUT = Path(__file__).parents[1] / "console" / "examples"
+OUT = Path(__file__).parents[1] / "earmark" / "examples"
 PROMPTS = ("queue-periodic-announce", "dir-intro", "demo-congrats", "vm-options")
 COLUMNS = "file,label,seconds,sample_rate,channels,source,author,licence,how"
 BROKEN_PAGE = "<!DOCTYPE html>\n<html><title>404 Not Found</title>\n<body><h1>Not Found</h1></body></html>\n"

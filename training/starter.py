@@ -1,4 +1,4 @@
-"""Trains the starter model: folders of audio in, the directory workers/starter out (see training/README.md)."""
+"""Trains the starter model: folders of audio in, the directory workers/scoring/starter out (see training/README.md)."""
 
 from __future__ import annotations
 

@@ -15,17 +15,17 @@ from celery import signals
 from db import schema
 from db.identity import with_queue
 from db.session import connect
-from earmark import broker
-from earmark.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, ServiceError
-from earmark.processes import isolate_imports
-from earmark.settings import Settings, cores
+from earmark.core import broker
+from earmark.core.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, ServiceError
+from earmark.core.processes import isolate_imports
+from earmark.core.settings import Settings, cores
 from producer.feeder import Feeder
 from workers import logs, metrics, tasks
-from workers.decode import Decoders
+from workers.decoding.pool import Decoders
+from workers.fetching.polite import PoliteFetcher
 from workers.foreign import WrongDatabase
 from workers.models import Models
 from workers.pipeline import Pipeline
-from workers.polite import PoliteFetcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable

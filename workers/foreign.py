@@ -9,13 +9,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from db import identity
-from earmark import broker
-from earmark.errors import BROKEN_EXIT
+from earmark.core import broker
+from earmark.core.errors import BROKEN_EXIT
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from earmark.settings import Settings
+    from earmark.core.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from prometheus_client import REGISTRY, Counter, Histogram, MetricsHandler
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from earmark import broker
-from earmark.clips import Failure, Success
-from earmark.errors import ServiceError
+from earmark.core import broker
+from earmark.core.clips import Failure, Success
+from earmark.core.errors import ServiceError
 
 if TYPE_CHECKING:
     from collections import Counter as Counts
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from earmark.clips import Outcome
-    from earmark.settings import Worker
+    from earmark.core.clips import Outcome
+    from earmark.core.settings import Worker
     from producer.feeder import Feeder
     from workers.tasks import Desk
 

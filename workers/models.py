@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from db import ledger, results
 from db.reuse import reuse
-from earmark.errors import ModelError
+from earmark.core.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import sqlalchemy as sa
 
-    from earmark.clips import Source, Success
-    from earmark.options import RunOptions
-    from earmark.settings import Settings
-    from workers.batcher import Batcher
-    from workers.classifier import ModelCard
+    from earmark.core.clips import Source, Success
+    from earmark.core.options import RunOptions
+    from earmark.core.settings import Settings
+    from workers.scoring.batcher import Batcher
+    from workers.scoring.classifier import ModelCard
 
 Key = tuple[str, str | None, tuple[str, ...]]
 
@@ -127,7 +127,7 @@ class Models:
 def open_model(key: Key, settings: Settings) -> tuple[ModelCard, Batcher]:
     """Load a model and put a batcher in front of it; raises ServiceError."""
     # Imported here because torch takes seconds, and Flower and the command line load this package too.
-    from workers import batcher, classifier
+    from workers.scoring import batcher, classifier
 
     name, revision, labels = key
     model = classifier.load(settings.model.model_copy(update={"name": name, "revision": revision}), labels)

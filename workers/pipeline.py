@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from earmark.clips import Failure, Postponed, Source, Success, Timings, WindowPredictions
-from earmark.errors import ClipError, DatabaseError, EarmarkError, ModelError, ServiceError
-from workers import metrics, windows
-from workers.polite import HostBusyError
+from earmark.core.clips import Failure, Postponed, Source, Success, Timings, WindowPredictions
+from earmark.core.errors import ClipError, DatabaseError, EarmarkError, ModelError, ServiceError
+from workers import metrics
+from workers.fetching.polite import HostBusyError
+from workers.scoring import windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from db.ledger import Claimed
-    from earmark.clips import AudioFacts, Outcome, Window
-    from workers.decode import Decoders
+    from earmark.core.clips import AudioFacts, Outcome, Window
+    from workers.decoding.pool import Decoders
+    from workers.fetching.polite import PoliteFetcher
     from workers.models import Job
-    from workers.polite import PoliteFetcher
 
 logger = logging.getLogger(__name__)
 

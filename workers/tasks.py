@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from celery.exceptions import Reject
 
 from db import ledger
-from earmark import broker
-from earmark.clips import Failure, Postponed
-from earmark.errors import DatabaseError, MessageError, ModelError, ServiceError
+from earmark.core import broker
+from earmark.core.clips import Failure, Postponed
+from earmark.core.errors import DatabaseError, MessageError, ModelError, ServiceError
 from workers import foreign, logs, metrics
 from workers.foreign import ForeignChunks
-from workers.sacrifice import Sacrifice
+from workers.quarantine import Sacrifice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from celery import Task
 
     from db.ledger import Claim, Claimed
-    from earmark.clips import Chunk, Outcome
-    from earmark.settings import Settings
-    from workers.batcher import Batcher
+    from earmark.core.clips import Chunk, Outcome
+    from earmark.core.settings import Settings
     from workers.models import Job, Models
     from workers.pipeline import Pipeline
+    from workers.scoring.batcher import Batcher
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -10,10 +10,10 @@ from db import ledger
 from db.identity import ledger_id
 from db.models import Clip, Lease
 from db.session import reading, writing
-from earmark import clips as words
-from earmark.errors import NotFound
-from earmark.options import RunOptions
-from earmark.settings import Ledger
+from earmark.core import clips as words
+from earmark.core.errors import NotFound
+from earmark.core.options import RunOptions
+from earmark.core.settings import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ import pytest
 
 from db import browse, results
 from db.browse import Wanted
-from earmark.errors import UsageError
+from earmark.core.errors import UsageError
 from tests.db.facts import two_runs
 
 if TYPE_CHECKING:

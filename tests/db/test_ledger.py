@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from db import conveyor, ledger, results
+from db import feeding, ledger, results
 from db.models import Lease
 from db.session import reading, writing
-from earmark import clips as words
-from earmark.errors import Dns, NotFound, RateLimited, ServerFailed, UsageError
-from earmark.options import RunOptions
-from earmark.settings import Ledger
+from earmark.core import clips as words
+from earmark.core.errors import Dns, NotFound, RateLimited, ServerFailed, UsageError
+from earmark.core.options import RunOptions
+from earmark.core.settings import Ledger
 from tests.db.facts import chunk_of, expire_leases, labels, row, submit, success
 
 LIMITS = Ledger()
@@ -91,7 +91,7 @@ def test_a_zombie_whose_lease_ended_cannot_write(engine: sa.Engine) -> None:
     _, ids = submit(engine, 1)
     zombie = ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
     expire_leases(engine)
-    assert conveyor.take_back(engine, "clips") == 1
+    assert feeding.take_back(engine, "clips") == 1
     living = ledger.claim(engine, chunk_of(engine, ids), worker="b", limits=LIMITS)
     names = labels(engine)
     assert ledger.finish(engine, zombie, [success(ids[0])], names, LIMITS)["lost"] == 1
@@ -107,7 +107,7 @@ def test_a_worker_death_counts_as_a_crash_and_not_as_a_try(engine: sa.Engine) ->
     for _ in range(5):
         ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
         expire_leases(engine)
-        conveyor.take_back(engine, "clips")
+        feeding.take_back(engine, "clips")
     assert (row(engine, ids[0]).attempts, row(engine, ids[0]).crashes) == (0, 5)
 
 
@@ -119,7 +119,7 @@ def test_a_fleet_that_died_may_leave_more_leases_than_a_statement_has_parameters
     with writing(engine) as connection:
         connection.execute(sa.text(leases), {"first": ids[0] + 1, "run_id": run_id})
     expire_leases(engine)
-    assert conveyor.take_back(engine, "clips") == 1
+    assert feeding.take_back(engine, "clips") == 1
     with reading(engine) as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(Lease)) == 0
 
@@ -129,7 +129,7 @@ def test_a_renewed_lease_is_not_taken_back(engine: sa.Engine) -> None:
     claim = ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
     expire_leases(engine)
     ledger.renew(engine, [claim.token], LIMITS)
-    assert conveyor.take_back(engine, "clips") == 0
+    assert feeding.take_back(engine, "clips") == 0
 
 
 def test_a_transient_failure_is_tried_again_after_a_pause_and_then_final(engine: sa.Engine) -> None:
@@ -155,7 +155,7 @@ def test_retry_after_is_honoured_up_to_the_cap(engine: sa.Engine) -> None:
     pause = row(engine, ids[1]).not_before - row(engine, ids[0]).not_before
     assert pause == pytest.approx(LIMITS.retry_cap_s - 100.0, abs=1.0)
     assert ledger.claim(engine, chunk_of(engine, ids), worker="b", limits=LIMITS).clips == ()
-    assert conveyor.pick(engine, "clips", 10, LIMITS) == []
+    assert feeding.pick(engine, "clips", 10, LIMITS) == []
 
 
 def test_released_clips_are_free_at_once_and_lose_no_try(engine: sa.Engine) -> None:
@@ -169,17 +169,17 @@ def test_released_clips_are_free_at_once_and_lose_no_try(engine: sa.Engine) -> N
 def test_picking_is_fair_between_runs_and_bounded(engine: sa.Engine) -> None:
     first, _ = submit(engine, 30)
     second, _ = submit(engine, 30)
-    picked = conveyor.pick(engine, "clips", 2, LIMITS)
+    picked = feeding.pick(engine, "clips", 2, LIMITS)
     assert [(part.run_id, len(part.clips)) for part in picked] == [(first, 16), (second, 16)]
-    assert conveyor.pick(engine, "other", 20, LIMITS) == []
+    assert feeding.pick(engine, "other", 20, LIMITS) == []
 
 
 def test_what_a_wiped_queue_held_is_taken_back_once_it_is_old_enough(engine: sa.Engine) -> None:
     submit(engine, 3)
-    conveyor.pick(engine, "clips", 10, LIMITS)
-    assert conveyor.take_back_queued(engine, "clips", LIMITS.queue_lease_s - 10) == 0
-    assert conveyor.take_back_queued(engine, "clips", LIMITS.queue_lease_s) == 3
-    assert len(conveyor.pick(engine, "clips", 10, LIMITS)[0].clips) == 3
+    feeding.pick(engine, "clips", 10, LIMITS)
+    assert feeding.take_back_queued(engine, "clips", LIMITS.queue_lease_s - 10) == 0
+    assert feeding.take_back_queued(engine, "clips", LIMITS.queue_lease_s) == 3
+    assert len(feeding.pick(engine, "clips", 10, LIMITS)[0].clips) == 3
 
 
 def test_cancelled_clips_are_final_and_failed_ones_can_be_retried(engine: sa.Engine) -> None:
@@ -196,14 +196,14 @@ def test_cancelled_clips_are_final_and_failed_ones_can_be_retried(engine: sa.Eng
 
 def test_a_cancelled_run_is_over_at_once_and_nothing_brings_it_back(engine: sa.Engine) -> None:
     run_id, ids = submit(engine, 3)
-    conveyor.pick(engine, "clips", 10, LIMITS)
+    feeding.pick(engine, "clips", 10, LIMITS)
     claim = ledger.claim(engine, chunk_of(engine, ids[:2]), worker="a", limits=LIMITS)
     assert ledger.cancel(engine, run_id) == 3
     assert results.progress(engine, run_id).finished
     ended = [words.Failure(ids[0], Dns(host="h")), success(ids[1])]
     assert ledger.finish(engine, claim, ended, labels(engine), LIMITS)["lost"] == 2
     assert {row(engine, clip_id).state for clip_id in ids} == {"cancelled"}
-    assert conveyor.pick(engine, "clips", 10, LIMITS) == []
+    assert feeding.pick(engine, "clips", 10, LIMITS) == []
 
 
 def test_a_model_is_registered_once_with_its_labels_in_order(engine: sa.Engine) -> None:

@@ -10,20 +10,20 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from db import conveyor, ledger, results
+from db import feeding, ledger, results
 from db.models import Clip, Lease
 from db.session import reading, writing
-from earmark import clips as words
-from earmark.clips import FINAL_STATES
-from earmark.errors import NotFound, ServerFailed
-from earmark.options import RunOptions
-from earmark.settings import Ledger
+from earmark.core import clips as words
+from earmark.core.clips import FINAL_STATES
+from earmark.core.errors import NotFound, ServerFailed
+from earmark.core.options import RunOptions
+from earmark.core.settings import Ledger
 from tests.db.facts import chunk_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from earmark.clips import Outcome
+    from earmark.core.clips import Outcome
 
 LIMITS = Ledger(max_attempts=3, retry_base_s=0.0)
 FACTS = words.AudioFacts(duration_s=5.0, source_sample_rate=44100, channels=2, codec="vorbis")
@@ -56,7 +56,7 @@ class LedgerStates(RuleBasedStateMachine):
 
     @rule()
     def feed(self) -> None:
-        for part in conveyor.pick(self.engine, self.queue, 2, LIMITS):
+        for part in feeding.pick(self.engine, self.queue, 2, LIMITS):
             self.messages.append([clip.id for clip in part.clips])
 
     @rule(some=some)
@@ -100,12 +100,12 @@ class LedgerStates(RuleBasedStateMachine):
 
     @rule()
     def take_back(self) -> None:
-        conveyor.take_back(self.engine, self.queue)
+        feeding.take_back(self.engine, self.queue)
 
     @rule()
     def queue_is_wiped(self) -> None:
         self.messages = []
-        conveyor.take_back_queued(self.engine, self.queue, LIMITS.queue_lease_s + 1)
+        feeding.take_back_queued(self.engine, self.queue, LIMITS.queue_lease_s + 1)
 
     @rule()
     def cancel(self) -> None:

@@ -11,8 +11,8 @@ from db import ledger, results
 from db.models import Clip
 from db.pace import LAST_S, Pace, pace
 from db.session import now, reading, writing
-from earmark import clips as words
-from earmark.settings import Ledger, Worker
+from earmark.core import clips as words
+from earmark.core.settings import Ledger, Worker
 from tests.db.facts import FACTS, chunk_of, labels, submit
 
 if TYPE_CHECKING:

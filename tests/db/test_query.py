@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from console import output
 from db import results
 from db.query import query
-from earmark.errors import UsageError
+from earmark import output
+from earmark.core.errors import UsageError
 from tests.db.facts import two_runs
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from db import ledger
 from db.models import Clip
 from db.reuse import reuse
 from db.session import reading, writing
-from earmark import clips as words
-from earmark.settings import Ledger
+from earmark.core import clips as words
+from earmark.core.settings import Ledger
 from tests.db.facts import FACTS, chunk_of, labels, row, submit
 
 SOURCE = words.Source("ab" * 32, 7)

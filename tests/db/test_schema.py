@@ -18,8 +18,8 @@ from alembic.migration import MigrationContext
 from db import results, schema
 from db.models import Base
 from db.session import connect, reading, writing
-from earmark.errors import DatabaseError, ServiceError
-from earmark.settings import Database
+from earmark.core.errors import DatabaseError, ServiceError
+from earmark.core.settings import Database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +115,7 @@ def test_a_worker_that_finds_another_schema_says_so_and_exits(
         connection.execute(sa.text("UPDATE alembic_version SET version_num = 'v9_0_0'"))
     said = {"DATABASE__URL": database_url, "BROKER__URL": "redis://127.0.0.1:1/0", "DATA_DIR": str(tmp_path)}
     environment = os.environ | {f"EARMARK_{name}": value for name, value in said.items()}
-    worker = [sys.executable, "-m", "console.cli", "worker"]
+    worker = [sys.executable, "-m", "earmark", "worker"]
     ended = subprocess.run(worker, env=environment, text=True, capture_output=True, timeout=60)
     assert ended.returncode == 3
     assert ended.stderr.endswith("newer than this Earmark: upgrade Earmark.\n")

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from db import ledger, session
 from db.session import ask, connect, reading, writing
-from earmark.errors import DatabaseError, ServiceError
-from earmark.settings import Database, Ledger
+from earmark.core.errors import DatabaseError, ServiceError
+from earmark.core.settings import Database, Ledger
 from tests.db.facts import submit
 from tests.servers import PgBouncer
 

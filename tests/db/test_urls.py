@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from db import urls
-from earmark.errors import ServiceError
-from earmark.settings import Settings, sqlite_url
+from earmark.core.errors import ServiceError
+from earmark.core.settings import Settings, sqlite_url
 
 SECRET = "CANARY"
 

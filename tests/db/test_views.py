@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from db import conveyor, ledger, results, schema
+from db import feeding, ledger, results, schema
 from db.models import Clip
 from db.query import query
 from db.session import connect, reading
-from earmark import clips as words
-from earmark.errors import UsageError
-from earmark.settings import Database, Ledger
+from earmark.core import clips as words
+from earmark.core.errors import UsageError
+from earmark.core.settings import Database, Ledger
 from tests.db.facts import chunk_of, labels, submit, success, two_runs
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def test_kept_counts_agree_with_the_clips_when_many_write_at_once(engine: sa.Eng
     def work(part: int) -> None:
         own = connect(database_url, Database())
         ledger.add_clips(own, run_id, [words.Clip(f"https://h/{part % 2}/{n}.wav") for n in range(48)])
-        for picked in [*conveyor.pick(own, "clips", 2, Ledger()), *conveyor.pick(own, "clips", 2, Ledger())]:
+        for picked in [*feeding.pick(own, "clips", 2, Ledger()), *feeding.pick(own, "clips", 2, Ledger())]:
             claim = ledger.claim(
                 own, chunk_of(own, [clip.id for clip in picked.clips]), worker=str(part), limits=Ledger()
             )

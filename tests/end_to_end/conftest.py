@@ -48,7 +48,7 @@ class Earmark:
 
     def _run(self, words: tuple[str, ...], stdin: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "console.cli", *words], env=self._environment(), cwd=self.folder, input=stdin,
+            [sys.executable, "-m", "earmark", *words], env=self._environment(), cwd=self.folder, input=stdin,
             text=True, capture_output=True, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
 
@@ -66,7 +66,7 @@ class Earmark:
     def start(self, *command: str) -> subprocess.Popen[str] | Child:
         """Start a command in the background, its output going to a file named after it."""
         log_file = self.folder / f"{command[0]}-{len(self._background)}.log"
-        if self.nursery and command[0] == "console.cli":
+        if self.nursery and command[0] == "earmark":
             files = [Path(os.devnull), log_file, log_file]
             child = self.nursery.start(
                 *command[1:], folder=self.folder, environment=self._environment(), files=files

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import typer
 
-from console.cli.app import app as command_line
 from db.models import Base
+from earmark.cli.app import app as command_line
 from tests.servers import free_port
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from console.demo import EXAMPLES
+from earmark.demo import EXAMPLES
 from tests.servers import running_valkey, upgraded
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from console.demo import EXAMPLES
+from earmark.demo import EXAMPLES
 from tests.end_to_end.conftest import TIMEOUT_S, Earmark, finished_chunks, get_json, scalar, wait_until
 from tests.faults.nursery import HOOKS
 from tests.servers import answers, free_port
@@ -40,7 +40,7 @@ def write_list(cluster: Earmark, base: str) -> str:
 def worker_at_work(cluster: Earmark, base: str) -> subprocess.Popen[str]:
     """Start a worker, submit the list, and return once clips are running."""
     words = write_list(cluster, base)
-    worker = cluster.start("console.cli", "worker")
+    worker = cluster.start("earmark", "worker")
     cluster("submit", words)
     wait_until(lambda: scalar(cluster, "SELECT count(*) FROM leases WHERE token IS NOT NULL") > 0)
     return worker
@@ -50,8 +50,8 @@ def test_two_workers_and_flower_do_a_list(cluster: Earmark, serve: Callable[...,
     words = write_list(cluster, serve(EXAMPLES, delay_s=0.3))
     port = free_port()
     cluster.start("celery", "-A", "workers.app", "worker", "--pool", "threads", "-c", "2", "-E", "-n", "one@%h")
-    cluster.start("console.cli", "worker", "--concurrency", "2")
-    cluster.start("console.cli", "flower", "--port", str(port))
+    cluster.start("earmark", "worker", "--concurrency", "2")
+    cluster.start("earmark", "flower", "--port", str(port))
     wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
     cluster("submit", words, "--chunk-size", "8", "--watch")
     assert scalar(cluster, "SELECT string_agg(error, '; ') FROM failures") is None
@@ -70,13 +70,13 @@ def test_kill_9_of_the_only_worker_loses_nothing_and_doubles_nothing(
     cluster: Earmark, serve: Callable[..., str]
 ) -> None:
     words = write_list(cluster, serve(EXAMPLES, delay_s=0.05))
-    first = cluster.start("console.cli", "worker", "--concurrency", "2")
+    first = cluster.start("earmark", "worker", "--concurrency", "2")
     cluster("submit", words)
     wait_until(lambda: scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'done'") >= 20)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert scalar(cluster, "SELECT count(*) FROM leases WHERE token IS NOT NULL") > 0
-    cluster.start("console.cli", "worker")
+    cluster.start("earmark", "worker")
     finished = "SELECT count(*) FROM clips WHERE state = 'done'"
     wait_until(lambda: scalar(cluster, finished) == CLIPS)
     assert scalar(cluster, "SELECT count(*) FROM top_k WHERE rank = 1") == CLIPS
@@ -131,7 +131,7 @@ def test_a_worker_that_fails_to_start_in_an_unforeseen_way_ends(cluster: Earmark
 
 def last_sentence_of_a_worker(cluster: Earmark) -> str:
     """Start a worker that cannot work; return the last line it writes."""
-    worker = cluster.start("console.cli", "worker")
+    worker = cluster.start("earmark", "worker")
     assert worker.wait(120) == 3
-    log = max(cluster.folder.glob("console.cli-*.log"), key=lambda file: int(file.stem.rpartition("-")[2]))
+    log = max(cluster.folder.glob("earmark.cli-*.log"), key=lambda file: int(file.stem.rpartition("-")[2]))
     return log.read_text().splitlines()[-1]

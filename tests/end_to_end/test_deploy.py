@@ -12,7 +12,7 @@ import psycopg
 import pytest
 import trustme
 
-from console.demo import EXAMPLES
+from earmark.demo import EXAMPLES
 from tests.end_to_end.conftest import Earmark, wait_until
 from tests.servers import answers, behind_tls, free_port, port_of, running_valkey, serving
 
@@ -79,10 +79,10 @@ def test_the_page_leads_from_two_servers_to_results(data: Earmark) -> None:
         said = {}
         for words in commands:
             if words == ["worker"]:
-                data.start("console.cli", *words)
+                data.start("earmark", *words)
                 wait_until(lambda: answers(f"http://127.0.0.1:{metrics}/ready"))
             elif words == ["flower"]:
-                data.start("console.cli", *words, "--port", str(port))
+                data.start("earmark", *words, "--port", str(port))
             else:
                 said[words[0]] = data(*words)
         wait_until(lambda: bool(answers(f"http://127.0.0.1:{port}/api/workers")))

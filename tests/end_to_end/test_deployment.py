@@ -19,7 +19,7 @@ import pytest
 import redis
 import yaml
 
-from console.demo import EXAMPLES
+from earmark.demo import EXAMPLES
 from tests.end_to_end.conftest import TIMEOUT_S, Earmark, wait_until
 from tests.servers import answers, free_port, running_valkey
 
@@ -153,9 +153,9 @@ def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
         stack = Earmark(here, tmp_path)
         try:
             stack(*SERVICES["migrate"]["command"])
-            stack.start("console.cli", *SERVICES["worker"]["command"])
+            stack.start("earmark", *SERVICES["worker"]["command"])
             flower = [word.replace("0.0.0.0", "127.0.0.1") for word in SERVICES["flower"]["command"]]
-            stack.start("console.cli", *flower, "--port", str(port), "--keep", str(tmp_path / "seen"))
+            stack.start("earmark", *flower, "--port", str(port), "--keep", str(tmp_path / "seen"))
             wait_until(lambda: answers(f"http://127.0.0.1:{metrics_port}/ready"))
             shown = stack("submit", f"{base}/dog.ogg", f"{base}/siren.wav", "--watch", "--strict")
             assert "2 done" in shown.stderr

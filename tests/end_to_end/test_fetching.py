@@ -12,7 +12,7 @@ import psycopg
 import pytest
 import redis
 
-from console.demo import EXAMPLES
+from earmark.demo import EXAMPLES
 from tests.end_to_end.conftest import Earmark, scalar, wait_until
 from tests.servers import answers, free_port
 
@@ -40,7 +40,7 @@ def test_a_signature_is_nowhere_but_in_its_own_column(
     urls = [f"{base}/{name}?X-Amz-Signature={SECRET}#{SECRET}" for name in ("dog.ogg", "gone.wav", "broken.wav")]
     (tmp_path / "list.txt").write_text("\n".join([*urls, f"http://me:{SECRET}@127.0.0.1/a", f"http://[bad/?{SECRET}"]))
     port = free_port()
-    cluster.start("console.cli", "flower", "--port", str(port))
+    cluster.start("earmark", "flower", "--port", str(port))
     wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
     shown = cluster("submit", "list.txt")
     with redis.Redis.from_url(cluster.settings["EARMARK_BROKER__URL"]) as client:
@@ -49,7 +49,7 @@ def test_a_signature_is_nowhere_but_in_its_own_column(
         queued = b"".join(client.lrange(queues[0], 0, -1))
         assert queued
         assert not leaks(queued)
-        cluster.start("console.cli", "worker")
+        cluster.start("earmark", "worker")
         ended = cluster("status", "--watch")
         kept = b"".join(client.dump(key) or b"" for key in client.scan_iter())
     assert not leaks(shown.stdout + shown.stderr + ended.stderr)
@@ -73,7 +73,7 @@ def leaks(text: str | bytes) -> bool:
 def test_a_slow_a_dead_and_an_unwilling_host_cost_the_other_47_nothing(cluster: Earmark, tmp_path: Path) -> None:
     with many_hosts() as port:
         cluster.settings["EARMARK_FETCH__PORTS"] = str(port)
-        cluster.start("console.cli", "worker")
+        cluster.start("earmark", "worker")
         urls = [url(port, host, number) for number in range(CLIPS_PER_HOST) for host in range(HOSTS)]
         (tmp_path / "list.txt").write_text("\n".join(urls))
         cluster("submit", "list.txt", "--watch")

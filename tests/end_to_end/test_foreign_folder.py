@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from console.demo import EXAMPLES
+from earmark.demo import EXAMPLES
 from tests.end_to_end.conftest import wait_until
 from tests.servers import free_port
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from console.demo import EXAMPLES
-from earmark.settings import cores
+from earmark.core.settings import cores
+from earmark.demo import EXAMPLES
 from tests.end_to_end.conftest import TIMEOUT_S, left_running, wait_until
 from tests.servers import free_port
 
@@ -38,7 +38,7 @@ def interrupt_midway(earmark: Earmark, process: subprocess.Popen[str], how: sign
     wait_until(lambda: 0 < states(earmark).get("done", 0) < CLIPS)
     process.send_signal(how)
     assert process.wait(TIMEOUT_S) == 130
-    return " ".join((earmark.folder / "console.cli-0.log").read_text().split())
+    return " ".join((earmark.folder / "earmark-0.log").read_text().split())
 
 
 def states(earmark: Earmark) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def states(earmark: Earmark) -> dict[str, Any]:
 def test_an_interrupted_run_is_gone_on_with_by_its_name(
     earmark: Earmark, serve: Callable[..., str], how: signal.Signals
 ) -> None:
-    words = ("console.cli", "run", slow_list(earmark, serve))
+    words = ("earmark", "run", slow_list(earmark, serve))
     said = interrupt_midway(earmark, earmark.start(*words), how)
     assert said == "Stopping; the same command with --name run-1 goes on where this stops."
     assert left_running() == []
@@ -68,7 +68,7 @@ def test_up_shares_the_cores_reads_the_folders_it_is_told_and_ends_with_ctrl_c(e
     folder.mkdir()
     shutil.copy(EXAMPLES / "dog.ogg", folder)
     up = earmark.start(
-        "console.cli", "up", "--workers", "2", "--files", str(folder), "--flower-port", str(free_port())
+        "earmark", "up", "--workers", "2", "--files", str(folder), "--flower-port", str(free_port())
     )  # fmt: skip
     wait_until((earmark.folder / "data" / "broker.url").exists)
     workers = [child for child in psutil.Process(up.pid).children() if "worker" in child.cmdline()]
@@ -85,10 +85,10 @@ def test_an_interrupted_submit_watch_says_how_to_watch_again(
     earmark: Earmark, valkey_url: str, serve: Callable[..., str]
 ) -> None:
     earmark.settings["EARMARK_BROKER__URL"] = valkey_url
-    words = ("console.cli", "submit", slow_list(earmark, serve), "--watch", "--name", "slow")
+    words = ("earmark", "submit", slow_list(earmark, serve), "--watch", "--name", "slow")
     watching = earmark.start(*words)
     wait_until(lambda: "pending" in states(earmark) or "queued" in states(earmark))
-    earmark.start("console.cli", "worker")
+    earmark.start("earmark", "worker")
     assert "The run goes on; `earmark status slow --watch` shows it again." in interrupt_midway(earmark, watching)
     earmark("status", "slow", "--watch")
     assert states(earmark) == {"done": CLIPS}

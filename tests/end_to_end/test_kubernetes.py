@@ -10,8 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from earmark import broker
-from earmark.settings import Broker
+from earmark.core import broker
+from earmark.core.settings import Broker
 
 FOLDER = Path(__file__).parents[2] / "deploy/kubernetes"
 KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())

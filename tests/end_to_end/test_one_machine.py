@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from console.demo import EXAMPLES
+from earmark.demo import EXAMPLES
 from tests.end_to_end.conftest import left_running
 from tests.servers import readable_binaries, serving
 
@@ -123,7 +123,7 @@ def test_results_come_in_every_format(earmark: Earmark) -> None:
 
 def test_urls_that_another_run_has_are_not_downloaded_again_and_strict_tells_of_failures(earmark: Earmark) -> None:
     with serving(EXAMPLES) as base:
-        earmark.settings |= {
+        earmark.core.settings |= {
             "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
             "EARMARK_FETCH__PORTS": base.rpartition(":")[2],
             "EARMARK_LEDGER__MAX_ATTEMPTS": "1",

@@ -14,8 +14,8 @@ import pytest
 import soxr
 from transformers import pipeline
 
-from console.demo import EXAMPLES
-from workers import classifier
+from earmark.demo import EXAMPLES
+from workers.scoring import classifier
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Earmark

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from console.demo import EXAMPLES
-from console.plan import Plan, sentences
+from earmark.demo import EXAMPLES
+from earmark.plan import Plan, sentences
 from tests.end_to_end.conftest import left_running
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from console import doctor
-from tests.console.verbs import verb
+from earmark import doctor
+from tests.earmark.verbs import verb
 from tests.end_to_end.conftest import Earmark, wait_until
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def test_a_password_among_the_options_is_in_no_output_and_no_log(
     monkeypatch.setattr(doctor, "_model", lambda _: "")  # it takes long to load, and knows no database
     for name, value in cluster.settings.items():
         monkeypatch.setenv(name, value)
-    cluster.start("console.cli", "worker")
-    log = tmp_path / "console.cli-0.log"
+    cluster.start("earmark", "worker")
+    log = tmp_path / "earmark-0.log"
     wait_until(lambda: "ready, with the model" in log.read_text(), 60)
     seen = [verb(*words) for words in READY]
     assert [ended.status for ended in seen] == [0] * len(READY)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from console import local
-from console.demo import EXAMPLES
-from earmark.errors import UsageError
+from earmark import local
+from earmark.core.errors import UsageError
+from earmark.demo import EXAMPLES
 from tests.end_to_end.conftest import TIMEOUT_S, Earmark, finished_chunks, get_json, wait_until
 from tests.servers import answers, free_port, serving
 
@@ -45,7 +45,7 @@ class Watched:
         self.earmark = Earmark(settings, folder)
 
     def work(self) -> None:
-        self.earmark.start("console.cli", "up", "--flower-port", str(self.flower))
+        self.earmark.start("earmark", "up", "--flower-port", str(self.flower))
         wait_until(lambda: answers(f"{self.worker}/ready") and answers(f"{self.page}/healthcheck"))
         # A chunk that has begun before Flower listens would stay unknown to it.
         wait_until(lambda: bool(get_json(f"{self.page}/api/workers?refresh=1")))

@@ -17,7 +17,7 @@ import psutil
 import sqlalchemy as sa
 
 from db.models import Clip, Lease
-from earmark.clips import FINAL_STATES
+from earmark.core.clips import FINAL_STATES
 from tests.faults import faults
 from tests.faults.nursery import Nursery
 from tests.faults.world import broken_promises, check_invariants, running_world

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from db.models import Clip
-from earmark.clips import FINAL_STATES
+from earmark.core.clips import FINAL_STATES
 from tests.faults import faults
 from tests.faults.nursery import Nursery
 from tests.faults.world import broken_promises, running_world

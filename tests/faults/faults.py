@@ -17,9 +17,9 @@ import sqlalchemy as sa
 
 from db.identity import own_queue
 from db.models import Clip, LedgerIdentity
-from earmark import broker
-from earmark.clips import Chunk
-from earmark.settings import Broker
+from earmark.core import broker
+from earmark.core.clips import Chunk
+from earmark.core.settings import Broker
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from console.demo import EXAMPLES
+from earmark.demo import EXAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -130,10 +130,11 @@ def _reaped() -> Iterator[tuple[int, int]]:
 def _import_what_is_heavy() -> None:
     import torch
 
-    from console import cli, output, progress  # noqa: F401
     from db import browse, query, results, schema  # noqa: F401
-    from earmark.settings import Model
-    from workers import classifier, pipeline, sacrifice  # noqa: F401
+    from earmark import cli, output, progress  # noqa: F401
+    from earmark.core.settings import Model
+    from workers import pipeline, quarantine  # noqa: F401
+    from workers.scoring import classifier
 
     # Without a thread to leave behind, a fork is a whole process.
     torch.set_num_threads(1)
@@ -141,7 +142,7 @@ def _import_what_is_heavy() -> None:
 
 
 def _become_earmark(words: list[str], folder: str, environment: dict[str, str], files: list[str], group: bool) -> None:
-    from console import cli
+    from earmark import cli
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if group:

@@ -26,9 +26,9 @@ import sqlalchemy as sa
 import producer
 from db.models import Clip
 from db.session import connect, reading
-from earmark.clips import FINAL_STATES
-from earmark.options import RunOptions
-from earmark.settings import Broker, Database, Ledger, Settings
+from earmark.core.clips import FINAL_STATES
+from earmark.core.options import RunOptions
+from earmark.core.settings import Broker, Database, Ledger, Settings
 from tests.faults.nursery import Nursery
 from tests.servers import Postgres, Valkey, upgraded
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
-from db import conveyor, ledger, outcomes
+from db import feeding, ledger, outcomes
 from db.identity import ledger_id, own_queue
 from db.models import Clip, Lease
-from earmark import broker
-from earmark.clips import AudioFacts, Failure, Prediction, Source, Success
-from earmark.errors import NotFound
-from earmark.settings import Broker, Ledger
+from earmark.core import broker
+from earmark.core.clips import AudioFacts, Failure, Prediction, Source, Success
+from earmark.core.errors import NotFound
+from earmark.core.settings import Broker, Ledger
 from tests.db.facts import chunk_of
 from tests.end_to_end.conftest import wait_until
 from tests.faults import faults
@@ -134,7 +134,7 @@ def test_an_outage_longer_than_results_wait_loses_nothing(world: World) -> None:
 
 def test_a_killed_flower_takes_nothing_with_it(world: World) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "console.cli", "flower", "--port", str(port)]
+    command = [sys.executable, "-m", "earmark", "flower", "--port", str(port)]
     with (world.folder / "flower.log").open("wb") as log:
         flower = subprocess.Popen(command, env=world.environment(), cwd=world.folder, stdout=log, stderr=log)
     try:
@@ -208,7 +208,7 @@ def test_the_check_notices_a_ledger_without_fencing(world: World, monkeypatch: p
         (clip_id,) = world.rows(sa.select(Clip.id))[0]
         labels = ledger.register_model(engine, ["dog"], **MODEL)[1]
         zombie = ledger.claim(engine, chunk_of(engine, [clip_id]), worker="zombie", limits=Ledger(lease_s=-1.0))
-        conveyor.take_back(engine, own_queue(ledger_id(engine)))
+        feeding.take_back(engine, own_queue(ledger_id(engine)))
         successor = ledger.claim(engine, chunk_of(engine, [clip_id]), worker="successor", limits=Ledger())
         success = Success(clip_id, Source("ab", 1), AudioFacts(1.0, 8000, 1, "pcm"), (Prediction(0, 1.0),))
         ledger.finish(engine, successor, [success], labels, Ledger())

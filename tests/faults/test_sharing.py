@@ -14,10 +14,10 @@ from db import ledger, schema
 from db.identity import own_queue
 from db.models import Lease, LedgerIdentity, Run
 from db.session import connect, execute, writing
-from earmark import broker
-from earmark.clips import Clip
-from earmark.options import RunOptions
-from earmark.settings import Broker, Database
+from earmark.core import broker
+from earmark.core.clips import Clip
+from earmark.core.options import RunOptions
+from earmark.core.settings import Broker, Database
 from tests.faults.sharing import SHARED_QUEUE, Member, Schedules, until, write_files
 from tests.servers import Valkey, free_port, upgraded
 

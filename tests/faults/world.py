@@ -18,9 +18,9 @@ import sqlalchemy as sa
 from db import results
 from db.models import Clip
 from db.session import connect, reading
-from earmark.clips import FINAL_STATES
-from earmark.errors import DatabaseError
-from earmark.settings import Database
+from earmark.core.clips import FINAL_STATES
+from earmark.core.errors import DatabaseError
+from earmark.core.settings import Database
 from tests.faults.flaky_server import HOSTS, KINDS, flaky_server
 from tests.faults.nursery import HOOKS
 from tests.servers import Postgres, Valkey

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from earmark import broker
-from earmark.settings import Broker, Database, Ledger, Settings
+from earmark.core import broker
+from earmark.core.settings import Broker, Database, Ledger, Settings
 from tests.servers import running_valkey
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ import sqlalchemy as sa
 from db import ledger
 from db.models import Clip
 from db.session import connect, reading
-from earmark import broker
-from earmark.clips import Clip as ListedClip
-from earmark.errors import DatabaseError, ServiceError
-from earmark.options import RunOptions
-from earmark.settings import Broker, Database, Ledger, Settings
+from earmark.core import broker
+from earmark.core.clips import Clip as ListedClip
+from earmark.core.errors import DatabaseError, ServiceError
+from earmark.core.options import RunOptions
+from earmark.core.settings import Broker, Database, Ledger, Settings
 from producer.feeder import Feeder
 from producer.submit import submit
 from tests.db.facts import chunk_of

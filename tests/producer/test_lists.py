@@ -13,7 +13,7 @@ import fsspec
 import polars as pl
 import pytest
 
-from earmark.errors import UsageError
+from earmark.core.errors import UsageError
 from producer import lists
 from producer.lists import MAX_LINE_CHARS, Tally, _zstd
 from producer.sources import read_clips

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
     from pathlib import Path
 
-    from earmark.settings import Settings
+    from earmark.core.settings import Settings
 
 SUBMITTERS = 8
 CLIPS = 5000
@@ -74,7 +74,7 @@ def race(settings: Settings, name: str, paths: list[Path]) -> None:
 
 
 def submit_one(start: Barrier, settings: Settings, name: str, path: str) -> None:
-    from earmark import broker
+    from earmark.core import broker
 
     broker.configure(settings.broker)
     engine = connect(settings.database_url, settings.database)

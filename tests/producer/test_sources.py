@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from earmark.errors import UsageError
+from earmark.core.errors import UsageError
 from producer.lists import Tally
 from producer.sources import read_clips
 

@@ -16,19 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import producer
-from db import conveyor, ledger, listed, results
+from db import bulk_insert, feeding, ledger, results
 from db.models import Clip
 from db.session import connect, execute, reading
-from earmark.clips import Clip as ListedClip
-from earmark.clips import normal_uri, uri_key
-from earmark.errors import DatabaseError, UsageError
-from earmark.options import RunOptions
-from earmark.settings import Database, Ledger
+from earmark.core.clips import Clip as ListedClip
+from earmark.core.clips import normal_uri, uri_key
+from earmark.core.errors import DatabaseError, UsageError
+from earmark.core.options import RunOptions
+from earmark.core.settings import Database, Ledger
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from earmark.settings import Settings
+    from earmark.core.settings import Settings
 
 submit_module = sys.modules["producer.submit"]
 ROWS = 60_000
@@ -115,10 +115,10 @@ def test_rows_that_another_submitter_adds_meanwhile_are_passed_over(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=16)
-    rows = [listed.listed(ListedClip(f"https://h.org/{n}", {"n": n})) for n in range(10)]
+    rows = [bulk_insert.listed(ListedClip(f"https://h.org/{n}", {"n": n})) for n in range(10)]
     assert ledger.add_listed(engine, run_id, [*rows[:5], rows[0]]) == 5
     # Looked at a moment before the other's commit, all of them are new.
-    monkeypatch.setattr(listed, "lacking", lambda *_: rows)
+    monkeypatch.setattr(bulk_insert, "lacking", lambda *_: rows)
     assert ledger.add_listed(engine, run_id, rows) == 5
     assert count(engine, run_id) == (10, 10)
     assert results.progress(engine, run_id).total == 10
@@ -136,7 +136,7 @@ def test_a_database_that_goes_away_in_the_midst_of_rows_is_a_sentence(
             execute(connection, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
         return b""
 
-    monkeypatch.setattr(listed, "_copied", cut_off)
+    monkeypatch.setattr(bulk_insert, "_copied", cut_off)
     with pytest.raises(DatabaseError, match="cannot be used"):
         ledger.add_clips(engine, run_id, [ListedClip("https://h.org/a")])
     engine.dispose()
@@ -208,7 +208,7 @@ def test_the_feeder_walks_its_index_and_sorts_nothing(engine: sa.Engine) -> None
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("ANALYZE clips")
-    for statement, values in ((conveyor.NEVER_BEGUN, {"after": 5000}), (conveyor.DUE_AGAIN, {})):
+    for statement, values in ((feeding.NEVER_BEGUN, {"after": 5000}), (feeding.DUE_AGAIN, {})):
         found = plan(engine, statement, run_id=run_id, count=256, **values)
         assert "clips_pending" in found
         # Behind the mark at once, not from the first clip on.
@@ -221,12 +221,12 @@ def test_retries_that_are_due_go_before_what_was_never_begun(engine: sa.Engine) 
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=4)
     ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(40)])
     after: dict[int, int] = {}
-    (first,) = conveyor.pick(engine, "clips", 1, Ledger(queue_lease_s=-1.0), after)
-    assert conveyor.take_back(engine, "clips") == 4
-    (again,) = conveyor.pick(engine, "clips", 1, Ledger(), after)
+    (first,) = feeding.pick(engine, "clips", 1, Ledger(queue_lease_s=-1.0), after)
+    assert feeding.take_back(engine, "clips") == 4
+    (again,) = feeding.pick(engine, "clips", 1, Ledger(), after)
     assert again.clips == first.clips
     seen = [
-        clip.id for _ in range(9) for some in conveyor.pick(engine, "clips", 1, Ledger(), after) for clip in some.clips
+        clip.id for _ in range(9) for some in feeding.pick(engine, "clips", 1, Ledger(), after) for clip in some.clips
     ]
     assert len(set(seen)) == len(seen) == 36
 
@@ -235,4 +235,4 @@ def test_what_lies_behind_the_feeders_mark_is_found_at_the_end(engine: sa.Engine
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=4)
     ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(4)])
     after = {run_id: 10**9}
-    assert len(conveyor.pick(engine, "clips", 1, Ledger(), after)[0].clips) == 4
+    assert len(feeding.pick(engine, "clips", 1, Ledger(), after)[0].clips) == 4

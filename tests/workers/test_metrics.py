@@ -9,9 +9,9 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from earmark import broker
-from earmark.errors import ServiceError
-from earmark.settings import Broker, Worker
+from earmark.core import broker
+from earmark.core.errors import ServiceError
+from earmark.core.settings import Broker, Worker
 from tests.servers import free_port
 from workers import metrics
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from db.ledger import Claimed
-from earmark.clips import AudioFacts, Failure, Postponed, Source, Success, Waveform
-from earmark.errors import DatabaseError, NotFound
-from earmark.options import RunOptions
-from workers.decode import Decoded
-from workers.fetch import Fetched
+from earmark.core.clips import AudioFacts, Failure, Postponed, Source, Success, Waveform
+from earmark.core.errors import DatabaseError, NotFound
+from earmark.core.options import RunOptions
+from workers.decoding.pool import Decoded
+from workers.fetching.fetch import Fetched
+from workers.fetching.polite import HostBusyError
 from workers.models import Job, Loaded
 from workers.pipeline import Pipeline
-from workers.polite import HostBusyError
 
 CLIP = Claimed(7, "https://h/a.wav", attempts=1, crashes=0)
 SOURCE = Source("ab", 5)

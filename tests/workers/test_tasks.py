@@ -11,13 +11,13 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from db import conveyor
+from db import feeding
 from db.models import Lease
 from db.session import connect, reading
-from earmark.clips import Chunk
-from earmark.errors import DatabaseError
-from earmark.options import RunOptions
-from earmark.settings import Database, Ledger, Settings
+from earmark.core.clips import Chunk
+from earmark.core.errors import DatabaseError
+from earmark.core.options import RunOptions
+from earmark.core.settings import Database, Ledger, Settings
 from tests.db.facts import expire_leases, labels, row, submit, success
 from workers.models import Job, Loaded
 from workers.tasks import Desk
@@ -25,7 +25,7 @@ from workers.tasks import Desk
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from earmark.clips import Outcome
+    from earmark.core.clips import Outcome
 
 
 class BrokenModels:
@@ -42,7 +42,7 @@ def test_clips_of_a_chunk_that_fails_unforeseen_are_not_held_for_ever(engine: sa
         desk.work(Chunk(run_id, tuple((clip_id, "https://h/") for clip_id in ids)))
     expire_leases(engine)
     desk.renew()
-    assert conveyor.take_back(engine, "clips") == 2
+    assert feeding.take_back(engine, "clips") == 2
 
 
 class OneModel:
@@ -143,7 +143,7 @@ def test_clips_given_up_in_an_outage_are_kept_until_it_is_over_and_cost_no_crash
     server.promote()
     expire_leases(postgres_engine)
     desk.renew()
-    assert conveyor.take_back(postgres_engine, "clips") == 0
+    assert feeding.take_back(postgres_engine, "clips") == 0
     desk.give_back()
     assert leases(postgres_engine) == 0
     again = row(postgres_engine, ids[0])

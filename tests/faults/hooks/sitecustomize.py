@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 if "FAULT_CLIPS" in os.environ:
-    from earmark.clips import Success
+    from earmark.core.clips import Success
     from workers.pipeline import Pipeline
 
     _classify, _getaddrinfo = Pipeline.classify, socket.getaddrinfo
@@ -44,7 +44,7 @@ if "FAULT_CLIPS" in os.environ:
 if "FAULT_MEMORY" in os.environ:
     import torch
 
-    from workers.classifier import Classifier
+    from workers.scoring.classifier import Classifier
 
     _forward = Classifier._forward
 
@@ -60,9 +60,9 @@ if "FAULT_CLOCK_S" in os.environ:
     time.time = lambda: _time() + _offset_s
 
 if "FAULT_NO_RECOVERY" in os.environ:
-    from db import conveyor
+    from db import feeding
 
-    conveyor.take_back = conveyor.take_back_queued = lambda *_: 0
+    feeding.take_back = feeding.take_back_queued = lambda *_: 0
 
 if "FAULT_START" in os.environ:
     from workers.models import Models

@@ -1,1 +1,0 @@
-"""The front door: what a person types, sees and hears."""

@@ -1,5 +1,0 @@
-"""`python -m console.cli`."""
-
-from console.cli import main
-
-main()

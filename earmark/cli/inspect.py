@@ -1,0 +1,107 @@
+"""The verbs that answer a question before or after a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from db import results
+from earmark import output
+from earmark.cli import options as o
+from earmark.core.errors import SERVICE_EXIT
+from earmark.database import open_database, read_settings
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="Example: earmark plan urls.csv --url-col link --within 8h")
+@o.spread
+def plan(
+    task: o.Task,
+    sample: Annotated[int, typer.Option(min=1, help="Clips tried, chosen at random.")] = 200,
+    within: Annotated[str | None, typer.Option(help="How many workers do it in this time: 90s, 30min, 8h, 2d?")] = None,
+    how: o.As = None,
+) -> None:
+    """Try a random sample of a list, keep nothing, and tell what all of it will take."""
+    from earmark import plan as planning
+
+    within_s = planning.seconds_in(within) if within else None
+    found = planning.plan(
+        task.sources, read_settings(), options=task.options, sample=sample, within_s=within_s, **task.said()
+    )
+    if how:
+        output.write([found.as_json()], how, None)
+        return
+    typer.echo("\n".join(planning.sentences(found, within)))
+    output.print_rows(found.hosts[:10], "by host")
+    output.print_rows(found.errors, "failures, each tried once")
+
+
+@commands.command(epilog="Example: EARMARK_DATABASE__URL=postgresql://db/earmark earmark doctor")
+def doctor(how: o.As = None, db: o.Db = None) -> None:
+    """Look at all that a run needs here, and say of each what to do if it is not well; exit with 3 then."""
+    from earmark.doctor import examine
+
+    rows = []
+    for name, well, found in examine(read_settings(db)):
+        rows.append({"check": name, "ok": well, "found": found})
+        if how is None:
+            typer.echo(f"{'ok ' if well else 'FIX'}  {name:<10}  {found}")
+    if how:
+        output.write(rows, how, None)
+    if not all(row["ok"] for row in rows):
+        raise typer.Exit(SERVICE_EXIT)
+
+
+@commands.command(epilog="Example: earmark explain 1234, or: earmark explain https://example.org/a.wav")
+def explain(
+    clip: Annotated[str, typer.Argument(help="A clip's id, as `results` and `failures` give it, or a URL or path.")],
+    model: o.Model = "starter",
+    revision: o.Revision = None,
+    labels: o.Labels = None,
+    db: o.Db = None,
+) -> None:
+    """Fetch and classify one clip in this process and tell each step: where it fails, and why."""
+    from earmark import explain
+
+    settings = read_settings(db)
+    options = o.Task(sources=[], model=model, revision=revision, labels=labels).options
+    uri = clip
+    if clip.isascii() and clip.isdigit():
+        engine = open_database(settings)
+        row = results.clip(engine, int(clip))
+        uri, options = row.uri, results.run(engine, row.run_id).options
+        explain.tell_row(row, _say)
+    elif "://" not in clip:
+        uri = str(Path(clip).expanduser().absolute())
+    explain.explain(uri, settings, options, _say)
+
+
+@commands.command(epilog="Example: earmark plot siren.wav -o siren.png")
+def plot(
+    file: Annotated[str, typer.Argument(help="An audio file or its URL.")],
+    picture: Annotated[Path, typer.Option("--output", "-o", help="A .png, .svg or .pdf file.")],
+    model: o.Model = "starter",
+    revision: o.Revision = None,
+    window_s: o.WindowS = None,
+    labels: o.Labels = None,
+) -> None:
+    """Draw one clip: waveform, mel spectrogram, what is heard when, and the best labels."""
+    from earmark import explain, plots
+
+    uri = file if "://" in file else str(Path(file).expanduser().absolute())
+    task = o.Task(sources=[], model=model, revision=revision, window_s=window_s, labels=labels)
+    drawn = plots.plot_clip(uri, explain.may_read(uri, read_settings()), task.options)
+    plots.save(drawn, picture)
+    typer.echo(str(picture))
+
+
+def _say(step: str, text: str) -> None:
+    # A server's words must not steer the terminal.
+    shown = Text("".join(char if char.isprintable() else "?" for char in text))
+    shown.highlight_regex("[▁-▏]+", "green")
+    Console(highlight=False).print(Text.assemble((f"{step:<11}  ", "bold"), shown), soft_wrap=True)

@@ -1,0 +1,74 @@
+"""The verbs that change what is known."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from earmark import progress
+from earmark.cli import options as o  # noqa: TC001 - Typer reads it
+from earmark.core.errors import BY_CODE, UsageError
+from earmark.database import connect_to, find_runs, read_settings
+
+commands = typer.Typer()
+database = typer.Typer(help="The database's schema.", no_args_is_help=True)
+
+
+@commands.command(epilog="Example: earmark retry march --error timeout,dns")
+def retry(
+    run: o.Run,
+    error: Annotated[str | None, typer.Option(help="Only these error codes, comma-separated.")] = None,
+    db: o.Db = None,
+) -> None:
+    """Put a run's failed clips back to work."""
+    codes = error.split(",") if error else []
+    if unknown := sorted(set(codes) - set(BY_CODE)):
+        raise UsageError(reason=f"There is no error code {', '.join(unknown)}; there are {', '.join(BY_CODE)}.")
+    from db import ledger
+
+    engine, found = find_runs(read_settings(db), run, change=True)
+    progress.screen.print(f"{ledger.retry_failed(engine, found.id, codes)} clips go back to work.")
+
+
+@commands.command(epilog="Example: earmark cancel march")
+def cancel(run: o.Run, db: o.Db = None) -> None:
+    """Stop a run at once: what workers still make of it is discarded."""
+    from db import ledger
+
+    engine, found = find_runs(read_settings(db), run, change=True)
+    progress.screen.print(f"{ledger.cancel(engine, found.id)} clips are cancelled.")
+
+
+@commands.command(epilog="Example: earmark prune march --yes")
+def prune(
+    run: o.Run,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    db: o.Db = None,
+) -> None:
+    """Delete a run with its clips and results."""
+    from db import ledger
+
+    engine, found = find_runs(read_settings(db), run, change=True)
+    if not yes:
+        typer.confirm(f"Delete the run {found.name} with all its results?", abort=True)
+    progress.screen.print(f"{ledger.prune(engine, found.id)} clips are deleted.")
+
+
+@database.command("upgrade", epilog="Example: earmark db upgrade")
+def db_upgrade(db: o.Db = None) -> None:
+    """Bring the database to this version's schema."""
+    from db import schema
+
+    schema.upgrade(connect_to(read_settings(db)))
+    db_check(db)
+
+
+@database.command("check", epilog="Example: earmark db check")
+def db_check(db: o.Db = None) -> None:
+    """Say whether the database has this version's schema."""
+    from db import schema, urls
+
+    engine = connect_to(read_settings(db))
+    schema.check(engine)
+    progress.screen.print(f"{urls.shown(engine.url)} is ready.", markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What every part of Earmark shares; imports nothing else of ours."""

@@ -1,0 +1,194 @@
+"""The records that flow through Earmark: a list line becomes a clip, a chunk, a waveform, windows, an outcome."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from earmark.core.errors import ClipError
+
+STATES = ("pending", "queued", "running", "done", "failed", "cancelled")
+FINAL_STATES = ("done", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One URL or path of a list, with every other column of its line."""
+
+    uri: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A handful of clips of one run: what one queue message names."""
+
+    #: The database that the ids are of.
+    ledger_id: str
+    run_id: int
+    #: (clip id, display URI) pairs; the true URI never leaves the database.
+    clips: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Waveform:
+    """Mono float32 samples, shape (samples,), at a sample rate in Hz."""
+
+    samples: np.ndarray
+    sample_rate: int
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / self.sample_rate
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFacts:
+    """What the decoder learnt about a file, before resampling."""
+
+    duration_s: float
+    source_sample_rate: int
+    channels: int
+    codec: str
+    #: The file declares more audio than it holds.
+    truncated: bool = False
+    #: Every sample is zero.
+    silent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The stretch of a waveform the model sees at once, shape (samples,)."""
+
+    start_s: float
+    end_s: float
+    samples: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One label, by its position in the model's label list, and its score."""
+
+    label: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class WindowPredictions:
+    """The top-k of one window of a clip that has several."""
+
+    start_s: float
+    end_s: float
+    predictions: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds a clip spent in each stage."""
+
+    fetch_ms: float = 0.0
+    decode_ms: float = 0.0
+    classify_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The bytes a clip turned out to be."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """A clip with its predictions, best first."""
+
+    clip_id: int
+    source: Source
+    facts: AudioFacts
+    predictions: tuple[Prediction, ...]
+    windows: tuple[WindowPredictions, ...] = ()
+    timings: Timings = Timings()
+    #: Another clip's result for the same bytes, model and options.
+    reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A clip with the reason it has no predictions."""
+
+    clip_id: int
+    error: ClipError
+    source: Source | None = None
+    timings: Timings = Timings()
+
+
+Outcome = Success | Failure
+
+#: 88 bits: among a billion URLs of a run, two share a hash with a probability of 1.6e-9.
+KEY_BYTES = 11
+#: What display_uri takes away.
+_SAYS_MORE = re.compile(r"[?#@]")
+#: URLs that are in normal form at a glance, which most are.
+_NORMAL = re.compile(
+    r"https?://[a-z0-9-]+(?:\.[a-z0-9-]+)+/[\w~.,;:@!$'()*&=/-]*(?:%[89A-F][0-9A-F][\w~.,;:@!$'()*&=/-]*)*"
+    r"(?:\?[\w~.,;:@!$'()*&=/-]+)?",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """A clip whose host is to be left alone for a while: no outcome yet, and no try either."""
+
+    clip_id: int
+    delay_s: float
+
+
+def display_uri(uri: str) -> str:
+    """Return the URI without user-info, query and fragment: what may appear in messages, Flower and logs."""
+    if "://" not in uri or not _SAYS_MORE.search(uri):
+        return uri
+    parts = _split(uri)
+    if parts is None:
+        return f"{uri.partition('://')[0]}://(not a URL)"
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def uri_key(uri: str) -> bytes:
+    """Return what makes a clip the same clip within a run: a hash of the URI in its normal form."""
+    normal = uri if _NORMAL.fullmatch(uri) and "/." not in uri else normal_uri(uri)
+    return blake2b(normal.encode("utf-8", "surrogateescape"), digest_size=KEY_BYTES).digest()
+
+
+def normal_uri(uri: str) -> str:
+    """Return the one way of writing a URL: RFC 3986, section 6.2.2, without the fragment; paths stay as they are.
+
+    Scheme and host are lower-cased, an international host becomes ASCII, a default port is dropped, dot segments are
+    resolved, and what need not be percent-encoded is not.
+    """
+    if "://" not in uri:
+        return uri
+    # Imported here because most lists are in normal form.
+    from yarl import URL
+
+    try:
+        url = URL(uri).with_fragment(None)
+        return str(url.with_path("/", keep_query=True) if url.raw_path == "/" else url)
+    except (ValueError, TypeError):
+        return uri
+
+
+def _split(uri: str) -> SplitResult | None:
+    try:
+        return urlsplit(uri) if "://" in uri else None
+    except ValueError:
+        return None

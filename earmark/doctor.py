@@ -1,0 +1,169 @@
+"""Settings in; what works here and what to do about the rest, out, a line each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pydantic import ByteSize
+
+from db import access, schema, urls
+from db.identity import ledger_id, own_queue
+from db.session import now, prepares, reading
+from earmark import api, folders, local
+from earmark.core import broker
+from earmark.core.clips import Success
+from earmark.core.errors import EarmarkError, ServiceError
+from earmark.core.options import RunOptions
+from earmark.database import connect_to
+from earmark.demo import EXAMPLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from earmark.core.settings import Settings
+
+#: Older ones lack what kombu asks for.
+OLDEST_REDIS = (6, 2)
+#: Five round trips a chunk: slower than this, the database is what a worker waits for.
+SLOW_MS = 20.0
+SLOW_DNS_S = 0.5
+#: A few downloads of the largest size, or two million rows.
+LEAST_FREE = ByteSize(1024**3)
+PROBES = 20
+LOUD = "dog.ogg"
+
+
+def examine(settings: Settings) -> Iterator[tuple[str, bool, str]]:
+    """Yield what is looked at, whether it is well, and what was found or what to do."""
+    for check in (_broker, _database, _dns, _proxy, _model, _file_roots, _disk):
+        name = check.__name__.strip("_").replace("_", " ")
+        try:
+            yield name, True, check(settings)
+        except EarmarkError as error:
+            yield name, False, str(error)
+
+
+def _broker(settings: Settings) -> str:
+    if settings.broker.url is None and not (settings.data_dir / broker.EMBEDDED_NOTE).is_file():
+        return f"EARMARK_BROKER__URL is not set; `run` and `up` start {local.valkey_program()}"
+    api.find_broker(_with_own_queue(settings))
+    broker.check()
+    found = broker.server_info()
+    if not found:
+        return f"Redis of unknown version, as its user may not run INFO; {_waiting()}"
+    version = str(found["redis_version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+        raise ServiceError(reason=f"Redis {version} is too old; Celery needs 6.2 or newer.")
+    policy = found.get("maxmemory_policy", "unknown")
+    if policy not in ("noeviction", "unknown"):
+        cure = "set maxmemory-policy to noeviction, or a full Redis drops chunks, each found again only after minutes"
+        raise ServiceError(reason=f"Redis evicts keys ({policy}): {cure}.")
+    kept = "append-only file" if found.get("aof_enabled") else "no append-only file: the database refills the queue"
+    return f"Redis {version}, {policy}, {kept}; {_waiting()}"
+
+
+def _waiting() -> str:
+    return f"{broker.queue_length()} chunks waiting, {broker.chunks_in_hand()} in hand"
+
+
+def _with_own_queue(settings: Settings) -> Settings:
+    """Name the queue after the ledger, as far as the database can tell."""
+    engine = connect_to(settings)
+    if settings.broker.queue or (engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file()):
+        return settings
+    try:
+        return api.with_broker(settings, queue=own_queue(ledger_id(engine)))
+    except EarmarkError:  # which the database's own line tells
+        return settings
+
+
+def _database(settings: Settings) -> str:
+    engine = connect_to(settings)
+    where = urls.shown(engine.url)
+    if engine.dialect.name == "sqlite" and broker.is_elsewhere(settings):
+        cure = "set EARMARK_DATABASE__URL to the PostgreSQL that the other machines use"
+        raise ServiceError(reason=f"{where} is a file of this machine alone, and the broker is elsewhere: {cure}.")
+    if engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file():
+        return f"{where} is not there yet; the first run makes it"
+    access.check_writable(engine)
+    schema.check(engine)
+    with reading(engine) as connection:
+        took = [_ms(lambda: connection.scalar(now().select())) for _ in range(PROBES)]
+        pooled = engine.dialect.name == "postgresql" and not prepares(connection)
+    speed = f"{median(took):.1f} ms a question"
+    if median(took) > SLOW_MS:
+        raise ServiceError(reason=f"{where} takes {speed}: bring the workers nearer to it, or give it more room.")
+    pooler = ", through a pooler: statements are not prepared" if pooled else ""
+    return f"{where}, schema {schema.versions()[-1]}, {speed}{pooler}"
+
+
+def _dns(_: Settings) -> str:
+    from workers.fetching import guard
+
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
+    began = time.monotonic()
+    try:
+        guard.resolve(host, 443, 5.0)
+    except EarmarkError as error:
+        raise ServiceError(reason=f"{error} Without names no URL can be fetched: see /etc/resolv.conf.") from error
+    except TimeoutError as error:
+        raise ServiceError(reason=f"{host} was not resolved within 5 s: see /etc/resolv.conf.") from error
+    took = time.monotonic() - began
+    slow = "; slow: a caching resolver on this machine helps" if took > SLOW_DNS_S else ""
+    return f"{host} resolved in {took * 1000:.0f} ms{slow}"
+
+
+def _proxy(_: Settings) -> str:
+    found = sorted(name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy"))
+    if not found:
+        return "no proxy variables"
+    return f"{', '.join(found)}: used for models only; clips are fetched directly, so workers need a way out"
+
+
+def _model(settings: Settings) -> str:
+    from earmark import explain
+
+    options = RunOptions(model=settings.model.name, revision=settings.model.revision)
+    here, began = explain.with_roots(settings, EXAMPLES), time.monotonic()
+    with explain.classified(str(EXAMPLES / LOUD), here, options, lambda *_: None) as ended:
+        outcome, model = ended.outcome, ended.batcher.classifier
+        if not isinstance(outcome, Success):
+            reason = getattr(outcome, "error", "it was put off")
+            raise ServiceError(reason=f"{options.model} does not classify the bundled {LOUD}: {reason}")
+        heard = ended.named(outcome.predictions[:1])
+        took = time.monotonic() - began
+        return f"{options.model} on {model.device}, {model.dtype}, ready in {took:.0f} s; hears {heard} in {LOUD}"
+
+
+def _file_roots(settings: Settings) -> str:
+    roots = settings.fetch.file_roots
+    for root in roots:
+        if not os.access(root, os.R_OK | os.X_OK) or not root.is_dir():
+            raise ServiceError(reason=f"{root} in EARMARK_FETCH__FILE_ROOTS is no folder that can be read here.")
+    return ", ".join(map(str, roots)) or "EARMARK_FETCH__FILE_ROOTS is not set: a worker here fetches URLs only"
+
+
+def _disk(settings: Settings) -> str:
+    folders.check_temporary()
+    told = []
+    for use, folder in (("downloads", Path(tempfile.gettempdir())), ("data", settings.data_dir)):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = ByteSize(shutil.disk_usage(there).free)
+        if free < LEAST_FREE:
+            least = LEAST_FREE.human_readable()
+            raise ServiceError(reason=f"{folder} ({use}) has {free.human_readable()} free: give it {least} or more.")
+        told.append(f"{free.human_readable()} free in {folder} ({use})")
+    return ", ".join(told)
+
+
+def _ms(act: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    act()
+    return (time.perf_counter() - began) * 1000

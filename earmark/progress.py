@@ -1,0 +1,228 @@
+"""A run's progress, live on a terminal, and what it came to at the end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from contextlib import contextmanager, suppress
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from db import results
+from db.pace import Pace, pace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import sqlalchemy as sa
+    from rich.console import RenderableType
+
+    from db.results import RunRow
+    from earmark.core.settings import Settings
+    from producer.submit import Submitted
+
+#: Quick enough to look alive, slow enough to cost a million-row run nothing.
+LOOK_S = 0.5
+#: A pace that changes faster is hard to read.
+LOOK_AT_PACE_S = 2.0
+#: So many clips fit on one screen; of more, the labels are counted.
+CLIPS_ON_SCREEN = 20
+#: Of the failures, the most frequent kinds.
+CODES_ON_SCREEN = 5
+#: A clip's row shows so many of its labels.
+LABELS_SHOWN = 3
+
+screen = Console(stderr=True, highlight=False)
+
+
+class _Bar(Progress):
+    """A progress bar with what is known of the pace below it."""
+
+    stages = ""
+    advice: str | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.stages:
+            yield f"  [dim]{self.stages}[/]"
+        if self.advice:
+            yield f"  [yellow]{self.advice}[/]"
+
+
+def watch(
+    engine: sa.Engine, run_id: int, settings: Settings, *, meanwhile: Callable[[], None] = lambda: None
+) -> results.Progress:
+    """Show a run's progress until every clip is final; return what it came to."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with _Bar(*columns, console=screen, transient=True) as bar:
+        task = bar.add_task("starting")
+        looked = float("-inf")
+        while True:
+            state = results.progress(engine, run_id)
+            if time.monotonic() - looked > LOOK_AT_PACE_S:
+                going, looked = pace(engine, run_id, state, settings.worker), time.monotonic()
+            bar.stages, bar.advice = stages_in_words(going), going.bottleneck
+            bar.update(task, total=state.total, completed=state.final, description=_doing(state, going))
+            if state.finished:
+                return state
+            meanwhile()
+            time.sleep(LOOK_S)
+
+
+def follow(engine: sa.Engine, run: RunRow, settings: Settings) -> results.Progress:
+    """Watch a run that workers elsewhere do, until its end or Ctrl-C."""
+    with interruptible(lambda: f"The run goes on; `earmark status {run.name} --watch` shows it again."):
+        return watch(engine, run.id, settings)
+
+
+def rows(engine: sa.Engine, run: RunRow | None, settings: Settings) -> Iterator[dict[str, Any]]:
+    """Yield the counts and the pace of one run or of all, the newest first."""
+    for row in results.run_progress(engine, run.id if run else None):
+        state = results.progress(engine, row["run_id"])
+        yield {**row, **pace(engine, row["run_id"], state, settings.worker).as_json()}
+
+
+def exit_if_strict(state: results.Progress, *, strict: bool) -> None:
+    if strict and state.states["failed"]:
+        raise typer.Exit(1)
+
+
+def tell(sentence: str) -> None:
+    """Print a sentence, above the progress bar if there is one."""
+    screen.print(sentence, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def interruptible(how_to_go_on: Callable[[], str]) -> Iterator[None]:
+    """Answer Ctrl-C with a sentence, then let it end what has to be ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with suppress(OSError):  # the terminal may be closed
+            screen.print(how_to_go_on(), markup=False, soft_wrap=True)
+        raise
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP of a terminal that is closed, end the block as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # `nohup` has SIGHUP ignored, and it stays so.
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    answered = [one for one, handler in before.items() if handler is not signal.SIG_IGN]
+    for one in answered:
+        signal.signal(one, _interrupt)
+    try:
+        yield
+    finally:
+        for one in answered:
+            signal.signal(one, before[one] or signal.SIG_DFL)
+
+
+def _interrupt(number: int, _: Any) -> None:
+    # A shell repeats SIGHUP, which must not interrupt the end.
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _doing(state: results.Progress, going: Pace) -> str:
+    if not state.final:
+        return "listening" if state.states["running"] else "loading the model"
+    failed = f"[red]{state.states['failed']} failed[/]" if state.states["failed"] else ""
+    return ", ".join(filter(None, (pace_in_words(going), failed))) or "listening"
+
+
+def pace_in_words(going: Pace) -> str:
+    """Return how fast a run goes and how long it will take, as far as that is known."""
+    if going.clips_per_s is None:
+        return ""
+    left = "" if going.eta_s is None else f", {in_words(going.eta_s)} to go"
+    return f"{going.clips_per_s:.1f} clips/s, {going.audio_s_per_s:.0f} s of audio a second{left}"
+
+
+def stages_in_words(going: Pace) -> str:
+    """Return what a clip spends in each stage, waits included, as far as that is known."""
+    if going.fetch_ms is None:
+        return ""
+    each = (going.fetch_ms, "downloading"), (going.decode_ms, "decoding"), (going.classify_ms, "at the model")
+    return f"a clip spends {', '.join(f'{ms:.0f} ms {stage}' for ms, stage in each)}"
+
+
+def in_words(seconds: float) -> str:
+    """Return a span of time to two figures that matter: 45 s, 3 min 20 s, 5 h 12 min, 3 d 4 h."""
+    parts: list[str] = []
+    left = round(seconds)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if left >= length or parts or unit == "s":
+            parts.append(f"{left // length} {unit}")
+            left %= length
+    return " ".join(parts[:2])
+
+
+def report_lines(submitted: Submitted) -> None:
+    """Print what became of the list's lines, where it is not simply one clip each."""
+    for line in submitted.report():
+        screen.print(line, markup=False, soft_wrap=True)
+
+
+def show_results(engine: sa.Engine, run: RunRow, state: results.Progress) -> None:
+    """Print a small run clip by clip, of a large one how often each label came first."""
+    table = _clip_table(engine, run.id) if state.total <= CLIPS_ON_SCREEN else _label_table(engine, run.id)
+    Console(highlight=False).print(table)
+
+
+def _clip_table(engine: sa.Engine, run_id: int) -> Table:
+    table = Table("clip", "what is heard", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    heard = groupby(results.rows(engine, results.top_k(run_id)), itemgetter("clip_id"))
+    lines = {clip_id: _labels(list(predictions)) for clip_id, predictions in heard}
+    for row in results.rows(engine, results.clips(run_id)):
+        text = f"[red]{row['error_code']}[/]: {escape(row['error'])}" if row["error"] else lines.get(row["clip_id"], "")
+        table.add_row(escape(_short(row["uri"])), text)
+    return table
+
+
+def _labels(predictions: list[dict[str, Any]]) -> str:
+    best, *others = [f"{escape(row['label'])} {row['score']:.2f}" for row in predictions[:LABELS_SHOWN]]
+    return "  ".join([f"[bold green]{best}[/]", *(f"[dim]{other}[/]" for other in others)])
+
+
+def _short(uri: str) -> str:
+    return uri.rstrip("/").rpartition("/")[2] or uri
+
+
+def _label_table(engine: sa.Engine, run_id: int) -> Table:
+    table = Table("label", "clips", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for label, clips in results.label_counts(engine, run_id, CLIPS_ON_SCREEN):
+        table.add_row(escape(label), str(clips))
+    return table
+
+
+def summarise(engine: sa.Engine, run: RunRow, state: results.Progress, settings: Settings) -> None:
+    """Print how far a run is or what it came to: counts, pace and the reasons of its failures."""
+    going = pace(engine, run.id, state, settings.worker)
+    counts = "".join(f", {number} {name}" for name, number in state.states.items() if number)
+    screen.print(
+        f"[bold]{escape(run.name)}[/]: {state.total} clips{counts}. {state.audio_s / 60:.1f} minutes of audio in "
+        f"{in_words(state.seconds)}."
+    )
+    for line in filter(None, (pace_in_words(going), stages_in_words(going), going.bottleneck)):
+        screen.print(f"  {line}")
+    failures = results.top_errors(engine, run.id)
+    for code, count, example in failures[:CODES_ON_SCREEN]:
+        screen.print(f"  [red]{count} {code}[/], such as: {escape(example)}")
+    if (others := len(failures) - CODES_ON_SCREEN) > 0:
+        screen.print(f"  and {others} other kinds of failure: earmark failures {escape(run.name)}")
+    if hosts := results.failing_hosts(engine, run.id):
+        screen.print(f"  most failures: {', '.join(f'{escape(host)} ({failed})' for host, failed in hosts)}")
+    for code, count, example in results.top_errors(engine, run.id, "pending")[:CODES_ON_SCREEN]:
+        screen.print(f"  [yellow]{count} {code}, to be tried again[/], such as: {escape(example)}")

@@ -1,0 +1,176 @@
+"""A clip's URI in; what a page shows of it out: outline, mel spectrogram and sound, small enough to embed."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from workers.decoding.pool import Decoders
+from workers.fetching.fetch import Fetcher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from earmark.core.settings import Settings
+
+#: Hz. Speech and most sounds are well told below 8 kHz, and a spectrogram needs no more.
+RATE = 16_000
+#: The outline's bars, and its height in the same units.
+BARS, HEIGHT = 150, 48
+#: What softer clips are drawn against: silence stays a line.
+LOUD_ENOUGH = 0.02
+MELS, COLUMNS = 64, 240
+FFT = 512
+#: Below the loudest, as librosa draws it.
+FLOOR_DB = -80.0
+#: Some 40 dB below a full-scale tone.
+SOFT_DB = 0.0
+#: Opus between its best and its smallest: 14 kbit/s, at which every sound is still plain to hear.
+COMPRESSION = 0.97
+#: Noise takes half as much again.
+USUAL_BYTES_PER_S = 2000
+#: Black to pale yellow, readable on light and dark.
+COLOURS = np.array([(12, 10, 30), (66, 20, 104), (150, 44, 110), (222, 82, 74), (251, 160, 60), (252, 240, 180)])
+#: A page is not held up by a slow host as a worker may be.
+CONNECT_S, TIMEOUT_S = 5.0, 30.0
+
+#: start_s, end_s, label, score.
+Segment = tuple[float, float, str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One clip as a page shows it."""
+
+    duration_s: float
+    #: An SVG path of BARS by HEIGHT.
+    outline: str
+    #: An image as a data URI, low frequencies at the bottom.
+    mel: str
+    #: Audio as a data URI, and how much of the clip it is.
+    sound: str
+    sound_s: float
+
+
+class Listener:
+    """Gets clips again through the guard and the limited decoders that workers use; shared by threads."""
+
+    def __init__(self, settings: Settings, *, at_once: int = 1) -> None:
+        limits = settings.fetch
+        quick: dict[str, Any] = {
+            "connect_timeout_s": min(CONNECT_S, limits.connect_timeout_s),
+            "timeout_s": min(TIMEOUT_S, limits.timeout_s),
+        }
+        if settings.database_url.startswith("sqlite") and not limits.file_roots:
+            # This machine's own ledger names this machine's own files; one that is shared may name any.
+            quick["file_roots"] = (Path("/"),)
+        self._fetcher = Fetcher(limits.model_copy(update=quick))
+        self._decoders = Decoders(settings.audio, at_once)
+
+    def hear(self, uri: str, *, most_s: float, most_bytes: int) -> Heard:
+        """Return what a page shows of a clip, with as much of its sound from the start as it may have.
+
+        Raises:
+            ClipError: it can't be had any more, or not be decoded.
+        """
+        fetched = self._fetcher.fetch(uri)
+        with fetched.file:
+            waveform = self._decoders.decode(fetched.file, RATE).waveform
+        return heard(waveform.samples, most_s, most_bytes)
+
+    def close(self) -> None:
+        self._fetcher.close()
+        self._decoders.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def heard(samples: np.ndarray, most_s: float, most_bytes: int) -> Heard:
+    """Return what a page shows of (samples,) at RATE, with the first seconds of their sound."""
+    first = samples[: round(RATE * min(most_s, most_bytes / USUAL_BYTES_PER_S))]
+    sound = _opus(first)
+    if len(sound) > most_bytes:
+        first = first[: int(0.9 * len(first) * most_bytes / len(sound))]
+        sound = _opus(first)
+    mel, seconds = _data("image/webp", _image(mel_db(samples))), len(samples) / RATE
+    return Heard(seconds, outline(samples), mel, _data("audio/ogg", sound), len(first) / RATE)
+
+
+def segments(windows: Iterable[Segment]) -> list[Segment]:
+    """Join consecutive windows with one label, at their best score; what two overlap in belongs to the later one."""
+    found: list[Segment] = []
+    for label, same in groupby(windows, lambda window: window[2]):
+        some = list(same)
+        if found:
+            found[-1] = (found[-1][0], some[0][0], *found[-1][2:])
+        found.append((some[0][0], some[-1][1], label, max(score for *_, score in some)))
+    return found
+
+
+def peaks(samples: np.ndarray, count: int) -> np.ndarray:
+    """Return the loudest of each of `count` stretches of (samples,), from 0 to 1 of the loudest of all: (count,)."""
+    edges = np.linspace(0, len(samples), count, endpoint=False, dtype=int)
+    loud = np.maximum.reduceat(np.abs(samples), np.minimum(edges, len(samples) - 1))
+    found: np.ndarray = loud / max(float(loud.max()), LOUD_ENOUGH)
+    return found
+
+
+def outline(samples: np.ndarray) -> str:
+    """Return (samples,) as an SVG path of upright bars, BARS by HEIGHT."""
+    half = np.maximum(1, np.rint(peaks(samples, BARS) * (HEIGHT / 2 - 1))).astype(int)
+    return "".join(f"M{at} {HEIGHT // 2 - size}v{2 * size}" for at, size in enumerate(half))
+
+
+def mel_db(samples: np.ndarray) -> np.ndarray:
+    """Return the mel spectrogram of (samples,) at RATE in dB below its loudest: (MELS, at most COLUMNS).
+
+    What is softer all through than a whisper stays dark.
+    """
+    padded = np.pad(samples, FFT // 2)
+    hop = max(FFT // 4, len(samples) // (4 * COLUMNS))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::hop]
+    power = np.abs(np.fft.rfft(frames * np.hanning(FFT).astype(np.float32))) ** 2 @ _mel_filters().T
+    columns = min(COLUMNS, len(power))
+    pooled = np.maximum.reduceat(power, np.linspace(0, len(power), columns, endpoint=False, dtype=int))
+    level = 10 * np.log10(np.maximum(pooled, 1e-10))
+    found: np.ndarray = np.maximum(level - max(level.max(), SOFT_DB), FLOOR_DB).T
+    return found
+
+
+def _mel_filters() -> np.ndarray:
+    top = 2595 * np.log10(1 + RATE / 2 / 700)
+    centres = 700 * (10 ** (np.linspace(0, top, MELS + 2) / 2595) - 1)
+    low, middle, high = centres[:-2, None], centres[1:-1, None], centres[2:, None]
+    hertz = np.fft.rfftfreq(FFT, 1 / RATE)[None]
+    filters: np.ndarray = np.maximum(0, np.minimum((hertz - low) / (middle - low), (high - hertz) / (high - middle)))
+    return filters
+
+
+def _image(level: np.ndarray) -> bytes:
+    shade = (level[::-1] / -FLOOR_DB + 1) * (len(COLOURS) - 1)
+    pixels = np.stack([np.interp(shade, np.arange(len(COLOURS)), channel) for channel in COLOURS.T], axis=-1)
+    file = BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "WEBP", quality=45, method=4)
+    return file.getvalue()
+
+
+def _opus(samples: np.ndarray) -> bytes:
+    file = BytesIO()
+    soundfile.write(file, samples, RATE, format="OGG", subtype="OPUS", compression_level=COMPRESSION)
+    return file.getvalue()
+
+
+def _data(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{b64encode(content).decode()}"

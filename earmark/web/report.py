@@ -1,0 +1,168 @@
+"""One run in; one HTML page that needs nothing else out: what was heard, what failed, and clips to see and hear."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from db import browse, results
+from db.pace import pace
+from earmark import output
+from earmark.core.errors import ClipError
+from earmark.progress import in_words
+from earmark.sound import Heard, Listener, Segment, segments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import sqlalchemy as sa
+
+    from db.results import RunRow
+    from earmark.core.settings import Settings
+
+#: Clips a page shows: it opens at once on a phone, and in five megabytes each has a few seconds of sound.
+MOST_CLIPS = 200
+#: Bytes for all clips together, and of each for all but its sound.
+BUDGET, BESIDE_SOUND = 4_800_000, 11_000
+LONGEST_SOUND_S = 30.0
+#: Downloads and decoders at once: a page is made once in a while, by one person.
+AT_ONCE = 4
+#: Labels with a colour of their own; the style sheet has as many.
+COLOURS = 7
+LABELS_SHOWN = 12
+SCORE_BINS = 20
+TIME_BINS = 48
+#: Below it a best label is in doubt.
+UNCERTAIN = 0.6
+LONGEST_META = 300
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A clip as it is shown: all that is known of it, and what it sounds like or why that cannot be had."""
+
+    clip: dict[str, Any]
+    heard: Heard | None
+    why_not: str
+
+    @property
+    def name(self) -> str:
+        uri = str(self.clip["display_uri"])
+        return uri.rstrip("/").rpartition("/")[2] or uri
+
+    @property
+    def link(self) -> str | None:
+        """Where it is on the web; a file's path would lead nowhere from another machine."""
+        uri = str(self.clip["display_uri"])
+        return uri if uri.lower().startswith(("http://", "https://")) else None
+
+    @property
+    def meta(self) -> dict[str, str]:
+        return {name: _short(value) for name, value in list((self.clip["meta"] or {}).items())[:LABELS_SHOWN]}
+
+    @property
+    def search(self) -> str:
+        return f"{self.clip['display_uri']} {' '.join(f'{n} {v}' for n, v in self.meta.items())}".lower()
+
+    @property
+    def segments(self) -> list[Segment]:
+        return segments(self.clip["windows"])
+
+
+def write(engine: sa.Engine, run: RunRow, settings: Settings, file: Path, *, most: int = MOST_CLIPS) -> int:
+    """Write a run's page; return how many clips it shows."""
+    ids = browse.sample(engine, run.id, most)
+    with Listener(settings, at_once=AT_ONCE) as listener, ThreadPoolExecutor(AT_ONCE) as pool:
+        hear = partial(listener.hear, most_s=LONGEST_SOUND_S, most_bytes=sound_bytes(len(ids)))
+        cards = list(pool.map(partial(card, hear=hear), browse.details(engine, ids)))
+    page = render("report.html", **overview(engine, run, settings), **charts(engine, run), cards=cards, **inlined())
+    with output.opened(file) as out:
+        out.write(page)
+    return len(cards)
+
+
+def sound_bytes(clips: int) -> int:
+    """Return how many bytes of sound each of so many clips may have, before they are written as text."""
+    return int((BUDGET / max(1, clips) - BESIDE_SOUND) * 3 / 4)
+
+
+def card(clip: dict[str, Any], hear: Callable[[str], Heard]) -> Card:
+    """Return a clip's card; what failed is not fetched again."""
+    if clip["state"] != "done":
+        return Card(clip, None, "")
+    try:
+        return Card(clip, hear(clip["uri"]), "")
+    except ClipError as error:
+        return Card(clip, None, str(error))
+
+
+def overview(engine: sa.Engine, run: RunRow, settings: Settings) -> dict[str, Any]:
+    """Return what is known of a run at once, whatever its size."""
+    state = results.progress(engine, run.id)
+    return {"run": run, "state": state, "pace": pace(engine, run.id, state, settings.worker)}
+
+
+def charts(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
+    """Return what looks at every clip of a run: seconds for ten million."""
+    seconds, clips = browse.throughput(engine, run.id, TIME_BINS)
+    hosts = [row for row in results.rows(engine, results.hosts(run.id)) if row["failed"]]
+    return {
+        "labels": results.label_counts(engine, run.id, LABELS_SHOWN),
+        "scores": browse.score_histogram(engine, run.id, SCORE_BINS),
+        "throughput": clips,
+        "throughput_s": seconds,
+        "errors": results.top_errors(engine, run.id),
+        "hosts": sorted(hosts, key=lambda row: -row["failed"])[:LABELS_SHOWN],
+    }
+
+
+def inlined() -> dict[str, Any]:
+    """Return the page's own style and script, and the policy that lets a browser run these and no other."""
+    style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))  # noqa: S704 - ours
+    allowed = [f"{kind}-src '{_digest(text)}'" for kind, text in (("style", style), ("script", script))]
+    return {
+        "style": style,
+        "script": script,
+        "policy": "; ".join(["default-src 'none'", "img-src data:", "media-src data:", *allowed]),
+    }
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a template filled in; all text is escaped."""
+    return _environment.get_template(template).render(**values)
+
+
+def colours(cards: Iterable[Card]) -> dict[str, int]:
+    """Return which colour each label has: those heard for the longest have their own."""
+    heard: dict[str, float] = {}
+    for each in cards:
+        for start_s, end_s, label, _ in each.segments:
+            heard[label] = heard.get(label, 0.0) + end_s - start_s
+    return {label: number for number, label in enumerate(sorted(heard, key=lambda name: -heard[name])[:COLOURS])}
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST_META else f"{text[:LONGEST_META]}…"
+
+
+_environment = Environment(
+    loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+_environment.filters |= {"in_words": in_words, "thousands": lambda number: f"{number:,}"}
+_environment.globals |= {"colours": colours, "UNCERTAIN": UNCERTAIN}

@@ -1,0 +1,118 @@
+"""`earmark doctor`: what is well is told, what is not comes with its cure and exit 3."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from db.session import connect
+from earmark import doctor
+from earmark.core import broker
+from earmark.core.errors import ServiceError
+from earmark.core.settings import Database, Settings
+from tests.end_to_end.conftest import Earmark
+from tests.servers import free_port, running_valkey
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import sqlalchemy as sa
+
+    from tests.servers import PgBouncer
+
+
+def told(tmp_path: Path, status: int, **settings: str) -> dict[str, tuple[bool, str]]:
+    """Run the verb with these settings; its lookups of names stay on this machine."""
+    given = {f"EARMARK_{name}": value for name, value in settings.items()}
+    earmark = Earmark({"HF_ENDPOINT": "http://localhost", "HTTPS_PROXY": "http://proxy:3128", **given}, tmp_path)
+    lines = earmark("doctor", "--format", "json", status=status).stdout.splitlines()
+    return {row["check"]: (row["ok"], row["found"]) for row in map(json.loads, lines)}
+
+
+def test_a_sound_machine_is_told_as_such(tmp_path: Path, postgres_url: str) -> None:
+    with running_valkey(tmp_path) as url:
+        found = told(tmp_path, 0, BROKER__URL=url, DATABASE__URL=postgres_url, FETCH__FILE_ROOTS=str(tmp_path))
+    assert all(well for well, _ in found.values()), found
+    assert "noeviction, no append-only file" in found["broker"][1]
+    assert "ms a question" in found["database"][1]
+    assert "HTTPS_PROXY" in found["proxy"][1]
+    assert "hears dog" in found["model"][1]
+    assert list(found) == ["broker", "database", "dns", "proxy", "model", "file roots", "disk"]
+
+
+def test_what_is_wrong_comes_with_its_cure(tmp_path: Path, empty_postgres_url: str) -> None:
+    settings = {"DATABASE__URL": empty_postgres_url, "FETCH__FILE_ROOTS": "/nowhere", "MODEL__NAME": "./no-model"}
+    with running_valkey(tmp_path, "--maxmemory-policy", "allkeys-lru") as url:
+        found = told(tmp_path, 3, BROKER__URL=url, **settings)
+    wrong = {name: sentence for name, (well, sentence) in found.items() if not well}
+    assert "set maxmemory-policy to noeviction" in wrong.pop("broker")
+    assert "run `earmark db upgrade`" in wrong.pop("database")
+    assert "check the model's path" in wrong.pop("model")
+    assert "/nowhere in EARMARK_FETCH__FILE_ROOTS" in wrong.pop("file roots")
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_pooler_in_front_of_the_database_is_told(
+    tmp_path: Path, pooler: PgBouncer, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pooled = connect(pooler.url_of(engine.url.render_as_string()), Database())
+    for opened, told in ((pooled, True), (engine, False)):
+        monkeypatch.setattr(doctor, "connect_to", lambda _, opened=opened: opened)
+        assert ("through a pooler: statements are not prepared" in doctor._database(settings_with(tmp_path))) is told
+    pooled.dispose()
+
+
+def test_a_broker_elsewhere_beside_a_file_of_this_machine_is_told(tmp_path: Path) -> None:
+    with running_valkey(tmp_path) as url:
+        here = settings_with(tmp_path, broker={"url": url})
+        assert "is not there yet" in doctor._database(here)
+        elsewhere = settings_with(tmp_path, broker={"url": url.replace("127.0.0.1", "127.0.0.2")})
+        with pytest.raises(ServiceError, match="set EARMARK_DATABASE__URL to the PostgreSQL"):
+            doctor._database(elsewhere)
+
+
+def settings_with(tmp_path: Path, **groups: Any) -> Settings:
+    settings = Settings(data_dir=tmp_path)
+    changed = {name: getattr(settings, name).model_copy(update=update) for name, update in groups.items()}
+    return settings.model_copy(update=changed)
+
+
+def test_servers_that_do_not_answer_are_sentences(tmp_path: Path) -> None:
+    place = f"127.0.0.1:{free_port()}"
+    settings = settings_with(
+        tmp_path, broker={"url": f"redis://{place}/0"}, database={"url": f"postgresql://{place}/x"}
+    )
+    with pytest.raises(ServiceError, match="The broker does not answer"):
+        doctor._broker(settings)
+    with pytest.raises(ServiceError, match="Is it running"):
+        doctor._database(settings)
+
+
+def test_a_laptop_without_any_setting_is_well(tmp_path: Path) -> None:
+    settings = settings_with(tmp_path)
+    assert "`run` and `up` start" in doctor._broker(settings)
+    assert "the first run makes it" in doctor._database(settings)
+    assert "fetches URLs only" in doctor._file_roots(settings)
+
+
+def test_an_old_redis_and_a_full_disk_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "check", lambda: None)
+    monkeypatch.setattr(broker, "server_info", lambda: {"redis_version": "5.0.14"})
+    with pytest.raises(ServiceError, match="is too old"):
+        doctor._broker(settings_with(tmp_path, broker={"url": "redis://localhost"}))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**10, 10**10, 10**6))
+    with pytest.raises(ServiceError, match=r"has 976.6KiB free: give it 1.0GiB"):
+        doctor._disk(settings_with(tmp_path))
+
+
+def test_a_machine_that_resolves_no_names_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://no.such.host.invalid")
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(OSError("no name")))
+    with pytest.raises(ServiceError, match=r"no\.such\.host\.invalid cannot be resolved"):
+        doctor._dns(settings_with(tmp_path))

@@ -1,0 +1,79 @@
+"""What each worker of a machine gets of it: a GPU, a part of the cores, a port of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from earmark import local
+from earmark.cli import options as o  # noqa: TC001 - read by Typer
+from earmark.core.settings import Model, Settings, Worker, cores
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def counted(said: str) -> int:
+    """Return how many workers `--workers` comes to."""
+    app, found = typer.Typer(), []
+
+    @app.command()
+    def up(workers: o.Workers = 1) -> None:
+        found.append(workers)
+
+    result = CliRunner().invoke(app, ["--workers", said])
+    assert result.exit_code == 0, result.output
+    return found[0]
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, folder: Path, listed: str) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{listed}'\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+
+def test_auto_means_a_worker_for_each_gpu_that_the_machine_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gpu = "GPU {}: NVIDIA A100 (UUID: GPU-{})\\n  MIG 1g.5gb Device 0: (UUID: MIG-1)\\n"
+    with_gpus(monkeypatch, tmp_path, "".join(gpu.format(number, number) for number in range(4)))
+    assert counted("auto") == 4
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in local.shares(4, Settings())] == ["0", "1", "2", "3"]
+
+
+def test_auto_keeps_to_the_gpus_that_the_environment_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert counted("auto") == 2
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in local.shares(3, Settings())] == ["3", "5", "3"]
+
+
+@pytest.mark.parametrize("visible", ["", None])
+def test_auto_is_one_worker_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str | None) -> None:
+    with_gpus(monkeypatch, tmp_path, "No devices were found\\n")
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert counted("auto") == 1
+    assert all("CUDA_VISIBLE_DEVICES" not in own for own in local.shares(2, Settings()))
+
+
+def test_workers_share_the_cores_and_have_ports_of_their_own() -> None:
+    settings = Settings(model=Model(device="cpu"), worker=Worker(metrics_port=9100))
+    (one,), several = local.shares(1, settings), list(local.shares(cores(), settings))
+    assert one["EARMARK_WORKER__DECODERS"] == one["EARMARK_MODEL__THREADS"] == str(cores())
+    assert {own["EARMARK_WORKER__DECODERS"] for own in several} == {"1"}
+    assert [own["EARMARK_WORKER__METRICS_PORT"] for own in several] == [str(9100 + n) for n in range(cores())]
+
+
+def test_what_is_said_of_decoders_and_threads_holds_for_each_worker() -> None:
+    settings = Settings(model=Model(threads=3), worker=Worker(decoders=5))
+    own = next(local.shares(8, settings))
+    assert (own["EARMARK_WORKER__DECODERS"], own["EARMARK_MODEL__THREADS"]) == ("5", "3")
+    assert "EARMARK_WORKER__METRICS_PORT" not in own
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "many", ""])
+def test_another_number_of_workers_is_refused_with_a_sentence(said: str) -> None:
+    with pytest.raises(AssertionError, match="a number from 1 up, or auto"):
+        counted(said)

@@ -1,0 +1,334 @@
+"""Which models are taken, how they load, how they fail."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import errors as hub_errors
+
+from earmark.core import errors, settings
+from tests.workers.scoring import checkpoints
+from workers.scoring import checkpoint, classifier
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter has all zero values")
+
+
+def load(folder: Path | str, labels: Sequence[str] = (), **changes: Any) -> classifier.Classifier:
+    return classifier.load(settings.Model(name=str(folder), **{"device": "cpu", **changes}), labels)
+
+
+def refusal(folder: Path | str, labels: Sequence[str] = (), **changes: Any) -> str:
+    with pytest.raises(errors.ServiceError) as refused:
+        load(folder, labels, **changes)
+    return str(refused.value)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return checkpoints.save("wav2vec2", tmp_path / "model")
+
+
+def test_the_starter_says_which_model_it_is() -> None:
+    card = load("starter").card
+    weights = (checkpoint.STARTER / "model.safetensors").read_bytes()
+    assert (card.name, card.revision, card.sample_rate, card.function_to_apply) == ("starter", None, 16_000, "softmax")
+    assert card.sha256 == hashlib.sha256(hashlib.sha256(weights).digest()).hexdigest()
+    assert card.labels[:2] == ("baby_cry", "chainsaw")
+    assert card.min_samples == 8144
+
+
+def test_the_windows_of_a_model_that_hears_no_further_are_never_longer(tmp_path: Path) -> None:
+    spectrogram = load(checkpoints.save("audio-spectrogram-transformer", tmp_path)).card
+    assert [spectrogram.usable_window_s(asked) for asked in (None, 5, 30)] == [10.24, 5, 10.24]
+    assert load("starter").card.usable_window_s(30) == 30
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "expected"),
+    [(None, "softmax"), ("single_label_classification", "softmax"), ("multi_label_classification", "sigmoid"),
+     ("regression", "none")],
+)  # fmt: skip
+def test_the_problem_type_decides_the_function(tmp_path: Path, problem_type: str | None, expected: str) -> None:
+    loaded = load(checkpoints.save("wav2vec2", tmp_path, problem_type=problem_type))
+    logits = checkpoints.logits(loaded, [checkpoints.clip(1)])
+    assert loaded.card.function_to_apply == expected
+    assert checkpoints.scores(loaded, [checkpoints.clip(1)]) == pytest.approx(classifier.apply(logits, expected))
+
+
+def test_the_function_asked_for_wins_over_the_problem_type(model: Path) -> None:
+    loaded = load(model)
+    logits = checkpoints.logits(loaded, [checkpoints.clip(1)])
+    assert checkpoints.scores(loaded, [checkpoints.clip(1)], "none") == pytest.approx(logits)
+    assert checkpoints.scores(loaded, [checkpoints.clip(1)], "sigmoid") == pytest.approx(1 / (1 + np.exp(-logits)))
+
+
+def test_large_logits_neither_overflow_nor_warn() -> None:
+    logits = np.array([[1000.0, -1000.0]], np.float32)
+    assert classifier.apply(logits, "softmax").tolist() == [[1.0, 0.0]]
+    assert classifier.apply(logits, "sigmoid")[0] == pytest.approx([1.0, 0.0], abs=1e-30)
+
+
+def test_a_speech_recogniser_is_refused_and_its_missing_weights_named(tmp_path: Path) -> None:
+    sentence = refusal(checkpoints.save_ctc(tmp_path))
+    assert "no audio classifier" in sentence
+    assert "classifier.weight" in sentence
+    assert "fine-tuned for audio classification" in sentence
+
+
+def test_a_text_model_is_refused(model: Path) -> None:
+    checkpoints.edit_json(model / "config.json", model_type="bert", architectures=["BertForSequenceClassification"])
+    assert "is a bert model" in refusal(model)
+
+
+def test_a_folder_that_is_not_there_is_named() -> None:
+    assert "There is no folder /nowhere/model" in refusal("/nowhere/model")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    assert "cannot be read as a model" in refusal(tmp_path)
+
+
+def test_truncated_weights_are_refused(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "cannot be read" in refusal(model)
+
+
+def test_missing_weights_are_refused(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    assert "cannot be read" in refusal(model)
+
+
+def test_labels_that_do_not_fit_the_weights_are_refused(model: Path) -> None:
+    checkpoints.edit_json(model / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
+    sentence = refusal(model)
+    assert "do not fit its config.json" in sentence
+    assert "classifier" in sentence
+
+
+def test_labels_that_are_not_numbered_from_zero_are_refused(model: Path) -> None:
+    names = {"0": "a", "1": "b", "2": "c", "3": "d", "7": "e"}
+    checkpoints.edit_json(model / "config.json", id2label=names, label2id={})
+    assert "not numbered 0 to 4" in refusal(model)
+
+
+def test_weights_that_only_training_uses_may_be_missing(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = checkpoints.save("wav2vec2", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["wav2vec2.masked_spec_embed"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load(folder).card.labels
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('a pickle ran code')",))
+
+
+def _as_pickle(folder: Path, **extra: Any) -> None:
+    from safetensors.torch import load_file
+
+    torch.save({**load_file(folder / "model.safetensors"), **extra}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def test_a_pickle_of_tensors_is_loaded(model: Path) -> None:
+    expected = checkpoints.scores(load(model), [checkpoints.clip(1)])
+    _as_pickle(model)
+    assert checkpoints.scores(load(model), [checkpoints.clip(1)]) == pytest.approx(expected)
+
+
+def test_a_pickle_that_would_run_code_is_refused(model: Path) -> None:
+    _as_pickle(model, evil=Evil())
+    assert "cannot be read" in refusal(model)
+
+
+def test_safetensors_are_preferred_to_a_pickle_beside_them(model: Path) -> None:
+    (model / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    assert load(model).card.labels
+
+
+def test_a_checkpoint_s_own_code_never_runs(model: Path) -> None:
+    (model / "evil.py").write_text("raise SystemExit('remote code ran')")
+    remote = {"AutoConfig": "evil.Config", "AutoModelForAudioClassification": "evil.Model"}
+    checkpoints.edit_json(model / "config.json", model_type="evil", auto_map=remote)
+    assert "cannot be read as a model" in refusal(model)
+
+
+def test_a_zero_shot_model_asks_for_labels_and_others_refuse_them(tmp_path: Path) -> None:
+    assert "say what to listen for with --labels" in refusal(checkpoints.save_clap(tmp_path))
+    assert "--labels is for zero-shot models" in refusal("starter", ("dog",))
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (hub_errors.LocalEntryNotFoundError("offline"), "connect once to download it"),
+        (ConnectionError("down"), "connect once to download it"),
+        (hub_errors.HFValidationError("bad id"), "a hub id such as owner/model"),
+    ],
+)
+def test_a_hub_model_that_cannot_be_had_is_explained(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, cure: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    assert cure in refusal("owner/model")
+
+
+def test_a_hub_model_s_revision_is_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = checkpoints.save("wav2vec2", tmp_path / "snapshots" / commit)
+    asked: list[Any] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, [pattern for pattern in allow_patterns if "bin" in pattern]))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load("owner/model", revision="main").card.revision == commit
+    assert asked == [("owner/model", "main", [])]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_a_device_that_is_not_there_is_an_error_never_another_device(device: str) -> None:
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("there is an MPS device")
+    assert "which PyTorch does not find here" in refusal("starter", device=device)
+
+
+def test_an_unknown_device_or_dtype_is_an_error() -> None:
+    assert "it may be auto, cpu, cuda" in refusal("starter", device="gpu")
+    assert "it may be auto, float32" in refusal("starter", dtype="int3")
+
+
+def test_auto_takes_cuda_before_mps_before_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert classifier.pick_device("auto").type == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert classifier.pick_device("auto").type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert classifier.pick_device("auto").type == "cuda"
+
+
+def test_auto_is_bfloat16_only_on_cuda_that_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert classifier.pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert classifier.pick_dtype("auto", torch.device("cpu")) == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert classifier.pick_dtype("auto", torch.device("cuda")) == torch.float32
+
+
+def test_a_half_precision_model_gives_float32_scores_near_the_full_ones(tmp_path: Path) -> None:
+    folder = checkpoints.save("audio-spectrogram-transformer", tmp_path)
+    full, half = (
+        checkpoints.scores(load(folder, dtype=dtype), [checkpoints.clip(1)]) for dtype in ("float32", "bfloat16")
+    )
+    assert half.dtype == np.float32
+    assert np.abs(full - half).max() < 0.1
+
+
+class Bounded:
+    """A model with room for so many samples; NaN samples give NaN scores, negative ones are a fault."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.batches: list[int] = []
+
+    def __call__(self, input_values: torch.Tensor) -> SimpleNamespace:
+        self.batches.append(len(input_values))
+        if input_values.numel() > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if (input_values < 0).any():
+            raise ValueError("a negative sample")
+        return SimpleNamespace(logits=input_values.sum(dim=1, keepdim=True))
+
+
+def bounded(room: int) -> tuple[classifier.Classifier, Bounded]:
+    loaded, small = load("starter", batch_windows=8, batch_s=80), Bounded(room)
+    loaded._model = small
+    loaded._features = lambda windows: {"input_values": torch.tensor(np.stack(windows))}
+    loaded.card = SimpleNamespace(**{name: getattr(loaded.card, name) for name in loaded.card.__slots__})
+    loaded.card.labels = ("sum",)
+    return loaded, small
+
+
+def test_out_of_memory_halves_the_batch_and_remembers() -> None:
+    loaded, small = bounded(room=300)
+    windows = [np.full(100, number, np.float32) for number in range(8)]
+    assert checkpoints.logits(loaded, windows)[:, 0].tolist() == [100.0 * number for number in range(8)]
+    assert small.batches == [8, 4, 2, 2, 4, 2, 2]
+    small.batches.clear()
+    checkpoints.logits(loaded, windows)
+    assert small.batches == [2, 2, 2, 2]
+
+
+def test_a_window_that_does_not_fit_fails_alone() -> None:
+    loaded, _ = bounded(room=150)
+    first, second = loaded.outcomes([np.zeros(100, np.float32)] * 2)
+    assert not isinstance(first, errors.ClipError)
+    assert not isinstance(second, errors.ClipError)
+    assert isinstance(loaded.outcomes([np.zeros(200, np.float32)])[0], errors.OutOfMemory)
+    with pytest.raises(errors.OutOfMemory):
+        checkpoints.logits(loaded, [np.zeros(200, np.float32)])
+
+
+def test_a_window_the_model_fails_on_leaves_its_neighbours_alone() -> None:
+    loaded, _ = bounded(room=10_000)
+    windows = [np.full(10, value, np.float32) for value in (1, -1, 2, np.nan)]
+    good, fault, also_good, not_a_number = loaded.outcomes(windows)
+    assert (good, also_good) == ([10.0], [20.0])
+    assert "a negative sample" in str(fault)
+    assert "not numbers" in str(not_a_number)
+
+
+def test_windows_share_a_batch_only_at_equal_lengths_within_the_limits() -> None:
+    loaded = load("starter", batch_windows=3, batch_s=10)
+    assert loaded.choose([16_000, 32_000, 16_000, 16_000, 16_000]) == [0, 2, 3]
+    assert loaded.choose([80_000, 80_000, 80_000]) == [0, 1]
+    assert loaded.choose([900_000, 900_000]) == [0]
+
+
+def test_windows_of_a_fixed_model_share_a_batch_at_any_length(tmp_path: Path) -> None:
+    loaded = load(checkpoints.save("audio-spectrogram-transformer", tmp_path), batch_windows=4, batch_s=40)
+    assert loaded.choose([16_000, 32_000, 8_000, 100]) == [0, 1, 2]
+
+
+def test_like_lengths_share_a_batch_where_padding_is_exact() -> None:
+    loaded = load("starter")
+    loaded.limits = classifier.Limits(windows=8, samples=1e9, padding=1.15)
+    assert loaded.choose([100, 114, 50, 99, 116]) == [0, 1]
+    assert loaded.choose([100, 105, 50, 95]) == [0, 1, 3]
+
+
+def test_twins_share_their_weights() -> None:
+    loaded = load("starter")
+    twin = loaded.twin()
+    assert twin._model is not loaded._model
+    pairs = zip(twin._model.parameters(), loaded._model.parameters(), strict=True)
+    assert all(ours is theirs for ours, theirs in pairs)
+
+
+def test_the_windows_module_needs_no_torch() -> None:
+    code = "import workers.scoring.windows, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

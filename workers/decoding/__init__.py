@@ -1,0 +1,1 @@
+"""From an open file to samples, in disposable sandboxed processes."""

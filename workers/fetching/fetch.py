@@ -1,0 +1,225 @@
+"""A clip's URI in; an open file with its size and SHA-256, out."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from urllib3.exceptions import HTTPError
+
+from earmark.core import clips, errors
+from workers.fetching import guard, host_limits, object_stores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from urllib3 import BaseHTTPResponse
+
+    from earmark.core import settings
+
+BLOCK_BYTES = 64 * 1024
+#: A body declared larger, or not declared, goes to disk: 32 clips in flight hold 256 MB at most.
+IN_MEMORY_BYTES = 8 * 1024**2
+SECONDS = re.compile(r"[0-9]{1,9}")
+# O_PATH, where there is one, passes through folders that may be entered but not listed.
+FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)
+# Without O_NONBLOCK, opening a pipe would wait for its writer.
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A clip's bytes, in an open file at position 0 that the caller closes."""
+
+    file: BinaryIO
+    source: clips.Source
+
+
+class Fetcher:
+    """Fetches clips within the limits; one per process, shared by its threads."""
+
+    def __init__(self, limits: settings.Fetch, opener: guard.Guard | None = None) -> None:
+        self._limits = limits
+        self._max_bytes = limits.max_bytes
+        self._guard = opener or guard.Guard(limits)
+        self._robots = host_limits.Robots(self._download) if limits.robots else None
+        self._roots = [os.path.realpath(root) for root in limits.file_roots]
+
+    def close(self) -> None:
+        self._guard.close()
+
+    def fetch(self, uri: str) -> Fetched:
+        """Return the clip's bytes, or raise a DownloadError."""
+        if uri[:8].lower().startswith(("http://", "https://")):
+            if self._robots:
+                self._robots.check(guard.check_url(uri, self._limits))
+            return self._download(uri)
+        if uri.partition("://")[0].lower() in self._limits.stores and "://" in uri:
+            file = _new_file(None)
+            return self._fetched(file, _saved(object_stores.read(uri, self._limits.timeout_s), file))
+        return self._open(_real(_path(uri)))
+
+    def _download(self, url: str) -> Fetched:
+        with self._guard.open(url) as answer:
+            _check_status(answer)
+            declared = _declared_bytes(answer)
+            if declared is not None and declared > self._max_bytes:
+                raise errors.TooLarge(max_bytes=self._max_bytes)
+            file = _new_file(declared)
+            return self._fetched(file, _saved(_received(answer, declared), file))
+
+    def _open(self, path: str) -> Fetched:
+        if not any(Path(path).is_relative_to(root) for root in self._roots):
+            raise errors.FileNotAllowed
+        file = _open_regular(path)
+        return self._fetched(file, _read(file))
+
+    def _fetched(self, file: FileIO, blocks: Iterable[bytes]) -> Fetched:
+        try:
+            source = _source(blocks, self._max_bytes)
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return Fetched(file, source)
+
+
+def _source(blocks: Iterable[bytes], max_bytes: int) -> clips.Source:
+    digest, size = hashlib.sha256(), 0
+    for block in blocks:
+        size += len(block)
+        if size > max_bytes:
+            raise errors.TooLarge(max_bytes=max_bytes)
+        digest.update(block)
+    if not size:
+        raise errors.Empty
+    return clips.Source(digest.hexdigest(), size)
+
+
+def _check_status(answer: BaseHTTPResponse) -> None:
+    status = answer.status
+    if status in (404, 410):
+        raise errors.NotFound(status=status)
+    if status in (401, 403):
+        raise errors.Forbidden(status=status)
+    if status == 429:
+        raise errors.RateLimited(retry_after_s=_retry_after_s(answer))
+    if status >= 500:
+        raise errors.ServerFailed(status=status, retry_after_s=_retry_after_s(answer))
+    if status != 200:
+        raise errors.HttpError(reason=f"HTTP {status}")
+
+
+def _retry_after_s(answer: BaseHTTPResponse) -> float | None:
+    text = answer.headers.get("Retry-After", "").strip()
+    if SECONDS.fullmatch(text):
+        return float(text)
+    try:
+        when = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+
+
+def _declared_bytes(answer: BaseHTTPResponse) -> int | None:
+    if answer.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
+        raise errors.HttpError(reason="it is compressed, which was not asked for")
+    transfer = answer.headers.get("Transfer-Encoding", "").strip().lower()
+    length = answer.headers.get("Content-Length")
+    if transfer not in ("", "chunked"):
+        raise errors.HttpError(reason="its Transfer-Encoding is unknown")
+    if transfer or length is None:
+        return None
+    if not (length.isascii() and length.isdigit()):
+        raise errors.HttpError(reason="its Content-Length is not a number")
+    return int(length)
+
+
+def _received(answer: BaseHTTPResponse, declared: int | None) -> Iterator[bytes]:
+    received = 0
+    with suppress(HTTPError, http.client.HTTPException, OSError, ValueError):
+        while block := answer.read(BLOCK_BYTES, decode_content=False):
+            received += len(block)
+            yield block
+        return
+    raise errors.Incomplete(received=received, declared="an unknown number" if declared is None else str(declared))
+
+
+def _new_file(declared: int | None) -> FileIO:
+    if declared is None or declared > IN_MEMORY_BYTES or not hasattr(os, "memfd_create"):
+        return tempfile.TemporaryFile(buffering=0)
+    return FileIO(os.memfd_create("clip"), "w+")
+
+
+def _saved(blocks: Iterable[bytes], file: FileIO) -> Iterator[bytes]:
+    for block in blocks:
+        yield block
+        try:
+            written = file.write(block)
+        except OSError:
+            written = 0
+        if written < len(block):
+            raise errors.NoSpace
+
+
+def _path(uri: str) -> str:
+    path = uri
+    if uri[:7].lower() == "file://":
+        with suppress(ValueError):
+            parts = urlsplit(uri)
+            path = "" if parts.netloc or parts.query or parts.fragment else unquote(parts.path)
+    if guard.CONTROL.search(uri + path) or not path.startswith("/"):
+        raise errors.BadUrl(reason="it starts with neither http://, https:// nor /, or holds control characters")
+    return path
+
+
+def _real(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        # A link went away between being seen and being read.
+        raise errors.FileNotFound from None
+
+
+def _open_regular(path: str) -> FileIO:
+    """Open the file folder by folder: its path was resolved, so a link on the way has been put there since."""
+    *folders, name = path[1:].split("/")
+    at = os.open("/", FOLDER)
+    try:
+        for folder in folders:
+            below = os.open(folder, FOLDER, dir_fd=at)
+            os.close(at)
+            at = below
+        file = FileIO(os.open(name, FILE, dir_fd=at))
+    except OSError:
+        raise errors.FileNotFound from None
+    finally:
+        os.close(at)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise errors.FileNotFound
+    return file
+
+
+def _read(file: FileIO) -> Iterator[bytes]:
+    """Yield the bytes the file says it has: those of /proc say none."""
+    left = os.fstat(file.fileno()).st_size
+    try:
+        while block := file.read(min(left, BLOCK_BYTES)):
+            left -= len(block)
+            yield block
+    except OSError:
+        raise errors.FileNotFound from None

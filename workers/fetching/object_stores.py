@@ -1,0 +1,42 @@
+"""An object store's URI in (s3, gs, hf, whatever fsspec knows), its bytes out in blocks."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from earmark.core import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BLOCK_BYTES = 1024**2
+
+
+def read(uri: str, timeout_s: float) -> Iterator[bytes]:
+    """Yield the object's bytes, opened with the credentials of the worker's environment.
+
+    Raises:
+        DownloadError: they cannot be had, or not in time.
+    """
+    # Imported here because most workers fetch over HTTP only.
+    import fsspec
+
+    deadline = time.monotonic() + timeout_s
+    try:
+        with fsspec.open(uri, "rb") as file:
+            while time.monotonic() < deadline:
+                block = file.read(BLOCK_BYTES)
+                if not block:
+                    return
+                yield block
+    except ImportError:
+        scheme = uri.partition("://")[0]
+        raise errors.BadUrl(reason=f"this worker has no package for {scheme}://; install earmark[stores]") from None
+    except FileNotFoundError:
+        raise errors.NotFound(status=404) from None
+    except PermissionError:
+        raise errors.Forbidden(status=403) from None
+    except Exception as error:
+        raise errors.Connect(reason=f"the store answered with {type(error).__name__}") from None
+    raise errors.Timeout(timeout_s=timeout_s)

@@ -1,0 +1,75 @@
+"""A suspected clip in, its outcome out, worked on in a process of its own that may die of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as TookTooLong
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from typing import TYPE_CHECKING
+
+from earmark.core import broker
+from earmark.core.clips import Failure
+from earmark.core.errors import EarmarkError, ModelError, WorkerLost
+from earmark.core.processes import end_with_parent
+from workers.decoding.pool import Decoders
+from workers.fetching.polite import PoliteFetcher
+from workers.models import Job, Loaded, open_model
+from workers.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from db.ledger import Claimed
+    from earmark.core.clips import Outcome, Postponed
+    from earmark.core.options import RunOptions
+    from earmark.core.settings import Settings
+
+
+class Sacrifice:
+    """One process, started when first needed and again after each death; it takes one clip at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._alone = threading.Lock()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def classify(self, clip: Claimed, options: RunOptions) -> Outcome | Postponed:
+        """Return the clip's outcome; if the process dies of it or hangs, that is `worker_lost`."""
+        with self._alone:
+            self._pool = self._pool or self._start()
+            try:
+                working = self._pool.submit(_classify_alone, clip, options, self._settings)
+                return working.result(self._settings.worker.chunk_deadline_s / 2)
+            except (BrokenProcessPool, TookTooLong):
+                self.close()
+                return Failure(clip.id, WorkerLost())
+            except EarmarkError as error:
+                return Failure(clip.id, ModelError(reason=str(error)))
+
+    def close(self) -> None:
+        """End the process at once."""
+        if self._pool is not None:
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()
+            self._pool.shutdown()
+            self._pool = None
+
+    def _start(self) -> ProcessPoolExecutor:
+        fresh = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, fresh, initializer=end_with_parent, initargs=(os.getpid(), signal.SIGKILL))
+
+
+def _classify_alone(clip: Claimed, options: RunOptions, settings: Settings) -> Outcome | Postponed:
+    pipeline, job = _equipment(options, settings)
+    return pipeline.classify(clip, job)
+
+
+@cache
+def _equipment(options: RunOptions, settings: Settings) -> tuple[Pipeline, Job]:
+    broker.configure(settings.broker)
+    pipeline = Pipeline(PoliteFetcher(settings), Decoders(settings.audio, 1), 1)
+    card, batcher = open_model((options.model, options.revision, options.labels), settings)
+    return pipeline, Job(options, Loaded(card, batcher, model_id=0, label_ids=()))

@@ -1,0 +1,1 @@
+"""From samples to scores: windows, batches, the model."""

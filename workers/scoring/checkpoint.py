@@ -1,0 +1,188 @@
+"""A model's name in, its checkpoint out: files, identity, extractor and weights, or one sentence that says why not."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+import transformers
+from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError
+from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
+
+from earmark.core import errors
+from workers.scoring import zero_shot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from earmark.core import options
+
+transformers_logging: Any = transformers.logging
+
+STARTER = Path(__file__).with_name("starter")
+#: Configurations, extractors and tokenizers are JSON or text; safe weights are preferred to pickles.
+_FILES = ["config.json", "*processor_config.json", "*token*.json", "vocab.*", "merges.txt"]
+_SAFE_WEIGHTS, _PICKLES = "model*.safetensors*", "pytorch_model*.bin*"
+#: Parameters only training uses, absent from many good checkpoints.
+_TRAINING_ONLY = "masked_spec_embed"
+_UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
+_FUNCTIONS: dict[str | None, options.FunctionToApply] = {"regression": "none", "multi_label_classification": "sigmoid"}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model's files, read but not yet its weights."""
+
+    name: str
+    folder: Path
+    #: The commit of a hub model.
+    revision: str | None
+    config: Any
+    extractor: Any
+
+    @property
+    def zero_shot(self) -> bool:
+        return bool(self.config.model_type == "clap")
+
+    @property
+    def function_to_apply(self) -> options.FunctionToApply:
+        """Say what turns logits into scores, as `AudioClassificationPipeline.postprocess` decides it."""
+        return _FUNCTIONS.get(getattr(self.config, "problem_type", None), "softmax")
+
+    def sha256(self) -> str:
+        """Return the digest of the weights, in the order of their files' names."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.glob(_weights_pattern(self.folder))):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+def open_checkpoint(name: str, revision: str | None) -> Checkpoint:
+    """Find a checkpoint (`starter`, a directory or a hub id, which is downloaded once) and read its configuration.
+
+    Raises ServiceError for one that is not there, cannot be reached, or is no audio classifier. Its code never runs.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    folder, commit = _locate(name, revision)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        _require_audio_classifier(name, config)
+        extractors: Any = transformers.AutoFeatureExtractor
+        extractor = extractors.from_pretrained(folder, trust_remote_code=False)
+    except _UNREADABLE as error:
+        raise errors.ServiceError(reason=f"{name} cannot be read as a model: {_first_line(error)}") from error
+    return Checkpoint(name, folder, commit, config, extractor)
+
+
+def _require_audio_classifier(name: str, config: Any) -> None:
+    known = [*MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, "clap"]
+    if config.model_type not in known:
+        raise errors.ServiceError(
+            reason=f"{name} is a {config.model_type} model; Earmark classifies with {', '.join(known)}."
+        )
+
+
+def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
+    if name == "starter":
+        return STARTER, None
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder, None
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise errors.ServiceError(reason=f"There is no folder {name} on this machine; check the model's path.")
+    snapshot = _download(name, revision, [*_FILES, _SAFE_WEIGHTS])
+    if not any(snapshot.glob(_SAFE_WEIGHTS)):
+        snapshot = _download(name, snapshot.name, [*_FILES, _PICKLES])
+    return snapshot, snapshot.name
+
+
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except hub_errors.GatedRepoError as error:
+        cure = "accept its terms on huggingface.co and set HF_TOKEN"
+        raise errors.ServiceError(reason=f"The hub asks for permission to use {name}: {cure}.") from error
+    except hub_errors.RepositoryNotFoundError as error:
+        cure = "check the id, or set HF_TOKEN if it is private"
+        raise errors.ServiceError(reason=f"The hub has no model {name}: {cure}.") from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise errors.ServiceError(reason=f"{name} has no revision {revision}; check --revision.") from error
+    except hub_errors.HFValidationError as error:
+        cure = "give `starter`, a folder, or a hub id such as owner/model"
+        raise errors.ServiceError(reason=f"{name} names no model: {cure}.") from error
+    except (OSError, hub_errors.EntryNotFoundError) as error:
+        cure = "connect once to download it, or give a folder"
+        reason = f"{name} is not in this machine's model cache and the hub cannot be reached: {cure}."
+        raise errors.ServiceError(reason=reason) from error
+
+
+def labels_of(checkpoint: Checkpoint, asked: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the names of the scores in their order: the checkpoint's, or those asked of a zero-shot model."""
+    name = checkpoint.name
+    if checkpoint.zero_shot:
+        if not asked:
+            raise errors.ServiceError(reason=f"{name} has no labels of its own; say what to listen for with --labels.")
+        return tuple(asked)
+    if asked:
+        raise errors.ServiceError(reason=f"{name} has its own labels; --labels is for zero-shot models (CLAP).")
+    named = {int(position): label for position, label in checkpoint.config.id2label.items()}
+    if sorted(named) != list(range(len(named))):
+        raise errors.ServiceError(reason=f"The labels in config.json of {name} are not numbered 0 to {len(named) - 1}.")
+    return tuple(named[position] for position in range(len(named)))
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype, labels: Sequence[str]) -> torch.nn.Module:
+    """Load the weights; the model returns `logits`, (windows, labels).
+
+    Raises ServiceError if a file is damaged or a weight is missing: it would be random, and so would the scores.
+    """
+    kind: Any = transformers.ClapModel if checkpoint.zero_shot else transformers.AutoModelForAudioClassification
+    try:
+        model, found = kind.from_pretrained(
+            checkpoint.folder,
+            config=checkpoint.config,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=_weights_pattern(checkpoint.folder) == _SAFE_WEIGHTS,
+            weights_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        _require_all_weights(checkpoint.name, found)
+        if checkpoint.zero_shot:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+            model = zero_shot.ZeroShot(model, tokenizer, labels)
+    except _UNREADABLE as error:
+        cure = "delete its files and get them again"
+        reason = f"The weights of {checkpoint.name} cannot be read ({_first_line(error)}): {cure}."
+        raise errors.ServiceError(reason=reason) from error
+    loaded: torch.nn.Module = model.eval().requires_grad_(requires_grad=False)
+    return loaded
+
+
+def _require_all_weights(name: str, found: dict[str, Any]) -> None:
+    missing = sorted(key for key in found["missing_keys"] if _TRAINING_ONLY not in key)
+    if missing:
+        reason = f"{name} is no audio classifier: its checkpoint lacks {', '.join(missing[:4])}"
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise errors.ServiceError(reason=f"{reason}{more}; choose one fine-tuned for audio classification.")
+    for key, stored, expected in sorted(found["mismatched_keys"]):
+        shapes = f"{key} is {tuple(stored)} and not {tuple(expected)}"
+        raise errors.ServiceError(reason=f"The weights of {name} do not fit its config.json: {shapes}.")
+
+
+def _weights_pattern(folder: Path) -> str:
+    return _SAFE_WEIGHTS if any(folder.glob(_SAFE_WEIGHTS)) else _PICKLES
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
