@@ -74,7 +74,7 @@ def wrap() -> None:
         "ledger: claim": [(ledger, "claim")],
         "ledger: finish": [(ledger, "finish")],
         "ledger: feed": [(Feeder, "feed")],
-        "a chunk's clips in hand": [(tasks.Desk, "work")],
+        "a chunk's clips in hand": [(tasks.WorkerState, "work")],
     }
     for part, places in parts.items():
         for place, name in places:

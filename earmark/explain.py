@@ -19,7 +19,7 @@ from workers.fetching import guard
 from workers.fetching.breaker import Breaker
 from workers.fetching.fetch import Fetcher
 from workers.fetching.polite import PoliteFetcher
-from workers.models import Job, Loaded, open_model
+from workers.models import LoadedModel, RunPlan, open_model
 from workers.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def classified(uri: str, settings: Settings, options: RunOptions, say: Say) -> I
     try:
         card, batcher = open_model((options.model, options.revision, options.labels), settings)
         try:
-            job = Job(options, Loaded(card, batcher, model_id=0, label_ids=()))
-            outcome = pipeline.classify(Claimed(0, uri, attempts=1, crashes=0), job)
+            plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
+            outcome = pipeline.classify(Claimed(0, uri, attempts=1, crashes=0), plan)
             yield Classified(outcome, card.labels, batcher, decoders.waveform)
         finally:
             batcher.close()
@@ -113,7 +113,7 @@ def classified(uri: str, settings: Settings, options: RunOptions, say: Say) -> I
 
 
 class _TellingFetcher(PoliteFetcher):
-    """Fetches as a worker does, but for the manners, which need a broker."""
+    """Fetches as a worker does, but for the limits, which need a broker."""
 
     def __init__(self, settings: Settings, say: Say) -> None:
         self.breaker = Breaker()
@@ -155,7 +155,7 @@ class _TellingGuard(guard.Guard):
         self._say = say
         self._connect_s = settings.fetch.connect_timeout_s
 
-    def _ask(self, url: str, trip: guard.Trip) -> BaseHTTPResponse:
+    def _ask(self, url: str, download: guard.Download) -> BaseHTTPResponse:
         parts = urlsplit(url)
         port = parts.port or guard.DEFAULT_PORTS[parts.scheme]
         self._say("asked", display_uri(url))
@@ -163,7 +163,7 @@ class _TellingGuard(guard.Guard):
         with suppress(ClipError, TimeoutError):
             for _, _, _, _, (address, *_) in guard.resolve(str(parts.hostname), port, self._connect_s):
                 self._say("address", f"{address}, {self._verdict(address)}")
-        answer = super()._ask(url, trip)
+        answer = super()._ask(url, download)
         self._say("answer", f"HTTP {answer.status}")
         for name in HEADERS:
             if value := answer.headers.get(name):

@@ -20,7 +20,7 @@ from earmark.core.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, Service
 from earmark.core.processes import isolate_imports
 from earmark.core.settings import Settings, cores
 from producer.feeder import Feeder
-from workers import logs, metrics, tasks
+from workers import logs, metrics_server, tasks
 from workers.decoding.pool import Decoders
 from workers.fetching.polite import PoliteFetcher
 from workers.foreign import WrongDatabase
@@ -65,8 +65,8 @@ def _log_from(loglevel: int, **_: Any) -> None:
 def _get_ready(sender: str, **_: Any) -> None:
     try:
         if _settings.worker.metrics_port:
-            metrics.serve(_settings.worker, _is_ready)
-        tasks.desk = _desk(sender)
+            metrics_server.serve(_settings.worker, _is_ready)
+        tasks.state = _new_state(sender)
     except EarmarkError as error:
         _end_unready(str(error))
     except Exception as error:
@@ -82,7 +82,7 @@ def _end_unready(sentence: str) -> None:
     os._exit(SERVICE_EXIT)
 
 
-def _desk(hostname: str) -> tasks.Desk:
+def _new_state(hostname: str) -> tasks.WorkerState:
     if not _settings.broker.url:
         raise ServiceError(reason="A worker needs EARMARK_BROKER__URL; `earmark run` and `earmark up` set it.")
     _check_broker()
@@ -96,7 +96,8 @@ def _desk(hostname: str) -> tasks.Desk:
     fetcher = PoliteFetcher(settings)
     models = Models(engine, settings)
     models.load(settings.model.name, settings.model.revision)
-    return tasks.Desk(engine, settings, models, Pipeline(fetcher, decoders, decoding), f"{hostname}:{os.getpid()}")
+    pipeline = Pipeline(fetcher, decoders, decoding)
+    return tasks.WorkerState(engine, settings, models, pipeline, f"{hostname}:{os.getpid()}")
 
 
 def _check_broker() -> None:
@@ -110,49 +111,49 @@ def _check_broker() -> None:
 
 @signals.worker_ready.connect
 def _start_timers(**_: Any) -> None:
-    desk = _ready_desk()
-    settings = desk.settings
-    feeder = Feeder(desk.engine, settings)
-    database = WrongDatabase(desk.engine, settings)
-    metrics.look_up(desk, feeder)
-    _every(settings.ledger.lease_s / 3, desk.renew)
-    _every(RETRY_S, desk.give_back)
+    state = _ready_state()
+    settings = state.settings
+    feeder = Feeder(state.engine, settings)
+    database = WrongDatabase(state.engine, settings)
+    metrics_server.register(state, feeder)
+    _every(settings.ledger.lease_s / 3, state.renew)
+    _every(RETRY_S, state.give_back)
     _every(settings.ledger.feed_every_s, partial(_feed, feeder))
     _every(DATABASE_CHECK_S, partial(_check_database, database))
-    _every(settings.worker.idle_s / CUT_OFF_CHECKS, _CutOff(desk).check)
+    _every(settings.worker.idle_s / CUT_OFF_CHECKS, _CutOff(state).check)
     logger.info("ready, with the model %s", settings.model.name, extra={"action": "ready"})
 
 
 @signals.worker_shutting_down.connect
 def _drain(**_: Any) -> None:
     _stopping.set()
-    _ready_desk().draining.set()
+    _ready_state().draining.set()
 
 
 @signals.worker_shutdown.connect
 def _close(**_: Any) -> None:
-    _ready_desk().close()
+    _ready_state().close()
     logging.shutdown()
     # Python would wait for threads whose server does not answer; their clips have been given back.
     os._exit(os.EX_OK)
 
 
-def _ready_desk() -> tasks.Desk:
-    assert tasks.desk is not None
-    return tasks.desk
+def _ready_state() -> tasks.WorkerState:
+    assert tasks.state is not None
+    return tasks.state
 
 
 class _CutOff:
     """Ends this process if chunks wait and none has reached it for a while: the supervisor starts one that they do."""
 
-    def __init__(self, desk: tasks.Desk) -> None:
-        self._desk = desk
+    def __init__(self, state: tasks.WorkerState) -> None:
+        self._new_state = state
         self._taken = self._checks = 0
 
     def check(self) -> None:
-        desk = self._desk
-        idle = not desk.chunks_in_hand and desk.chunks_taken == self._taken
-        self._taken = desk.chunks_taken
+        state = self._new_state
+        idle = not state.chunks_in_hand and state.chunks_taken == self._taken
+        self._taken = state.chunks_taken
         self._checks = self._checks + 1 if idle and broker.queue_length() else 0
         if self._checks == CUT_OFF_CHECKS:
             logger.critical("chunks wait and none has come for %.0f s; the worker ends", _settings.worker.idle_s)
@@ -160,23 +161,23 @@ class _CutOff:
 
 
 def _feed(feeder: Feeder) -> None:
-    desk = _ready_desk()
-    feeder.shares_queue = desk.foreign.seen
+    state = _ready_state()
+    feeder.shares_queue = state.foreign.seen
     feeder.feed()
-    desk.answered_at = monotonic()
+    state.answered_at = monotonic()
 
 
 def _check_database(database: WrongDatabase) -> None:
     database.check()
-    _ready_desk().wrong_database = database.suspected
+    _ready_state().wrong_database = database.suspected
 
 
 def _is_ready() -> bool:
     """Say whether the model is loaded, chunks are taken and are for us, and broker and database answer."""
-    desk = tasks.desk
-    if desk is None or _stopping.is_set() or desk.wrong_database or desk.foreign.nothing_else:
+    state = tasks.state
+    if state is None or _stopping.is_set() or state.wrong_database or state.foreign.nothing_else:
         return False
-    return monotonic() - desk.answered_at < ANSWERED_S
+    return monotonic() - state.answered_at < ANSWERED_S
 
 
 def _every(seconds: float, act: Callable[[], object]) -> None:

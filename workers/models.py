@@ -26,7 +26,7 @@ Key = tuple[str, str | None, tuple[str, ...]]
 
 
 @dataclass(slots=True)
-class Loaded:
+class LoadedModel:
     """A model at hand, and for how many chunks it is in use."""
 
     card: ModelCard
@@ -37,11 +37,11 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RunPlan:
     """How the clips of one run are classified."""
 
     options: RunOptions
-    model: Loaded
+    model: LoadedModel
     #: The result that the bytes of a clip have already, if any; without them, its URL.
     known: Callable[[int, Source | None], Success | None] = lambda _clip_id, _source: None
     reuse_urls: bool = False
@@ -53,10 +53,10 @@ class Models:
     def __init__(self, engine: sa.Engine, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
-        self._loaded: dict[Key, Loaded] = {}
+        self._loaded: dict[Key, LoadedModel] = {}
         self._changing = threading.Lock()
 
-    def load(self, name: str, revision: str | None, labels: tuple[str, ...] = ()) -> Loaded:
+    def load(self, name: str, revision: str | None, labels: tuple[str, ...] = ()) -> LoadedModel:
         """Return a model, loaded now unless it is at hand.
 
         Raises:
@@ -65,7 +65,7 @@ class Models:
         with self._changing:
             return self._at_hand((name, revision, labels))
 
-    def take(self, run_id: int) -> Job:
+    def take(self, run_id: int) -> RunPlan:
         """Return what a run's clips need, to be given back after use.
 
         Raises:
@@ -80,12 +80,12 @@ class Models:
             if settled != loaded.model_id:
                 raise ModelError(reason=f"this worker's {options.model} is not the one that the run began with")
             loaded.users += 1
-        return Job(options, loaded, partial(reuse, self._engine, run_id), run.reuse_urls)
+        return RunPlan(options, loaded, partial(reuse, self._engine, run_id), run.reuse_urls)
 
-    def give_back(self, job: Job) -> None:
+    def give_back(self, plan: RunPlan) -> None:
         """Say that a chunk's work with the model is over."""
         with self._changing:
-            job.model.users -= 1
+            plan.model.users -= 1
 
     @property
     def batchers(self) -> list[Batcher]:
@@ -96,7 +96,7 @@ class Models:
         for loaded in self._loaded.values():
             loaded.batcher.close()
 
-    def _at_hand(self, key: Key) -> Loaded:
+    def _at_hand(self, key: Key) -> LoadedModel:
         if key not in self._loaded:
             self._make_room()
             self._loaded[key] = self._load(key)
@@ -109,7 +109,7 @@ class Models:
         for key in idle[: max(0, len(self._loaded) - self._settings.model.keep + 1)]:
             self._loaded.pop(key).batcher.close()
 
-    def _load(self, key: Key) -> Loaded:
+    def _load(self, key: Key) -> LoadedModel:
         card, batcher = open_model(key, self._settings)
         model_id, label_ids = ledger.register_model(
             self._engine,
@@ -121,7 +121,7 @@ class Models:
             function_to_apply=card.function_to_apply,
             window_s=card.window_s,
         )
-        return Loaded(card, batcher, model_id, label_ids)
+        return LoadedModel(card, batcher, model_id, label_ids)
 
 
 def open_model(key: Key, settings: Settings) -> tuple[ModelCard, Batcher]:

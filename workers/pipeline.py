@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from earmark.core.clips import AudioFacts, Outcome, Window
     from workers.decoding.pool import Decoders
     from workers.fetching.polite import PoliteFetcher
-    from workers.models import Job
+    from workers.models import RunPlan
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,11 @@ class Pipeline:
         # Held until the model's queue has taken the waveform: so decoded audio is bounded by that queue's bytes.
         self._decoding = threading.Semaphore(decoding_at_once)
 
-    def classify(self, clip: Claimed, job: Job) -> Outcome | Postponed:
+    def classify(self, clip: Claimed, plan: RunPlan) -> Outcome | Postponed:
         """Return the clip's one outcome, whatever happens, unless its host is to be left alone for now."""
         journey = _Journey(clip.id)
         try:
-            return self._classify(clip, job, journey)
+            return self._classify(clip, plan, journey)
         except HostBusyError as busy:
             return Postponed(clip.id, busy.wait_s)
         except ServiceError as error:
@@ -66,21 +66,21 @@ class Pipeline:
         self._fetcher.close()
         self._decoders.close()
 
-    def _classify(self, clip: Claimed, job: Job, journey: _Journey) -> Success:
-        if job.reuse_urls and (known := _known(job, clip.id, None)):
+    def _classify(self, clip: Claimed, plan: RunPlan, journey: _Journey) -> Success:
+        if plan.reuse_urls and (known := _known(plan, clip.id, None)):
             return known
         with journey.stage("fetch_ms"):
             fetched = self._fetcher.fetch(clip.uri)
         journey.source = fetched.source
         try:
-            known = _known(job, clip.id, fetched.source)
+            known = _known(plan, clip.id, fetched.source)
         except ServiceError:
             fetched.file.close()
             raise
         if known:
             fetched.file.close()
             return replace(known, timings=journey.timings)
-        card, options = job.model.card, job.options
+        card, options = plan.model.card, plan.options
         with fetched.file, self._turn(journey):
             with journey.stage("decode_ms"):
                 decoded = self._decoders.decode(fetched.file, card.sample_rate)
@@ -92,11 +92,11 @@ class Pipeline:
                     min_samples=card.min_samples,
                 )
                 scoring = [
-                    (window, job.model.batcher.submit(window.samples, options.function_to_apply)) for window in cut
+                    (window, plan.model.batcher.submit(window.samples, options.function_to_apply)) for window in cut
                 ]
         with journey.stage("classify_ms"):
             scored = [(window, future.result()) for window, future in scoring]
-        return journey.success(decoded.facts, scored, job)
+        return journey.success(decoded.facts, scored, plan)
 
     @contextmanager
     def _turn(self, journey: _Journey) -> Iterator[None]:
@@ -111,10 +111,10 @@ class Pipeline:
             self._decoding.release()
 
 
-def _known(job: Job, clip_id: int, source: Source | None) -> Success | None:
+def _known(plan: RunPlan, clip_id: int, source: Source | None) -> Success | None:
     """Look a clip's result up; whatever goes wrong with that is the database's trouble, never the clip's."""
     try:
-        return job.known(clip_id, source)
+        return plan.known(clip_id, source)
     except EarmarkError:
         raise
     except Exception as error:
@@ -145,9 +145,9 @@ class _Journey:
     def failure(self, error: ClipError) -> Failure:
         return Failure(self.clip_id, error, self.source, self.timings)
 
-    def success(self, facts: AudioFacts, scored: list[tuple[Window, np.ndarray]], job: Job) -> Success:
+    def success(self, facts: AudioFacts, scored: list[tuple[Window, np.ndarray]], plan: RunPlan) -> Success:
         assert self.source is not None
-        options = job.options
+        options = plan.options
         best = windows.combine(np.stack([scores for _, scores in scored]), options.combine)
         each = tuple(
             WindowPredictions(window.start_s, window.end_s, windows.top_k(scores, options.top_k, options.min_score))

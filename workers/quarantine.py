@@ -18,7 +18,7 @@ from earmark.core.errors import EarmarkError, ModelError, WorkerLost
 from earmark.core.processes import end_with_parent
 from workers.decoding.pool import Decoders
 from workers.fetching.polite import PoliteFetcher
-from workers.models import Job, Loaded, open_model
+from workers.models import LoadedModel, RunPlan, open_model
 from workers.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from earmark.core.settings import Settings
 
 
-class Sacrifice:
+class Quarantine:
     """One process, started when first needed and again after each death; it takes one clip at a time."""
 
     def __init__(self, settings: Settings) -> None:
@@ -63,13 +63,13 @@ class Sacrifice:
 
 
 def _classify_alone(clip: Claimed, options: RunOptions, settings: Settings) -> Outcome | Postponed:
-    pipeline, job = _equipment(options, settings)
-    return pipeline.classify(clip, job)
+    pipeline, plan = _equipment(options, settings)
+    return pipeline.classify(clip, plan)
 
 
 @cache
-def _equipment(options: RunOptions, settings: Settings) -> tuple[Pipeline, Job]:
+def _equipment(options: RunOptions, settings: Settings) -> tuple[Pipeline, RunPlan]:
     broker.configure(settings.broker)
     pipeline = Pipeline(PoliteFetcher(settings), Decoders(settings.audio, 1), 1)
     card, batcher = open_model((options.model, options.revision, options.labels), settings)
-    return pipeline, Job(options, Loaded(card, batcher, model_id=0, label_ids=()))
+    return pipeline, RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))

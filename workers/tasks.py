@@ -6,11 +6,10 @@ import logging
 import math
 import threading
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
-from queue import Empty, SimpleQueue
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,8 +20,9 @@ from earmark.core import broker
 from earmark.core.clips import Failure, Postponed
 from earmark.core.errors import DatabaseError, MessageError, ModelError, ServiceError
 from workers import foreign, logs, metrics
+from workers.chunk import DRAIN_S, LOOK_UP_S, PATIENCE_S, ChunkInProgress
 from workers.foreign import ForeignChunks
-from workers.quarantine import Sacrifice
+from workers.quarantine import Quarantine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from db.ledger import Claim, Claimed
     from earmark.core.clips import Chunk, Outcome
     from earmark.core.settings import Settings
-    from workers.models import Job, Models
+    from workers.models import Models, RunPlan
     from workers.pipeline import Pipeline
     from workers.scoring.batcher import Batcher
 
@@ -42,12 +42,6 @@ T = TypeVar("T")
 
 #: A clip that has seen this many workers die is suspected of killing them.
 SUSPECT_CRASHES = 2
-#: How often a waiting chunk looks whether the worker is to stop.
-LOOK_UP_S = 0.25
-#: After this a chunk's slow clips no longer hold up the next chunk.
-PATIENCE_S = 5.0
-#: A stopping worker lets running clips end within this, and gives the others back.
-DRAIN_S = 5.0
 #: Between two tries to reach a database that is away.
 OUTAGE_PAUSE_S = 1.0
 #: A statement that the database refuses as wrong is told once in so long.
@@ -56,84 +50,7 @@ TOLD_EVERY_S = 60.0
 REFUSED_PAUSE_S = 60.0
 
 
-class Work:
-    """A claimed chunk on its way: what runs, what waits for its host, what has come out."""
-
-    def __init__(
-        self, claim: Claim, classify: Callable[[Claimed], Future[Outcome | Postponed]], deadline_s: float
-    ) -> None:
-        self.claim = claim
-        self.outcomes: list[Outcome] = []
-        #: Clips to give back, and after how many seconds they may be tried again.
-        self.given_back: dict[int, float] = {}
-        self._classify = classify
-        self._deadline = monotonic() + deadline_s
-        self._stopping = False
-        self._running: dict[Future[Outcome | Postponed], Claimed] = {}
-        # Futures put themselves here: to wait for the first of sixteen would look at all of them for each that ends.
-        self._ended: SimpleQueue[Future[Outcome | Postponed]] = SimpleQueue()
-        self._parked: list[tuple[float, Claimed]] = []
-        self._start(claim.clips)
-
-    @property
-    def unfinished(self) -> bool:
-        return bool(self._running or self._parked)
-
-    def stop(self) -> None:
-        """Let what has begun end soon, and give back the rest."""
-        if not self._stopping:
-            self._stopping = True
-            self._deadline = min(self._deadline, monotonic() + DRAIN_S)
-            self.give_back(lambda future: not future.cancel())
-
-    def go_on(self, patience_s: float, stopping: threading.Event) -> None:
-        """Go on until every clip has come out, patience is at its end, or the chunk's time is up."""
-        until = min(monotonic() + patience_s, self._deadline)
-        while self.unfinished and monotonic() < min(until, self._deadline):
-            if stopping.is_set():
-                self.stop()
-            with suppress(Empty):
-                self._take(self._ended.get(timeout=LOOK_UP_S))
-            self._unpark()
-
-    def give_back(self, keep: Callable[[Future[Outcome | Postponed]], bool] = lambda _: False) -> None:
-        """Give up every clip that is not to be kept running."""
-        kept = {future: clip for future, clip in self._running.items() if keep(future)}
-        left = [clip for future, clip in self._running.items() if future not in kept]
-        left += [clip for _, clip in self._parked]
-        self.given_back |= dict.fromkeys([clip.id for clip in left], 0.0)
-        self._running, self._parked = kept, []
-
-    def collect(self) -> list[Outcome]:
-        """Return the outcomes since the last time."""
-        collected, self.outcomes = self.outcomes, []
-        return collected
-
-    def _start(self, clips: Iterable[Claimed]) -> None:
-        for clip in clips:
-            future = self._classify(clip)
-            self._running[future] = clip
-            future.add_done_callback(self._ended.put)
-
-    def _take(self, ended: Future[Outcome | Postponed]) -> None:
-        clip = self._running.pop(ended, None)
-        if clip is None:  # it was given back
-            return
-        result = ended.result()
-        if not isinstance(result, Postponed):
-            self.outcomes.append(result)
-        elif result.delay_s < PATIENCE_S:
-            self._parked.append((monotonic() + result.delay_s, clip))
-        else:
-            self.given_back[clip.id] = result.delay_s
-
-    def _unpark(self) -> None:
-        due = [clip for at, clip in self._parked if at <= monotonic()]
-        self._parked = [(at, clip) for at, clip in self._parked if clip not in due]
-        self._start(due)
-
-
-class Desk:
+class WorkerState:
     """What the tasks of this process share, from start-up to shutdown."""
 
     def __init__(self, engine: sa.Engine, settings: Settings, models: Models, pipeline: Pipeline, name: str) -> None:
@@ -144,7 +61,7 @@ class Desk:
         self._name = name
         self._models = models
         self._pipeline = pipeline
-        self._sacrifice = Sacrifice(settings)
+        self._quarantine = Quarantine(settings)
         self._clips = ThreadPoolExecutor(settings.worker.clips_in_flight, thread_name_prefix="clip")
         self._late = ThreadPoolExecutor(settings.worker.concurrency, thread_name_prefix="late")
         self._late_free = threading.Semaphore(settings.worker.concurrency)
@@ -206,7 +123,7 @@ class Desk:
         self._late.shutdown()
         self._give_back_at_the_end()
         self._clips.shutdown(wait=False, cancel_futures=True)
-        self._sacrifice.close()
+        self._quarantine.close()
         self._pipeline.close()
         self._models.close()
         self.engine.dispose()
@@ -251,7 +168,7 @@ class Desk:
 
     def _begin(self, run_id: int, claim: Claim) -> Counter[str]:
         try:
-            job = self._patiently(partial(self._models.take, run_id))
+            plan = self._patiently(partial(self._models.take, run_id))
         except DatabaseError:
             raise
         except (ServiceError, ModelError) as error:
@@ -260,42 +177,42 @@ class Desk:
             self._held.discard(claim.token)
             return counts
         # In a copy of this context, so that what its thread logs names the run and the chunk.
-        work = Work(
-            claim, lambda clip: self._clips.submit(copy_context().run, self._classify, clip, job), self._deadline_s
+        running = ChunkInProgress(
+            claim, lambda clip: self._clips.submit(copy_context().run, self._classify, clip, plan), self._deadline_s
         )
         try:
-            work.go_on(PATIENCE_S, self.draining)
-            counts = self._record(claim, work.collect(), job.model.label_ids)
+            running.go_on(PATIENCE_S, self.draining)
+            counts = self._record(claim, running.collect(), plan.model.label_ids)
         except BaseException:
-            self._models.give_back(job)
+            self._models.give_back(plan)
             raise
-        if work.unfinished and not self.draining.is_set() and self._late_free.acquire(blocking=False):
-            self._late.submit(copy_context().run, self._end_late, work, job)
+        if running.unfinished and not self.draining.is_set() and self._late_free.acquire(blocking=False):
+            self._late.submit(copy_context().run, self._end_late, running, plan)
             return counts + Counter(late=len(claim.clips) - counts.total())
-        return counts + self._end(work, job)
+        return counts + self._end(running, plan)
 
-    def _end_late(self, work: Work, job: Job) -> None:
+    def _end_late(self, running: ChunkInProgress, plan: RunPlan) -> None:
         try:
-            self._end(work, job)
+            self._end(running, plan)
         except DatabaseError as error:
-            self._give_up(work.claim.token, [clip.id for clip in work.claim.clips], error)
+            self._give_up(running.claim.token, [clip.id for clip in running.claim.clips], error)
             logger.warning("late clips are given back: %s", error, extra={"action": "late_given_back"})
         except Exception:
-            self._held.discard(work.claim.token)
+            self._held.discard(running.claim.token)
             logger.exception("late clips were not recorded; their leases will end", extra={"action": "late_lost"})
         finally:
             self._late_free.release()
 
-    def _end(self, work: Work, job: Job) -> Counter[str]:
+    def _end(self, running: ChunkInProgress, plan: RunPlan) -> Counter[str]:
         try:
-            work.go_on(self._deadline_s, self.draining)
-            work.give_back()
-            counts = self._record(work.claim, work.collect(), job.model.label_ids)
-            self._patiently(partial(ledger.release, self.engine, work.claim.token, work.given_back))
-            self._held.discard(work.claim.token)
+            running.go_on(self._deadline_s, self.draining)
+            running.give_back()
+            counts = self._record(running.claim, running.collect(), plan.model.label_ids)
+            self._patiently(partial(ledger.release, self.engine, running.claim.token, running.given_back))
+            self._held.discard(running.claim.token)
         finally:
-            self._models.give_back(job)
-        return counts + Counter(released=len(work.given_back))
+            self._models.give_back(plan)
+        return counts + Counter(released=len(running.given_back))
 
     def _record(self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]) -> Counter[str]:
         if not outcomes:
@@ -355,10 +272,10 @@ class Desk:
             self._refused_at = monotonic()
             logger.error("%s", error, exc_info=error, extra={"action": "statement_refused"})
 
-    def _classify(self, clip: Claimed, job: Job) -> Outcome | Postponed:
+    def _classify(self, clip: Claimed, plan: RunPlan) -> Outcome | Postponed:
         if clip.crashes >= SUSPECT_CRASHES:
-            return self._sacrifice.classify(clip, job.options)
-        return self._pipeline.classify(clip, job)
+            return self._quarantine.classify(clip, plan.options)
+        return self._pipeline.classify(clip, plan)
 
     def _wait_for_network(self) -> None:
         if self._pipeline.offline:
@@ -368,14 +285,14 @@ class Desk:
 
 
 #: Set at the worker's start-up, before it takes its first message.
-desk: Desk | None = None
+state: WorkerState | None = None
 
 
 @broker.app.task(name=broker.TASK, bind=True)
 def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, int]:
     """Work on one chunk; what is returned is what Flower shows."""
-    assert desk is not None
-    if desk.draining.is_set():
+    assert state is not None
+    if state.draining.is_set():
         raise Reject("this worker is stopping", requeue=True)
     try:
         chunk = broker.decode(message)
@@ -386,9 +303,9 @@ def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, i
         return _put_back(self, message, foreign.of_another_version(error.version))
     with logs.about(run_id=chunk.run_id, chunk_id=self.request.id):
         try:
-            return {name: count for name, count in desk.work(chunk).items() if count}
+            return {name: count for name, count in state.work(chunk).items() if count}
         except DatabaseError as error:
-            if desk.draining.is_set():
+            if state.draining.is_set():
                 raise Reject(str(error), requeue=True) from None
             logger.warning("the chunk's clips are given back: %s", error, extra={"action": "chunk_given_back"})
             return {"given_back": len(chunk.clips)}
@@ -401,10 +318,10 @@ def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, i
 
 
 def _put_back(task: Task[Any, Any], message: dict[str, Any], sentence: str) -> dict[str, int]:
-    assert desk is not None
+    assert state is not None
     shown = str(getattr(task.request, "argsrepr", ""))
     try:
-        with desk.in_hand():
-            return desk.foreign.put_back(message, str(task.request.id), shown, sentence)
+        with state.in_hand():
+            return state.foreign.put_back(message, str(task.request.id), shown, sentence)
     except ServiceError as error:
         raise Reject(str(error), requeue=True) from error

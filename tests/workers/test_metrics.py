@@ -13,7 +13,7 @@ from earmark.core import broker
 from earmark.core.errors import ServiceError
 from earmark.core.settings import Broker, Worker
 from tests.servers import free_port
-from workers import metrics
+from workers import metrics_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +33,9 @@ def told() -> Callable[..., dict[str, float]]:
 
     def samples(*batchers: Any) -> dict[str, float]:
         registry = CollectorRegistry()
-        desk: Any = SimpleNamespace(chunks_in_hand=3, batchers=list(batchers))
+        state: Any = SimpleNamespace(chunks_in_hand=3, batchers=list(batchers))
         feeder: Any = SimpleNamespace(taken_back=7)
-        registry.register(metrics.AtAScrape(desk, feeder))
+        registry.register(metrics_server.ScrapeCollector(state, feeder))
         found = [sample for family in registry.collect() for sample in family.samples]
         assert len({sample.name for sample in found}) == len(found)
         return {sample.name: sample.value for sample in found}
@@ -77,6 +77,6 @@ def test_a_gpu_without_its_library_tells_its_memory(
 
 def test_two_workers_on_one_port_are_told_how_to_part() -> None:
     worker = Worker(metrics_port=free_port())
-    metrics.serve(worker, lambda: True)
+    metrics_server.serve(worker, lambda: True)
     with pytest.raises(ServiceError, match="EARMARK_WORKER__METRICS_PORT of its own"):
-        metrics.serve(worker, lambda: True)
+        metrics_server.serve(worker, lambda: True)

@@ -15,7 +15,7 @@ from earmark.core.options import RunOptions
 from workers.decoding.pool import Decoded
 from workers.fetching.fetch import Fetched
 from workers.fetching.polite import HostBusyError
-from workers.models import Job, Loaded
+from workers.models import LoadedModel, RunPlan
 from workers.pipeline import Pipeline
 
 CLIP = Claimed(7, "https://h/a.wav", attempts=1, crashes=0)
@@ -57,10 +57,10 @@ class Scoring:
         return future
 
 
-def classify(error: Exception | None = None, **job: Any) -> Any:
-    model = Loaded(Card(), Scoring(), model_id=1, label_ids=(10, 11))  # type: ignore[arg-type]
+def classify(error: Exception | None = None, **plan: Any) -> Any:
+    model = LoadedModel(Card(), Scoring(), model_id=1, label_ids=(10, 11))  # type: ignore[arg-type]
     pipeline = Pipeline(Fetching(error), Decoding(), 1)  # type: ignore[arg-type]
-    return pipeline.classify(CLIP, Job(RunOptions(top_k=1), model, **job))
+    return pipeline.classify(CLIP, RunPlan(RunOptions(top_k=1), model, **plan))
 
 
 def test_windows_are_combined_and_kept() -> None:

@@ -1,4 +1,4 @@
-"""The desk: whatever ends a chunk's work, its clips are let go; the database's trouble is never theirs."""
+"""The state: whatever ends a chunk's work, its clips are let go; the database's trouble is never theirs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from earmark.core.errors import DatabaseError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger, Settings
 from tests.db.facts import expire_leases, labels, row, submit, success
-from workers.models import Job, Loaded
-from workers.tasks import Desk
+from workers.models import LoadedModel, RunPlan
+from workers.tasks import WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,11 +37,11 @@ class BrokenModels:
 
 def test_clips_of_a_chunk_that_fails_unforeseen_are_not_held_for_ever(engine: sa.Engine) -> None:
     run_id, ids = submit(engine, 2)
-    desk = Desk(engine, Settings(), BrokenModels(), SimpleNamespace(offline=False), "worker")  # type: ignore[arg-type]
+    state = WorkerState(engine, Settings(), BrokenModels(), SimpleNamespace(offline=False), "worker")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError):
-        desk.work(Chunk(run_id, tuple((clip_id, "https://h/") for clip_id in ids)))
+        state.work(Chunk(run_id, tuple((clip_id, "https://h/") for clip_id in ids)))
     expire_leases(engine)
-    desk.renew()
+    state.renew()
     assert feeding.take_back(engine, "clips") == 2
 
 
@@ -49,12 +49,12 @@ class OneModel:
     """A model that knows two labels."""
 
     def __init__(self, label_ids: tuple[int, ...]) -> None:
-        self._model = Loaded(None, None, model_id=1, label_ids=label_ids)  # type: ignore[arg-type]
+        self._model = LoadedModel(None, None, model_id=1, label_ids=label_ids)  # type: ignore[arg-type]
 
-    def take(self, _run_id: int) -> Job:
-        return Job(RunOptions(), self._model)
+    def take(self, _run_id: int) -> RunPlan:
+        return RunPlan(RunOptions(), self._model)
 
-    def give_back(self, _job: Job) -> None:
+    def give_back(self, _job: RunPlan) -> None:
         pass
 
     def close(self) -> None:
@@ -94,10 +94,10 @@ def postgres_engine(postgres_url: str) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
-def desk_that(engine: sa.Engine, classify: Callable[[int], Outcome], **limits: float) -> Desk:
+def desk_that(engine: sa.Engine, classify: Callable[[int], Outcome], **limits: float) -> WorkerState:
     pipeline = SimpleNamespace(offline=False, classify=lambda clip, _job: classify(clip.id), close=lambda: None)
     settings = Settings(ledger=Ledger(**limits))  # type: ignore[arg-type]
-    return Desk(engine, settings, OneModel(labels(engine)), pipeline, "worker")  # type: ignore[arg-type]
+    return WorkerState(engine, settings, OneModel(labels(engine)), pipeline, "worker")  # type: ignore[arg-type]
 
 
 def chunk_of(run_id: int, ids: list[int]) -> Chunk:
@@ -135,16 +135,16 @@ def test_clips_given_up_in_an_outage_are_kept_until_it_is_over_and_cost_no_crash
         server.fail_over()
         return success(clip_id)
 
-    desk = desk_that(postgres_engine, classify, outage_s=0.0)
+    state = desk_that(postgres_engine, classify, outage_s=0.0)
     with pytest.raises(DatabaseError):
-        desk.work(chunk_of(run_id, ids))
+        state.work(chunk_of(run_id, ids))
     with pytest.raises(DatabaseError):
-        desk.give_back()
+        state.give_back()
     server.promote()
     expire_leases(postgres_engine)
-    desk.renew()
+    state.renew()
     assert feeding.take_back(postgres_engine, "clips") == 0
-    desk.give_back()
+    state.give_back()
     assert leases(postgres_engine) == 0
     again = row(postgres_engine, ids[0])
     assert (again.state, again.crashes, again.attempts) == ("pending", 0, 0)
@@ -159,10 +159,10 @@ def test_values_of_one_clip_that_the_database_refuses_cost_its_neighbours_nothin
         result = success(clip_id)
         return replace(result, facts=replace(result.facts, codec="\0")) if clip_id == ids[1] else result
 
-    desk = desk_that(postgres_engine, classify)
+    state = desk_that(postgres_engine, classify)
     with pytest.raises(DatabaseError, match="bug in Earmark"):
-        desk.work(chunk_of(run_id, ids))
-    desk.give_back()
+        state.work(chunk_of(run_id, ids))
+    state.give_back()
     assert [row(postgres_engine, clip_id).state for clip_id in ids] == ["done", "pending", "done"]
     assert row(postgres_engine, ids[1]).crashes == 0
     assert leases(postgres_engine) == 0

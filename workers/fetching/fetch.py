@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from urllib3.exceptions import HTTPError
 
 from earmark.core import clips, errors
-from workers.fetching import guard, host_limits, object_stores
+from workers.fetching import guard, object_stores, robots
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -54,7 +54,7 @@ class Fetcher:
         self._limits = limits
         self._max_bytes = limits.max_bytes
         self._guard = opener or guard.Guard(limits)
-        self._robots = host_limits.Robots(self._download) if limits.robots else None
+        self._robots = robots.RobotsRules(lambda url: self._download(url).file) if limits.robots else None
         self._roots = [os.path.realpath(root) for root in limits.file_roots]
 
     def close(self) -> None:

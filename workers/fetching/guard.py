@@ -72,20 +72,20 @@ class Guard:
     @contextmanager
     def open(self, url: str) -> Iterator[BaseHTTPResponse]:
         """Yield the answer behind the URL and its redirects, its body unread and its deadline running."""
-        trip = Trip(self._limits, self._addresses)
-        token = _trip.set(trip)
+        download = Download(self._limits, self._addresses)
+        token = _download.set(download)
         try:
-            answer = self._follow(check_url(url, self._limits), trip)
+            answer = self._follow(check_url(url, self._limits), download)
             try:
                 yield answer
             finally:
                 answer.close()
         finally:
-            _trip.reset(token)
+            _download.reset(token)
 
-    def _follow(self, url: str, trip: Trip) -> BaseHTTPResponse:
+    def _follow(self, url: str, download: Download) -> BaseHTTPResponse:
         for _ in range(self._limits.max_redirects + 1):
-            answer = self._ask(url, trip)
+            answer = self._ask(url, download)
             location = answer.headers.get("Location")
             if location is None or answer.status not in REDIRECTS:
                 return answer
@@ -103,22 +103,22 @@ class Guard:
             raise errors.HttpError(reason="it redirects from https to http")
         return target
 
-    def _ask(self, url: str, trip: Trip) -> BaseHTTPResponse:
+    def _ask(self, url: str, download: Download) -> BaseHTTPResponse:
         try:
-            return self._send(url, trip)
+            return self._send(url, download)
         except errors.Connect:
-            if trip.dialled or trip.received:
+            if download.dialled or download.received:
                 raise
-        return self._send(url, trip)  # the server had closed a kept connection
+        return self._send(url, download)  # the server had closed a kept connection
 
-    def _send(self, url: str, trip: Trip) -> BaseHTTPResponse:
-        trip.start_hop()
+    def _send(self, url: str, download: Download) -> BaseHTTPResponse:
+        download.start_hop()
         try:
             request = requests.Request("GET", url, headers=self._headers).prepare()
-            answer: BaseHTTPResponse = self._adapter.send(request, stream=True, timeout=trip.left_s()).raw
+            answer: BaseHTTPResponse = self._adapter.send(request, stream=True, timeout=download.left_s()).raw
         except (requests.RequestException, http.client.HTTPException, OSError, ValueError) as error:
-            raise trip.error(error) from None  # its text quotes the URL
-        trip.start_body()
+            raise download.error(error) from None  # its text quotes the URL
+        download.start_body()
         return answer
 
 
@@ -180,7 +180,7 @@ def _within(ip: IPv4Address | IPv6Address, networks: Iterable[Any]) -> bool:
     return any(ip in network for network in networks)
 
 
-class Trip:
+class Download:
     """One fetch on its way: its deadline, and what came from the server it is at."""
 
     def __init__(self, limits: settings.Fetch, addresses: Addresses) -> None:
@@ -274,20 +274,20 @@ def resolve(host: str, port: int, timeout_s: float) -> list[Any]:
 
 
 #: The fetch this thread is at; outside one nothing can be dialled.
-_trip: ContextVar[Trip] = ContextVar("trip")
+_download: ContextVar[Download] = ContextVar("download")
 
 
 class _Socket(socket.socket):
-    """A socket on which every wait ends at the trip's deadline and every byte counts."""
+    """A socket on which every wait ends at the download's deadline and every byte counts."""
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        trip = _trip.get()
-        self.settimeout(trip.left_s())
+        download = _download.get()
+        self.settimeout(download.left_s())
         try:
             received = super().recv_into(buffer, nbytes, flags)
         except TimeoutError:
-            raise trip.late() from None
-        trip.count(received)
+            raise download.late() from None
+        download.count(received)
         return received
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
@@ -313,7 +313,7 @@ class _HttpConnection(HTTPConnection):
     response_class = _Answer
 
     def _new_conn(self) -> socket.socket:
-        return _trip.get().dial(self._dns_host, self.port)
+        return _download.get().dial(self._dns_host, self.port)
 
 
 class _HttpsConnection(_HttpConnection, HTTPSConnection):

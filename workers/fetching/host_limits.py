@@ -1,4 +1,4 @@
-"""Politeness, kept by all workers together in Redis: a host's rate, slots and Retry-After; and its robots.txt."""
+"""A host's rate, connections and Retry-After: limits that all workers keep together, in Redis."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.robotparser import RobotFileParser
 
 import redis
-
-from earmark.core import errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from earmark.core import settings
-    from workers.fetching.fetch import Fetched
 
 #: A late worker may catch up within this; too little to change the rate.
 BURST_S = 0.25
@@ -32,8 +27,6 @@ AWAY_S = 5.0
 #: Where a host has neither a rate nor slots, others are told this much later that it asked for a pause.
 FREE_S = 1.0
 HOSTS = 1000
-ROBOTS_KEPT_S = 3600.0
-ROBOTS_BYTES = 500 * 1024
 
 #: Milliseconds to stay away, 0 for go. The rate is GCRA: `due` is when the next request would be on time; who comes
 #: too early is `told` a moment of its own, so that all come back one interval apart instead of together.
@@ -68,7 +61,7 @@ return '0'
 BLOCK = "if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], '', 'PX', ARGV[1]) end"
 
 
-class Manners:
+class HostLimits:
     """Says when a host may be asked; one per worker process, shared by its threads."""
 
     def __init__(self, redis_client: redis.Redis, limits: settings.Fetch, ledger: settings.Ledger) -> None:
@@ -148,35 +141,3 @@ class Manners:
 
 def _keys(host: str) -> list[str]:
     return [f"earmark:host:{{{host}}}:{what}" for what in ("blocked", "rate", "slots")]
-
-
-class Robots:
-    """Asks each site's robots.txt, once an hour."""
-
-    def __init__(self, fetch: Callable[[str], Fetched]) -> None:
-        self._fetch = fetch
-        self._rules: dict[str, tuple[float, RobotFileParser]] = {}
-
-    def check(self, url: str) -> None:
-        """Raise Robots if the site asks not to fetch this URL; one that fails for a while is asked again."""
-        site = "{0.scheme}://{0.netloc}".format(urlsplit(url))
-        asked_at, rules = self._rules.get(site, (0.0, None))
-        if rules is None or time.monotonic() - asked_at > ROBOTS_KEPT_S:
-            rules = self._read(site)
-            if len(self._rules) >= HOSTS:
-                self._rules.clear()
-            self._rules[site] = time.monotonic(), rules
-        if not rules.can_fetch("Earmark", url):
-            raise errors.Robots
-
-    def _read(self, site: str) -> RobotFileParser:
-        rules = RobotFileParser()
-        lines: list[str] = []
-        try:
-            with self._fetch(f"{site}/robots.txt").file as file:
-                lines = file.read(ROBOTS_BYTES).decode(errors="replace").splitlines()
-        except errors.DownloadError as error:
-            if error.transient:
-                raise
-        rules.parse(lines)
-        return rules

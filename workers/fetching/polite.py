@@ -9,7 +9,7 @@ from earmark.core import broker
 from earmark.core.errors import DownloadError
 from workers.fetching.breaker import NETWORK_CODES, Breaker
 from workers.fetching.fetch import Fetcher
-from workers.fetching.host_limits import Manners
+from workers.fetching.host_limits import HostLimits
 
 if TYPE_CHECKING:
     from earmark.core.settings import Settings
@@ -28,12 +28,12 @@ class HostBusyError(Exception):
 
 
 class PoliteFetcher:
-    """Fetches with manners, and notices when the network itself is down."""
+    """Fetches with limits, and notices when the network itself is down."""
 
     def __init__(self, settings: Settings) -> None:
         self.breaker = Breaker()
         self._fetcher = Fetcher(settings.fetch)
-        self._manners = Manners(broker.client(), settings.fetch, settings.ledger)
+        self._host_limits = HostLimits(broker.client(), settings.fetch, settings.ledger)
 
     def fetch(self, uri: str) -> Fetched:
         """Return the clip's bytes.
@@ -49,7 +49,7 @@ class PoliteFetcher:
         self._fetcher.close()
 
     def _fetch(self, host: str, uri: str) -> Fetched:
-        if wait_s := self._manners.wait_s(host):
+        if wait_s := self._host_limits.wait_s(host):
             raise HostBusyError(wait_s)
         try:
             fetched = self._fetcher.fetch(uri)
@@ -57,14 +57,14 @@ class PoliteFetcher:
             self._learn(host, error)
             raise
         finally:
-            self._manners.done(host)
+            self._host_limits.done(host)
         self.breaker.record(host, None)
         return fetched
 
     def _learn(self, host: str, error: DownloadError) -> None:
         self.breaker.record(host, error)
         if after_s := error.facts.get("retry_after_s"):
-            self._manners.block(host, after_s)
+            self._host_limits.block(host, after_s)
         if self.breaker.open and error.code in NETWORK_CODES:
             raise HostBusyError(OFFLINE_S) from error
 

@@ -50,7 +50,7 @@ def build(extractor: Any, config: Any, device: torch.device) -> Features:
         return LogMel(extractor, device)
     if type(extractor) is Wav2Vec2FeatureExtractor:
         return Waveforms(extractor, config, device)
-    return Own(extractor, device)
+    return HubExtractor(extractor, device)
 
 
 class LogMel:
@@ -148,7 +148,7 @@ def _receptive_field(config: Any) -> int:
     return int(samples)
 
 
-class Own:
+class HubExtractor:
     """The checkpoint's own extractor, one window at a time as `pipeline` calls it: some draw lots in a batch."""
 
     cpu_batch_s = _CPU_BATCH_S

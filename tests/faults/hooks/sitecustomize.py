@@ -22,10 +22,10 @@ if "FAULT_CLIPS" in os.environ:
 
     _classify, _getaddrinfo = Pipeline.classify, socket.getaddrinfo
 
-    def _classify_or_die(self: Any, clip: Any, job: Any) -> Any:
+    def _classify_or_die(self: Any, clip: Any, plan: Any) -> Any:
         if "poison" in clip.uri:
             os.kill(os.getpid(), signal.SIGKILL)
-        outcome = _classify(self, clip, job)
+        outcome = _classify(self, clip, plan)
         if isinstance(outcome, Success):
             with suppress(OSError), Path("classified.log").open("a") as log:
                 log.write(f"{clip.id}\n")

@@ -17,7 +17,7 @@ from earmark.core import errors, settings
 from tests.servers import running_valkey
 from workers.fetching import host_limits
 from workers.fetching.fetch import Fetcher
-from workers.fetching.host_limits import Manners
+from workers.fetching.host_limits import HostLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +40,8 @@ def client(server: str) -> Iterator[redis.Redis]:
         yield client
 
 
-def workers(client: redis.Redis, count: int, **limits: float) -> list[Manners]:
-    return [Manners(client, settings.Fetch(**limits), LEDGER) for _ in range(count)]
+def workers(client: redis.Redis, count: int, **limits: float) -> list[HostLimits]:
+    return [HostLimits(client, settings.Fetch(**limits), LEDGER) for _ in range(count)]
 
 
 def test_a_worker_keeps_to_its_own_connections(client: redis.Redis) -> None:
@@ -105,9 +105,9 @@ RATE, SECONDS = 20, 5
 LOOP = """
 import sys, time, redis
 from earmark import errors, settings
-from workers.fetching.host_limits import BURST_S, Manners
+from workers.fetching.host_limits import BURST_S, HostLimits
 rate, seconds = map(int, sys.argv[2:])
-worker = Manners(redis.Redis.from_url(sys.argv[1]), settings.Fetch(host_rate=rate), settings.Ledger())
+worker = HostLimits(redis.Redis.from_url(sys.argv[1]), settings.Fetch(host_rate=rate), settings.Ledger())
 worker.wait_s("warm-up")
 print("ready", flush=True)
 sys.stdin.readline()

@@ -1,0 +1,52 @@
+"""What a site's robots.txt allows; each worker process asks for itself."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import urlsplit
+from urllib.robotparser import RobotFileParser
+
+from earmark.core import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROBOTS_KEPT_S = 3600.0
+#: Crawlers read no more of it (RFC 9309, section 2.5).
+ROBOTS_BYTES = 500 * 1024
+#: Sites remembered at most.
+SITES = 1000
+
+
+class RobotsRules:
+    """Asks each site's robots.txt once an hour; one per worker process, shared by its threads."""
+
+    def __init__(self, download: Callable[[str], BinaryIO]) -> None:
+        """Take what downloads a URL to an open file, or raises a DownloadError."""
+        self._download = download
+        self._rules: dict[str, tuple[float, RobotFileParser]] = {}
+
+    def check(self, url: str) -> None:
+        """Raise Robots if the site asks not to fetch this URL; one that fails for a while is asked again."""
+        site = "{0.scheme}://{0.netloc}".format(urlsplit(url))
+        asked_at, rules = self._rules.get(site, (0.0, None))
+        if rules is None or time.monotonic() - asked_at > ROBOTS_KEPT_S:
+            rules = self._read(site)
+            if len(self._rules) >= SITES:
+                self._rules.clear()
+            self._rules[site] = time.monotonic(), rules
+        if not rules.can_fetch("Earmark", url):
+            raise errors.Robots
+
+    def _read(self, site: str) -> RobotFileParser:
+        rules = RobotFileParser()
+        lines: list[str] = []
+        try:
+            with self._download(f"{site}/robots.txt") as file:
+                lines = file.read(ROBOTS_BYTES).decode(errors="replace").splitlines()
+        except errors.DownloadError as error:
+            if error.transient:
+                raise
+        rules.parse(lines)
+        return rules

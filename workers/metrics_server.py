@@ -1,0 +1,96 @@
+"""The small server that shows a worker's metrics: /metrics for Prometheus, /ready and /health."""
+
+from __future__ import annotations
+
+import threading
+from http.server import ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY, MetricsHandler
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from earmark.core import broker
+from earmark.core.errors import ServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+    from earmark.core.settings import Worker
+    from producer.feeder import Feeder
+    from workers.tasks import WorkerState
+
+
+class ScrapeCollector(Collector):
+    """Gauges read at scrape time: queue length, bytes in flight, GPU memory."""
+
+    def __init__(self, state: WorkerState, feeder: Feeder) -> None:
+        self._new_state = state
+        self._feeder = feeder
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "earmark_leases_ended", "Clips this worker's feeder took back from workers that died.",
+            value=self._feeder.taken_back,
+        )  # fmt: skip
+        yield _gauge("earmark_chunks_in_hand", "Chunks this worker is at.", self._new_state.chunks_in_hand)
+        batchers = self._new_state.batchers
+        models = [batcher.classifier for batcher in batchers]
+        waiting, lanes = sum(batcher.waiting_bytes for batcher in batchers), sum(model.lanes for model in models)
+        most = max((model.limits.windows for model in models), default=0)
+        yield _gauge("earmark_waiting_audio_bytes", "Decoded audio waiting for the model.", waiting)
+        yield _gauge("earmark_model_lanes", "Batches the model works on at once.", lanes)
+        yield _gauge("earmark_batch_windows_limit", "Windows a batch may hold.", most)
+        for device in {model.device for model in models if model.device.startswith("cuda")}:
+            yield from _gpu_gauges(device)
+        try:
+            yield _gauge("earmark_queue_chunks", "Chunks that wait in the queue.", broker.queue_length())
+        except ServiceError:  # which /ready tells
+            return
+
+
+def _gpu_gauges(device: str) -> Iterator[Metric]:
+    # Imported here because it imports torch.
+    from workers.scoring import gpu
+
+    usage = gpu.usage(device)
+    yield _gauge("earmark_gpu_memory_used_bytes", "Memory of the GPU in use, by anybody.", usage.used_bytes)
+    yield _gauge("earmark_gpu_memory_bytes", "Memory of the GPU.", usage.total_bytes)
+    if usage.busy is not None:
+        yield _gauge("earmark_gpu_utilisation", "Share of the time that the GPU was at work.", usage.busy)
+
+
+def _gauge(name: str, meaning: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, meaning, value=value)
+
+
+def serve(worker: Worker, ready: Callable[[], bool]) -> None:
+    """Answer /metrics, /ready (200 or 503) and /health in a thread.
+
+    Raises:
+        ServiceError: the port is taken.
+    """
+
+    class Handler(MetricsHandler):
+        def do_GET(self) -> None:  # noqa: N802 - the library's name
+            if self.path not in ("/health", "/ready"):
+                super().do_GET()
+                return
+            self.send_response(200 if self.path == "/health" or ready() else 503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    where = worker.metrics_address, worker.metrics_port
+    try:
+        server = ThreadingHTTPServer(where, Handler)
+    except OSError as error:
+        cure = "give each worker of a machine an EARMARK_WORKER__METRICS_PORT of its own"
+        raise ServiceError(reason=f"{where[0]}:{where[1]} cannot be served ({error}): {cure}.") from error
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+
+
+def register(state: WorkerState, feeder: Feeder) -> None:
+    """Show the gauges of this worker in /metrics from now on."""
+    REGISTRY.register(ScrapeCollector(state, feeder))
