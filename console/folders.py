@@ -31,13 +31,15 @@ def check(settings: Settings) -> None:
 
 
 def check_data(folder: Path) -> None:
-    """Make the data folder; raise ServiceError if it cannot be written."""
+    """Make the data folder; raise ServiceError if it cannot be written, or has no room."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ServiceError(reason=f"The data folder {folder} cannot be made: {error.strerror}. {CURE}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ServiceError(reason=f"The data folder {folder} cannot be written. {CURE}")
+    if _is_full(folder):
+        raise ServiceError(reason=f"The disk of the data folder {folder} is full. {CURE}")
 
 
 def check_temporary() -> None:
@@ -46,6 +48,10 @@ def check_temporary() -> None:
         tempfile.gettempdir()
     except FileNotFoundError as error:
         raise ServiceError(reason="No temporary file can be written: set TMPDIR to a folder that can be.") from error
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < FULL_BYTES
 
 
 class DiskWatch:
@@ -58,7 +64,7 @@ class DiskWatch:
 
     def look(self) -> None:
         """Look at the room in each folder."""
-        full = {folder for folder in self._folders if shutil.disk_usage(folder).free < FULL_BYTES}
+        full = {folder for folder in self._folders if _is_full(folder)}
         for folder in sorted(full - self._full):
             self._tell(f"The disk of {folder} is full; the run waits until there is room.")
         self._full = full

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psycopg
-import pytest
 import redis
 
 from console import local
@@ -104,11 +103,7 @@ class PgBouncer:
     """Debian's PgBouncer on a free port in front of a PostgreSQL, with few server connections to share."""
 
     def __init__(self, postgres_url: str, mode: str = "transaction", pool_size: int = 4) -> None:
-        program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-        if program is None:
-            missing = "this test needs the Debian package pgbouncer"
-            assert "CI" not in os.environ, missing
-            pytest.skip(missing)
+        program = needs.program("pgbouncer")
         self._folder = Path(tempfile.mkdtemp(prefix="earmark-pgbouncer-"))
         self._folder.chmod(0o755)
         self._port = free_port()
@@ -125,6 +120,7 @@ auth_file = {self._folder}/users
 pool_mode = {mode}
 default_pool_size = {pool_size}
 max_client_conn = 200
+server_login_retry = 1
 """
         )
         who = {} if os.geteuid() != 0 else {"user": "nobody"}

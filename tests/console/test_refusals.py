@@ -132,6 +132,15 @@ def test_a_full_disk_is_told_once_until_it_is_full_again(tmp_path: Path, monkeyp
     assert told == [f"The disk of {tmp_path} is full; the run waits until there is room."] * 2
 
 
+def test_a_disk_that_is_full_from_the_start_is_told_before_anything_is_written(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert f"The disk of the data folder {data_folder} is full" in run("--db", str(tmp_path / "labels.db"))
+    assert not (tmp_path / "labels.db").exists()
+
+
 def test_a_data_folder_is_made_where_it_can_be(data_folder: Path) -> None:
     folders.check_data(data_folder)
     assert data_folder.is_dir()

@@ -9,7 +9,7 @@ from unittest.mock import patch
 from typer.testing import CliRunner
 
 from console import database
-from console.cli import app
+from console.cli.app import app
 from db.session import connect
 from earmark.errors import SERVICE_EXIT, USAGE_EXIT, EarmarkError, UsageError
 

@@ -13,7 +13,7 @@ import pytest
 
 from console.demo import EXAMPLES
 from earmark.settings import cores
-from tests.end_to_end.conftest import left_running, wait_until
+from tests.end_to_end.conftest import TIMEOUT_S, left_running, wait_until
 from tests.servers import free_port
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def interrupt_midway(earmark: Earmark, process: subprocess.Popen[str], how: sign
     """Press Ctrl-C, or send another signal, once some clips are done; return what was said."""
     wait_until(lambda: 0 < states(earmark).get("done", 0) < CLIPS)
     process.send_signal(how)
-    assert process.wait(30) == 130
+    assert process.wait(TIMEOUT_S) == 130
     return " ".join((earmark.folder / "console.cli-0.log").read_text().split())
 
 
@@ -77,7 +77,7 @@ def test_up_shares_the_cores_reads_the_folders_it_is_told_and_ends_with_ctrl_c(e
     earmark("submit", str(EXAMPLES), "--watch", "--strict", status=1)
     assert "file_not_allowed" in earmark("failures", "run-2").stdout
     up.send_signal(signal.SIGINT)
-    assert up.wait(30) == 0
+    assert up.wait(TIMEOUT_S) == 0
     assert left_running() == []
 
 
