@@ -103,7 +103,7 @@ class Worker:
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         self._environment = environment
         self._log = log
-        self._restarts = 0
+        self.restarts = 0
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         self.process = self._start()
@@ -117,10 +117,10 @@ class Worker:
         status = self.process.poll()
         if status is None:
             return
-        self._restarts += 1
+        self.restarts += 1
         if status == SERVICE_EXIT:
             raise ServiceError(reason=last_line(self._log))
-        if self._restarts > MAX_RESTARTS:
+        if self.restarts > MAX_RESTARTS:
             raise ServiceError(reason=f"The worker keeps ending (last with {status}): see {self._log}.")
         self.process = self._start()
 

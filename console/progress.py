@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -104,8 +106,33 @@ def interruptible(how_to_go_on: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        screen.print(how_to_go_on(), markup=False, soft_wrap=True)
+        with suppress(OSError):  # the terminal may be closed
+            screen.print(how_to_go_on(), markup=False, soft_wrap=True)
         raise
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP of a terminal that is closed, end the block as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # `nohup` has SIGHUP ignored, and it stays so.
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    answered = [one for one, handler in before.items() if handler is not signal.SIG_IGN]
+    for one in answered:
+        signal.signal(one, _interrupt)
+    try:
+        yield
+    finally:
+        for one in answered:
+            signal.signal(one, before[one] or signal.SIG_DFL)
+
+
+def _interrupt(number: int, _: Any) -> None:
+    # A shell repeats SIGHUP, which must not interrupt the end.
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _doing(state: results.Progress, going: Pace) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
+import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,12 +81,16 @@ def run(
     roots = as_setting(file_roots(sources))
     changed = {"fetch__file_roots": roots, "model__name": options.model, "model__revision": options.revision}
     with (
+        progress.terminable(),
         machine(settings, queue=queue, workers=workers, **{**changed, **(changes or {})}) as (here, children),
         progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
         submitted = submit(sources, engine, here, options=options, **submission)
         disks = folders.DiskWatch(_written(settings, engine), progress.tell)
         state = progress.watch(engine, submitted.run_id, here, meanwhile=lambda: _look_after(children, disks))
+    if not state.states["failed"] and not any(child.restarts for child in children):
+        # Nobody needs its logs.
+        shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
     return Finished(results.run(engine, submitted.run_id), state, submitted)
 
 
@@ -154,7 +158,10 @@ def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flow
     open_database(settings, create=True)
     note = settings.data_dir / BROKER_NOTE
     changes = {"fetch__file_roots": as_setting([folder.absolute() for folder in files])} if files else {}
-    with machine(settings, queue=settings.broker.queue, workers=workers, **changes) as (here, children):
+    with (
+        progress.terminable(),
+        machine(settings, queue=settings.broker.queue, workers=workers, **changes) as (here, children),
+    ):
         assert here.broker.url is not None
         note.write_text(here.broker.url)
         try:
@@ -168,7 +175,6 @@ def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flow
 
 
 def _wait_for_ctrl_c(children: list[local.Worker]) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while True:
             keep_alive(children)

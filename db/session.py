@@ -199,8 +199,10 @@ def prepares(connection: sa.Connection) -> bool:
 
 
 def _drop_connection(context: ExceptionContext) -> None:
-    # SQLAlchemy then replaces this connection and every older one of the pool, as after a lost server.
-    if _sqlstate(context.original_exception).startswith(DROPPED):
+    # SQLAlchemy then replaces this connection and every older one of the pool, as after a lost server. An error
+    # without a state is the driver's own: of a lost connection, or of an answer that it did not expect.
+    state = _sqlstate(context.original_exception)
+    if not state or state.startswith(DROPPED):
         context.is_disconnect = True
 
 

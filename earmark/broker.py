@@ -43,7 +43,7 @@ def configure(broker: Broker) -> Celery:
     app.conf.update(
         broker_url=broker.url,
         # Workers read it from the URL; Flower's page of the broker reads it here only.
-        broker_use_ssl=parse_url(broker.url).get("ssl") if broker.url else None,
+        broker_use_ssl=_tls_options(broker.url or ""),
         include=["workers.tasks"],
         task_serializer="json",
         result_serializer="json",
@@ -83,6 +83,10 @@ def configure(broker: Broker) -> Celery:
         timezone="UTC",
     )
     return app
+
+
+def _tls_options(url: str) -> dict[str, Any] | None:
+    return parse_url(url)["ssl"] if url.startswith("rediss://") else None
 
 
 def encode(chunk: Chunk) -> dict[str, Any]:

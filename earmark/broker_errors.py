@@ -44,7 +44,7 @@ def _refusal(error: Exception) -> str | None:
             return "Redis wants a password: set EARMARK_BROKER__URL to redis://USER:PASSWORD@host:6379/0."
         case exceptions.AuthenticationError():
             cure = "correct them in EARMARK_BROKER__URL, a password percent-encoded"
-            return f"Redis refuses the user or the password ({text}): {cure}."
+            return f"Redis refuses the user or the password ({text.rstrip('.')}): {cure}."
         case exceptions.NoPermissionError() if "channel" in text:
             return f"The Redis user may not subscribe to Celery's channels ({text}). {_RULES}: &* allows all channels."
         case exceptions.NoPermissionError():
@@ -65,16 +65,21 @@ def _connection_fault(cause: BaseException, *, tls: bool) -> str | None:
     match cause:
         case ssl.SSLCertVerificationError():
             cure = "set ssl_ca_certs in EARMARK_BROKER__URL to its authority's certificate, and use a name that it has"
-            return f"The certificate of Redis is not trusted ({cause.verify_message}): {cure}."
-        case ssl.SSLError():
-            cure = "if it asks for a client's certificate, set ssl_certfile and ssl_keyfile in EARMARK_BROKER__URL"
-            return f"Redis ends the TLS connection ({cause}): {cure}; if its port speaks no TLS, use redis://."
+            return f"The certificate of Redis is not trusted ({cause.verify_message.rstrip('.')}): {cure}."
         case FileNotFoundError() | PermissionError() if tls:
             return "A certificate file that EARMARK_BROKER__URL names cannot be read: correct its path or its mode."
-        case ConnectionResetError() if not tls:
+        case _ if tls and _is_hang_up(cause):
+            cure = "if it asks for a client's certificate, set ssl_certfile and ssl_keyfile in EARMARK_BROKER__URL"
+            return f"Redis ends the TLS connection ({cause}): {cure}; if its port speaks no TLS, use redis://."
+        case _ if _is_hang_up(cause):
             return f"Redis ends the connection ({cause}): if its port wants TLS, EARMARK_BROKER__URL is rediss://."
         case _:
             return None
+
+
+def _is_hang_up(cause: BaseException) -> bool:
+    ended = isinstance(cause, (ssl.SSLError, ConnectionResetError, BrokenPipeError))
+    return ended or "closed by server" in str(cause)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

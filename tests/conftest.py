@@ -26,6 +26,8 @@ CHROMIUM = [
 ]  # fmt: skip
 
 
+#: Their tests share what takes long to set up, so they stay in one process.
+TOGETHER = ("test_watching", "test_decode", "test_page", "test_report")
 #: A test has a mark if it uses one of these fixtures: they start programs.
 MARKED_BY_FIXTURE = {
     "browser": ("browser", "slow"),
@@ -33,16 +35,22 @@ MARKED_BY_FIXTURE = {
     "earmark": ("slow",),
     "cluster": ("slow",),
     "nursery": ("slow",),
+    "corpus": ("slow",),
+    "watched": ("slow",),
 }
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test by its fixtures, and keep those together that share them."""
+    for fixture in MARKED_BY_FIXTURE.keys() & set(item.fixturenames):  # type: ignore[attr-defined]
+        for mark in MARKED_BY_FIXTURE[fixture]:
+            item.add_marker(mark)
+    if item.path.stem in TOGETHER:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests by their fixtures; begin with the longest, so that none runs alone at the end."""
-    for item in items:
-        for fixture in MARKED_BY_FIXTURE.keys() & set(item.fixturenames):  # type: ignore[attr-defined]
-            for mark in MARKED_BY_FIXTURE[fixture]:
-                item.add_marker(mark)
+    """Begin with the longest tests, so that none of them runs alone at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

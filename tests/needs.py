@@ -13,7 +13,8 @@ import pytest
 
 def program(name: str) -> Path:
     """Return where this program is."""
-    found = shutil.which(name)
+    # Debian has servers in a folder that an ordinary user's PATH lacks.
+    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if found is None:
         _give_up(f"The program {name} is missing")
     return Path(found)

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -23,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psycopg
-import pytest
 import redis
 
 from console import local
@@ -34,6 +34,8 @@ from tests import needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    import trustme
 
 
 #: Linux chooses the ports of connections from 32,768 on, macOS from 49,152 on.
@@ -101,11 +103,7 @@ class PgBouncer:
     """Debian's PgBouncer on a free port in front of a PostgreSQL, with few server connections to share."""
 
     def __init__(self, postgres_url: str, mode: str = "transaction", pool_size: int = 4) -> None:
-        program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-        if program is None:
-            missing = "this test needs the Debian package pgbouncer"
-            assert "CI" not in os.environ, missing
-            pytest.skip(missing)
+        program = needs.program("pgbouncer")
         self._folder = Path(tempfile.mkdtemp(prefix="earmark-pgbouncer-"))
         self._folder.chmod(0o755)
         self._port = free_port()
@@ -122,6 +120,7 @@ auth_file = {self._folder}/users
 pool_mode = {mode}
 default_pool_size = {pool_size}
 max_client_conn = 200
+server_login_retry = 1
 """
         )
         who = {} if os.geteuid() != 0 else {"user": "nobody"}
@@ -285,3 +284,53 @@ def _wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], said
         if server.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"A server does not start:\n{said.read_text(errors='replace')[-2000:]}")
         time.sleep(0.05)
+
+
+@contextmanager
+def behind_tls(
+    port: int, authority: trustme.CA, *, asked_first: bool = False, client_wanted: bool = False
+) -> Iterator[str]:
+    """Yield the address of a server that ends TLS and passes on to another port.
+
+    Args:
+        asked_first: the client asks for TLS in eight bytes of plain text, as PostgreSQL's does.
+        client_wanted: the client needs a certificate of the authority as well.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    if client_wanted:
+        context.verify_mode = ssl.CERT_REQUIRED
+        authority.configure_trust(context)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=pass_on, args=(listener.accept()[0],), daemon=True).start()
+
+    def pass_on(plain: socket.socket) -> None:
+        with suppress(OSError), plain, socket.create_connection(("127.0.0.1", port)) as inner:
+            if asked_first and len(plain.recv(8)) == 8:
+                plain.sendall(b"S")
+            with context.wrap_socket(plain, server_side=True) as outer:
+                threading.Thread(target=pump, args=(inner, outer), daemon=True).start()
+                pump(outer, inner)
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while block := source.recv(65536):
+                sink.sendall(block)
+            sink.shutdown(socket.SHUT_RDWR)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"localhost:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port
+    return port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -167,7 +168,8 @@ class Desk:
             ids = [clip_id for clip_id, _ in chunk.clips]
             with self._claiming(ids) as token:
                 claiming = partial(ledger.claim, worker=self._name, limits=self._limits, token=token)
-                claim = self._patiently(partial(claiming, self.engine, ids))
+                # A chunk that is not claimed yet has nothing to lose by waiting.
+                claim = self._patiently(partial(claiming, self.engine, ids), math.inf)
                 counts = Counter(skipped=len(ids) - len(claim.clips))
                 if claim.clips:
                     counts += self._begin(chunk.run_id, claim)
@@ -319,9 +321,9 @@ class Desk:
             raise refused
         return counts
 
-    def _patiently(self, transaction: Callable[[], T]) -> T:
+    def _patiently(self, transaction: Callable[[], T], outage_s: float | None = None) -> T:
         """Do a transaction, again and again while the database is out of reach; raises DatabaseError in the end."""
-        give_up = monotonic() + self._limits.outage_s
+        give_up = monotonic() + (self._limits.outage_s if outage_s is None else outage_s)
         while True:
             try:
                 ended = transaction()
@@ -375,4 +377,7 @@ def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, i
         try:
             return {name: count for name, count in desk.work(chunk).items() if count}
         except DatabaseError as error:
-            raise Reject(str(error), requeue=True) from error
+            if desk.draining.is_set():
+                raise Reject(str(error), requeue=True) from None
+            logger.warning("the chunk's clips are given back: %s", error, extra={"action": "chunk_given_back"})
+            return {"given_back": len(chunk.clips)}

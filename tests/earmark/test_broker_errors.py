@@ -14,8 +14,7 @@ from console import doctor
 from earmark import broker
 from earmark.errors import ServiceError
 from earmark.settings import Broker, Settings
-from tests.end_to_end.test_deploy import behind_tls, port_of
-from tests.servers import free_port, running_valkey
+from tests.servers import behind_tls, free_port, port_of, running_valkey
 from workers import app as worker
 
 if TYPE_CHECKING:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-import socket
-import ssl
-import threading
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -18,56 +14,12 @@ import trustme
 
 from console.demo import EXAMPLES
 from tests.end_to_end.conftest import Earmark, wait_until
-from tests.servers import answers, free_port, running_valkey, serving
+from tests.servers import answers, behind_tls, free_port, port_of, running_valkey, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PAGE = Path(__file__).parents[2] / "docs/deploy.md"
-
-
-@contextmanager
-def behind_tls(
-    port: int, authority: trustme.CA, *, asked_first: bool = False, client_wanted: bool = False
-) -> Iterator[str]:
-    """Yield the address of a server that ends TLS and passes on to another port.
-
-    Args:
-        asked_first: the client asks for TLS in eight bytes of plain text, as PostgreSQL's does.
-        client_wanted: the client needs a certificate of the authority as well.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    if client_wanted:
-        context.verify_mode = ssl.CERT_REQUIRED
-        authority.configure_trust(context)
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        with suppress(OSError):
-            while True:
-                threading.Thread(target=pass_on, args=(listener.accept()[0],), daemon=True).start()
-
-    def pass_on(plain: socket.socket) -> None:
-        with suppress(OSError), plain, socket.create_connection(("127.0.0.1", port)) as inner:
-            if asked_first and len(plain.recv(8)) == 8:
-                plain.sendall(b"S")
-            with context.wrap_socket(plain, server_side=True) as outer:
-                threading.Thread(target=pump, args=(inner, outer), daemon=True).start()
-                pump(outer, inner)
-
-    def pump(source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while block := source.recv(65536):
-                sink.sendall(block)
-            sink.shutdown(socket.SHUT_RDWR)
-
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield f"localhost:{listener.getsockname()[1]}"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
 
 
 def blocks(language: str) -> list[str]:
@@ -109,12 +61,6 @@ def administered(postgres: str) -> Iterator[None]:
         yield
         administrator.execute("DROP DATABASE earmark WITH (FORCE)")
         administrator.execute("DROP ROLE earmark")
-
-
-def port_of(url: str) -> int:
-    port = urlsplit(url).port
-    assert port
-    return port
 
 
 def test_the_page_leads_from_two_servers_to_results(data: Earmark) -> None:

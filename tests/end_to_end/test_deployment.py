@@ -20,7 +20,7 @@ import redis
 import yaml
 
 from console.demo import EXAMPLES
-from tests.end_to_end.conftest import Earmark, wait_until
+from tests.end_to_end.conftest import TIMEOUT_S, Earmark, wait_until
 from tests.servers import answers, free_port, running_valkey
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
             asked = urllib.request.Request(
                 f"http://127.0.0.1:{port}/api/workers?refresh=1", headers={"Authorization": f"Basic {known}"}
             )
-            with urllib.request.urlopen(asked, timeout=20) as answer:
+            with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
                 assert len(json.load(answer)) == 1
             keys = {key.partition(b":")[0] for key in redis.Redis.from_url(here["EARMARK_BROKER__URL"]).scan_iter()}
             assert keys == {b"earmark"}

@@ -14,7 +14,7 @@ import yaml
 from console import local
 from console.demo import EXAMPLES
 from earmark.errors import UsageError
-from tests.end_to_end.conftest import Earmark, finished_chunks, get_json, wait_until
+from tests.end_to_end.conftest import TIMEOUT_S, Earmark, finished_chunks, get_json, wait_until
 from tests.servers import answers, free_port, serving
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 
 def samples(watched: Watched) -> dict[str, float]:
-    with urllib.request.urlopen(f"{watched.worker}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{watched.worker}/metrics", timeout=TIMEOUT_S) as answer:
         lines = answer.read().decode().splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
@@ -110,7 +110,7 @@ def test_flower_shows_the_chunks_in_a_browser_and_nothing_is_stuck(watched: Watc
 def test_flower_steers_nothing(watched: Watched) -> None:
     asked = urllib.request.Request(f"{watched.page}/api/task/async-apply/earmark.classify", data=b'{"args": []}')
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(asked, timeout=10)
+        urllib.request.urlopen(asked, timeout=TIMEOUT_S)
 
 
 def test_a_worker_tells_prometheus_what_came_of_the_clips_and_where_the_time_went(watched: Watched) -> None:
@@ -137,7 +137,7 @@ def test_a_dashboard_and_the_alerts_ask_for_nothing_that_no_worker_tells(watched
 
 
 def test_flower_tells_prometheus_of_its_chunks(watched: Watched) -> None:
-    with urllib.request.urlopen(f"{watched.page}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{watched.page}/metrics", timeout=TIMEOUT_S) as answer:
         told = answer.read().decode()
     succeeded = re.findall(r'flower_events_total\{task="earmark.classify",type="task-succeeded".*\} ([\d.]+)', told)
     assert [float(count) for count in succeeded] == [CLIPS / CHUNK]

@@ -27,7 +27,7 @@ from tests.faults.world import broken_promises, running_world
 from tests.servers import PgBouncer, Postgres, upgraded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from tests.faults.world import World
 
@@ -44,17 +44,15 @@ END_S = 1800
 
 
 KINDS = ["killed", "read-only", "read-only, connections kept"]
-#: The server connections that a pooler keeps are its own: no client can replace them.
-POOLED_KINDS = ["killed", "read-only"]
 #: Server connections that a pooler shares among all workers.
 POOL_SIZE = 6
 
 
-def draw(world: World, kinds: Sequence[str]) -> tuple[str, Failover]:
+def draw(world: World) -> tuple[str, Failover]:
     """Return a failover and its name."""
     down_s = world.random.uniform(1, 20)
     read_only_s = world.random.uniform(5, 60)
-    kind = world.random.choice(kinds)
+    kind = world.random.choice(KINDS)
     if kind == "killed":
         return f"killed, away for {down_s:.0f} s", partial(kill_server, world, down_s)
     pinned = kind.endswith("kept")
@@ -72,8 +70,13 @@ def kill_server(world: World, down_s: float) -> None:
 def seconds_to_go_on(world: World) -> float:
     """Return how long it takes until another clip is final."""
     began = time.monotonic()
-    before = final(world)
-    world.until(lambda: final(world) > before, 300)
+    counts: list[int] = []
+
+    def went_on() -> bool:
+        counts.append(final(world))
+        return counts[-1] > counts[0]
+
+    world.until(went_on, 300)
     return time.monotonic() - began
 
 
@@ -82,7 +85,7 @@ def final(world: World) -> int:
     return int(world.rows(count)[0][0])
 
 
-def fail_over(world: World, clips: int, workers: int, count: int, kinds: Sequence[str]) -> str:
+def fail_over(world: World, clips: int, workers: int, count: int) -> str:
     """Have so many failovers happen to a run; return what came of it, in one line."""
     world.submit(*world.uris(clips))
     world.start_workers(workers)
@@ -92,7 +95,7 @@ def fail_over(world: World, clips: int, workers: int, count: int, kinds: Sequenc
     for number in range(1, count + 1):
         time.sleep(BETWEEN_S)
         assert not world.final, "the list was too short for its failovers"
-        name, failover = draw(world, kinds)
+        name, failover = draw(world)
         failover()
         took = seconds_to_go_on(world)
         slowest = max(slowest, took)
@@ -132,8 +135,7 @@ def main() -> None:
         running = running_world(Path(folder), url, nursery, postgres, asked.seed, asked.delay_s)
         world = stack.enter_context(running)
         world.settings["EARMARK_LEDGER__LEASE_S"] = LEASE_S
-        kinds = POOLED_KINDS if asked.pooler else KINDS
-        line = fail_over(world, asked.clips, asked.workers, asked.failovers, kinds)
+        line = fail_over(world, asked.clips, asked.workers, asked.failovers)
         print(f"seed {asked.seed}{', PgBouncer' if asked.pooler else ''}: {line}", flush=True)
 
 

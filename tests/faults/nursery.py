@@ -45,7 +45,7 @@ class Nursery:
         """Start `earmark` with these words, its standard streams being these files."""
         names = [str(file) for file in files]
         pid = self._ask(words=words, folder=str(folder), environment=dict(environment), files=names, group=group)
-        return Child(self, pid)
+        return Child(self, pid, files)
 
     def status(self, pid: int) -> int | None:
         """Return how a child has ended, as subprocess says it; None while it runs."""
@@ -67,12 +67,21 @@ class Nursery:
 class Child:
     """A process of the nursery, with what the tests use of a `subprocess.Popen`."""
 
-    def __init__(self, nursery: Nursery, pid: int) -> None:
+    def __init__(self, nursery: Nursery, pid: int, files: Sequence[Path]) -> None:
         self._nursery = nursery
+        self._files = files
         self.pid = pid
+        self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        return self._nursery.status(self.pid)
+        if self.returncode is None:
+            self.returncode = self._nursery.status(self.pid)
+        return self.returncode
+
+    def communicate(self, timeout: float = math.inf) -> tuple[bytes, bytes]:
+        """Wait for the end; return what was written."""
+        self.wait(timeout)
+        return self._files[1].read_bytes(), self._files[2].read_bytes()
 
     def wait(self, timeout: float = math.inf) -> int:
         deadline = time.monotonic() + timeout

@@ -17,7 +17,7 @@ from earmark.errors import NotFound
 from earmark.settings import Broker, Ledger
 from tests.end_to_end.conftest import wait_until
 from tests.faults import faults
-from tests.faults.world import LEASE_S, check_invariants
+from tests.faults.world import LEASE_S, SUBMITTED_S, check_invariants
 from tests.servers import answers, free_port
 from workers.tasks import SUSPECT_CRASHES
 
@@ -116,7 +116,7 @@ def test_a_worker_without_memory_for_a_batch_scores_windows_one_by_one(world: Wo
 def test_a_worker_whose_model_cannot_be_had_takes_nothing(world: World) -> None:
     world.submit(*world.uris(8))
     world.start_workers(1, EARMARK_MODEL__NAME="./nowhere")
-    world.workers.pop().wait(60)
+    world.workers.pop().wait(SUBMITTED_S)
     assert "nowhere" in world.log()
     assert world.states() == {"queued": 8}
     world.start_workers(1)
@@ -125,8 +125,9 @@ def test_a_worker_whose_model_cannot_be_had_takes_nothing(world: World) -> None:
 
 
 def test_an_outage_longer_than_results_wait_loses_nothing(world: World) -> None:
-    world.settings["EARMARK_LEDGER__OUTAGE_S"] = "1"
+    world.settings |= {"EARMARK_LEDGER__OUTAGE_S": "1", "EARMARK_LEDGER__LEASE_S": LONG_LEASE_S}
     strike_amid_work(world, faults.stop_postgres_for_10_s if world.postgres else faults.lock_sqlite_for_20_s)
+    assert world.rows(sa.select(sa.func.max(Clip.crashes))) == [(0,)]
 
 
 def test_a_killed_flower_takes_nothing_with_it(world: World) -> None:
@@ -140,12 +141,13 @@ def test_a_killed_flower_takes_nothing_with_it(world: World) -> None:
     finally:
         flower.kill()
         flower.wait()
+        sys.stdout.write((world.folder / "flower.log").read_text())
 
 
 def test_two_producers_of_one_list_make_one_run(world: World) -> None:
     uris = world.uris(2000)
     both = [world.submit(*uris, wait=False, name=name) for name in ("one", "two")]
-    said = [process.communicate(timeout=120)[1].decode() for process in both]
+    said = [process.communicate(SUBMITTED_S)[1].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sum(world.states().values()) == 2000
 
@@ -174,7 +176,7 @@ def test_an_idle_worker_that_chunks_do_not_reach_ends_itself(world: World) -> No
     deaf = world.workers[0]
     cut_off_from_the_queue(world)
     world.submit(*world.uris(8))
-    deaf.wait(30)
+    deaf.wait(SUBMITTED_S)
     world.until_final()
     check_invariants(world)
 
