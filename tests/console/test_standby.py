@@ -100,7 +100,7 @@ def test_all_that_writes_says_that_it_cannot(
 ) -> None:
     monkeypatch.setenv("EARMARK_BROKER__URL", "redis://127.0.0.1:1/0")
     monkeypatch.setenv("EARMARK_DATA_DIR", str(tmp_path))
-    url, sentence = standby_url, "is a standby, which can only be read: name its primary"
+    url, sentence = standby_url, "is a standby, which can only be read: give the URL of its primary"
     if how == "read-only":
         url, sentence = f"{postgres_url}?options=-cdefault_transaction_read_only%3Don", "can only be read now"
     (tmp_path / "list.txt").write_text("https://example.org/a.wav\n")
