@@ -17,6 +17,7 @@ from console import folders, local, verbs
 from console.database import connect_to
 from console.demo import EXAMPLES
 from db import access, schema, urls
+from db.identity import ledger_id, own_queue
 from db.session import now, prepares, reading
 from earmark import broker
 from earmark.clips import Success
@@ -50,9 +51,9 @@ def examine(settings: Settings) -> Iterator[tuple[str, bool, str]]:
 
 
 def _broker(settings: Settings) -> str:
-    if settings.broker.url is None and not (settings.data_dir / verbs.BROKER_NOTE).is_file():
+    if settings.broker.url is None and not (settings.data_dir / broker.EMBEDDED_NOTE).is_file():
         return f"EARMARK_BROKER__URL is not set; `run` and `up` start {local.valkey_program()}"
-    verbs.find_broker(settings)
+    verbs.find_broker(_with_own_queue(settings))
     broker.check()
     found = broker.server_info()
     if not found:
@@ -72,9 +73,23 @@ def _waiting() -> str:
     return f"{broker.queue_length()} chunks waiting, {broker.chunks_in_hand()} in hand"
 
 
+def _with_own_queue(settings: Settings) -> Settings:
+    """Name the queue after the ledger, as far as the database can tell."""
+    engine = connect_to(settings)
+    if settings.broker.queue or (engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file()):
+        return settings
+    try:
+        return verbs.with_broker(settings, queue=own_queue(ledger_id(engine)))
+    except EarmarkError:  # which the database's own line tells
+        return settings
+
+
 def _database(settings: Settings) -> str:
     engine = connect_to(settings)
     where = urls.shown(engine.url)
+    if engine.dialect.name == "sqlite" and broker.is_elsewhere(settings):
+        cure = "set EARMARK_DATABASE__URL to the PostgreSQL that the other machines use"
+        raise ServiceError(reason=f"{where} is a file of this machine alone, and the broker is elsewhere: {cure}.")
     if engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file():
         return f"{where} is not there yet; the first run makes it"
     access.check_writable(engine)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from console import folders, local, progress
 from console.database import open_database, read_settings
 from db import results
+from db.identity import with_queue
 from earmark import broker
+from earmark.broker import EMBEDDED_NOTE
 from earmark.errors import ServiceError, UsageError
 from producer.submit import Submitted, submit
 
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
     from db.results import RunRow
     from earmark.options import RunOptions
     from earmark.settings import Settings
-
-#: Where `up` says how to reach its Valkey.
-BROKER_NOTE = "broker.url"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Finished:
 def find_broker(settings: Settings) -> Settings:
     """Return the settings with the broker that is said, or that `earmark up` on this machine runs."""
     url = settings.broker.url
-    note = settings.data_dir / BROKER_NOTE
+    note = settings.data_dir / EMBEDDED_NOTE
     if url is None and note.is_file():
         url = note.read_text()
     if url is None:
@@ -155,17 +154,18 @@ def as_setting(folders: Iterable[Path]) -> str:
 def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flower_port: int = 5555) -> None:
     """Keep an embedded Valkey, workers that may read these folders, and Flower running until Ctrl-C."""
     folders.check(settings)
-    open_database(settings, create=True)
-    note = settings.data_dir / BROKER_NOTE
+    engine = open_database(settings, create=True)
+    queue = str(with_queue(settings, engine).broker.queue)
+    note = settings.data_dir / EMBEDDED_NOTE
     changes = {"fetch__file_roots": as_setting([folder.absolute() for folder in files])} if files else {}
     with (
         progress.terminable(),
-        machine(settings, queue=settings.broker.queue, workers=workers, **changes) as (here, children),
+        machine(settings, queue=queue, workers=workers, **changes) as (here, children),
     ):
         assert here.broker.url is not None
         note.write_text(here.broker.url)
         try:
-            environment = local.environment(here, broker__url=here.broker.url)
+            environment = local.environment(here, broker__url=here.broker.url, broker__queue=queue)
             with local.flower(environment, flower_port, settings.data_dir):
                 progress.screen.print(f"[bold]Up[/]: {workers} worker(s); Flower at http://127.0.0.1:{flower_port}")
                 progress.screen.print("In another terminal: earmark submit LIST --watch. Ctrl-C stops everything.")

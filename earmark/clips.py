@@ -31,6 +31,8 @@ class Clip:
 class Chunk:
     """A handful of clips of one run: what one queue message names."""
 
+    #: The database that the ids are of.
+    ledger_id: str
     run_id: int
     #: (clip id, display URI) pairs; the true URI never leaves the database.
     clips: tuple[tuple[int, str], ...]

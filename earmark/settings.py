@@ -46,7 +46,9 @@ class Broker(Group):
     url: Annotated[str | None, AfterValidator(_broker_url)] = Field(
         None, description="Redis or Valkey URL; unset: the embedded Valkey of `run` and `up`."
     )
-    queue: str = Field("clips", description="Name of the conveyor; `run` uses one of its own, so runs never mix.")
+    queue: str | None = Field(
+        None, description="Name of the queue; unset: one named after the ledger, so that databases can share a Redis."
+    )
     high_water: int = Field(64, description="Chunks kept in Redis: 1,000 clips ahead of the workers, 100 kB of memory.")
     pool_limit: int = Field(16, description="Connections; fewer than 10 deadlocks Flower's parallel inspection.")
     visibility_timeout_s: int = Field(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from more_itertools import sliced, spy
 
 from db import access, ledger, results, schema
+from db.identity import with_queue
 from db.listed import Listed, listed
 from db.session import connect
 from earmark import broker
@@ -151,6 +152,9 @@ def submit(
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.{reasons}")
     broker.check()
     how: dict[str, Any] = {"chunk_size": chunk_size, "priority": priority, "reuse_urls": reuse_urls}
+    settings = with_queue(settings, engine)
+    broker.configure(settings.broker)
+    assert settings.broker.queue
     run_id = ledger.open_run(engine, name, options or RunOptions(), queue=settings.broker.queue, **how)
     added = _add(clips, run_id, engine, settings)
     return Submitted(run_id, tally, added, engine)
@@ -159,7 +163,6 @@ def submit(
 def _open(settings: Settings) -> sa.Engine:
     if settings.broker.url is None:
         raise ServiceError(reason="No broker is known: set EARMARK_BROKER__URL.")
-    broker.configure(settings.broker)
     engine = connect(settings.database_url, settings.database)
     if engine.dialect.name == "sqlite":
         schema.upgrade(engine)

@@ -67,6 +67,15 @@ def test_a_pooler_in_front_of_the_database_is_told(
     pooled.dispose()
 
 
+def test_a_broker_elsewhere_beside_a_file_of_this_machine_is_told(tmp_path: Path) -> None:
+    with running_valkey(tmp_path) as url:
+        here = settings_with(tmp_path, broker={"url": url})
+        assert "is not there yet" in doctor._database(here)
+        elsewhere = settings_with(tmp_path, broker={"url": url.replace("127.0.0.1", "127.0.0.2")})
+        with pytest.raises(ServiceError, match="set EARMARK_DATABASE__URL to the PostgreSQL"):
+            doctor._database(elsewhere)
+
+
 def settings_with(tmp_path: Path, **groups: Any) -> Settings:
     settings = Settings(data_dir=tmp_path)
     changed = {name: getattr(settings, name).model_copy(update=update) for name, update in groups.items()}

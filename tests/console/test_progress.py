@@ -15,7 +15,7 @@ from db import ledger, results
 from earmark.clips import Failure
 from earmark.errors import Connect, NotFound
 from earmark.settings import Ledger, Settings
-from tests.db.facts import submit
+from tests.db.facts import chunk_of, submit
 from tests.db.test_pace import going
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def test_status_names_final_failures_and_what_waits_for_another_try(
     engine: sa.Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_id, ids = submit(engine, 2)
-    claim = ledger.claim(engine, ids, worker="w", limits=Ledger())
+    claim = ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=Ledger())
     failures = [Failure(ids[0], NotFound(status=404)), Failure(ids[1], Connect(reason="no route"))]
     ledger.finish(engine, claim, failures, (), Ledger())
     progress.summarise(engine, results.run(engine, run_id), results.progress(engine, run_id), Settings())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from db import ledger
+from db.identity import ledger_id
 from db.models import Clip, Lease
 from db.session import reading, writing
 from earmark import clips as words
@@ -15,6 +16,8 @@ from earmark.options import RunOptions
 from earmark.settings import Ledger
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from db.ledger import Claim
 
 LABELS = ("dog", "siren", "rain")
@@ -41,7 +44,14 @@ def _claimed(engine: sa.Engine, name: str) -> tuple[int, Claim]:
     ledger.add_clips(engine, run_id, clips)
     with reading(engine) as connection:
         ids = list(connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id)))
-    return run_id, ledger.claim(engine, ids, worker="w", limits=Ledger())
+    return run_id, ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=Ledger())
+
+
+def chunk_of(engine: sa.Engine, ids: Sequence[int]) -> words.Chunk:
+    """Return the chunk that the feeder would make of some clips of one run."""
+    with reading(engine) as connection:
+        run_id = connection.scalars(sa.select(Clip.run_id).where(Clip.id.in_(ids))).first()
+    return words.Chunk(ledger_id(engine), run_id or 0, tuple((clip_id, "") for clip_id in ids))
 
 
 def _model(engine: sa.Engine, run_id: int, name: str) -> tuple[int, ...]:

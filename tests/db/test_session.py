@@ -12,7 +12,7 @@ from db import ledger, session
 from db.session import ask, connect, reading, writing
 from earmark.errors import DatabaseError, ServiceError
 from earmark.settings import Database, Ledger
-from tests.db.test_ledger import submit
+from tests.db.facts import submit
 from tests.servers import PgBouncer
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from db.session import connect, reading
 from earmark import clips as words
 from earmark.errors import UsageError
 from earmark.settings import Database, Ledger
-from tests.db.facts import labels, submit, success, two_runs
+from tests.db.facts import chunk_of, labels, submit, success, two_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +111,9 @@ def test_kept_counts_agree_with_the_clips_when_many_write_at_once(engine: sa.Eng
         own = connect(database_url, Database())
         ledger.add_clips(own, run_id, [words.Clip(f"https://h/{part % 2}/{n}.wav") for n in range(48)])
         for picked in [*conveyor.pick(own, "clips", 2, Ledger()), *conveyor.pick(own, "clips", 2, Ledger())]:
-            claim = ledger.claim(own, [clip.id for clip in picked.clips], worker=str(part), limits=Ledger())
+            claim = ledger.claim(
+                own, chunk_of(own, [clip.id for clip in picked.clips]), worker=str(part), limits=Ledger()
+            )
             kept_back = claim.clips[::3]
             outcomes = [success(clip.id) for clip in claim.clips if clip not in kept_back]
             ledger.finish(own, claim, outcomes, label_ids, Ledger())

@@ -10,11 +10,13 @@ import pytest
 import sqlalchemy as sa
 
 from db import conveyor, ledger, outcomes
+from db.identity import ledger_id, own_queue
 from db.models import Clip, Lease
 from earmark import broker
 from earmark.clips import AudioFacts, Failure, Prediction, Source, Success
 from earmark.errors import NotFound
 from earmark.settings import Broker, Ledger
+from tests.db.facts import chunk_of
 from tests.end_to_end.conftest import wait_until
 from tests.faults import faults
 from tests.faults.world import LEASE_S, SUBMITTED_S, check_invariants
@@ -182,8 +184,10 @@ def test_an_idle_worker_that_chunks_do_not_reach_ends_itself(world: World) -> No
 
 
 def cut_off_from_the_queue(world: World) -> None:
-    broker.configure(Broker(url=world.valkey.url))
-    broker.app.control.cancel_consumer("clips")
+    with world.database() as engine:
+        queue = own_queue(ledger_id(engine))
+    broker.configure(Broker(url=world.valkey.url, queue=queue))
+    broker.app.control.cancel_consumer(queue)
     broker.app.close()
 
 
@@ -203,9 +207,9 @@ def test_the_check_notices_a_ledger_without_fencing(world: World, monkeypatch: p
     with world.database() as engine:
         (clip_id,) = world.rows(sa.select(Clip.id))[0]
         labels = ledger.register_model(engine, ["dog"], **MODEL)[1]
-        zombie = ledger.claim(engine, [clip_id], worker="zombie", limits=Ledger(lease_s=-1.0))
-        conveyor.take_back(engine, "clips")
-        successor = ledger.claim(engine, [clip_id], worker="successor", limits=Ledger())
+        zombie = ledger.claim(engine, chunk_of(engine, [clip_id]), worker="zombie", limits=Ledger(lease_s=-1.0))
+        conveyor.take_back(engine, own_queue(ledger_id(engine)))
+        successor = ledger.claim(engine, chunk_of(engine, [clip_id]), worker="successor", limits=Ledger())
         success = Success(clip_id, Source("ab", 1), AudioFacts(1.0, 8000, 1, "pcm"), (Prediction(0, 1.0),))
         ledger.finish(engine, successor, [success], labels, Ledger())
         late = [Failure(clip_id, NotFound(status=404))]
