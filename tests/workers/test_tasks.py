@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from db import conveyor
+from db import conveyor, ledger
 from db.models import Lease
 from db.session import connect, reading
 from earmark.clips import Chunk
@@ -148,6 +148,24 @@ def test_clips_given_up_in_an_outage_are_kept_until_it_is_over_and_cost_no_crash
     assert leases(postgres_engine) == 0
     again = row(postgres_engine, ids[0])
     assert (again.state, again.crashes, again.attempts) == ("pending", 0, 0)
+
+
+def test_a_claim_whose_answer_was_lost_is_made_again_and_leaves_nothing_behind(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, ids = submit(engine, 2)
+    claim, lost = ledger.claim, []
+
+    def claim_and_lose(*asked: Any, **how: Any) -> Any:
+        claimed = claim(*asked, **how)
+        if not lost:
+            lost.append(claimed)
+            raise DatabaseError(reason="The connection was lost after COMMIT.")
+        return claimed
+
+    monkeypatch.setattr(ledger, "claim", claim_and_lose)
+    assert desk_that(engine, success).work(chunk_of(run_id, ids))["done"] == 2
+    assert leases(engine) == 0
 
 
 def test_values_of_one_clip_that_the_database_refuses_cost_its_neighbours_nothing(
