@@ -1,4 +1,3 @@
-# make demo: classify the example clips      make test: run all tests      make lint: ruff, mypy, import-linter
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -10,61 +9,61 @@ debian = command -v $(1) > /dev/null || { \
     DEBIAN_FRONTEND=noninteractive $$root apt-get install -y -qq --no-install-recommends $(2) > /dev/null; \
 } || { echo "$(1) is needed here: as root, apt-get install $(2); then the same again."; exit 1; }
 
-.PHONY: demo test browser pooler bench lint docs audit fuzz chaos starter clean
+.PHONY: help demo test test-fast test-chaos browser pooler bench lint docs audit fuzz chaos starter clean
 
-# Serve the example clips on loopback, classify them by URL and show what is heard.
-demo: .venv/ready
+# A line that begins with a target and ends with "## ..." is what this shows.
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target line; do \
+	    printf '%-16s %s\n' "$$target" "$$line"; done
+
+demo: .venv/ready ## serve the example clips on loopback, classify them by URL and show what is heard
 	@$(BIN)/earmark demo --report demo.html
 
-# Run the tests against real servers; everything they need is installed here.
-test: .venv/ready-dev browser pooler
-	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+test: .venv/ready-dev browser pooler ## run the tests against real servers; what they need is installed
+	@$(BIN)/python -m pytest -m "not chaos" --numprocesses 4 --dist loadgroup
 
-# Some tests look at pages in Debian's Chromium.
-browser:
+test-fast: .venv/ready-dev ## run what takes a minute and needs no PostgreSQL, browser or Debian package
+	@$(BIN)/python -m pytest -m "not slow and not chaos and not postgresql" --numprocesses 2 --dist loadgroup
+
+test-chaos: .venv/ready-dev ## have many faults in a row happen to workers on each database; four minutes
+	@$(BIN)/python -m pytest -m chaos --numprocesses 2 tests/faults
+
+browser: ## install Debian's Chromium, in which some tests look at pages
 	@$(call debian,chromium,chromium fonts-liberation)
 
-# Some tests put Debian's PgBouncer in front of PostgreSQL.
-pooler:
+pooler: ## install Debian's PgBouncer, which some tests put in front of PostgreSQL
 	@PATH="$$PATH:/usr/sbin"; $(call debian,pgbouncer,pgbouncer)
 
-# Measure Earmark beside what one would use instead, side by side in one run; it takes long, its --help chooses less.
-bench: .venv/ready-dev
+bench: .venv/ready-dev ## measure Earmark beside what one would use instead; long, its --help chooses less
 	@$(call debian,ffmpeg,ffmpeg)
 	@$(BIN)/python -m benchmarks.end_to_end
 
-# Check style, types and the direction of imports.
-lint: .venv/ready-dev
+lint: .venv/ready-dev ## check style, types and the direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-# List what is installed in sbom.json (CycloneDX), and look up the known weaknesses of every pinned package.
-audit: .venv/ready
+audit: .venv/ready ## list what is installed in sbom.json and look up its known weaknesses
 	@test -d .venv/audit || $(PYTHON) -m venv .venv/audit
 	@.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit cyclonedx-bom
 	@.venv/audit/bin/cyclonedx-py environment --output-file sbom.json $(BIN)/python
 	@.venv/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
-# Decode a few thousand damaged and hostile files with a fresh seed.
-fuzz: .venv/ready-dev
+fuzz: .venv/ready-dev ## decode a few thousand damaged and hostile files with a fresh seed
 	@$(BIN)/python -m tests.workers.bad_audio
 
-# Kill, stop, fill, lock and wipe what a list of 1,000 clips depends on, 25 times: make chaos SEED=1 DATABASE=postgresql
-chaos: .venv/ready-dev
+chaos: .venv/ready-dev ## have 25 faults happen to 1,000 clips: make chaos SEED=1 DATABASE=postgresql
 	@$(BIN)/python -m tests.faults.chaos --seed $(or $(SEED),1) --database $(or $(DATABASE),sqlite)
 
-# Train the bundled model from folders of clips: make starter AUDIO="/path/to/audio /path/to/more"; 20 minutes of two cores.
-starter: .venv/ready
+starter: .venv/ready ## train the bundled model, 20 minutes of two cores: make starter AUDIO="/path/to/audio /more"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check matplotlib
 	@$(BIN)/python -m training.starter --audio $(AUDIO) $(if $(SMOKE),--smoke)
 
-# Build the documentation's site into build/site, without network; make its pictures again with `python -m docs.pictures`.
-docs: .venv/ready-dev
+# Its pictures are made again with `python -m docs.pictures`.
+docs: .venv/ready-dev ## build the documentation's site into build/site
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "mkdocs-material>=9.6"
 	@$(BIN)/python -m docs.reference
 	@$(BIN)/mkdocs build --strict --quiet
 
-# Remove what the other commands made in this folder.
-clean:
+clean: ## remove what the other targets made in this folder
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
 
 .venv/bin/python:
@@ -76,5 +75,6 @@ clean:
 	@touch $@
 
 .venv/ready-dev: .venv/ready
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1" # it knows --group
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . --group dev
 	@touch $@

@@ -99,7 +99,7 @@ def _settings(database: str, folder: Path) -> Iterator[Settings]:
         engine = connect(url, Database())
         schema.upgrade(engine)
         engine.dispose()
-        yield Settings(broker=Broker(url=redis), database=Database(url=url))
+        yield Settings(broker=Broker(url=redis, queue="clips"), database=Database(url=url))
     for left in folder.glob("earmark.db*"):
         left.unlink()
 

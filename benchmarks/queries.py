@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from db import ledger, results, schema
+from db.identity import ledger_id
 from db.listed import listed
 from db.models import Clip, state_is
 from db.session import connect, reading, writing
-from earmark.clips import AudioFacts, Prediction, Source, Success, Timings
+from earmark.clips import AudioFacts, Chunk, Prediction, Source, Success, Timings
 from earmark.clips import Clip as Listed
 from earmark.options import RunOptions
 from earmark.settings import Database, Ledger
@@ -169,10 +170,12 @@ def rates(engine: sa.Engine, label_ids: tuple[int, ...]) -> tuple[float, float]:
     new = sorted(listed(Listed(f"https://archive-0.example.org/new/{n:08}.wav")) for n in range(PENDING))
     ledger.add_listed(engine, 1, new)
     ids = list(range_of_pending(engine))
+    identity = ledger_id(engine)
     claiming = finishing = 0.0
     for start in range(0, len(ids), CHUNK):
         began = time.perf_counter()
-        claim = ledger.claim(engine, ids[start : start + CHUNK], worker="worker@machine-1", limits=Ledger())
+        chunk = Chunk(identity, 1, tuple((clip_id, "") for clip_id in ids[start : start + CHUNK]))
+        claim = ledger.claim(engine, chunk, worker="worker@machine-1", limits=Ledger())
         claiming += time.perf_counter() - began
         outcomes = [_success(clip.id) for clip in claim.clips]
         finishing += _seconds(lambda claim=claim, outcomes=outcomes: ledger.finish(  # type: ignore[misc]

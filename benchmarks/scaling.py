@@ -47,7 +47,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         base = stack.enter_context(_slow_server())
         settings = Settings(
-            broker=Broker(url=stack.enter_context(running_valkey(folder))),
+            broker=Broker(url=stack.enter_context(running_valkey(folder)), queue="clips"),
             database=Database(url=upgraded(stack.enter_context(running_postgres()))),
         )
         broker.configure(settings.broker)
@@ -87,7 +87,7 @@ class _Bench:
         """Let one worker stay, and have it watched in every other turn: scraped each second, and by Flower."""
         print("| watched | clips/s | worker CPU ms/clip | load |\n|---|---|---|---|")
         port = free_port()
-        environment = local.environment(self.settings, broker__url=self.settings.broker.url)
+        environment = local.environment(self.settings, broker__url=self.settings.broker.url, broker__queue="clips")
         with self._workers(1, worker__metrics_port=port) as workers:
             self._turn(workers, 1)
             for turn in range(2 * self.options.turns):
@@ -102,8 +102,8 @@ class _Bench:
     @contextmanager
     def _workers(self, count: int, **changes: Any) -> Iterator[list[int]]:
         environment = local.environment(
-            self.settings, broker__url=self.settings.broker.url, fetch__allow_networks="127.0.0.0/8",
-            fetch__ports=self.base.rpartition(":")[2], fetch__host_concurrency=64,
+            self.settings, broker__url=self.settings.broker.url, broker__queue="clips",
+            fetch__allow_networks="127.0.0.0/8", fetch__ports=self.base.rpartition(":")[2], fetch__host_concurrency=64,
             worker__clips_in_flight=self.options.in_flight, worker__decoders=1, model__threads=1, **changes,
         )  # fmt: skip
         logs = self.folder / "logs"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from db import results, schema
+from db import access, results, schema
 from db.session import connect
 from earmark.errors import ServiceError, UsageError
-from earmark.settings import Settings
+from earmark.settings import Settings, sqlite_url
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -29,11 +29,21 @@ def read_settings(db: str | None = None) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "EARMARK_" + "__".join(str(part) for part in first["loc"]).upper()
-        raise ServiceError(reason=f"The setting {name} is wrong: {first['msg']}.") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ServiceError(reason=f"The setting {name} is wrong: {reason}.") from error
+    except RuntimeError as error:
+        raise ServiceError(reason="This user has no home folder: set EARMARK_DATA_DIR.") from error
     if db is None:
         return settings
-    url = db if "://" in db else f"sqlite:///{Path(db).expanduser()}"
+    url = db if "://" in db else sqlite_url(_file(db))
     return settings.model_copy(update={"database": settings.database.model_copy(update={"url": url})})
+
+
+def _file(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UsageError(reason=f"{name} names the home of a user who has none here.") from error
 
 
 def connect_to(settings: Settings) -> sa.Engine:
@@ -44,9 +54,11 @@ def open_database(settings: Settings, *, create: bool = False) -> sa.Engine:
     """Return the engine of a database at our schema; a SQLite file is brought there, a shared database never silently.
 
     Raises:
-        ServiceError: it is out of reach, or at another schema.
+        ServiceError: it is out of reach, at another schema, or to be created where it cannot be written.
     """
     engine = connect_to(settings)
+    if create:
+        access.check_writable(engine)
     if engine.dialect.name != "sqlite":
         schema.check(engine)
     elif create or Path(str(engine.url.database)).is_file():
@@ -56,9 +68,11 @@ def open_database(settings: Settings, *, create: bool = False) -> sa.Engine:
     return engine
 
 
-def find_runs(settings: Settings, run: str) -> tuple[sa.Engine, RunRow]:
-    """Return the database and a run in it by id or name."""
+def find_runs(settings: Settings, run: str, *, change: bool = False) -> tuple[sa.Engine, RunRow]:
+    """Return the database and a run in it by id or name; if it is to be changed, only where that can be."""
     engine = open_database(settings)
+    if change:
+        access.check_writable(engine)
     return engine, results.find_run(engine, run)
 
 

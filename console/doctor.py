@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 from pydantic import ByteSize
 
-from console import local, verbs
+from console import folders, local, verbs
 from console.database import connect_to
 from console.demo import EXAMPLES
-from db import schema
+from db import access, schema, urls
+from db.identity import ledger_id, own_queue
 from db.session import now, prepares, reading
 from earmark import broker
 from earmark.clips import Success
@@ -50,10 +51,13 @@ def examine(settings: Settings) -> Iterator[tuple[str, bool, str]]:
 
 
 def _broker(settings: Settings) -> str:
-    if settings.broker.url is None and not (settings.data_dir / verbs.BROKER_NOTE).is_file():
+    if settings.broker.url is None and not (settings.data_dir / broker.EMBEDDED_NOTE).is_file():
         return f"EARMARK_BROKER__URL is not set; `run` and `up` start {local.valkey_program()}"
-    verbs.find_broker(settings)
+    verbs.find_broker(_with_own_queue(settings))
+    broker.check()
     found = broker.server_info()
+    if not found:
+        return f"Redis of unknown version, as its user may not run INFO; {_waiting()}"
     version = str(found["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
         raise ServiceError(reason=f"Redis {version} is too old; Celery needs 6.2 or newer.")
@@ -62,15 +66,33 @@ def _broker(settings: Settings) -> str:
         cure = "set maxmemory-policy to noeviction, or a full Redis drops chunks, each found again only after minutes"
         raise ServiceError(reason=f"Redis evicts keys ({policy}): {cure}.")
     kept = "append-only file" if found.get("aof_enabled") else "no append-only file: the database refills the queue"
-    waiting = f"{broker.queue_length()} chunks waiting, {broker.chunks_in_hand()} in hand"
-    return f"Redis {version}, {policy}, {kept}; {waiting}"
+    return f"Redis {version}, {policy}, {kept}; {_waiting()}"
+
+
+def _waiting() -> str:
+    return f"{broker.queue_length()} chunks waiting, {broker.chunks_in_hand()} in hand"
+
+
+def _with_own_queue(settings: Settings) -> Settings:
+    """Name the queue after the ledger, as far as the database can tell."""
+    engine = connect_to(settings)
+    if settings.broker.queue or (engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file()):
+        return settings
+    try:
+        return verbs.with_broker(settings, queue=own_queue(ledger_id(engine)))
+    except EarmarkError:  # which the database's own line tells
+        return settings
 
 
 def _database(settings: Settings) -> str:
     engine = connect_to(settings)
-    where = engine.url.render_as_string(hide_password=True)
+    where = urls.shown(engine.url)
+    if engine.dialect.name == "sqlite" and broker.is_elsewhere(settings):
+        cure = "set EARMARK_DATABASE__URL to the PostgreSQL that the other machines use"
+        raise ServiceError(reason=f"{where} is a file of this machine alone, and the broker is elsewhere: {cure}.")
     if engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file():
         return f"{where} is not there yet; the first run makes it"
+    access.check_writable(engine)
     schema.check(engine)
     with reading(engine) as connection:
         took = [_ms(lambda: connection.scalar(now().select())) for _ in range(PROBES)]
@@ -129,6 +151,7 @@ def _file_roots(settings: Settings) -> str:
 
 
 def _disk(settings: Settings) -> str:
+    folders.check_temporary()
     told = []
     for use, folder in (("downloads", Path(tempfile.gettempdir())), ("data", settings.data_dir)):
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,8 @@ FLOWER_COLUMNS = "uuid,state,args,result,worker,received,runtime,retries"
 #: A worker that is gone stays on the page for an hour, so that somebody can see that it is gone.
 FLOWER_FORGETS_S = 3600
 FLOWER_SAVES_MS = 30_000
+#: The command line in a process of its own; -P keeps the working directory off its import path.
+EARMARK = (sys.executable, "-P", "-m", "console.cli")
 
 
 @contextmanager
@@ -100,7 +103,7 @@ class Worker:
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         self._environment = environment
         self._log = log
-        self._restarts = 0
+        self.restarts = 0
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         self.process = self._start()
@@ -114,16 +117,16 @@ class Worker:
         status = self.process.poll()
         if status is None:
             return
-        self._restarts += 1
+        self.restarts += 1
         if status == SERVICE_EXIT:
             raise ServiceError(reason=last_line(self._log))
-        if self._restarts > MAX_RESTARTS:
+        if self.restarts > MAX_RESTARTS:
             raise ServiceError(reason=f"The worker keeps ending (last with {status}): see {self._log}.")
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
-            return _child([sys.executable, "-m", "console.cli", "worker"], environment=self._environment, log=log)
+            return _child([*EARMARK, "worker"], environment=self._environment, log=log)
 
 
 @contextmanager
@@ -160,37 +163,45 @@ def gpus() -> list[str]:
 
 
 @contextmanager
-def flower(environment: dict[str, str], port: int, folder: Path, basic_auth: str | None = None) -> Iterator[None]:
+def flower(environment: dict[str, str], port: int, folder: Path) -> Iterator[None]:
     """Run Flower on this machine's loopback address."""
-    command, changed = flower_command(environment, port, LOOPBACK, basic_auth)
     with (folder / "flower.log").open("wb") as log:
-        process = _child(command, environment=changed, log=log)
+        process = _child([*EARMARK, "flower", "--port", str(port)], environment=environment, log=log)
     try:
         yield
     finally:
         stop(process)
 
 
-def flower_command(
-    environment: dict[str, str], port: int, address: str, basic_auth: str | None = None, keep: Path | None = None
-) -> tuple[list[str], dict[str, str]]:
-    """Return the command and the environment of a Flower that shows and does not steer.
+def flower_arguments(port: int, address: str, basic_auth: str | None, keep: Path | None = None) -> list[str]:
+    """Return the arguments of a Flower that shows and does not steer.
 
     Raises:
-        UsageError: it would be open to other machines without a password.
+        UsageError: it would be open to other machines without a password, or its port is taken.
     """
     if basic_auth and not all(basic_auth.partition(":")):
         raise UsageError(reason="--basic-auth must be USER:PASSWORD.")
     if not basic_auth and address not in HERE:
         raise UsageError(reason=f"Flower on {address} needs --basic-auth USER:PASSWORD: it shows every run.")
-    options = [f"--port={port}", f"--address={address}", f"--max-tasks={FLOWER_TASKS}", "--read-only"]
-    options += [f"--tasks-columns={FLOWER_COLUMNS}", f"--purge-offline-workers={FLOWER_FORGETS_S}"]
+    check_port(address, port)
+    arguments = [f"--port={port}", f"--address={address}", "--inspect-timeout=5000", "--read-only"]
+    arguments += [f"--max-tasks={FLOWER_TASKS}", f"--tasks-columns={FLOWER_COLUMNS}"]
+    arguments += [f"--purge-offline-workers={FLOWER_FORGETS_S}"]
+    # By default Flower runs the flowerconfig.py of the working directory.
+    arguments += [f"--conf={os.devnull}"]
     if keep:
-        options += ["--persistent=True", f"--db={keep}", f"--state-save-interval={FLOWER_SAVES_MS}"]
-    # Flower sees auth as an all-or-nothing matter; on loopback its API serves this machine's own tools.
-    access = {"FLOWER_BASIC_AUTH": basic_auth} if basic_auth else {"FLOWER_UNAUTHENTICATED_API": "true"}
-    command = [sys.executable, "-m", "celery", "-A", "workers.app", "flower", "--inspect-timeout=5000", *options]
-    return command, {**environment, **access}
+        arguments += ["--persistent=True", f"--db={keep}", f"--state-save-interval={FLOWER_SAVES_MS}"]
+    return arguments
+
+
+def check_port(address: str, port: int) -> None:
+    """Raise UsageError if a server could not listen there."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        socket.create_server((address, port), family=family).close()
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        raise UsageError(reason=f"Port {port} of {address} cannot be used ({reason}): choose another.") from error
 
 
 def environment(settings: Settings, **changes: Any) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from urllib.parse import urljoin, urlsplit
 
-from console import verbs
+from console import folders, verbs
 from console.output import bar
 from console.sound import peaks
 from db.ledger import Claimed
@@ -96,6 +96,7 @@ def classified(uri: str, settings: Settings, options: RunOptions, say: Say) -> I
     Raises:
         ServiceError: the model or the decoder cannot be had.
     """
+    folders.check_temporary()
     decoders = _TellingDecoders(settings, say)
     pipeline = Pipeline(_TellingFetcher(settings, say), decoders, 1)
     try:

@@ -19,7 +19,8 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from console.local import HERE
+from console.local import HERE, check_port
+from console.progress import screen
 from console.report import TEMPLATES, UNCERTAIN, card, charts, colours, overview, render
 from console.sound import Listener
 from db import browse, query, results
@@ -62,12 +63,14 @@ def serve(engine: sa.Engine, settings: Settings, *, address: str, port: int, tok
     """Serve the page until Ctrl-C.
 
     Raises:
-        UsageError: it would be open to other machines without a token.
+        UsageError: it would be open to other machines without a token, or its port is taken.
     """
     if address not in HERE and not token:
         raise UsageError(
             reason=f"The page on {address} needs --token: it shows every run, and its SQL reads every row."
         )
+    check_port(address, port)
+    screen.print(f"[bold]http://{address}:{port}[/] shows the runs; Ctrl-C stops it.")
     uvicorn.run(application(engine, settings, token, flower), host=address, port=port, log_level="warning")
 
 
@@ -189,7 +192,7 @@ class _Pages:
         return self._page("wrong.html", 404 if isinstance(error, UsageError) else 503, sentence=str(error))
 
     def _runs(self) -> list[dict[str, Any]]:
-        return list(islice(results.rows(self._engine, results.run_progress()), RUNS))
+        return list(islice(results.run_progress(self._engine), RUNS))
 
     def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(render(template, flower=self._flower, **values), status)

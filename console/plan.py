@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from more_itertools import sample as sampled
 from pydantic import ByteSize
 
-from console import progress, verbs
+from console import folders, progress, verbs
 from console.database import connect_to
 from db import results
 from db.pace import measure
@@ -81,6 +81,7 @@ def plan(
     Raises:
         UsageError: a source cannot be read, or holds no clip.
     """
+    folders.check_temporary()
     tally = Tally()
     with progress.screen.status("Reading the whole list"):
         chosen = sampled(islice(read_clips(sources, tally=tally, **listing), limit), sample)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -83,7 +85,7 @@ def follow(engine: sa.Engine, run: RunRow, settings: Settings) -> results.Progre
 
 def rows(engine: sa.Engine, run: RunRow | None, settings: Settings) -> Iterator[dict[str, Any]]:
     """Yield the counts and the pace of one run or of all, the newest first."""
-    for row in results.rows(engine, results.run_progress(run.id if run else None)):
+    for row in results.run_progress(engine, run.id if run else None):
         state = results.progress(engine, row["run_id"])
         yield {**row, **pace(engine, row["run_id"], state, settings.worker).as_json()}
 
@@ -93,14 +95,44 @@ def exit_if_strict(state: results.Progress, *, strict: bool) -> None:
         raise typer.Exit(1)
 
 
+def tell(sentence: str) -> None:
+    """Print a sentence, above the progress bar if there is one."""
+    screen.print(sentence, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def interruptible(how_to_go_on: Callable[[], str]) -> Iterator[None]:
     """Answer Ctrl-C with a sentence, then let it end what has to be ended."""
     try:
         yield
     except KeyboardInterrupt:
-        screen.print(how_to_go_on(), markup=False, soft_wrap=True)
+        with suppress(OSError):  # the terminal may be closed
+            screen.print(how_to_go_on(), markup=False, soft_wrap=True)
         raise
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP of a terminal that is closed, end the block as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # `nohup` has SIGHUP ignored, and it stays so.
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    answered = [one for one, handler in before.items() if handler is not signal.SIG_IGN]
+    for one in answered:
+        signal.signal(one, _interrupt)
+    try:
+        yield
+    finally:
+        for one in answered:
+            signal.signal(one, before[one] or signal.SIG_DFL)
+
+
+def _interrupt(number: int, _: Any) -> None:
+    # A shell repeats SIGHUP, which must not interrupt the end.
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _doing(state: results.Progress, going: Pace) -> str:

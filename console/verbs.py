@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
-import sys
+import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from console import local, progress
+from console import folders, local, progress
 from console.database import open_database, read_settings
 from db import results
+from db.identity import with_queue
 from earmark import broker
+from earmark.broker import EMBEDDED_NOTE
 from earmark.errors import ServiceError, UsageError
 from producer.submit import Submitted, submit
 
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from db.results import RunRow
     from earmark.options import RunOptions
     from earmark.settings import Settings
-
-#: Where `up` says how to reach its Valkey.
-BROKER_NOTE = "broker.url"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Finished:
 def find_broker(settings: Settings) -> Settings:
     """Return the settings with the broker that is said, or that `earmark up` on this machine runs."""
     url = settings.broker.url
-    note = settings.data_dir / BROKER_NOTE
+    note = settings.data_dir / EMBEDDED_NOTE
     if url is None and note.is_file():
         url = note.read_text()
     if url is None:
@@ -76,17 +74,34 @@ def run(
         on_interrupt: what to say on Ctrl-C; default: how to go on with the run.
         submission: what `producer.submit.submit` takes as well.
     """
+    folders.check(settings)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
     roots = as_setting(file_roots(sources))
     changed = {"fetch__file_roots": roots, "model__name": options.model, "model__revision": options.revision}
     with (
+        progress.terminable(),
         machine(settings, queue=queue, workers=workers, **{**changed, **(changes or {})}) as (here, children),
         progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
         submitted = submit(sources, engine, here, options=options, **submission)
-        state = progress.watch(engine, submitted.run_id, here, meanwhile=lambda: keep_alive(children))
+        disks = folders.DiskWatch(_written(settings, engine), progress.tell)
+        state = progress.watch(engine, submitted.run_id, here, meanwhile=lambda: _look_after(children, disks))
+    if not state.states["failed"] and not any(child.restarts for child in children):
+        # Nobody needs its logs.
+        shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
     return Finished(results.run(engine, submitted.run_id), state, submitted)
+
+
+def _written(settings: Settings, engine: sa.Engine) -> Iterator[Path]:
+    yield settings.data_dir
+    if engine.dialect.name == "sqlite":
+        yield Path(str(engine.url.database)).absolute().parent
+
+
+def _look_after(children: list[local.Worker], disks: folders.DiskWatch) -> None:
+    keep_alive(children)
+    disks.look()
 
 
 def _how_to_go_on(engine: sa.Engine, queue: str) -> str:
@@ -138,15 +153,20 @@ def as_setting(folders: Iterable[Path]) -> str:
 
 def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flower_port: int = 5555) -> None:
     """Keep an embedded Valkey, workers that may read these folders, and Flower running until Ctrl-C."""
-    open_database(settings, create=True)
-    note = settings.data_dir / BROKER_NOTE
+    folders.check(settings)
+    engine = open_database(settings, create=True)
+    queue = str(with_queue(settings, engine).broker.queue)
+    note = settings.data_dir / EMBEDDED_NOTE
     changes = {"fetch__file_roots": as_setting([folder.absolute() for folder in files])} if files else {}
-    with machine(settings, queue=settings.broker.queue, workers=workers, **changes) as (here, children):
+    with (
+        progress.terminable(),
+        machine(settings, queue=queue, workers=workers, **changes) as (here, children),
+    ):
         assert here.broker.url is not None
         note.write_text(here.broker.url)
         try:
-            environment = local.environment(here, broker__url=here.broker.url)
-            with local.flower(environment, flower_port, settings.data_dir, settings.flower.basic_auth):
+            environment = local.environment(here, broker__url=here.broker.url, broker__queue=queue)
+            with local.flower(environment, flower_port, settings.data_dir):
                 progress.screen.print(f"[bold]Up[/]: {workers} worker(s); Flower at http://127.0.0.1:{flower_port}")
                 progress.screen.print("In another terminal: earmark submit LIST --watch. Ctrl-C stops everything.")
                 _wait_for_ctrl_c(children)
@@ -155,7 +175,6 @@ def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flow
 
 
 def _wait_for_ctrl_c(children: list[local.Worker]) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while True:
             keep_alive(children)
@@ -189,13 +208,17 @@ def worker(
 
 
 def flower(*, port: int, address: str, basic_auth: str | None = None, keep: Path | None = None) -> None:
-    """Become Flower on our broker; off this machine only with a password."""
+    """Run Flower on our broker until it is told to stop; off this machine only with a password."""
     settings = find_broker(read_settings())
-    command, environment = local.flower_command(
-        local.environment(settings, broker__url=settings.broker.url),
-        port,
-        address,
-        basic_auth or settings.flower.basic_auth,
-        keep,
-    )
-    os.execve(sys.executable, command, environment)  # noqa: S606 - our own command
+    password = basic_auth or settings.flower.basic_auth
+    arguments = local.flower_arguments(port, address, password, keep)
+    os.environ["EARMARK_BROKER__URL"] = str(settings.broker.url)
+    if password:
+        os.environ["FLOWER_BASIC_AUTH"] = password
+    else:
+        # Flower's API is closed without a password; on loopback it serves this machine's own tools.
+        os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
+    # In this process: `celery -A` would put the working directory on the import path.
+    from workers.app import app
+
+    app.start(["flower", *arguments])

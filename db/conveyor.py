@@ -24,7 +24,7 @@ _LEASE = (
 #: PostgreSQL keeps the plan it made when there were hardly any leases: it must not be one that reads them all.
 _MY_TURN = "SELECT pg_try_advisory_xact_lock(hashtext(:queue)) FROM set_config('enable_seqscan', 'off', true)"
 _RUNS = """
-SELECT id, chunk_size, priority FROM runs
+SELECT id, chunk_size, priority, (SELECT id FROM ledger) AS ledger_id FROM runs
 WHERE queue = :queue AND (SELECT sum(clips) FROM run_counts WHERE run_id = runs.id AND state = 'pending') > 0
 ORDER BY id
 """
@@ -33,6 +33,11 @@ _PENDING = """
 SELECT id, coalesce(display_uri, uri), crashes FROM clips
 WHERE run_id = :run_id AND state = 'pending' AND {due} AND (SELECT clip_id FROM leases WHERE clip_id = clips.id) IS NULL
 ORDER BY not_before, id LIMIT :count
+"""
+#: Chunks of one ledger that wait in a queue, or have been lost from it.
+_QUEUED = """
+SELECT coalesce(sum(1.0 / runs.chunk_size), 0) FROM leases JOIN runs ON runs.id = leases.run_id
+WHERE runs.queue = :queue AND leases.token IS NULL
 """
 #: A run's clips that were begun before and whose time has come.
 DUE_AGAIN = _PENDING.replace("{due}", "not_before > 0 AND not_before <= (SELECT {now})")
@@ -55,6 +60,7 @@ class PickedClip:
 class Picked:
     """What the feeder took from one run."""
 
+    ledger_id: str
     run_id: int
     chunk_size: int
     clips: tuple[PickedClip, ...]
@@ -71,6 +77,12 @@ def take_back(engine: sa.Engine, queue: str) -> int:
 def take_back_queued(engine: sa.Engine, queue: str, within_s: float) -> int:
     """Take back the clips whose time in the queue would end within so many seconds; return how many."""
     return _take_back(engine, queue, sa.and_(Lease.token.is_(None), Lease.until < _CLOCK + within_s))
+
+
+def queued_chunks(engine: sa.Engine, queue: str) -> int:
+    """Return about how many chunks of this ledger are in a queue."""
+    with reading(engine) as connection:
+        return int(execute(connection, _QUEUED, queue=queue).scalar_one())
 
 
 def _take_back(engine: sa.Engine, queue: str, ended: sa.ColumnElement[bool]) -> int:
@@ -113,7 +125,7 @@ def pick(
         for run in runs:
             count = -(-chunks * run.priority // total) * run.chunk_size
             clips = _pick_clips(connection, run.id, count, limits, after)
-            picked.append(Picked(run.id, run.chunk_size, tuple(clips)))
+            picked.append(Picked(run.ledger_id, run.id, run.chunk_size, tuple(clips)))
         return [some for some in picked if some.clips]
 
 

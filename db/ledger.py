@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from db import outcomes, results
 from db.listed import Listed, insert, lacking, listed
-from db.models import Base, Clip, Label, Lease, Model, Run, RunCount, WindowPrediction, state_is
+from db.models import Base, Clip, Label, Lease, LedgerIdentity, Model, Run, RunCount, WindowPrediction, state_is
 from db.outcomes import error_values
 from db.session import execute, now, reading, writing
 from earmark.errors import Cancelled, UsageError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from earmark import clips as words
-    from earmark.clips import Outcome
+    from earmark.clips import Chunk, Outcome
     from earmark.options import RunOptions
     from earmark.settings import Ledger
 
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 # lead PostgreSQL to an index by state, which it takes for almost empty.
 _LEASE = """
 INSERT INTO leases (clip_id, run_id, until, token, worker)
-SELECT id, run_id, {now} + :lease_s, :token, :worker FROM clips WHERE id IN {ids} AND not_before <= {now} ORDER BY id
+SELECT id, run_id, {now} + :lease_s, :token, :worker FROM clips
+WHERE id IN {ids} AND not_before <= {now}
+AND run_id = (SELECT id FROM runs WHERE id = :run_id) AND :ledger_id = (SELECT id FROM ledger)
+ORDER BY id
 ON CONFLICT (clip_id) DO UPDATE SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
@@ -41,6 +44,19 @@ _LEASED = "SELECT id, uri, attempts + 1, crashes FROM clips WHERE id IN {ids} AN
 _NO_ERROR: dict[str, Any] = {"error_code": None, "error_stage": None, "error": None}
 #: Clips deleted in one transaction: a second or so in which no other writer of a SQLite file gets its turn.
 PRUNED_AT_ONCE = 5000
+
+
+class OtherLedgerError(Exception):
+    """The chunk is of another ledger: its ids mean other clips there."""
+
+    def __init__(self, ledger_id: str) -> None:
+        super().__init__(ledger_id)
+        #: The ledger of this database.
+        self.ledger_id = ledger_id
+
+
+class NoSuchRunError(Exception):
+    """The chunk is of this ledger, and of a run that it does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +93,33 @@ def open_run(
     Raises:
         UsageError: a run of that name exists with other options: its results would not be comparable.
     """
-    how = {"queue": queue, "priority": priority, "reuse_urls": reuse_urls}
+    changing = {"queue": queue, "priority": priority, "reuse_urls": reuse_urls}
+    values = {**changing, "options": options.as_json(), "chunk_size": chunk_size}
     with writing(engine) as connection:
-        found = connection.execute(sa.select(Run.id, Run.options).where(Run.name == name)).first()
-        if found is None:
-            return _insert_run(connection, name, {**how, "options": options.as_json(), "chunk_size": chunk_size})
-        if found.options != options.as_json():
+        if name is None:
+            return _insert_unnamed(connection, values)
+        run = _find_or_insert(connection, name, values)
+        if run.options != options.as_json():
             raise UsageError(reason=f"The run {name!r} exists with other options; use another --name.")
-        connection.execute(sa.update(Run).where(Run.id == found.id).values(**how))
-        return int(found.id)
+        connection.execute(sa.update(Run).where(Run.id == run.id).values(**changing))
+        return int(run.id)
 
 
-def _insert_run(connection: sa.Connection, name: str | None, values: dict[str, Any]) -> int:
-    temporary = name or f"run-{secrets.token_hex(8)}"
-    row = sa.insert(Run).values(name=temporary, created_at=now(), **values)
+def _find_or_insert(connection: sa.Connection, name: str, values: dict[str, Any]) -> sa.Row[Any]:
+    named = sa.select(Run.id, Run.options).where(Run.name == name)
+    found = connection.execute(named).first()
+    if found is not None:
+        return found
+    # Another submission may insert the same name meanwhile: then this statement waits for it and inserts nothing.
+    connection.execute(_insert_new(connection, Run).values(name=name, created_at=now(), **values))
+    return connection.execute(named).one()
+
+
+def _insert_unnamed(connection: sa.Connection, values: dict[str, Any]) -> int:
+    row = sa.insert(Run).values(name=f"run-{secrets.token_hex(8)}", created_at=now(), **values)
     run_id = connection.execute(row.returning(Run.id)).scalar_one()
-    if name is None:
-        connection.execute(sa.update(Run).where(Run.id == run_id).values(name=f"run-{run_id}"))
-    return run_id
+    connection.execute(sa.update(Run).where(Run.id == run_id).values(name=f"run-{run_id}"))
+    return int(run_id)
 
 
 def add_clips(engine: sa.Engine, run_id: int, clips: Iterable[words.Clip]) -> int:
@@ -174,22 +199,40 @@ def new_token() -> int:
     return secrets.randbits(63)
 
 
-def claim(
-    engine: sa.Engine, clip_ids: Iterable[int], *, worker: str, limits: Ledger, token: int | None = None
-) -> Claim:
-    """Take the clips that are still to do.
+def claim(engine: sa.Engine, chunk: Chunk, *, worker: str, limits: Ledger, token: int | None = None) -> Claim:
+    """Take the clips of a chunk's run that are still to do.
 
-    Clips that are final, running elsewhere or not yet due are left out: a message delivered twice does no harm.
+    Clips that are final, running elsewhere, not yet due or of another run are left out: a message delivered twice does
+    no harm.
 
     Args:
         token: a claim whose answer was lost with the connection is repeated with its token, and gets the same clips.
+
+    Raises:
+        OtherLedgerError: the chunk is of another ledger.
+        NoSuchRunError: the ledger does not have the chunk's run.
     """
     token = new_token() if token is None else token
-    values = {"ids": list(clip_ids), "token": token, "worker": worker, "lease_s": limits.lease_s}
+    ids = [clip_id for clip_id, _ in chunk.clips]
+    whose = {"ledger_id": chunk.ledger_id, "run_id": chunk.run_id}
     with writing(engine) as connection:
-        leased = execute(connection, _LEASE, **values).scalars().all()
+        leased = (
+            execute(connection, _LEASE, ids=ids, token=token, worker=worker, lease_s=limits.lease_s, **whose)
+            .scalars()
+            .all()
+        )
+        if not leased:
+            _check_whose(connection, chunk)
         # Looked at once they are ours: a moment before, another may have brought them to their end.
         return Claim(token, tuple(Claimed(*row) for row in execute(connection, _LEASED, ids=leased).all()))
+
+
+def _check_whose(connection: sa.Connection, chunk: Chunk) -> None:
+    here = str(connection.execute(sa.select(LedgerIdentity.id)).scalar_one())
+    if chunk.ledger_id != here:
+        raise OtherLedgerError(here)
+    if connection.execute(sa.select(Run.id).where(Run.id == chunk.run_id)).first() is None:
+        raise NoSuchRunError
 
 
 def renew(engine: sa.Engine, tokens: Iterable[int], limits: Ledger) -> None:

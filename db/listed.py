@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -52,6 +53,9 @@ _COPY_NULL = b"\xff\xff\xff\xff"
 _JSONB_VERSION = b"\1"
 _length = struct.Struct("!i").pack
 _encode = json.JSONEncoder(default=str).encode
+#: Held until the transaction ends, which works behind a transaction pooler too.
+_HAVE_RUN = "SELECT pg_advisory_xact_lock(hashtext('earmark submit'), :run_id)"
+_SHARE_RUN = _HAVE_RUN.replace("lock(", "lock_shared(")
 #: In binary, since keys written as text cost 40 microseconds each.
 _POSTGRESQL = (
     f"{_INSERT} SELECT %s, listed.*, 'pending' "  # noqa: S608 - our own words
@@ -71,6 +75,7 @@ def insert(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
     if connection.dialect.name == "sqlite":
         added = sum(_insert_some(counting, run_id, rows[at : at + _ROWS_AT_ONCE]) for at in _starts(rows))
     else:
+        _take_turn(connection, run_id, rows)
         added = _copy(counting, run_id, lacking(connection, run_id, rows))
     execute(connection, _COUNT, run_id=run_id, clips=added)
     return added
@@ -90,6 +95,16 @@ def _insert_some(connection: sa.Connection, run_id: int, rows: list[Listed]) -> 
     marks = ", ".join(["(?, ?, ?, ?, ?, 'pending')"] * len(rows))
     values = [value for key, uri, meta in rows for value in (run_id, key, uri, meta, _shown(uri))]
     return connection.exec_driver_sql(f"{_INSERT} VALUES {marks} {_KNOWN}", tuple(values)).rowcount
+
+
+def _take_turn(connection: sa.Connection, run_id: int, rows: list[Listed]) -> None:
+    """Wait until no other submission to the run can deadlock with this one.
+
+    Submissions wait for each other's keys. Where all insert in the order of the keys, none waits in a circle; one in
+    the list's order needs the run to itself.
+    """
+    in_order = all(before[0] <= after[0] for before, after in pairwise(rows))
+    execute(connection, _SHARE_RUN if in_order else _HAVE_RUN, run_id=run_id)
 
 
 def _copy(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:

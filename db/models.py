@@ -1,4 +1,4 @@
-"""The tables: runs, models and their labels, clips and their leases, counts of them, the windows of the long ones."""
+"""The tables: the ledger's identity, runs, models, labels, clips, leases, counts of clips, windows of long ones."""
 
 from __future__ import annotations
 
@@ -55,6 +55,14 @@ class Base(DeclarativeBase):
     """
 
     type_annotation_map = {dict[str, Any]: Json, float: Double()}  # noqa: RUF012 - read by SQLAlchemy
+
+
+class LedgerIdentity(Base):
+    """The one row that says which ledger this database is: messages of other ledgers are not its own."""
+
+    __tablename__ = "ledger"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
 
 
 class Model(Base):

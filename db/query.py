@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from db.results import Rows
+from db.sqlite_file import is_read_only, read_only_uri
 from earmark.errors import ServiceError, UsageError
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ def _sqlite(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[Seq
 
 
 def _open_read_only(file: str) -> sqlite3.Connection:
+    uri = read_only_uri(Path(file)) if is_read_only(file) else f"{Path(file).absolute().as_uri()}?mode=ro"
     try:
-        return sqlite3.connect(f"{Path(file).absolute().as_uri()}?mode=ro", uri=True)
+        return sqlite3.connect(uri, uri=True)
     except sqlite3.OperationalError as error:
         raise ServiceError(reason=f"The database {file} cannot be opened: {error}. Has anything run yet?") from error
 
@@ -91,6 +93,9 @@ def _sentences(timeout_s: float) -> Iterator[None]:
         detail = (str(error).strip() or repr(error)).splitlines()[0]
         if detail == "interrupted" or "statement timeout" in detail:
             raise UsageError(reason=f"The query took longer than {timeout_s:g} s (--timeout-s).") from error
+        if "unlogged" in detail:
+            cure = "`earmark status` counts a run's clips there, and so does the table `run_counts`"
+            raise UsageError(reason=f"A standby has no `leases`, and so no `run_progress`: {cure}.") from error
         if detail == "not authorized" or "read-only" in detail:
             raise UsageError(reason="A query may only read.") from error
         raise UsageError(reason=f"The query cannot be run: {detail}.") from error

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from db.access import NO_LEASES, is_standby
 from db.models import Clip, Label, Model, Run
-from db.schema import SPELLINGS
+from db.schema import SPELLINGS, view_query
 from db.session import now, reading
 from earmark.clips import FINAL_STATES, STATES
 from earmark.errors import UsageError
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 #: Rows of a large result held in memory at once.
 ROWS_AT_ONCE = 2000
 #: One statement, so that a clip is seen in one place. What has a lease is among the pending.
-COUNTED = sa.text("""
+COUNTED = """
 SELECT state, sum(clips), sum(audio_s), max(finished_at) FROM run_counts WHERE run_id = :run_id GROUP BY state
 UNION ALL SELECT CASE WHEN token IS NULL THEN 'queued' ELSE 'running' END, count(*), 0.0, 0.0 FROM leases
 WHERE run_id = :run_id GROUP BY 1
-""")
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,11 @@ def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], asked: str)
 
 def progress(engine: sa.Engine, run_id: int) -> Progress:
     """Return how far a run has come."""
+    statement = sa.text(COUNTED)
+    if is_standby(engine):
+        statement = sa.text(f"WITH {NO_LEASES} {COUNTED}")
     with reading(engine) as connection:
-        counted = connection.execute(COUNTED, {"run_id": run_id}).all()
+        counted = connection.execute(statement, {"run_id": run_id}).all()
         created, clock = connection.execute(sa.select(Run.created_at, now()).where(Run.id == run_id)).one()
     counts = {row[0]: (int(row[1]), row[2], row[3]) for row in counted}
     found = {state: counts.get(state, (0, 0.0, 0.0)) for state in STATES}
@@ -190,8 +194,9 @@ def clips(run_id: int) -> sa.TextClause:
 
 def clip(engine: sa.Engine, clip_id: int) -> sa.Row[Any]:
     """Return a clip's row, true URI and all; raise UsageError if there is none."""
+    state = Clip.state.label("state_now") if is_standby(engine) else Clip.state_now
     with reading(engine) as connection:
-        found = connection.execute(sa.select(Clip.__table__, Clip.state_now).where(Clip.id == clip_id)).first()
+        found = connection.execute(sa.select(Clip.__table__, state).where(Clip.id == clip_id)).first()
     if found is None:
         raise UsageError(reason=f"There is no clip {clip_id}; `earmark results RUN` and `failures RUN` give their ids.")
     return found
@@ -214,11 +219,15 @@ def hosts(run_id: int) -> sa.TextClause:
     return sa.text(statement).bindparams(run_id=run_id)
 
 
-def run_progress(run_id: int | None = None) -> sa.TextClause:
-    """Return the statement for the counts of one run or of all, the newest first."""
+def run_progress(engine: sa.Engine, run_id: int | None = None) -> Rows:
+    """Return the counts of one run or of all, the newest first."""
+    statement = "SELECT * FROM run_progress"
+    if is_standby(engine):
+        view = view_query("run_progress", engine.dialect.name)
+        statement = f"WITH {NO_LEASES}, run_progress AS ({view}) {statement}"
     if run_id is None:
-        return sa.text("SELECT * FROM run_progress ORDER BY run_id DESC")
-    return sa.text("SELECT * FROM run_progress WHERE run_id = :run_id").bindparams(run_id=run_id)
+        return rows(engine, sa.text(f"{statement} ORDER BY run_id DESC"))
+    return rows(engine, sa.text(f"{statement} WHERE run_id = :run_id").bindparams(run_id=run_id))
 
 
 def labels(engine: sa.Engine, model: str) -> list[str]:

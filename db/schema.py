@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from db import access, urls
 from db.session import reading, writing
 from earmark.errors import ServiceError
 
@@ -42,6 +43,7 @@ SPELLINGS = {
 WORKER_RIGHTS = {
     "clips": ("SELECT", "UPDATE"),
     "leases": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "ledger": ("SELECT",),
     "run_counts": ("SELECT", "INSERT", "UPDATE"),
     "runs": ("SELECT", "UPDATE"),
     "window_predictions": ("SELECT", "INSERT"),
@@ -52,26 +54,38 @@ def upgrade(engine: sa.Engine) -> None:
     """Bring the database to this version's schema.
 
     Raises:
-        ServiceError: it is at a newer one.
+        ServiceError: it is at a newer one, or may not be changed here.
     """
     found = current(engine)
     if found == versions()[-1]:
         return
     if found and found not in versions():
         check(engine)
+    _check_writable(engine, found)
     # Imported here because it takes a third of a second, which every look at a status would pay.
     from alembic import command
 
     with writing(engine) as connection:
+        access.check_may_create(connection)
         if engine.dialect.name == "postgresql":
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('earmark schema'))"))
         command.upgrade(_config(connection), "head")
 
 
+def _check_writable(engine: sa.Engine, found: str | None) -> None:
+    try:
+        access.check_writable(engine)
+    except ServiceError as error:
+        if found is None:
+            raise
+        cure = f"Whoever may write it has to upgrade it from {found} to {versions()[-1]}: `earmark db upgrade`."
+        raise ServiceError(reason=f"{error} {cure}") from error
+
+
 def check(engine: sa.Engine) -> None:
     """Raise ServiceError unless the database has this version's schema."""
     found, wanted = current(engine), versions()[-1]
-    where = engine.url.render_as_string(hide_password=True)
+    where = urls.shown(engine.url)
     if found is None:
         raise ServiceError(reason=f"The database {where} has no Earmark tables yet: run `earmark db upgrade`.")
     if found not in versions():
@@ -88,9 +102,8 @@ def check_rights(engine: sa.Engine) -> None:
     with reading(engine) as connection:
         lacking = [f"{right} on {table}" for table, right in rights if not _allowed(connection, table, right)]
     if lacking:
-        where = engine.url.render_as_string(hide_password=True)
         raise ServiceError(
-            reason=f"The role of {where} may not do what workers do: GRANT it {', '.join(lacking)},"
+            reason=f"The role of {urls.shown(engine.url)} may not do what workers do: GRANT it {', '.join(lacking)},"
             " or make it the tables' owner."
         )
 
@@ -120,6 +133,12 @@ def view_statements(dialect: str) -> list[str]:
     for spelling, own in SPELLINGS.items():
         statements = statements.replace(spelling, own[dialect == "postgresql"])
     return [statement for statement in statements.split(";") if statement.strip()]
+
+
+def view_query(view: str, dialect: str) -> str:
+    """Return the SELECT that a public view stands for on a dialect."""
+    begin = f"CREATE VIEW {view} AS\n"
+    return next(statement.partition(begin)[2] for statement in view_statements(dialect) if begin in statement)
 
 
 def view_names() -> list[str]:

@@ -7,17 +7,18 @@ import logging
 import math
 import sqlite3
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from earmark.errors import DatabaseError, ServiceError
+from db import sqlite_file, urls
+from earmark.errors import DatabaseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +55,7 @@ SPELLED = {
     },
 }
 
+ANOTHER_FILE = "Name a file that can be written with --db, or a folder with EARMARK_DATA_DIR."
 #: A connection used so lately is not asked whether it is alive: that costs as much as a small query.
 FRESH_S = 1.0
 #: How a connection is told that each statement is a transaction of its own, which spares it BEGIN and ROLLBACK.
@@ -96,34 +98,40 @@ def connect(url: str, database: Database) -> sa.Engine:
     """Return an engine for a SQLite or PostgreSQL URL.
 
     Raises:
-        ServiceError: the URL is not one of a database we know.
+        ServiceError: the URL cannot be used.
     """
-    try:
-        parsed = sa.make_url(url)
-        if parsed.drivername in ("postgresql", "postgres"):
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        if parsed.get_backend_name() == "sqlite":
-            return _sqlite(parsed, database)
-        if parsed.get_backend_name() == "postgresql":
-            return _postgresql(parsed, database)
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise ServiceError(reason=f"This is not a database URL: {error}") from error
-    raise ServiceError(reason=f"The database must be sqlite or postgresql, not {parsed.get_backend_name()}.")
+    parsed = urls.parse(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite(parsed, database)
+    return _postgresql(parsed, database)
 
 
 def _sqlite(url: sa.URL, database: Database) -> sa.Engine:
     waiting = {"timeout": database.busy_timeout_s, "isolation_level": None}
-    engine = sa.create_engine(url, pool_size=database.pool_size, connect_args=waiting)
-    sa.event.listen(engine, "do_connect", partial(_make_folder, Path(url.database or "")))
-    sa.event.listen(engine, "connect", _set_pragmas)
+    if sqlite_file.is_read_only(url.database):
+        # Each connection looks anew whether somebody writes the file.
+        engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={**waiting, "uri": True})
+        sa.event.listen(engine, "do_connect", partial(_open_read_only, Path(str(url.database))))
+    else:
+        engine = sa.create_engine(url, pool_size=database.pool_size, connect_args=waiting)
+        sa.event.listen(engine, "do_connect", partial(_make_folder, Path(url.database or "")))
+        sa.event.listen(engine, "connect", _set_pragmas)
     sa.event.listen(engine, "begin", _begin)
     return engine
 
 
+def _open_read_only(file: Path, _dialect: Any, _record: Any, arguments: list[Any], _: Any) -> None:
+    arguments[:] = [sqlite_file.read_only_uri(file)]
+
+
 def _make_folder(file: Path, *_: Any) -> None:
-    # Not before, or looking into a database that is not there would leave a folder. SQLite says it where it can't be.
-    with suppress(OSError):
+    # Not before, or looking into a database that is not there would leave a folder.
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseError(
+            reason=f"The folder {file.parent} cannot be made for a database: {error.strerror}. {ANOTHER_FILE}"
+        ) from error
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
@@ -140,11 +148,6 @@ def _begin(connection: sa.Connection) -> None:
 
 
 def _postgresql(url: sa.URL, database: Database) -> sa.Engine:
-    if "prepare_threshold" in url.query:
-        raise ServiceError(
-            reason="Take prepare_threshold out of the database URL: behind a pooler such as PgBouncer"
-            " prepared statements are switched off without it."
-        )
     waiting = {"connect_timeout": database.connect_timeout_s}
     engine = sa.create_engine(url, pool_size=database.pool_size, connect_args=waiting)
     prepared = PreparedStatements()
@@ -271,12 +274,11 @@ def _in_reach(engine: sa.Engine) -> Iterator[None]:
         raise _sentence(engine, error) from error
     except SQLAlchemyError as error:
         # Not the driver's: no connection of the pool became free in time, or a transaction was lost with its server.
-        where = engine.url.render_as_string(hide_password=True)
-        raise DatabaseError(reason=f"The database {where} cannot be used: {error}") from error
+        raise DatabaseError(reason=f"The database {urls.shown(engine.url)} cannot be used: {error}") from error
 
 
 def _sentence(engine: sa.Engine, error: DBAPIError) -> DatabaseError:
-    where = engine.url.render_as_string(hide_password=True)
+    where = urls.shown(engine.url)
     detail = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else repr(error.orig)
     state = _sqlstate(error.orig)
     if "no such table" in detail or state == NO_TABLE:
@@ -306,6 +308,8 @@ def _sentence(engine: sa.Engine, error: DBAPIError) -> DatabaseError:
             " tables are not as it made them: please report it.",
             bug=True,
         )
+    if engine.dialect.name == "sqlite":
+        return DatabaseError(reason=_file_sentence(where, detail))
     return DatabaseError(
         reason=f"The database {where} cannot be used: {detail}. Is it running, and is EARMARK_DATABASE__URL right?"
     )
@@ -317,3 +321,13 @@ def _statement_is_wrong(error: DBAPIError) -> bool:
     if state := _sqlstate(error.orig):
         return state.startswith(STATEMENT_WRONG)
     return isinstance(error, (sa.exc.ProgrammingError, sa.exc.IntegrityError, sa.exc.DataError))
+
+
+def _file_sentence(file: str, detail: str) -> str:
+    if "full" in detail:
+        return f"The disk of the database {file} is full: make room."
+    if "readonly" in detail:
+        return f"The database {file} may be read here, but not written."
+    if "unable to open" in detail:
+        return f"The database file {file} cannot be opened. {ANOTHER_FILE}"
+    return f"The database {file} cannot be used: {detail}."

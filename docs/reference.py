@@ -9,7 +9,7 @@ import typer
 from pydantic import BaseModel, ByteSize
 from pydantic_core import PydanticUndefined
 
-from console.cli import app
+from console.cli.app import app
 from docs.erd import schema_page
 from earmark.errors import BY_CODE
 from earmark.settings import Settings
@@ -54,7 +54,7 @@ def errors_page() -> str:
     """Return the page of every error code, its stage and its sentence."""
     head = "# Errors\n\nThe codes of `failures.error_code`. A transient one is tried again, the others are final.\n"
     rows = [
-        f"| `{code}` | {kind.stage} | {'yes' if kind.transient else ''} | {(kind.__doc__ or '').strip()} |"
+        f"| `{code}` | {kind.stage} | {'yes' if kind.transient else ''} | {kind.sentence} |"
         for code, kind in BY_CODE.items()
     ]
     return "\n".join([MADE + head, "| code | stage | transient | sentence |", "|---|---|---|---|", *rows, ""])

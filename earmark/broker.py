@@ -4,41 +4,66 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import redis
 from celery import Celery
 from kombu import Queue
 from kombu.exceptions import OperationalError
+from kombu.utils.url import parse_url
 from kombu.utils.uuid import uuid
 
+from earmark import broker_errors
+from earmark.broker_url import for_redis_py
 from earmark.clips import Chunk
 from earmark.errors import MessageError, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from earmark.settings import Broker
+    from earmark.settings import Broker, Settings
 
 TASK = "earmark.classify"
-MESSAGE_VERSION = 1
+MESSAGE_VERSION = 2
 #: Keeps several applications on one Redis from restoring each other's messages.
 KEY_PREFIX = "earmark:"
+#: The queue until it is known which ledger's it is; nobody waits there.
+UNNAMED_QUEUE = "clips"
+#: When each ledger's feeder last looked after a queue.
+FED_KEY = f"{KEY_PREFIX}fed"
+#: The field of a message that tells when it was first put back.
+PUT_BACK_AT = "put_back_at"
 #: Flower shows this many display URIs of a chunk as its arguments.
 SHOWN_URIS = 3
+
+#: In the data folder, the URL of the embedded Valkey that `earmark up` runs there.
+EMBEDDED_NOTE = "broker.url"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 app = Celery("earmark", set_as_current=False)
 
 
+class OtherVersionError(Exception):
+    """The message is one of another version of Earmark."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(version)
+        self.version = version
+
+
 def configure(broker: Broker) -> Celery:
-    """Point the app at a broker; each line's reason is in docs/architecture.md."""
+    """Point the app at a broker; docs/architecture.md has the reasons of the settings that matter most."""
     app.close()
+    queue = broker.queue or UNNAMED_QUEUE
     # Celery keeps the queues and the producers of the broker before.
     vars(app).pop("amqp", None)
     app.conf.update(
         broker_url=broker.url,
+        # Workers read it from the URL; Flower's page of the broker reads it here only.
+        broker_use_ssl=_tls_options(broker.url or ""),
         include=["workers.tasks"],
         task_serializer="json",
         result_serializer="json",
@@ -50,8 +75,8 @@ def configure(broker: Broker) -> Celery:
         task_acks_late=True,
         task_acks_on_failure_or_timeout=True,
         task_reject_on_worker_lost=False,
-        task_queues=[Queue(broker.queue)],
-        task_default_queue=broker.queue,
+        task_queues=[Queue(queue)],
+        task_default_queue=queue,
         worker_pool="threads",
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -69,6 +94,10 @@ def configure(broker: Broker) -> Celery:
             "unacked_restore_interval": 30,
             "unacked_restore_throttle": 1,
             "global_keyprefix": KEY_PREFIX,
+            # By queue, so that what is counted and restored is of this ledger's workers alone.
+            "unacked_key": f"unacked:{queue}",
+            "unacked_index_key": f"unacked_index:{queue}",
+            "unacked_mutex_key": f"unacked_mutex:{queue}",
             "socket_keepalive": True,
             "health_check_interval": 25,
             "socket_connect_timeout": broker.connect_timeout_s,
@@ -80,22 +109,34 @@ def configure(broker: Broker) -> Celery:
     return app
 
 
+def _tls_options(url: str) -> dict[str, Any] | None:
+    return parse_url(url)["ssl"] if url.startswith("rediss://") else None
+
+
 def encode(chunk: Chunk) -> dict[str, Any]:
     """Return the JSON message of a chunk."""
-    return {"v": MESSAGE_VERSION, "run_id": chunk.run_id, "clips": [list(clip) for clip in chunk.clips]}
+    return {
+        "v": MESSAGE_VERSION,
+        "ledger": chunk.ledger_id,
+        "run_id": chunk.run_id,
+        "clips": [list(clip) for clip in chunk.clips],
+    }
 
 
 def decode(message: object) -> Chunk:
     """Read a chunk from its message.
 
     Raises:
-        MessageError: the message is not one of ours, or of another version.
+        MessageError: the message is not one of ours.
+        OtherVersionError: another version of Earmark may read it.
     """
-    if not isinstance(message, dict) or message.get("v") != MESSAGE_VERSION:
+    if not isinstance(message, dict) or not isinstance(message.get("v"), int):
         raise MessageError(reason=f"expected version {MESSAGE_VERSION}, got {str(message)[:200]}")
+    if message["v"] != MESSAGE_VERSION:
+        raise OtherVersionError(message["v"])
     try:
         clips = tuple((int(clip_id), str(uri)) for clip_id, uri in message["clips"])
-        return Chunk(int(message["run_id"]), clips)
+        return Chunk(str(message["ledger"]), int(message["run_id"]), clips)
     except (KeyError, TypeError, ValueError) as error:
         raise MessageError(reason=repr(error)) from error
 
@@ -109,12 +150,31 @@ def send_chunks(chunks: list[Chunk]) -> None:
     queue = app.conf.task_default_queue
     with _reachable():
         if chunks:
-            client().lpush(f"{KEY_PREFIX}{queue}", *[_message(chunk, queue) for chunk in chunks])
+            messages = [_message(encode(chunk), uuid(), _shown(chunk), queue) for chunk in chunks]
+            client().lpush(f"{KEY_PREFIX}{queue}", *messages)
 
 
-def _message(chunk: Chunk, queue: str) -> str:
+def put_back(message: dict[str, Any], task_id: str, shown: str, keep_s: float) -> bool:
+    """Queue a message again behind all others; return whether it was, and not dropped.
+
+    kombu's own way would put it where it is taken next. It is dropped once it was first put back so long ago.
+
+    Raises:
+        ServiceError: the broker is out of reach.
+    """
+    queue = app.conf.task_default_queue
+    with _reachable():
+        time_s = _clock()
+        first_s = float(message.get(PUT_BACK_AT, time_s))
+        if time_s - first_s > keep_s:
+            return False
+        client().lpush(f"{KEY_PREFIX}{queue}", _message({**message, PUT_BACK_AT: first_s}, task_id, shown, queue))
+        return True
+
+
+def _message(message: dict[str, Any], task_id: str, shown: str, queue: str) -> str:
     # Celery's part of the message, in the envelope that kombu puts around it on Redis.
-    task = app.amqp.as_task_v2(uuid(), TASK, args=(encode(chunk),), argsrepr=_shown(chunk), ignore_result=True)
+    task = app.amqp.as_task_v2(task_id, TASK, args=(message,), argsrepr=shown, ignore_result=True)
     properties = {
         **task.properties,
         "delivery_mode": 2,
@@ -140,21 +200,72 @@ def queue_length() -> int:
 
 
 def chunks_in_hand() -> int:
-    """Return how many chunks workers have taken and not yet acknowledged."""
+    """Return how many chunks of the queue workers have taken and not yet acknowledged."""
     with _reachable():
-        return int(client().hlen(f"{KEY_PREFIX}unacked"))
+        return int(client().hlen(f"{KEY_PREFIX}{app.conf.broker_transport_options['unacked_key']}"))
 
 
 def server_info() -> dict[str, Any]:
-    """Return what the Redis says of itself."""
-    with _reachable():
+    """Return what INFO tells of the Redis; nothing if its user may not ask."""
+    with _reachable(), suppress(redis.exceptions.NoPermissionError):
         return client().info()
+    return {}
 
 
-def mark_queue() -> bool:
-    """Leave our mark beside the queue; return whether it was missing, which says that Redis is new or was wiped."""
+def check() -> None:
+    """Do what Celery will do, without a trace in Redis.
+
+    Raises:
+        ServiceError: the broker is out of reach, or Celery cannot use it.
+    """
     with _reachable():
-        return bool(client().set(f"{KEY_PREFIX}fed:{app.conf.task_default_queue}", 1, nx=True))
+        # The keys belong to two slots, which a cluster refuses in one command.
+        client().exists(f"{KEY_PREFIX}{app.conf.task_default_queue}", f"{KEY_PREFIX}unacked")
+        database = client().get_connection_kwargs().get("db", 0)
+        _try_channel(f"{KEY_PREFIX}/{database}.celery.pidbox")
+
+
+def _try_channel(channel: str) -> None:
+    with client().pubsub() as subscription:  # type: ignore[no-untyped-call]
+        subscription.psubscribe(channel)
+        subscription.parse_response()
+    # Celery ignores an empty message.
+    client().publish(channel, "")
+
+
+def is_unusable(error: ServiceError) -> bool:
+    """Say whether the Redis answers, and waiting will not make it one that Celery can use."""
+    return broker_errors.is_permanent(error.__cause__)
+
+
+def mark_queue(ledger_id: str) -> bool:
+    """Note that a ledger's feeder looks after the queue; return whether the note was missing: Redis is new or wiped."""
+    with _reachable():
+        return bool(client().hset(FED_KEY, f"{ledger_id} {app.conf.task_default_queue}", str(_clock())))
+
+
+def other_ledgers(ledger_id: str, within_s: float) -> list[str]:
+    """Return the ledgers besides this one whose feeders have been at work on this Redis so lately."""
+    with _reachable():
+        since_s = _clock() - within_s
+        fed: dict[Any, Any] = client().hgetall(FED_KEY)
+    active = {field.decode().split()[0] for field, fed_s in fed.items() if float(fed_s) > since_s}
+    return sorted(active - {ledger_id})
+
+
+def is_elsewhere(settings: Settings) -> bool:
+    """Say whether other machines may work on the same broker: it is neither on loopback nor this folder's own."""
+    url = settings.broker.url
+    note = settings.data_dir / EMBEDDED_NOTE
+    if url is None or (note.is_file() and note.read_text() == url):
+        return False
+    return urlsplit(url).hostname not in LOOPBACK
+
+
+def _clock() -> float:
+    # The broker's own, so that no machine's clock matters.
+    seconds, microseconds = client().time()
+    return float(seconds) + float(microseconds) / 1e6
 
 
 def client() -> redis.Redis:
@@ -164,9 +275,7 @@ def client() -> redis.Redis:
 
 @cache
 def _client(url: str, timeout_s: float) -> redis.Redis:
-    # A socket's URL is written in another way for kombu than for redis-py.
-    url = url.replace("redis+socket://", "unix://").replace("virtual_host=", "db=")
-    return redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+    return redis.Redis.from_url(for_redis_py(url), socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
 
 
 def _shown(chunk: Chunk) -> str:
@@ -180,5 +289,5 @@ def _reachable() -> Iterator[None]:
     try:
         yield
     except (OperationalError, redis.RedisError, OSError) as error:
-        cure = "Start Redis, or set EARMARK_BROKER__URL to where it is; `earmark run` and `earmark up` bring their own."
-        raise ServiceError(reason=f"The broker does not answer ({error}). {cure}") from error
+        tls = app.conf.broker_url.startswith("rediss")
+        raise ServiceError(reason=broker_errors.sentence(error, tls=tls)) from error

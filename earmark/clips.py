@@ -31,6 +31,8 @@ class Clip:
 class Chunk:
     """A handful of clips of one run: what one queue message names."""
 
+    #: The database that the ids are of.
+    ledger_id: str
     run_id: int
     #: (clip id, display URI) pairs; the true URI never leaves the database.
     clips: tuple[tuple[int, str], ...]
@@ -131,7 +133,7 @@ class Failure:
 
 Outcome = Success | Failure
 
-#: Among a billion URLs of a run, two of one hash are as likely as winning a lottery twice.
+#: 88 bits: among a billion URLs of a run, two share a hash with a probability of 1.6e-9.
 KEY_BYTES = 11
 #: What display_uri takes away.
 _SAYS_MORE = re.compile(r"[?#@]")

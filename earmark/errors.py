@@ -13,31 +13,36 @@ EarmarkError
     │                          decoder_crashed decoder_timeout decoder_memory
     ├── ClassifyError          model_error, transient: out_of_memory
     └── WorkerError            worker_lost, cancelled
-
-A class's docstring is the sentence a person reads; the facts it names are keyword arguments and attributes.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, dataclass_transform
 
 #: What a process exits with: given something it cannot use; a service or a setting is wrong, so that starting it again
 #: would not help; unsound or cut off, so that starting it again would.
 USAGE_EXIT, SERVICE_EXIT, BROKEN_EXIT = 2, 3, 70
 
 
+@dataclass_transform(kw_only_default=True)
 class EarmarkError(Exception):
-    """Something went wrong in Earmark."""
+    """The base of every error raised on purpose: a sentence for people, and the facts in it.
+
+    A subclass declares its facts as annotated attributes. They are its keyword arguments, which
+    type checkers check.
+    """
+
+    #: What a person reads, with the facts in braces. `python -OO` would drop a docstring.
+    sentence: ClassVar[str]
 
     def __init__(self, **facts: Any) -> None:
-        self.facts = facts
-        super().__init__((self.__doc__ or type(self).__name__).format(**facts))
-
-    def __getattr__(self, name: str) -> Any:
         try:
-            return self.__dict__["facts"][name]
-        except KeyError:
-            raise AttributeError(name) from None
+            text = self.sentence.format(**facts)
+        except KeyError as missing:
+            raise TypeError(f"{type(self).__name__} lacks the fact {missing}") from None
+        super().__init__(text)
+        self.__dict__.update(facts)
+        self.facts = facts
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.facts)
@@ -48,19 +53,25 @@ def _rebuild(kind: type[EarmarkError], facts: dict[str, Any]) -> EarmarkError:
 
 
 class UsageError(EarmarkError):
-    """{reason}"""
+    sentence = "{reason}"
+    reason: str
 
 
 class ServiceError(EarmarkError):
-    """{reason}"""
+    sentence = "{reason}"
+    reason: str
 
 
 class DatabaseError(ServiceError):
-    """{reason}"""
+    sentence = "{reason}"
+    reason: str
+    #: The statement itself is wrong: waiting does not help.
+    bug: bool = False
 
 
 class MessageError(EarmarkError):
-    """This queue message cannot be read: {reason}"""
+    sentence = "This queue message cannot be read: {reason}"
+    reason: str
 
 
 class ClipError(EarmarkError):
@@ -82,119 +93,118 @@ class DownloadError(ClipError):
 
 
 class BlockedAddress(DownloadError):
-    """The URL leads to {address}, which is not a public address; EARMARK_FETCH__ALLOW_NETWORKS can allow it."""
-
     code = "blocked_address"
+    sentence = "The URL leads to {address}, which is not a public address; EARMARK_FETCH__ALLOW_NETWORKS can allow it."
+    address: str
 
 
 class BadUrl(DownloadError):
-    """This is neither a usable URL nor a file path: {reason}."""
-
     code = "bad_url"
+    sentence = "This is neither a usable URL nor a file path: {reason}."
+    reason: str
 
 
 class NotFound(DownloadError):
-    """The server says there is nothing at this URL (HTTP {status})."""
-
     code = "not_found"
+    sentence = "The server says there is nothing at this URL (HTTP {status})."
+    status: int
 
 
 class Forbidden(DownloadError):
-    """The server refuses to give this clip to us (HTTP {status})."""
-
     code = "forbidden"
+    sentence = "The server refuses to give this clip to us (HTTP {status})."
+    status: int
 
 
 class HttpError(DownloadError):
-    """The server answered in a way that cannot be used: {reason}."""
-
     code = "http_error"
+    sentence = "The server answered in a way that cannot be used: {reason}."
+    reason: str
 
 
 class TooLarge(DownloadError):
-    """The clip is larger than {max_bytes} bytes (EARMARK_FETCH__MAX_BYTES)."""
-
     code = "too_large"
+    sentence = "The clip is larger than {max_bytes} bytes (EARMARK_FETCH__MAX_BYTES)."
+    max_bytes: int
 
 
 class Empty(DownloadError):
-    """The clip has no bytes."""
-
     code = "empty"
+    sentence = "The clip has no bytes."
 
 
 class Robots(DownloadError):
-    """The site's robots.txt asks not to fetch this clip."""
-
     code = "robots"
+    sentence = "The site's robots.txt asks not to fetch this clip."
 
 
 class FileNotAllowed(DownloadError):
-    """The path is outside the folders this worker may read (EARMARK_FETCH__FILE_ROOTS)."""
-
     code = "file_not_allowed"
+    sentence = "The path is outside the folders this worker may read (EARMARK_FETCH__FILE_ROOTS)."
 
 
 class FileNotFound(DownloadError):
-    """There is no readable file at this path on the worker's machine."""
-
     code = "file_not_found"
+    sentence = "There is no readable file at this path on the worker's machine."
 
 
 class Dns(DownloadError):
-    """The host name {host} cannot be resolved."""
-
     code = "dns"
     transient = True
+    sentence = "The host name {host} cannot be resolved."
+    host: str
 
 
 class Connect(DownloadError):
-    """The server cannot be reached: {reason}."""
-
     code = "connect"
     transient = True
+    sentence = "The server cannot be reached: {reason}."
+    reason: str
 
 
 class Tls(DownloadError):
-    """No trusted secure connection to the server: {reason}."""
-
     code = "tls"
     transient = True
+    sentence = "No trusted secure connection to the server: {reason}."
+    reason: str
 
 
 class Timeout(DownloadError):
-    """The download took longer than {timeout_s:g} s (EARMARK_FETCH__TIMEOUT_S)."""
-
     code = "timeout"
     transient = True
+    sentence = "The download took longer than {timeout_s:g} s (EARMARK_FETCH__TIMEOUT_S)."
+    timeout_s: float
 
 
 class ServerFailed(DownloadError):
-    """The server failed (HTTP {status})."""
-
     code = "server_error"
     transient = True
+    sentence = "The server failed (HTTP {status})."
+    status: int
+    #: Seconds the server asks us to wait.
+    retry_after_s: float | None = None
 
 
 class RateLimited(DownloadError):
-    """The server asks us to slow down (HTTP 429)."""
-
     code = "rate_limited"
     transient = True
+    sentence = "The server asks us to slow down (HTTP 429)."
+    #: Seconds the server asks us to wait.
+    retry_after_s: float | None = None
 
 
 class Incomplete(DownloadError):
-    """The download ended early: {received} of {declared} bytes came."""
-
     code = "incomplete"
     transient = True
+    sentence = "The download ended early: {received} of {declared} bytes came."
+    received: int
+    declared: str
 
 
 class NoSpace(DownloadError):
-    """The worker's disk is full."""
-
     code = "no_space"
     transient = True
+    sentence = "The worker's disk is full."
 
 
 # decode --------------------------------------------------------------------------------------------------------------
@@ -207,57 +217,56 @@ class DecodeError(ClipError):
 
 
 class NotAudio(DecodeError):
-    """The file is not audio: it looks like {kind}."""
-
     code = "not_audio"
+    sentence = "The file is not audio: it looks like {kind}."
+    kind: str
 
 
 class Unsupported(DecodeError):
-    """The audio format is not supported: {reason}."""
-
     code = "unsupported"
+    sentence = "The audio format is not supported: {reason}."
+    reason: str
 
 
 class Corrupt(DecodeError):
-    """The audio is damaged: {reason}."""
-
     code = "corrupt"
+    sentence = "The audio is damaged: {reason}."
+    reason: str
 
 
 class TooLong(DecodeError):
-    """The audio is longer than {max_duration_s:g} s ({setting})."""
-
     code = "too_long"
+    sentence = "The audio is longer than {max_duration_s:g} s ({setting})."
+    max_duration_s: float
+    setting: str
 
 
 class TooShort(DecodeError):
-    """The audio is shorter than {min_duration_s:g} s."""
-
     code = "too_short"
+    sentence = "The audio is shorter than {min_duration_s:g} s."
+    min_duration_s: float
 
 
 class NotFinite(DecodeError):
-    """The audio holds samples that are not sound: {reason}."""
-
     code = "not_finite"
+    sentence = "The audio holds samples that are not sound: {reason}."
+    reason: str
 
 
 class DecoderCrashed(DecodeError):
-    """The audio decoder crashed on this file."""
-
     code = "decoder_crashed"
+    sentence = "The audio decoder crashed on this file."
 
 
 class DecoderTimeout(DecodeError):
-    """The audio decoder did not finish within {timeout_s:g} s."""
-
     code = "decoder_timeout"
+    sentence = "The audio decoder did not finish within {timeout_s:g} s."
+    timeout_s: float
 
 
 class DecoderMemory(DecodeError):
-    """The audio decoder ran out of its memory limit on this file."""
-
     code = "decoder_memory"
+    sentence = "The audio decoder ran out of its memory limit on this file."
 
 
 # classify ------------------------------------------------------------------------------------------------------------
@@ -270,16 +279,15 @@ class ClassifyError(ClipError):
 
 
 class OutOfMemory(ClassifyError):
-    """The device has not enough memory for a single window."""
-
     code = "out_of_memory"
     transient = True
+    sentence = "The device has not enough memory for a single window."
 
 
 class ModelError(ClassifyError):
-    """The model failed on this clip: {reason}."""
-
     code = "model_error"
+    sentence = "The model failed on this clip: {reason}."
+    reason: str
 
 
 # worker --------------------------------------------------------------------------------------------------------------
@@ -292,15 +300,13 @@ class WorkerError(ClipError):
 
 
 class WorkerLost(WorkerError):
-    """The worker process died each time it worked on this clip, in the end on this clip alone."""
-
     code = "worker_lost"
+    sentence = "The worker process died each time it worked on this clip, in the end on this clip alone."
 
 
 class Cancelled(WorkerError):
-    """The run was cancelled before this clip came to its end."""
-
     code = "cancelled"
+    sentence = "The run was cancelled before this clip came to its end."
 
 
 def _leaves(kind: type[ClipError]) -> list[type[ClipError]]:

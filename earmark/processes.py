@@ -1,13 +1,53 @@
-"""Child processes that leave nothing behind."""
+"""How our processes start: nothing of the working directory is imported, and no child outlives its parent."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import site
 import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from earmark.errors import ServiceError
 
 PR_SET_PDEATHSIG = 1
+#: Our packages. Their names are common ones, which a project of the user's may have as well.
+PACKAGES = ("earmark", "db", "producer", "workers", "console")
+#: The folder of this installation: site-packages, or a checkout.
+INSTALLATION = Path(__file__).resolve().parents[1]
+
+
+def isolate_imports() -> None:
+    """Keep the working directory off the import path of this process and of all its children.
+
+    Call it first in a program: running Earmark in a downloaded data set must not run that data set's Python.
+
+    Raises:
+        ServiceError: one of our packages would still be imported from somewhere else.
+    """
+    sys.path[:] = import_path()
+    # Python puts the working directory in front for `-m` and `-c`, which is how children start.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if "PYTHONPATH" in os.environ:
+        folders = os.environ["PYTHONPATH"].split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(_is_absolute, folders))
+    for package in PACKAGES:
+        _check_origin(package)
+
+
+def import_path() -> list[str]:
+    """Return `sys.path` without the working directory, unless Earmark or its dependencies are installed there."""
+    absolute = list(filter(_is_absolute, sys.path))
+    try:
+        here = str(Path.cwd().resolve())
+    except FileNotFoundError:  # the folder has been deleted
+        return absolute
+    installed = [str(INSTALLATION), *site.getsitepackages()]
+    if here in map(os.path.realpath, installed):
+        return absolute
+    return [folder for folder in absolute if os.path.realpath(folder) != here]
 
 
 def end_with_parent(parent: int, how: int = signal.SIGTERM) -> None:
@@ -16,3 +56,17 @@ def end_with_parent(parent: int, how: int = signal.SIGTERM) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, how)
         if os.getppid() != parent:  # it ended while this process was starting
             os.kill(os.getpid(), how)
+
+
+def _is_absolute(folder: str) -> bool:
+    return Path(folder).is_absolute()
+
+
+def _check_origin(package: str) -> None:
+    spec = find_spec(package)
+    origin = Path(spec.origin).resolve() if spec and spec.origin else None
+    if origin is None or not origin.is_relative_to(INSTALLATION):
+        raise ServiceError(
+            reason=f"Python imports `{package}` from {origin or 'nowhere'}, not from Earmark in {INSTALLATION}:"
+            " remove that folder from PYTHONPATH, or rename the module."
+        )

@@ -7,16 +7,23 @@ import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from platformdirs import user_data_path
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from earmark import broker_url
 
 
 def _split(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return json.loads(value) if value.startswith("[") else [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _broker_url(value: str | None) -> str | None:
+    return broker_url.usable(value) if value else None
 
 
 #: A file of variables that Docker or Kubernetes mounts, so that passwords are in no container's description.
@@ -31,12 +38,17 @@ Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
 class Group(BaseModel):
     """One family of settings; handed whole to the code that needs it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An input may hold a password.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Broker(Group):
-    url: str | None = Field(None, description="Redis or Valkey URL; unset: the embedded Valkey of `run` and `up`.")
-    queue: str = Field("clips", description="Name of the conveyor; `run` uses one of its own, so runs never mix.")
+    url: Annotated[str | None, AfterValidator(_broker_url)] = Field(
+        None, description="Redis or Valkey URL; unset: the embedded Valkey of `run` and `up`."
+    )
+    queue: str | None = Field(
+        None, description="Name of the queue; unset: one named after the ledger, so that databases can share a Redis."
+    )
     high_water: int = Field(64, description="Chunks kept in Redis: 1,000 clips ahead of the workers, 100 kB of memory.")
     pool_limit: int = Field(16, description="Connections; fewer than 10 deadlocks Flower's parallel inspection.")
     visibility_timeout_s: int = Field(
@@ -65,7 +77,9 @@ class Ledger(Group):
 
 
 class Fetch(Group):
-    max_bytes: ByteSize = Field(ByteSize(200 * 1024**2), description="An hour of 16-bit 44.1 kHz mono WAV is 300 MB.")
+    max_bytes: ByteSize = Field(
+        ByteSize(200 * 1024**2), description="An hour of compressed audio fits; an hour of WAV needs more."
+    )
     timeout_s: float = Field(60.0, description="Total, headers and body: a clip at 1 MB/s fits with room.")
     connect_timeout_s: float = Field(10.0, description="Two lost SYN packets still connect.")
     max_redirects: int = Field(5, description="Real storage hosts need one or two.")
@@ -107,7 +121,7 @@ class Model(Group):
 
 class Worker(Group):
     concurrency: int = Field(8, description="Chunks in progress: enough that downloads of one hide behind others.")
-    decoders: int = Field(0, description="Decoder processes; 0: one a core, since they outlive no clip.")
+    decoders: int = Field(0, description="Decoder processes; 0: one a core, as more would only compete.")
     clips_in_flight: int = Field(32, description="Clips being fetched, decoded or scored at once, all chunks together.")
     in_flight_bytes: ByteSize = Field(
         ByteSize(512 * 1024**2), description="Decoded audio waiting for the model: two one-hour clips."
@@ -128,7 +142,12 @@ class Settings(BaseSettings):
     """All groups; `Settings()` reads the environment and `.env`, the environment first."""
 
     model_config = SettingsConfigDict(
-        env_prefix="EARMARK_", env_nested_delimiter="__", env_file=(".env", SECRETS), frozen=True, extra="ignore"
+        env_prefix="EARMARK_",
+        env_nested_delimiter="__",
+        env_file=(".env", SECRETS),
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
     )
 
     data_dir: Path = Field(
@@ -146,7 +165,12 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        return self.database.url or f"sqlite:///{self.data_dir / 'earmark.db'}"
+        return self.database.url or sqlite_url(self.data_dir / "earmark.db")
+
+
+def sqlite_url(file: Path) -> str:
+    """Return the URL of a SQLite file, whatever signs its name has."""
+    return f"sqlite:///{quote(str(file))}"
 
 
 def cores() -> int:

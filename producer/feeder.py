@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from more_itertools import chunked, interleave_evenly, interleave_longest
 
 from db import conveyor
+from db.identity import ledger_id
 from earmark import broker
 from earmark.clips import Chunk
 from earmark.errors import DatabaseError
@@ -33,12 +34,16 @@ class Feeder:
 
     def __init__(self, engine: sa.Engine, settings: Settings) -> None:
         self._engine = engine
+        assert settings.broker.queue
         self._queue = settings.broker.queue
         self._high_water = settings.broker.high_water
         self._limits = settings.ledger
         #: By run, the last clip picked.
         self._picked: dict[int, int] = {}
         self._settled_at = 0.0
+        self._ledger_id: str | None = None
+        #: Whether other ledgers' chunks are in the queue too.
+        self.shares_queue = False
         #: Clips whose lease had ended, so far.
         self.taken_back = 0
 
@@ -63,14 +68,16 @@ class Feeder:
 
     def _take_back_lost(self) -> int:
         """Return how many chunks wait, having taken back the clips that a queue without them should hold."""
-        if broker.mark_queue():
+        self._ledger_id = self._ledger_id or ledger_id(self._engine)
+        if broker.mark_queue(self._ledger_id):
             # Redis has forgotten the mark, and so every chunk, however young.
             conveyor.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s)
         waiting = broker.queue_length()
         if not waiting:
             # A chunk that left the queue is claimed at once, unless its worker died first.
             conveyor.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s - self._limits.lost_after_s)
-        return waiting
+        # Else the chunks of a ledger without workers would keep this ledger's out.
+        return min(waiting, conveyor.queued_chunks(self._engine, self._queue)) if self.shares_queue else waiting
 
     def _fill(self, waiting: int, high: int) -> int:
         sent = 0
@@ -94,7 +101,11 @@ def _cut(picked: Picked) -> list[Chunk]:
     # A clip that was there when a worker died travels alone, so that it can take no neighbour with it.
     alone = [[clip] for clip in picked.clips if clip.crashes]
     together = chunked(_hosts_interleaved(clip for clip in picked.clips if not clip.crashes), picked.chunk_size)
-    return [Chunk(picked.run_id, tuple((clip.id, clip.display_uri) for clip in clips)) for clips in [*alone, *together]]
+    return [_chunk(picked, clips) for clips in [*alone, *together]]
+
+
+def _chunk(picked: Picked, clips: list[PickedClip]) -> Chunk:
+    return Chunk(picked.ledger_id, picked.run_id, tuple((clip.id, clip.display_uri) for clip in clips))
 
 
 def _hosts_interleaved(clips: Iterable[PickedClip]) -> Iterable[PickedClip]:

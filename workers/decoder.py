@@ -62,7 +62,6 @@ def confine(max_memory: int) -> None:
     """Give up, for good, all that decoding does not need."""
     for name in (signal.SIGINT, signal.SIGTERM):  # meant for the worker, which ends us when it has drained
         signal.signal(name, signal.SIG_IGN)
-    os.dup2(1, 2)
     os.closerange(CLIP, 256)
     allowances = dict.fromkeys((resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC), 0)
     allowances[resource.RLIMIT_NOFILE] = CLIP + 1
@@ -70,7 +69,14 @@ def confine(max_memory: int) -> None:
         allowances[resource.RLIMIT_AS] = max_memory
         ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for what, most in allowances.items():
-        resource.setrlimit(what, (most, most))
+        limit = _at_most(most, resource.getrlimit(what)[1])
+        resource.setrlimit(what, (limit, limit))
+    os.dup2(1, 2)
+
+
+def _at_most(limit: int, hard: int) -> int:
+    """Return a limit that the process may set: a hard limit cannot be raised."""
+    return limit if hard == resource.RLIM_INFINITY else min(limit, hard)
 
 
 def serve(parent: socket.socket, limits: settings.Audio) -> None:

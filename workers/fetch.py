@@ -155,7 +155,7 @@ def _received(answer: BaseHTTPResponse, declared: int | None) -> Iterator[bytes]
             received += len(block)
             yield block
         return
-    raise errors.Incomplete(received=received, declared="an unknown number" if declared is None else declared)
+    raise errors.Incomplete(received=received, declared="an unknown number" if declared is None else str(declared))
 
 
 def _new_file(declared: int | None) -> FileIO:

@@ -19,8 +19,9 @@ from celery.exceptions import Reject
 from db import ledger
 from earmark import broker
 from earmark.clips import Failure, Postponed
-from earmark.errors import DatabaseError, MessageError, ModelError, ServiceError, UsageError
-from workers import logs, metrics
+from earmark.errors import DatabaseError, MessageError, ModelError, ServiceError
+from workers import foreign, logs, metrics
+from workers.foreign import ForeignChunks
 from workers.sacrifice import Sacrifice
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class Desk:
         self.engine = engine
         self.settings = settings
         self.draining = threading.Event()
+        self.foreign = ForeignChunks(self.draining, settings.ledger.queue_lease_s)
         self._name = name
         self._models = models
         self._pipeline = pipeline
@@ -157,19 +159,26 @@ class Desk:
         self.chunks_taken = self.chunks_in_hand = 0
         #: When broker and database have both answered last.
         self.answered_at = float("-inf")
+        #: Whether this worker seems to have been given a database of its own by mistake.
+        self.wrong_database = False
 
     def work(self, chunk: Chunk) -> Counter[str]:
         """Bring the chunk's clips that are still to do to a final state, or give them back.
 
         Clips that take long go on behind the chunk's back: the ledger, not the message, keeps them safe.
+
+        Raises:
+            OtherLedgerError, NoSuchRunError: the chunk is not for this worker.
+            DatabaseError: the database was out of reach for too long.
         """
-        with self._in_hand():
+        with self.in_hand():
             self._wait_for_network()
             ids = [clip_id for clip_id, _ in chunk.clips]
             with self._claiming(ids) as token:
                 claiming = partial(ledger.claim, worker=self._name, limits=self._limits, token=token)
                 # A chunk that is not claimed yet has nothing to lose by waiting.
-                claim = self._patiently(partial(claiming, self.engine, ids), math.inf)
+                claim = self._patiently(partial(claiming, self.engine, chunk), math.inf)
+                self.foreign.end_row()
                 counts = Counter(skipped=len(ids) - len(claim.clips))
                 if claim.clips:
                     counts += self._begin(chunk.run_id, claim)
@@ -203,7 +212,7 @@ class Desk:
         self.engine.dispose()
 
     @contextmanager
-    def _in_hand(self) -> Iterator[None]:
+    def in_hand(self) -> Iterator[None]:
         with self._counting:
             self.chunks_taken += 1
             self.chunks_in_hand += 1
@@ -229,7 +238,7 @@ class Desk:
             raise
 
     def _give_up(self, token: int, clip_ids: Iterable[int], error: DatabaseError) -> None:
-        pause_s = REFUSED_PAUSE_S if error.facts.get("bug") else 0.0
+        pause_s = REFUSED_PAUSE_S if error.bug else 0.0
         self._given_up[token] = dict.fromkeys(clip_ids, pause_s)
 
     def _give_back_at_the_end(self) -> None:
@@ -245,7 +254,7 @@ class Desk:
             job = self._patiently(partial(self._models.take, run_id))
         except DatabaseError:
             raise
-        except (ServiceError, ModelError, UsageError) as error:
+        except (ServiceError, ModelError) as error:
             reason = error if isinstance(error, ModelError) else ModelError(reason=str(error))
             counts = self._record(claim, [Failure(clip.id, reason) for clip in claim.clips], ())
             self._held.discard(claim.token)
@@ -296,7 +305,7 @@ class Desk:
         try:
             counts = Counter(self._patiently(finish))
         except DatabaseError as error:
-            if len(outcomes) == 1 or not error.facts.get("bug"):
+            if len(outcomes) == 1 or not error.bug:
                 raise
             return self._record_each(claim, outcomes, label_ids)
         stages = metrics.chunk(counts, outcomes, monotonic() - began)
@@ -329,7 +338,7 @@ class Desk:
                 ended = transaction()
             except DatabaseError as error:
                 stopping = self.draining.wait(OUTAGE_PAUSE_S)
-                if error.facts.get("bug"):
+                if error.bug:
                     self._tell_refused(error)
                     raise
                 if stopping or monotonic() > give_up:
@@ -373,6 +382,8 @@ def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, i
     except MessageError as error:
         logger.error("%s", error, extra={"action": "message_refused"})  # noqa: TRY400 - the sentence says it all
         return {"refused": 1}
+    except broker.OtherVersionError as error:
+        return _put_back(self, message, foreign.of_another_version(error.version))
     with logs.about(run_id=chunk.run_id, chunk_id=self.request.id):
         try:
             return {name: count for name, count in desk.work(chunk).items() if count}
@@ -381,3 +392,19 @@ def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, i
                 raise Reject(str(error), requeue=True) from None
             logger.warning("the chunk's clips are given back: %s", error, extra={"action": "chunk_given_back"})
             return {"given_back": len(chunk.clips)}
+        except ledger.OtherLedgerError as error:
+            return _put_back(self, message, foreign.of_another_ledger(chunk.ledger_id, error.ledger_id))
+        except ledger.NoSuchRunError:
+            # It was deleted while its chunks waited: nobody needs them any more.
+            logger.info("the run of this chunk is deleted", extra={"action": "no_such_run"})
+            return {"dropped": 1}
+
+
+def _put_back(task: Task[Any, Any], message: dict[str, Any], sentence: str) -> dict[str, int]:
+    assert desk is not None
+    shown = str(getattr(task.request, "argsrepr", ""))
+    try:
+        with desk.in_hand():
+            return desk.foreign.put_back(message, str(task.request.id), shown, sentence)
+    except ServiceError as error:
+        raise Reject(str(error), requeue=True) from error

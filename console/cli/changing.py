@@ -27,7 +27,7 @@ def retry(
         raise UsageError(reason=f"There is no error code {', '.join(unknown)}; there are {', '.join(BY_CODE)}.")
     from db import ledger
 
-    engine, found = find_runs(read_settings(db), run)
+    engine, found = find_runs(read_settings(db), run, change=True)
     progress.screen.print(f"{ledger.retry_failed(engine, found.id, codes)} clips go back to work.")
 
 
@@ -36,7 +36,7 @@ def cancel(run: o.Run, db: o.Db = None) -> None:
     """Stop a run at once: what workers still make of it is discarded."""
     from db import ledger
 
-    engine, found = find_runs(read_settings(db), run)
+    engine, found = find_runs(read_settings(db), run, change=True)
     progress.screen.print(f"{ledger.cancel(engine, found.id)} clips are cancelled.")
 
 
@@ -49,7 +49,7 @@ def prune(
     """Delete a run with its clips and results."""
     from db import ledger
 
-    engine, found = find_runs(read_settings(db), run)
+    engine, found = find_runs(read_settings(db), run, change=True)
     if not yes:
         typer.confirm(f"Delete the run {found.name} with all its results?", abort=True)
     progress.screen.print(f"{ledger.prune(engine, found.id)} clips are deleted.")
@@ -67,8 +67,8 @@ def db_upgrade(db: o.Db = None) -> None:
 @database.command("check", epilog="Example: earmark db check")
 def db_check(db: o.Db = None) -> None:
     """Say whether the database has this version's schema."""
-    from db import schema
+    from db import schema, urls
 
     engine = connect_to(read_settings(db))
     schema.check(engine)
-    progress.screen.print(f"{engine.url.render_as_string()} is ready.")
+    progress.screen.print(f"{urls.shown(engine.url)} is ready.", markup=False, soft_wrap=True)

@@ -99,7 +99,6 @@ def ui(
 
     settings = read_settings(db)
     engine = open_database(settings)
-    progress.screen.print(f"[bold]http://{address}:{port}[/] shows the runs; Ctrl-C stops it.")
     page.serve(engine, settings, address=address, port=port, token=token, flower=flower)
 
 

@@ -15,6 +15,7 @@ from earmark import clips as words
 from earmark.errors import NotAudio, NotFound
 from earmark.options import RunOptions
 from earmark.settings import Database, Ledger, Settings
+from tests.db.facts import chunk_of
 from tests.servers import upgraded
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Heard]:
     ledger.add_clips(engine, run_id, [words.Clip(uri, {"note": HOSTILE, "city": "Rome"}) for uri in uris])
     with reading(engine) as connection:
         ids = list(connection.scalars(sa.select(Clip.id).order_by(Clip.id)))
-    claim = ledger.claim(engine, ids, worker=HOSTILE, limits=Ledger())
+    claim = ledger.claim(engine, chunk_of(engine, ids), worker=HOSTILE, limits=Ledger())
     outcomes = [
         _success(ids[0], [(0, 0.98), (1, 0.01)], 5),
         _success(ids[1], [(1, 0.49), (2, 0.41)], 17, MIXED),

@@ -67,6 +67,15 @@ def test_a_pooler_in_front_of_the_database_is_told(
     pooled.dispose()
 
 
+def test_a_broker_elsewhere_beside_a_file_of_this_machine_is_told(tmp_path: Path) -> None:
+    with running_valkey(tmp_path) as url:
+        here = settings_with(tmp_path, broker={"url": url})
+        assert "is not there yet" in doctor._database(here)
+        elsewhere = settings_with(tmp_path, broker={"url": url.replace("127.0.0.1", "127.0.0.2")})
+        with pytest.raises(ServiceError, match="set EARMARK_DATABASE__URL to the PostgreSQL"):
+            doctor._database(elsewhere)
+
+
 def settings_with(tmp_path: Path, **groups: Any) -> Settings:
     settings = Settings(data_dir=tmp_path)
     changed = {name: getattr(settings, name).model_copy(update=update) for name, update in groups.items()}
@@ -92,6 +101,7 @@ def test_a_laptop_without_any_setting_is_well(tmp_path: Path) -> None:
 
 
 def test_an_old_redis_and_a_full_disk_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "check", lambda: None)
     monkeypatch.setattr(broker, "server_info", lambda: {"redis_version": "5.0.14"})
     with pytest.raises(ServiceError, match="is too old"):
         doctor._broker(settings_with(tmp_path, broker={"url": "redis://localhost"}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 from console import one_clip
 from console.cli.asking import _say
@@ -19,8 +20,9 @@ from tests.end_to_end.conftest import Earmark
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
     from pytest_httpserver import HTTPServer
+
+pytestmark = pytest.mark.slow
 
 
 def steps_of(uri: str, *, port: int | None = None, roots: tuple[Path, ...] = ()) -> str:

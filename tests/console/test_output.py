@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
+pytestmark = pytest.mark.slow
+
 MANY = (
     "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 99999) SELECT x, x * 7919 % 99991 FROM n"
 )

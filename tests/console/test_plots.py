@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.slow
 def test_a_clip_is_drawn_over_its_seconds() -> None:
     from console import plots
 
@@ -29,6 +30,7 @@ def test_a_clip_is_drawn_over_its_seconds() -> None:
     drawn.draw_without_rendering()
 
 
+@pytest.mark.slow
 def test_plot_writes_what_the_suffix_says_and_names_what_it_hears(tmp_path: Path) -> None:
     from console.demo import EXAMPLES
 

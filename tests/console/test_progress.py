@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from db import ledger, results
 from earmark.clips import Failure
 from earmark.errors import Connect, NotFound
 from earmark.settings import Ledger, Settings
-from tests.db.test_ledger import submit
+from tests.db.facts import chunk_of, submit
 from tests.db.test_pace import going
 
 if TYPE_CHECKING:
@@ -25,13 +26,37 @@ def test_status_names_final_failures_and_what_waits_for_another_try(
     engine: sa.Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_id, ids = submit(engine, 2)
-    claim = ledger.claim(engine, ids, worker="w", limits=Ledger())
+    claim = ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=Ledger())
     failures = [Failure(ids[0], NotFound(status=404)), Failure(ids[1], Connect(reason="no route"))]
     ledger.finish(engine, claim, failures, (), Ledger())
     progress.summarise(engine, results.run(engine, run_id), results.progress(engine, run_id), Settings())
     shown = " ".join(capsys.readouterr().err.split())
     assert "1 not_found, such as: The server says there is nothing at this URL (HTTP 404)." in shown
     assert "1 connect, to be tried again, such as: The server cannot be reached: no route." in shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_block_as_ctrl_c_does_and_once_only(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), progress.terminable():
+        _raise_twice(number)
+    assert signal.getsignal(number) is before
+
+
+def _raise_twice(number: signal.Signals) -> None:
+    try:
+        signal.raise_signal(number)
+    finally:
+        signal.raise_signal(number)
+
+
+def test_nohup_is_obeyed() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with progress.terminable():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,27 @@
-"""Two runs of the same clips, made through the ledger: what the tests of views and queries look at."""
+"""Runs, clips and outcomes made through the ledger, for the tests of everything that reads or changes them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from db import ledger
-from db.models import Clip
-from db.session import reading
+from db.identity import ledger_id
+from db.models import Clip, Lease
+from db.session import reading, writing
 from earmark import clips as words
 from earmark.errors import NotFound
 from earmark.options import RunOptions
 from earmark.settings import Ledger
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from db.ledger import Claim
 
 LABELS = ("dog", "siren", "rain")
+FACTS = words.AudioFacts(duration_s=5.0, source_sample_rate=44100, channels=2, codec="vorbis")
 SIREN_THEN_DOG = ((1, 0.7), (1, 0.9), (0, 0.6), (1, 0.8))
 
 
@@ -40,7 +44,14 @@ def _claimed(engine: sa.Engine, name: str) -> tuple[int, Claim]:
     ledger.add_clips(engine, run_id, clips)
     with reading(engine) as connection:
         ids = list(connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id)))
-    return run_id, ledger.claim(engine, ids, worker="w", limits=Ledger())
+    return run_id, ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=Ledger())
+
+
+def chunk_of(engine: sa.Engine, ids: Sequence[int]) -> words.Chunk:
+    """Return the chunk that the feeder would make of some clips of one run."""
+    with reading(engine) as connection:
+        run_id = connection.scalars(sa.select(Clip.run_id).where(Clip.id.in_(ids))).first()
+    return words.Chunk(ledger_id(engine), run_id or 0, tuple((clip_id, "") for clip_id in ids))
 
 
 def _model(engine: sa.Engine, run_id: int, name: str) -> tuple[int, ...]:
@@ -65,3 +76,35 @@ def _success(
     ]
     predictions = tuple(words.Prediction(*score) for score in scores)
     return words.Success(clip_id, words.Source(sha256, 7), facts, predictions, tuple(parts), words.Timings(1, 2, 3))
+
+
+def submit(engine: sa.Engine, count: int = 3, **options: Any) -> tuple[int, list[int]]:
+    """Make a run of so many clips; return its id and theirs."""
+    run_id = ledger.open_run(engine, None, RunOptions(**options), queue="clips", chunk_size=16)
+    ledger.add_clips(engine, run_id, [words.Clip(f"https://h/{n}.wav") for n in range(count)])
+    with reading(engine) as connection:
+        return run_id, list(connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id)))
+
+
+def labels(engine: sa.Engine) -> tuple[int, ...]:
+    """Register a model; return the ids of its labels."""
+    identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
+    return ledger.register_model(engine, ["dog", "siren"], **identity, function_to_apply="softmax", window_s=10.0)[1]
+
+
+def success(clip_id: int) -> words.Success:
+    """Return an outcome: a siren."""
+    predictions = (words.Prediction(1, 0.75), words.Prediction(0, 0.25))
+    return words.Success(clip_id, words.Source("ab", 7), FACTS, predictions)
+
+
+def row(engine: sa.Engine, clip_id: int) -> Any:
+    """Return a clip as the table has it, with its state as of now."""
+    with reading(engine) as connection:
+        return connection.execute(sa.select(Clip.__table__, Clip.state_now).where(Clip.id == clip_id)).one()
+
+
+def expire_leases(engine: sa.Engine) -> None:
+    """End every lease, as if its time were over."""
+    with writing(engine) as connection:
+        connection.execute(sa.update(Lease).values(until=1.0))

@@ -1,50 +1,35 @@
-"""The ledger: a clip is claimed by one, counted before the work, finished by its holder alone."""
+"""The ledger: a clip is claimed by one worker, and finished by its holder alone, who counts the try then."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
 
 from db import conveyor, ledger, results
-from db.models import Clip, Lease
+from db.models import Lease
 from db.session import reading, writing
 from earmark import clips as words
 from earmark.errors import Dns, NotFound, RateLimited, ServerFailed, UsageError
 from earmark.options import RunOptions
 from earmark.settings import Ledger
+from tests.db.facts import chunk_of, expire_leases, labels, row, submit, success
 
 LIMITS = Ledger()
-FACTS = words.AudioFacts(duration_s=5.0, source_sample_rate=44100, channels=2, codec="vorbis")
 
 
-def submit(engine: sa.Engine, count: int = 3, **options: Any) -> tuple[int, list[int]]:
-    run_id = ledger.open_run(engine, None, RunOptions(**options), queue="clips", chunk_size=16)
-    ledger.add_clips(engine, run_id, [words.Clip(f"https://h/{n}.wav") for n in range(count)])
-    with reading(engine) as connection:
-        return run_id, list(connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id)))
-
-
-def labels(engine: sa.Engine) -> tuple[int, ...]:
-    identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
-    return ledger.register_model(engine, ["dog", "siren"], **identity, function_to_apply="softmax", window_s=10.0)[1]
-
-
-def success(clip_id: int) -> words.Success:
-    predictions = (words.Prediction(1, 0.75), words.Prediction(0, 0.25))
-    return words.Success(clip_id, words.Source("ab", 7), FACTS, predictions)
-
-
-def row(engine: sa.Engine, clip_id: int) -> Any:
-    with reading(engine) as connection:
-        return connection.execute(sa.select(Clip.__table__, Clip.state_now).where(Clip.id == clip_id)).one()
-
-
-def expire_leases(engine: sa.Engine) -> None:
-    with writing(engine) as connection:
-        connection.execute(sa.update(Lease).values(until=1.0))
+def test_a_chunk_of_another_ledger_or_run_takes_no_clip(engine: sa.Engine) -> None:
+    submit(engine)
+    _, ids = submit(engine, 2)
+    ours = chunk_of(engine, ids)
+    with pytest.raises(ledger.OtherLedgerError):
+        ledger.claim(engine, replace(ours, ledger_id="another"), worker="w", limits=LIMITS)
+    with pytest.raises(ledger.NoSuchRunError):
+        ledger.claim(engine, replace(ours, run_id=99), worker="w", limits=LIMITS)
+    assert ledger.claim(engine, replace(ours, run_id=1), worker="w", limits=LIMITS).clips == ()
+    assert [clip.id for clip in ledger.claim(engine, ours, worker="w", limits=LIMITS).clips] == ids
 
 
 def test_a_clip_that_a_run_has_already_is_not_added_again(engine: sa.Engine) -> None:
@@ -56,9 +41,9 @@ def test_a_clip_that_a_run_has_already_is_not_added_again(engine: sa.Engine) -> 
 def test_a_claim_whose_answer_was_lost_is_repeated_with_its_token(engine: sa.Engine) -> None:
     _, ids = submit(engine, 2)
     token = ledger.new_token()
-    lost = ledger.claim(engine, ids, worker="w", limits=LIMITS, token=token)
-    assert ledger.claim(engine, ids, worker="w", limits=LIMITS, token=token) == lost
-    assert ledger.claim(engine, ids, worker="other", limits=LIMITS).clips == ()
+    lost = ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=LIMITS, token=token)
+    assert ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=LIMITS, token=token) == lost
+    assert ledger.claim(engine, chunk_of(engine, ids), worker="other", limits=LIMITS).clips == ()
 
 
 def test_the_same_name_goes_on_with_the_same_run_and_refuses_other_options(engine: sa.Engine) -> None:
@@ -70,8 +55,8 @@ def test_the_same_name_goes_on_with_the_same_run_and_refuses_other_options(engin
 
 def test_a_chunk_delivered_twice_is_claimed_once(engine: sa.Engine) -> None:
     _, ids = submit(engine, 3)
-    first = ledger.claim(engine, ids, worker="a", limits=LIMITS)
-    second = ledger.claim(engine, ids, worker="b", limits=LIMITS)
+    first = ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
+    second = ledger.claim(engine, chunk_of(engine, ids), worker="b", limits=LIMITS)
     assert [clip.id for clip in first.clips] == ids
     assert [clip.attempts for clip in first.clips] == [1, 1, 1]
     assert second.clips == ()
@@ -80,14 +65,16 @@ def test_a_chunk_delivered_twice_is_claimed_once(engine: sa.Engine) -> None:
 def test_threads_that_claim_the_same_clips_share_them_out(engine: sa.Engine) -> None:
     _, ids = submit(engine, 40)
     with ThreadPoolExecutor(8) as pool:
-        claims = list(pool.map(lambda _: ledger.claim(engine, ids, worker="w", limits=LIMITS), range(8)))
+        claims = list(
+            pool.map(lambda _: ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=LIMITS), range(8))
+        )
     claimed = [clip.id for claim in claims for clip in claim.clips]
     assert sorted(claimed) == ids
 
 
 def test_results_and_state_are_written_together(engine: sa.Engine) -> None:
     _, ids = submit(engine, 2)
-    claim = ledger.claim(engine, ids, worker="a", limits=LIMITS)
+    claim = ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
     outcomes = [success(ids[0]), words.Failure(ids[1], NotFound(status=404))]
     counts = ledger.finish(engine, claim, outcomes, labels(engine), LIMITS)
     assert counts == {"done": 1, "failed": 1, "retried": 0, "lost": 0}
@@ -102,10 +89,10 @@ def test_results_and_state_are_written_together(engine: sa.Engine) -> None:
 
 def test_a_zombie_whose_lease_ended_cannot_write(engine: sa.Engine) -> None:
     _, ids = submit(engine, 1)
-    zombie = ledger.claim(engine, ids, worker="a", limits=LIMITS)
+    zombie = ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
     expire_leases(engine)
     assert conveyor.take_back(engine, "clips") == 1
-    living = ledger.claim(engine, ids, worker="b", limits=LIMITS)
+    living = ledger.claim(engine, chunk_of(engine, ids), worker="b", limits=LIMITS)
     names = labels(engine)
     assert ledger.finish(engine, zombie, [success(ids[0])], names, LIMITS)["lost"] == 1
     assert row(engine, ids[0]).state_now == "running"
@@ -118,7 +105,7 @@ def test_a_zombie_whose_lease_ended_cannot_write(engine: sa.Engine) -> None:
 def test_a_worker_death_counts_as_a_crash_and_not_as_a_try(engine: sa.Engine) -> None:
     _, ids = submit(engine, 1)
     for _ in range(5):
-        ledger.claim(engine, ids, worker="a", limits=LIMITS)
+        ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
         expire_leases(engine)
         conveyor.take_back(engine, "clips")
     assert (row(engine, ids[0]).attempts, row(engine, ids[0]).crashes) == (0, 5)
@@ -126,7 +113,7 @@ def test_a_worker_death_counts_as_a_crash_and_not_as_a_try(engine: sa.Engine) ->
 
 def test_a_fleet_that_died_may_leave_more_leases_than_a_statement_has_parameters(engine: sa.Engine) -> None:
     run_id, ids = submit(engine, 1)
-    ledger.claim(engine, ids, worker="a", limits=LIMITS)
+    ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
     numbers = "WITH RECURSIVE n(i) AS (SELECT CAST(:first AS integer) UNION ALL SELECT i + 1 FROM n WHERE i < 300000)"
     leases = f"{numbers} INSERT INTO leases (clip_id, run_id, until) SELECT i, :run_id, 0 FROM n"
     with writing(engine) as connection:
@@ -139,7 +126,7 @@ def test_a_fleet_that_died_may_leave_more_leases_than_a_statement_has_parameters
 
 def test_a_renewed_lease_is_not_taken_back(engine: sa.Engine) -> None:
     _, ids = submit(engine, 1)
-    claim = ledger.claim(engine, ids, worker="a", limits=LIMITS)
+    claim = ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
     expire_leases(engine)
     ledger.renew(engine, [claim.token], LIMITS)
     assert conveyor.take_back(engine, "clips") == 0
@@ -149,17 +136,17 @@ def test_a_transient_failure_is_tried_again_after_a_pause_and_then_final(engine:
     _, ids = submit(engine, 1)
     limits = Ledger(max_attempts=2, retry_base_s=0.0)
     failure = [words.Failure(ids[0], ServerFailed(status=503))]
-    first = ledger.claim(engine, ids, worker="a", limits=limits)
+    first = ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=limits)
     assert ledger.finish(engine, first, failure, (), limits)["retried"] == 1
     assert row(engine, ids[0]).state == "pending"
-    second = ledger.claim(engine, ids, worker="a", limits=limits)
+    second = ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=limits)
     assert ledger.finish(engine, second, failure, (), limits)["failed"] == 1
     assert (row(engine, ids[0]).state, row(engine, ids[0]).attempts) == ("failed", 2)
 
 
 def test_retry_after_is_honoured_up_to_the_cap(engine: sa.Engine) -> None:
     _, ids = submit(engine, 2)
-    claim = ledger.claim(engine, ids, worker="a", limits=LIMITS)
+    claim = ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
     asked = [
         words.Failure(ids[0], RateLimited(retry_after_s=100.0)),
         words.Failure(ids[1], RateLimited(retry_after_s=1e9)),
@@ -167,15 +154,15 @@ def test_retry_after_is_honoured_up_to_the_cap(engine: sa.Engine) -> None:
     ledger.finish(engine, claim, asked, (), LIMITS)
     pause = row(engine, ids[1]).not_before - row(engine, ids[0]).not_before
     assert pause == pytest.approx(LIMITS.retry_cap_s - 100.0, abs=1.0)
-    assert ledger.claim(engine, ids, worker="b", limits=LIMITS).clips == ()
+    assert ledger.claim(engine, chunk_of(engine, ids), worker="b", limits=LIMITS).clips == ()
     assert conveyor.pick(engine, "clips", 10, LIMITS) == []
 
 
 def test_released_clips_are_free_at_once_and_lose_no_try(engine: sa.Engine) -> None:
     _, ids = submit(engine, 2)
-    claim = ledger.claim(engine, ids, worker="a", limits=LIMITS)
+    claim = ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
     ledger.release(engine, claim.token, {ids[0]: 0.0, ids[1]: 60.0})
-    again = ledger.claim(engine, ids, worker="b", limits=LIMITS)
+    again = ledger.claim(engine, chunk_of(engine, ids), worker="b", limits=LIMITS)
     assert [(clip.id, clip.attempts) for clip in again.clips] == [(ids[0], 1)]
 
 
@@ -197,11 +184,11 @@ def test_what_a_wiped_queue_held_is_taken_back_once_it_is_old_enough(engine: sa.
 
 def test_cancelled_clips_are_final_and_failed_ones_can_be_retried(engine: sa.Engine) -> None:
     run_id, ids = submit(engine, 3)
-    claim = ledger.claim(engine, ids[:2], worker="a", limits=LIMITS)
+    claim = ledger.claim(engine, chunk_of(engine, ids[:2]), worker="a", limits=LIMITS)
     failures = [words.Failure(ids[0], NotFound(status=404)), words.Failure(ids[1], NotFound(status=404))]
     ledger.finish(engine, claim, failures, (), LIMITS)
     assert ledger.cancel(engine, run_id) == 1
-    assert ledger.claim(engine, ids, worker="a", limits=LIMITS).clips == ()
+    assert ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS).clips == ()
     assert ledger.retry_failed(engine, run_id, ["dns"]) == 0
     assert ledger.retry_failed(engine, run_id, ["not_found"]) == 2
     assert row(engine, ids[0]).error_code is None
@@ -210,7 +197,7 @@ def test_cancelled_clips_are_final_and_failed_ones_can_be_retried(engine: sa.Eng
 def test_a_cancelled_run_is_over_at_once_and_nothing_brings_it_back(engine: sa.Engine) -> None:
     run_id, ids = submit(engine, 3)
     conveyor.pick(engine, "clips", 10, LIMITS)
-    claim = ledger.claim(engine, ids[:2], worker="a", limits=LIMITS)
+    claim = ledger.claim(engine, chunk_of(engine, ids[:2]), worker="a", limits=LIMITS)
     assert ledger.cancel(engine, run_id) == 3
     assert results.progress(engine, run_id).finished
     ended = [words.Failure(ids[0], Dns(host="h")), success(ids[1])]

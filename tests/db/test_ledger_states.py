@@ -18,6 +18,7 @@ from earmark.clips import FINAL_STATES
 from earmark.errors import NotFound, ServerFailed
 from earmark.options import RunOptions
 from earmark.settings import Ledger
+from tests.db.facts import chunk_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +70,7 @@ class LedgerStates(RuleBasedStateMachine):
             message = some.choice(self.messages)
             if not keep:
                 self.messages.remove(message)
-            self.claims.append(ledger.claim(self.engine, message, worker="w", limits=LIMITS))
+            self.claims.append(ledger.claim(self.engine, chunk_of(self.engine, message), worker="w", limits=LIMITS))
 
     @rule(some=some, end=st.sampled_from(sorted(ENDS)))
     def finish(self, some: Any, end: str) -> None:
@@ -150,7 +151,7 @@ class LedgerStates(RuleBasedStateMachine):
             self.take_back()
             self.feed()
             for message in self.messages:
-                claim = ledger.claim(self.engine, message, worker="w", limits=LIMITS)
+                claim = ledger.claim(self.engine, chunk_of(self.engine, message), worker="w", limits=LIMITS)
                 done = [ENDS["result"](clip.id) for clip in claim.clips]
                 ledger.finish(self.engine, claim, done, self.labels, LIMITS)
         assert set(self._states().values()) <= set(FINAL_STATES)

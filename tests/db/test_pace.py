@@ -13,7 +13,7 @@ from db.pace import LAST_S, Pace, pace
 from db.session import now, reading, writing
 from earmark import clips as words
 from earmark.settings import Ledger, Worker
-from tests.db.test_ledger import FACTS, labels, submit
+from tests.db.facts import FACTS, chunk_of, labels, submit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ ENDED, SECONDS, LEFT = 200, 20.0, 100
 
 def finish(engine: sa.Engine, ids: Sequence[int], *, worker: str = "w", **timings: float) -> None:
     label_ids = labels(engine)
-    claim = ledger.claim(engine, ids, worker=worker, limits=Ledger())
+    claim = ledger.claim(engine, chunk_of(engine, ids), worker=worker, limits=Ledger())
     source, heard = words.Source("ab", 7), (words.Prediction(0, 0.5),)
     done = [words.Success(id_, source, FACTS, heard, (), words.Timings(**timings)) for id_ in ids]
     ledger.finish(engine, claim, done, label_ids, Ledger())
@@ -85,7 +85,7 @@ def test_too_little_is_not_judged(engine: sa.Engine) -> None:
 def test_a_model_that_works_for_other_runs_too_is_not_called_idle(engine: sa.Engine) -> None:
     run_id = going(engine, fetch_ms=2500)
     _, others = submit(engine, 3)
-    ledger.claim(engine, others, worker="w", limits=Ledger())
+    ledger.claim(engine, chunk_of(engine, others), worker="w", limits=Ledger())
     found = look(engine, run_id)
     assert found.clips_per_s
     assert found.bottleneck is None

@@ -9,8 +9,7 @@ import psycopg
 from db import conveyor, ledger, results
 from db.session import connect
 from earmark.settings import Database, Ledger
-from tests.db.facts import two_runs
-from tests.db.test_ledger import labels, submit, success
+from tests.db.facts import chunk_of, labels, submit, success, two_runs
 
 DDL = Path(__file__).parents[2] / "docs" / "partitions.sql"
 
@@ -27,7 +26,7 @@ def test_runs_in_partitions_work_alike_and_one_is_dropped_at_once(postgres_url: 
     run_id, _ = submit(engine, 40)
     assert submit(engine, 40)[0] == run_id + 1
     for picked in conveyor.pick(engine, "clips", 20, Ledger()):
-        claim = ledger.claim(engine, [clip.id for clip in picked.clips], worker="w", limits=Ledger())
+        claim = ledger.claim(engine, chunk_of(engine, [clip.id for clip in picked.clips]), worker="w", limits=Ledger())
         ledger.finish(engine, claim, [success(clip.id) for clip in claim.clips], labels(engine), Ledger())
     assert results.progress(engine, run_id).finished
     with psycopg.connect(postgres_url, autocommit=True) as connection:

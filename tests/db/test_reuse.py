@@ -14,7 +14,7 @@ from db.reuse import reuse
 from db.session import reading, writing
 from earmark import clips as words
 from earmark.settings import Ledger
-from tests.db.test_ledger import FACTS, labels, row, submit
+from tests.db.facts import FACTS, chunk_of, labels, row, submit
 
 SOURCE = words.Source("ab" * 32, 7)
 WHOLE = (words.Prediction(1, 0.75), words.Prediction(0, 0.25))
@@ -31,7 +31,7 @@ def classified(engine: sa.Engine) -> tuple[int, ...]:
 
 
 def finish(engine: sa.Engine, success: words.Success, label_ids: tuple[int, ...]) -> None:
-    claim = ledger.claim(engine, [success.clip_id], worker="w", limits=Ledger())
+    claim = ledger.claim(engine, chunk_of(engine, [success.clip_id]), worker="w", limits=Ledger())
     assert ledger.finish(engine, claim, [success], label_ids, Ledger())["done"] == 1
 
 

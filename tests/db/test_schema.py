@@ -38,7 +38,7 @@ FIRST_DATA = (
 LISTS = {"sqlite": {"ids": "'[1]'", "scores": "'[0.5]'"}, "postgresql": {"ids": "'{1}'", "scores": "'{0.5}'"}}
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
 def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
     """A database that no Earmark has seen."""
     url = f"sqlite:///{tmp_path}/e.db"

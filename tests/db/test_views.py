@@ -18,8 +18,7 @@ from db.session import connect, reading
 from earmark import clips as words
 from earmark.errors import UsageError
 from earmark.settings import Database, Ledger
-from tests.db.facts import two_runs
-from tests.db.test_ledger import labels, submit, success
+from tests.db.facts import chunk_of, labels, submit, success, two_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,10 +67,6 @@ def test_consecutive_windows_of_a_label_are_one_event_with_its_peak(engine: sa.E
     events = [tuple(row.values()) for row in ask(engine, f"{statement} ORDER BY start_s")]
     expected = [("siren", 0.0, 8.0, 0.9, 2), ("dog", 8.0, 12.0, 0.6, 1), ("siren", 12.0, 16.0, 0.8, 1)]
     assert [(*event[:3], round(event[3], 3), event[4]) for event in events] == expected
-    assert (
-        events == [pytest.approx(event) for event in expected]
-        or [(label, start, end, round(score, 3), windows) for label, start, end, score, windows in events] == expected
-    )
 
 
 def test_a_clip_of_one_window_is_among_the_windows(engine: sa.Engine) -> None:
@@ -116,7 +111,9 @@ def test_kept_counts_agree_with_the_clips_when_many_write_at_once(engine: sa.Eng
         own = connect(database_url, Database())
         ledger.add_clips(own, run_id, [words.Clip(f"https://h/{part % 2}/{n}.wav") for n in range(48)])
         for picked in [*conveyor.pick(own, "clips", 2, Ledger()), *conveyor.pick(own, "clips", 2, Ledger())]:
-            claim = ledger.claim(own, [clip.id for clip in picked.clips], worker=str(part), limits=Ledger())
+            claim = ledger.claim(
+                own, chunk_of(own, [clip.id for clip in picked.clips]), worker=str(part), limits=Ledger()
+            )
             kept_back = claim.clips[::3]
             outcomes = [success(clip.id) for clip in claim.clips if clip not in kept_back]
             ledger.finish(own, claim, outcomes, label_ids, Ledger())

@@ -18,7 +18,7 @@ OWN = ("id", "root_id", "correlation_id", "delivery_tag", "reply_to", "argsrepr"
 
 
 def test_a_chunk_is_queued_as_the_message_that_celery_sends(tmp_path: Path) -> None:
-    chunk = Chunk(7, ((1, "https://h/a.wav"), (2, "https://h/\u00fc.wav")))
+    chunk = Chunk("1edger", 7, ((1, "https://h/a.wav"), (2, "https://h/\u00fc.wav")))
     with running_valkey(tmp_path) as url:
         app = broker.configure(Broker(url=url))
         broker.send_chunks([chunk, chunk])

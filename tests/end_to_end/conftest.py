@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+import urllib.request
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
+import psutil
+import psycopg
 import pytest
 
 from tests.servers import running_valkey, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+    from tests.faults.nursery import Child, Nursery
+
+#: How long a child may take on a machine with much other work; it only ends a test that hangs.
 TIMEOUT_S = 180
+LOG_CHARS = 4000
 
 
 @dataclass
@@ -26,21 +36,44 @@ class Earmark:
 
     settings: dict[str, str]
     folder: Path
-    _background: list[subprocess.Popen[str]] = field(default_factory=list)
+    #: Without one, each command is a Python of its own, which takes a second to start, and a worker four.
+    nursery: Nursery | None = None
+    _background: list[subprocess.Popen[str] | Child] = field(default_factory=list)
 
     def __call__(self, *words: str, status: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "console.cli", *words]
-        ended = subprocess.run(
-            command, env=self._environment(), cwd=self.folder, input=stdin, text=True, capture_output=True,
-            timeout=TIMEOUT_S, check=False,
-        )  # fmt: skip
+        ended = self._run(words, stdin) if self.nursery is None else self._fork(self.nursery, words, stdin)
         assert ended.returncode == status, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
         return ended
 
-    def start(self, *command: str) -> subprocess.Popen[str]:
+    def _run(self, words: tuple[str, ...], stdin: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "console.cli", *words], env=self._environment(), cwd=self.folder, input=stdin,
+            text=True, capture_output=True, timeout=TIMEOUT_S, check=False,
+        )  # fmt: skip
+
+    def _fork(self, nursery: Nursery, words: tuple[str, ...], stdin: str) -> subprocess.CompletedProcess[str]:
+        with TemporaryDirectory() as folder:
+            files = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
+            files[0].write_text(stdin)
+            child = nursery.start(*words, folder=self.folder, environment=self._environment(), files=files)
+            try:
+                status = child.wait(TIMEOUT_S)
+            finally:
+                child.kill()
+            return subprocess.CompletedProcess(words, status, files[1].read_text(), files[2].read_text())
+
+    def start(self, *command: str) -> subprocess.Popen[str] | Child:
         """Start a command in the background, its output going to a file named after it."""
-        with (self.folder / f"{command[0]}-{len(self._background)}.log").open("w") as log:
+        log_file = self.folder / f"{command[0]}-{len(self._background)}.log"
+        if self.nursery and command[0] == "console.cli":
+            files = [Path(os.devnull), log_file, log_file]
+            child = self.nursery.start(
+                *command[1:], folder=self.folder, environment=self._environment(), files=files
+            )  # fmt: skip
+            self._background.append(child)
+            return child
+        with log_file.open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command], env=self._environment(), cwd=self.folder, stdout=log, stderr=log,
                 text=True,
@@ -49,10 +82,21 @@ class Earmark:
         return process
 
     def end(self) -> None:
+        """End what runs in the background; what all have said is shown if the test has failed."""
         for process in self._background:
             process.terminate()
-        for process in self._background:
-            process.wait(30)
+        try:
+            for process in self._background:
+                process.wait(TIMEOUT_S)
+        finally:
+            for process in self._background:
+                process.kill()
+                process.wait(TIMEOUT_S)
+            self._show_logs()
+
+    def _show_logs(self) -> None:
+        for log in sorted(self.folder.glob("*.log")) + sorted(self.folder.glob("data/**/*.log")):
+            sys.stdout.write(f"--- {log.name}\n{log.read_text(errors='replace')[-LOG_CHARS:]}\n")
 
     def _environment(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("EARMARK_")}
@@ -60,9 +104,9 @@ class Earmark:
 
 
 @pytest.fixture
-def earmark(tmp_path: Path) -> Iterator[Earmark]:
+def earmark(tmp_path: Path, nursery: Nursery) -> Iterator[Earmark]:
     """The command line with a fresh data folder."""
-    command_line = Earmark({}, tmp_path)
+    command_line = Earmark({}, tmp_path, nursery)
     yield command_line
     command_line.end()
 
@@ -74,14 +118,14 @@ def valkey_url(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, valkey_url: str, postgres_url: str) -> Iterator[Earmark]:
+def cluster(tmp_path: Path, valkey_url: str, postgres_url: str, nursery: Nursery) -> Iterator[Earmark]:
     """The command line of every machine of a cluster whose workers may fetch from loopback."""
     settings = {
         "EARMARK_BROKER__URL": valkey_url,
         "EARMARK_DATABASE__URL": postgres_url,
         "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
     }
-    command_line = Earmark(settings, tmp_path)
+    command_line = Earmark(settings, tmp_path, nursery)
     yield command_line
     command_line.end()
 
@@ -89,15 +133,37 @@ def cluster(tmp_path: Path, valkey_url: str, postgres_url: str) -> Iterator[Earm
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
     """Return a function that serves a folder over HTTP until the test ends."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         yield lambda folder, **how: stack.enter_context(serving(folder, **how))
 
 
-def wait_until(done: Callable[[], bool], seconds: float) -> None:
-    """Wait for something to become true, at most so many seconds."""
+def wait_until(done: Callable[[], bool], seconds: float = TIMEOUT_S) -> None:
+    """Wait for something to become true; the seconds only end a test that hangs."""
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.1)
+
+
+def scalar(cluster: Earmark, query: str) -> Any:
+    """Return the first value of a query to the cluster's PostgreSQL."""
+    with psycopg.connect(cluster.settings["EARMARK_DATABASE__URL"]) as connection:
+        row = connection.execute(query).fetchone()  # type: ignore[call-overload]
+    return row[0]
+
+
+def get_json(url: str) -> Any:
+    """Return what a Flower of this machine tells."""
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+        return json.load(answer)
+
+
+def finished_chunks(port: int) -> int:
+    """Return how many chunks the Flower on this port knows to be done."""
+    tasks = get_json(f"http://127.0.0.1:{port}/api/tasks").values()
+    return sum(task["state"] == "SUCCESS" for task in tasks)
+
+
+def left_running() -> list[str]:
+    """Return the names of the Valkeys that a command line has left behind."""
+    return [child.name() for child in psutil.Process().children(recursive=True) if "valkey" in child.name()]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import typer
 
-from console.cli import app as command_line
+from console.cli.app import app as command_line
 from db.models import Base
 from tests.servers import free_port
 

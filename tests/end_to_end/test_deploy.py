@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-import socket
-import ssl
-import threading
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -18,51 +14,12 @@ import trustme
 
 from console.demo import EXAMPLES
 from tests.end_to_end.conftest import Earmark, wait_until
-from tests.end_to_end.test_cluster import answers
-from tests.servers import free_port, running_valkey, serving
+from tests.servers import answers, behind_tls, free_port, port_of, running_valkey, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PAGE = Path(__file__).parents[2] / "docs/deploy.md"
-
-
-@contextmanager
-def behind_tls(port: int, authority: trustme.CA, *, asked_first: bool = False) -> Iterator[str]:
-    """Yield the address of a server that ends TLS and passes on to another port.
-
-    Args:
-        asked_first: the client asks for TLS in eight bytes of plain text, as PostgreSQL's does.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        with suppress(OSError):
-            while True:
-                threading.Thread(target=pass_on, args=(listener.accept()[0],), daemon=True).start()
-
-    def pass_on(plain: socket.socket) -> None:
-        with suppress(OSError), plain, socket.create_connection(("127.0.0.1", port)) as inner:
-            if asked_first and len(plain.recv(8)) == 8:
-                plain.sendall(b"S")
-            with context.wrap_socket(plain, server_side=True) as outer:
-                threading.Thread(target=pump, args=(inner, outer), daemon=True).start()
-                pump(outer, inner)
-
-    def pump(source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while block := source.recv(65536):
-                sink.sendall(block)
-            sink.shutdown(socket.SHUT_RDWR)
-
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield f"localhost:{listener.getsockname()[1]}"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
 
 
 def blocks(language: str) -> list[str]:
@@ -106,12 +63,6 @@ def administered(postgres: str) -> Iterator[None]:
         administrator.execute("DROP ROLE earmark")
 
 
-def port_of(url: str) -> int:
-    port = urlsplit(url).port
-    assert port
-    return port
-
-
 def test_the_page_leads_from_two_servers_to_results(data: Earmark) -> None:
     commands = [shlex.split(line)[1:] for line in blocks("sh")]
     assert [words[0] for words in commands] == [
@@ -129,12 +80,12 @@ def test_the_page_leads_from_two_servers_to_results(data: Earmark) -> None:
         for words in commands:
             if words == ["worker"]:
                 data.start("console.cli", *words)
-                wait_until(lambda: answers(f"http://127.0.0.1:{metrics}/ready"), 120)
+                wait_until(lambda: answers(f"http://127.0.0.1:{metrics}/ready"))
             elif words == ["flower"]:
                 data.start("console.cli", *words, "--port", str(port))
             else:
                 said[words[0]] = data(*words)
-        wait_until(lambda: bool(answers(f"http://127.0.0.1:{port}/api/workers")), 30)
+        wait_until(lambda: bool(answers(f"http://127.0.0.1:{port}/api/workers")))
     assert "2 done" in said["submit"].stderr
     assert "2 done" in said["status"].stderr + said["status"].stdout
     assert {"dog", "siren"} <= set(re.split(r"\W", (data.folder / "march.csv").read_text()))

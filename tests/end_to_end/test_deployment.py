@@ -20,9 +20,8 @@ import redis
 import yaml
 
 from console.demo import EXAMPLES
-from tests.end_to_end.conftest import Earmark, wait_until
-from tests.end_to_end.test_cluster import answers
-from tests.servers import free_port, running_valkey
+from tests.end_to_end.conftest import TIMEOUT_S, Earmark, wait_until
+from tests.servers import answers, free_port, running_valkey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,16 +156,16 @@ def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
             stack.start("console.cli", *SERVICES["worker"]["command"])
             flower = [word.replace("0.0.0.0", "127.0.0.1") for word in SERVICES["flower"]["command"]]
             stack.start("console.cli", *flower, "--port", str(port), "--keep", str(tmp_path / "seen"))
-            wait_until(lambda: answers(f"http://127.0.0.1:{metrics_port}/ready"), 120)
+            wait_until(lambda: answers(f"http://127.0.0.1:{metrics_port}/ready"))
             shown = stack("submit", f"{base}/dog.ogg", f"{base}/siren.wav", "--watch", "--strict")
             assert "2 done" in shown.stderr
-            wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), 30)
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
             assert not answers(f"http://127.0.0.1:{port}/api/workers")
             known = base64.b64encode(secrets["EARMARK_FLOWER__BASIC_AUTH"].encode()).decode()
             asked = urllib.request.Request(
                 f"http://127.0.0.1:{port}/api/workers?refresh=1", headers={"Authorization": f"Basic {known}"}
             )
-            with urllib.request.urlopen(asked, timeout=20) as answer:
+            with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
                 assert len(json.load(answer)) == 1
             keys = {key.partition(b":")[0] for key in redis.Redis.from_url(here["EARMARK_BROKER__URL"]).scan_iter()}
             assert keys == {b"earmark"}

@@ -13,9 +13,8 @@ import pytest
 import redis
 
 from console.demo import EXAMPLES
-from tests.end_to_end.conftest import Earmark, wait_until
-from tests.end_to_end.test_cluster import answers, scalar
-from tests.servers import free_port
+from tests.end_to_end.conftest import Earmark, scalar, wait_until
+from tests.servers import answers, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,10 +41,12 @@ def test_a_signature_is_nowhere_but_in_its_own_column(
     (tmp_path / "list.txt").write_text("\n".join([*urls, f"http://me:{SECRET}@127.0.0.1/a", f"http://[bad/?{SECRET}"]))
     port = free_port()
     cluster.start("console.cli", "flower", "--port", str(port))
-    wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"), 30)
+    wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
     shown = cluster("submit", "list.txt")
     with redis.Redis.from_url(cluster.settings["EARMARK_BROKER__URL"]) as client:
-        queued = b"".join(client.lrange("earmark:clips", 0, -1))
+        queues = client.keys("earmark:clips-*")
+        assert len(queues) == 1
+        queued = b"".join(client.lrange(queues[0], 0, -1))
         assert queued
         assert not leaks(queued)
         cluster.start("console.cli", "worker")

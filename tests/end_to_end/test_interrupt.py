@@ -9,11 +9,11 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import pytest
 
 from console.demo import EXAMPLES
 from earmark.settings import cores
-from tests.end_to_end.conftest import wait_until
-from tests.end_to_end.test_one_machine import left_running
+from tests.end_to_end.conftest import TIMEOUT_S, left_running, wait_until
 from tests.servers import free_port
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ def slow_list(earmark: Earmark, serve: Callable[..., str]) -> str:
     return "list.txt"
 
 
-def interrupt_midway(earmark: Earmark, process: subprocess.Popen[str]) -> str:
-    """Press Ctrl-C once some clips are done; return what was said."""
-    wait_until(lambda: 0 < states(earmark).get("done", 0) < CLIPS, 60)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+def interrupt_midway(earmark: Earmark, process: subprocess.Popen[str], how: signal.Signals = signal.SIGINT) -> str:
+    """Press Ctrl-C, or send another signal, once some clips are done; return what was said."""
+    wait_until(lambda: 0 < states(earmark).get("done", 0) < CLIPS)
+    process.send_signal(how)
+    assert process.wait(TIMEOUT_S) == 130
     return " ".join((earmark.folder / "console.cli-0.log").read_text().split())
 
 
@@ -49,14 +49,18 @@ def states(earmark: Earmark) -> dict[str, Any]:
     return {}
 
 
-def test_an_interrupted_run_is_gone_on_with_by_its_name(earmark: Earmark, serve: Callable[..., str]) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])
+def test_an_interrupted_run_is_gone_on_with_by_its_name(
+    earmark: Earmark, serve: Callable[..., str], how: signal.Signals
+) -> None:
     words = ("console.cli", "run", slow_list(earmark, serve))
-    said = interrupt_midway(earmark, earmark.start(*words))
+    said = interrupt_midway(earmark, earmark.start(*words), how)
     assert said == "Stopping; the same command with --name run-1 goes on where this stops."
     assert left_running() == []
     assert "running" not in states(earmark)
     earmark(*words[1:], "--name", "run-1")
     assert states(earmark) == {"done": CLIPS}
+    assert len(list((earmark.folder / "data").glob("run-*"))) == 1, "the second run left nothing behind"
 
 
 def test_up_shares_the_cores_reads_the_folders_it_is_told_and_ends_with_ctrl_c(earmark: Earmark) -> None:
@@ -66,14 +70,14 @@ def test_up_shares_the_cores_reads_the_folders_it_is_told_and_ends_with_ctrl_c(e
     up = earmark.start(
         "console.cli", "up", "--workers", "2", "--files", str(folder), "--flower-port", str(free_port())
     )  # fmt: skip
-    wait_until((earmark.folder / "data" / "broker.url").exists, 30)
+    wait_until((earmark.folder / "data" / "broker.url").exists)
     workers = [child for child in psutil.Process(up.pid).children() if "worker" in child.cmdline()]
     assert [worker.environ()["EARMARK_MODEL__THREADS"] for worker in workers] == [str(max(1, cores() // 2))] * 2
     earmark("submit", str(folder), "--watch", "--strict")
     earmark("submit", str(EXAMPLES), "--watch", "--strict", status=1)
     assert "file_not_allowed" in earmark("failures", "run-2").stdout
     up.send_signal(signal.SIGINT)
-    assert up.wait(30) == 0
+    assert up.wait(TIMEOUT_S) == 0
     assert left_running() == []
 
 
@@ -83,7 +87,7 @@ def test_an_interrupted_submit_watch_says_how_to_watch_again(
     earmark.settings["EARMARK_BROKER__URL"] = valkey_url
     words = ("console.cli", "submit", slow_list(earmark, serve), "--watch", "--name", "slow")
     watching = earmark.start(*words)
-    wait_until(lambda: "pending" in states(earmark) or "queued" in states(earmark), 30)
+    wait_until(lambda: "pending" in states(earmark) or "queued" in states(earmark))
     earmark.start("console.cli", "worker")
     assert "The run goes on; `earmark status slow --watch` shows it again." in interrupt_midway(earmark, watching)
     earmark("status", "slow", "--watch")

@@ -72,7 +72,8 @@ def test_names_lead_to_what_there_is() -> None:
 
 def test_workers_grow_with_the_queue_and_one_stays_to_feed_it() -> None:
     scaled = OBJECTS["ScaledObject/worker"]["spec"]
-    assert scaled["triggers"][0]["metadata"]["listName"] == f"{broker.KEY_PREFIX}{Broker().queue}"
+    assert scaled["triggers"][0]["metadata"]["listName"] == f"{broker.KEY_PREFIX}clips"
+    assert "EARMARK_BROKER__QUEUE=clips" in (FOLDER / "kustomization.yaml").read_text()
     assert scaled["minReplicaCount"] >= 1
     # A full queue asks for more workers than could have filled it.
     asked = Broker().high_water / int(scaled["triggers"][0]["metadata"]["listLength"])

@@ -11,10 +11,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from console.demo import EXAMPLES
+from tests.end_to_end.conftest import left_running
 from tests.servers import readable_binaries, serving
 
 if TYPE_CHECKING:
@@ -36,10 +36,6 @@ def recordings(tmp_path: Path) -> Path:
     (folder.parent / "half.flac").write_bytes((EXAMPLES / "piano.flac").read_bytes()[:30])
     (folder.parent / "notes.txt").write_text("not a sound")
     return folder.parent
-
-
-def left_running() -> list[str]:
-    return [child.name() for child in psutil.Process().children(recursive=True) if "valkey" in child.name()]
 
 
 def test_the_demo_names_the_sounds_and_the_reasons_and_leaves_nothing_running(earmark: Earmark) -> None:
@@ -104,10 +100,6 @@ def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_what_is_new(
     assert len(earmark("results", "mine", "--format", "csv").stdout.splitlines()) == 3
 
 
-def test_strict_exits_with_1_when_a_clip_failed(earmark: Earmark) -> None:
-    earmark("run", str(EXAMPLES / "broken.wav"), "--strict", status=1)
-
-
 def test_a_model_that_cannot_be_had_is_one_sentence(earmark: Earmark) -> None:
     refused = earmark("run", str(EXAMPLES / "dog.ogg"), "--model", "./no-such-model", status=3)
     assert "no-such-model" in refused.stderr
@@ -129,7 +121,7 @@ def test_results_come_in_every_format(earmark: Earmark) -> None:
     assert json.loads(earmark("status", "two", "--format", "jsonl").stdout)["done"] == 2
 
 
-def test_urls_that_another_run_has_are_not_downloaded_again(earmark: Earmark) -> None:
+def test_urls_that_another_run_has_are_not_downloaded_again_and_strict_tells_of_failures(earmark: Earmark) -> None:
     with serving(EXAMPLES) as base:
         earmark.settings |= {
             "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",

@@ -9,7 +9,7 @@ import pytest
 
 from console.demo import EXAMPLES
 from console.plan import Plan, sentences
-from tests.end_to_end.test_one_machine import left_running
+from tests.end_to_end.conftest import left_running
 
 if TYPE_CHECKING:
     from collections.abc import Callable

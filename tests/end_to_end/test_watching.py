@@ -14,9 +14,8 @@ import yaml
 from console import local
 from console.demo import EXAMPLES
 from earmark.errors import UsageError
-from tests.end_to_end.conftest import Earmark, wait_until
-from tests.end_to_end.test_cluster import answers, finished_chunks, get_json
-from tests.servers import free_port, serving
+from tests.end_to_end.conftest import TIMEOUT_S, Earmark, finished_chunks, get_json, wait_until
+from tests.servers import answers, free_port, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,11 +46,11 @@ class Watched:
 
     def work(self) -> None:
         self.earmark.start("console.cli", "up", "--flower-port", str(self.flower))
-        wait_until(lambda: answers(f"{self.worker}/ready") and answers(f"{self.page}/healthcheck"), 120)
+        wait_until(lambda: answers(f"{self.worker}/ready") and answers(f"{self.page}/healthcheck"))
         # A chunk that has begun before Flower listens would stay unknown to it.
-        wait_until(lambda: bool(get_json(f"{self.page}/api/workers?refresh=1")), 30)
+        wait_until(lambda: bool(get_json(f"{self.page}/api/workers?refresh=1")))
         self.earmark("submit", "list.txt", "--chunk-size", str(CHUNK), "--watch")
-        wait_until(lambda: finished_chunks(self.flower) >= CLIPS // CHUNK, 20)
+        wait_until(lambda: finished_chunks(self.flower) >= CLIPS // CHUNK)
 
     @property
     def page(self) -> str:
@@ -78,7 +77,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 
 def samples(watched: Watched) -> dict[str, float]:
-    with urllib.request.urlopen(f"{watched.worker}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{watched.worker}/metrics", timeout=TIMEOUT_S) as answer:
         lines = answer.read().decode().splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
@@ -111,7 +110,7 @@ def test_flower_shows_the_chunks_in_a_browser_and_nothing_is_stuck(watched: Watc
 def test_flower_steers_nothing(watched: Watched) -> None:
     asked = urllib.request.Request(f"{watched.page}/api/task/async-apply/earmark.classify", data=b'{"args": []}')
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(asked, timeout=10)
+        urllib.request.urlopen(asked, timeout=TIMEOUT_S)
 
 
 def test_a_worker_tells_prometheus_what_came_of_the_clips_and_where_the_time_went(watched: Watched) -> None:
@@ -138,7 +137,7 @@ def test_a_dashboard_and_the_alerts_ask_for_nothing_that_no_worker_tells(watched
 
 
 def test_flower_tells_prometheus_of_its_chunks(watched: Watched) -> None:
-    with urllib.request.urlopen(f"{watched.page}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{watched.page}/metrics", timeout=TIMEOUT_S) as answer:
         told = answer.read().decode()
     succeeded = re.findall(r'flower_events_total\{task="earmark.classify",type="task-succeeded".*\} ([\d.]+)', told)
     assert [float(count) for count in succeeded] == [CLIPS / CHUNK]
@@ -157,7 +156,7 @@ def test_a_worker_logs_a_line_a_chunk_that_a_machine_can_read(watched: Watched) 
 @pytest.mark.parametrize(("address", "basic_auth"), [("0.0.0.0", None), ("", None), ("0.0.0.0", "someone:")])
 def test_flower_is_not_opened_to_other_machines_without_a_password(address: str, basic_auth: str | None) -> None:
     with pytest.raises(UsageError, match="USER:PASSWORD"):
-        local.flower_command({}, 5555, address, basic_auth)
+        local.flower_arguments(5555, address, basic_auth)
 
 
 def test_alerts_are_rules_that_say_what_to_do() -> None:

@@ -1,4 +1,4 @@
-"""One nursery for all tests here, and a world for each."""
+"""A world for each test."""
 
 from __future__ import annotations
 
@@ -6,22 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.nursery import Nursery
 from tests.faults.world import running_world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.faults.nursery import Nursery
     from tests.faults.world import World
     from tests.servers import Postgres
-
-
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    started = Nursery()
-    yield started
-    started.close()
 
 
 @pytest.fixture

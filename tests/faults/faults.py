@@ -15,7 +15,8 @@ import psycopg
 import redis
 import sqlalchemy as sa
 
-from db.models import Clip
+from db.identity import own_queue
+from db.models import Clip, LedgerIdentity
 from earmark import broker
 from earmark.clips import Chunk
 from earmark.settings import Broker
@@ -139,9 +140,10 @@ def stop_redis_for_10_s(world: World) -> None:
 
 def send_a_chunk_twice_and_one_of_another_version(world: World) -> None:
     rows = world.rows(sa.select(Clip.id, Clip.display_uri).limit(8))
-    broker.configure(Broker(url=world.valkey.url))
+    [(identity,)] = world.rows(sa.select(LedgerIdentity.id))
+    broker.configure(Broker(url=world.valkey.url, queue=own_queue(identity)))
     try:
-        broker.send_chunks([Chunk(1, tuple(rows))] * 2)
+        broker.send_chunks([Chunk(identity, 1, tuple(rows))] * 2)
         broker.app.send_task(broker.TASK, args=[{"v": 99, "clips": "?"}])
         broker.app.send_task(broker.TASK, args=["nothing of ours"])
     finally:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -28,13 +27,14 @@ from tests.servers import Postgres, Valkey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.faults.flaky_server import FlakyServer
-    from tests.faults.nursery import Nursery
+    from tests.faults.nursery import Child, Nursery
 
 LEASE_S = 4.0
 MAX_ATTEMPTS = 5
+#: This only ends a test that hangs.
+SUBMITTED_S = 180
 
 
 @dataclass
@@ -49,6 +49,7 @@ class World:
     postgres: Postgres | None
     random: random.Random
     workers: list[psutil.Process] = field(default_factory=list)
+    producers: list[Child] = field(default_factory=list)
     submitted: set[str] = field(default_factory=set)
 
     @property
@@ -63,18 +64,17 @@ class World:
         self.random.shuffle(uris)
         return uris
 
-    def submit(self, *uris: str, wait: bool = True, name: str = "list") -> subprocess.Popen[bytes]:
+    def submit(self, *uris: str, wait: bool = True, name: str = "list") -> Child:
         """Submit a list with the real command."""
         self.submitted.update(uris)
         path = self.folder / f"{name}.txt"
         path.write_text("\n".join(uris) + "\n")
         words = ["submit", str(path), "--name", "run", "--chunk-size", "4"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "console.cli", *words],
-            env=self.environment(), cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        files = [Path(os.devnull), self.folder / f"{name}.out", self.folder / f"{name}.err"]
+        process = self.nursery.start(*words, folder=self.folder, environment=self.environment(), files=files)
+        self.producers.append(process)
         if wait:
-            said = process.communicate(timeout=120)[1].decode()
+            said = process.communicate(SUBMITTED_S)[1].decode()
             assert process.returncode == 0, said
         return process
 
@@ -143,6 +143,8 @@ class World:
         return log.read_text()[-3000:] if log.exists() else ""
 
     def end(self) -> None:
+        for producer in self.producers:
+            producer.kill()
         for process in self.workers:
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 process.send_signal(signal.SIGCONT)

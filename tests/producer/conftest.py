@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def settings(tmp_path: Path, database_url: str) -> Iterator[Settings]:
     with running_valkey(tmp_path) as url:
         chosen = Settings(
-            broker=Broker(url=url, high_water=4),
+            broker=Broker(url=url, high_water=4, queue="clips"),
             database=Database(url=database_url),
             ledger=Ledger(lost_after_s=-1.0),
         )

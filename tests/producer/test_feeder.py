@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +19,7 @@ from earmark.options import RunOptions
 from earmark.settings import Broker, Database, Ledger, Settings
 from producer.feeder import Feeder
 from producer.submit import submit
+from tests.db.facts import chunk_of
 from tests.servers import free_port
 
 if TYPE_CHECKING:
@@ -37,9 +40,6 @@ def taken_from_queue() -> list[dict[str, object]]:
     messages = [broker.client().rpop("earmark:clips") for _ in range(broker.queue_length())]
     decoded = []
     for message in messages:
-        import base64
-        import json
-
         body = json.loads(base64.b64decode(json.loads(message)["body"]))
         decoded.append(body[0][0])
     return decoded
@@ -70,7 +70,7 @@ def test_a_clip_of_a_crashed_chunk_travels_alone(engine: sa.Engine, settings: Se
     taken_from_queue()
     with reading(engine) as connection:
         ids = [row.id for row in connection.execute(Clip.__table__.select())]
-    ledger.claim(engine, ids[:2], worker="w", limits=Ledger(lease_s=-1.0))
+    ledger.claim(engine, chunk_of(engine, ids[:2]), worker="w", limits=Ledger(lease_s=-1.0))
     feed(engine, settings)
     chunks = [broker.decode(message).clips for message in taken_from_queue()]
     assert sorted(len(clips) for clips in chunks) == [1, 1, 2]
@@ -89,7 +89,7 @@ def test_clips_whose_worker_died_before_it_claimed_them_are_sent_again(engine: s
     new_run(engine, 16)
     feed(engine, settings)
     for message in taken_from_queue():
-        broker.client().hset("earmark:unacked", str(message), "taken by a worker that is dead")
+        broker.client().hset("earmark:unacked:clips", str(message), "taken by a worker that is dead")
     assert feed(engine, patient) == 0
     assert feed(engine, impatient) == 2
 
@@ -102,7 +102,7 @@ def test_after_an_outage_of_the_database_workers_renew_before_leases_are_taken_b
     feeder.feed()
     with reading(engine) as connection:
         ids = list(connection.scalars(sa.select(Clip.id)))
-    ledger.claim(engine, ids, worker="w", limits=Ledger(lease_s=-1.0))
+    ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=Ledger(lease_s=-1.0))
     out_of_reach(feeder)
     assert feeder.feed() == 0
     assert Feeder(engine, settings).feed() == 8
@@ -139,15 +139,17 @@ def test_chunks_wiped_a_moment_ago_are_found_though_the_queue_is_fed_again(
 def test_the_marks_grow_with_what_workers_hold(engine: sa.Engine, settings: Settings) -> None:
     new_run(engine, 1000)
     for tag in range(20):
-        broker.client().hset("earmark:unacked", str(tag), "chunk")
+        broker.client().hset("earmark:unacked:clips", str(tag), "chunk")
     assert feed(engine, settings) == 40
 
 
-def test_a_message_of_another_version_is_refused_by_name() -> None:
-    with pytest.raises(broker.MessageError, match="version 1"):
-        broker.decode({"v": 2, "run_id": 1, "clips": []})
-    with pytest.raises(broker.MessageError):
-        broker.decode({"v": 1, "run_id": 1, "clips": [["x"]]})
+def test_a_message_of_another_version_is_told_from_one_that_is_none_of_ours() -> None:
+    for other in ({"v": 1, "run_id": 1, "clips": [[1, "u"]]}, {"v": 3}):
+        with pytest.raises(broker.OtherVersionError):
+            broker.decode(other)
+    for none in ({"v": 2, "ledger": "l", "run_id": 1, "clips": [["x"]]}, {"v": 2, "run_id": 1, "clips": []}, {}, "?"):
+        with pytest.raises(broker.MessageError):
+            broker.decode(none)
 
 
 def test_submit_counts_every_line(engine: sa.Engine, settings: Settings, tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_submit_counts_every_line(engine: sa.Engine, settings: Settings, tmp_pat
 
 
 def test_a_broker_that_does_not_answer_is_a_sentence(engine: sa.Engine) -> None:
-    unreachable = Settings(broker=Broker(url=f"redis://127.0.0.1:{free_port()}/0"))
+    unreachable = Settings(broker=Broker(url=f"redis://127.0.0.1:{free_port()}/0", queue="clips"))
     broker.configure(unreachable.broker)
     new_run(engine, 1)
     with pytest.raises(ServiceError, match="EARMARK_BROKER__URL"):

@@ -85,6 +85,7 @@ def test_any_meta_is_kept_and_found_with_sql(engine: sa.Engine, settings: Settin
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_producer_that_is_killed_and_run_again_loses_and_doubles_nothing(
     engine: sa.Engine, settings: Settings, tmp_path: Path, seed: int

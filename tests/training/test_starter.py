@@ -14,6 +14,8 @@ from training import augment, card, clips, frontend, network, starter, synthesis
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("silence", "siren", "speech")
 
 

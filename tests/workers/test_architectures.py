@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:At least one mel filter has all zero values"),
     pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask"),
 ]

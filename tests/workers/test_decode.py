@@ -309,6 +309,27 @@ def test_decoders_that_cannot_start_are_a_wrong_service_and_not_a_wrong_clip(mon
     assert set(children()) == others
 
 
+def python_with(kib, folder, monkeypatch):
+    """Have children started with so much address space."""
+    program = folder / "python"
+    program.write_text(f'#!/bin/sh\nulimit -v {kib}\nexec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
+@LINUX
+def test_a_decoder_that_cannot_start_says_why(tmp_path, monkeypatch):
+    python_with(100_000, tmp_path, monkeypatch)
+    with pytest.raises(errors.ServiceError, match=r"does not start: .*(MemoryError|failed to map)"):
+        decode.Decoders(settings.Audio(), 1)
+
+
+@LINUX
+def test_a_decoder_works_within_a_limit_below_its_own(pool, tmp_path, monkeypatch):
+    python_with(1_000_000, tmp_path, monkeypatch)
+    assert len(decoded(pool(), whole_clip()).waveform.samples) == 16000
+
+
 ORPHANS = """
     import tempfile, threading
     from earmark import settings
@@ -333,7 +354,7 @@ def test_children_of_a_killed_worker_end_by_themselves():
         orphans = psutil.Process(worker.pid).children()
         assert len(orphans) == 2
         worker.kill()
-    _, alive = psutil.wait_procs(orphans, timeout=15)
+    _, alive = psutil.wait_procs(orphans, timeout=60)
     assert not alive
 
 

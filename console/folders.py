@@ -1,0 +1,70 @@
+"""The folders a run writes on this machine: usable, or one sentence names the setting for another."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from typing import TYPE_CHECKING
+
+from earmark.errors import ServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from earmark.settings import Settings
+
+#: With less room, SQLite and Valkey refuse to write.
+FULL_BYTES = 1024**2
+CURE = "Set EARMARK_DATA_DIR to a folder that can be written."
+
+
+def check(settings: Settings) -> None:
+    """Make the data folder.
+
+    Raises:
+        ServiceError: it cannot be written, or there is no folder for temporary files.
+    """
+    check_data(settings.data_dir)
+    check_temporary()
+
+
+def check_data(folder: Path) -> None:
+    """Make the data folder; raise ServiceError if it cannot be written, or has no room."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ServiceError(reason=f"The data folder {folder} cannot be made: {error.strerror}. {CURE}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ServiceError(reason=f"The data folder {folder} cannot be written. {CURE}")
+    if _is_full(folder):
+        raise ServiceError(reason=f"The disk of the data folder {folder} is full. {CURE}")
+
+
+def check_temporary() -> None:
+    """Raise ServiceError if no folder for temporary files can be written."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise ServiceError(reason="No temporary file can be written: set TMPDIR to a folder that can be.") from error
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < FULL_BYTES
+
+
+class DiskWatch:
+    """Tells once that the disk of a folder is full, and again if it fills up again later."""
+
+    def __init__(self, folders: Iterable[Path], tell: Callable[[str], None]) -> None:
+        self._folders = set(folders)
+        self._tell = tell
+        self._full: set[Path] = set()
+
+    def look(self) -> None:
+        """Look at the room in each folder."""
+        full = {folder for folder in self._folders if _is_full(folder)}
+        for folder in sorted(full - self._full):
+            self._tell(f"The disk of {folder} is full; the run waits until there is room.")
+        self._full = full

@@ -1,0 +1,88 @@
+"""What a Redis answered or did not answer, as one sentence with its cure."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+from redis import exceptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CLUSTER = (
+    exceptions.ClusterCrossSlotError,
+    exceptions.AskError,  # and MovedError
+    exceptions.ClusterError,
+    exceptions.TryAgainError,
+)
+_RULES = "Give it the rules of docs/operators.md"
+_START = "Start Redis, or set EARMARK_BROKER__URL to where it is; `earmark run` and `earmark up` bring their own."
+
+
+def sentence(error: Exception, *, tls: bool) -> str:
+    """Return what is wrong with the broker and what to do about it."""
+    if (refusal := _refusal(error)) is not None:
+        return refusal
+    for cause in _causes(error):
+        if (fault := _connection_fault(cause, tls=tls)) is not None:
+            return fault
+    timed_out = isinstance(error, exceptions.TimeoutError)
+    hint = " If its port speaks no TLS, the URL begins with redis://." if tls and timed_out else ""
+    return f"The broker does not answer ({error}). {_START}{hint}"
+
+
+def is_permanent(error: BaseException | None) -> bool:
+    """Say whether the Redis answers, and will not do what Celery needs before somebody changes it."""
+    return isinstance(error, (*_CLUSTER, exceptions.NoPermissionError)) or "cluster mode" in str(error)
+
+
+def _refusal(error: Exception) -> str | None:
+    text = str(error)
+    match error:
+        case exceptions.AuthenticationError() if "HELLO" in text or "required" in text:
+            return "Redis wants a password: set EARMARK_BROKER__URL to redis://USER:PASSWORD@host:6379/0."
+        case exceptions.AuthenticationError():
+            cure = "correct them in EARMARK_BROKER__URL, a password percent-encoded"
+            return f"Redis refuses the user or the password ({text.rstrip('.')}): {cure}."
+        case exceptions.NoPermissionError() if "channel" in text:
+            return f"The Redis user may not subscribe to Celery's channels ({text}). {_RULES}: &* allows all channels."
+        case exceptions.NoPermissionError():
+            return f"The Redis user may not do what Earmark needs ({text}). {_RULES}."
+        case exceptions.ReadOnlyError():
+            return "This Redis is a read-only replica: set EARMARK_BROKER__URL to its primary."
+        case exceptions.OutOfMemoryError():
+            return f"Redis is full ({text}): raise its maxmemory, or give Earmark a Redis of its own."
+        case _ if is_permanent(error):
+            return "This Redis is a cluster, which Celery cannot use: use a Redis with cluster mode off."
+        case exceptions.ResponseError() if "DB index" in text:
+            return "This Redis has no database of that number: correct the end of EARMARK_BROKER__URL."
+        case _:
+            return None
+
+
+def _connection_fault(cause: BaseException, *, tls: bool) -> str | None:
+    match cause:
+        case ssl.SSLCertVerificationError():
+            cure = "set ssl_ca_certs in EARMARK_BROKER__URL to its authority's certificate, and use a name that it has"
+            return f"The certificate of Redis is not trusted ({cause.verify_message.rstrip('.')}): {cure}."
+        case FileNotFoundError() | PermissionError() if tls:
+            return "A certificate file that EARMARK_BROKER__URL names cannot be read: correct its path or its mode."
+        case _ if tls and _is_hang_up(cause):
+            cure = "if it asks for a client's certificate, set ssl_certfile and ssl_keyfile in EARMARK_BROKER__URL"
+            return f"Redis ends the TLS connection ({cause}): {cure}; if its port speaks no TLS, use redis://."
+        case _ if _is_hang_up(cause):
+            return f"Redis ends the connection ({cause}): if its port wants TLS, EARMARK_BROKER__URL is rediss://."
+        case _:
+            return None
+
+
+def _is_hang_up(cause: BaseException) -> bool:
+    ended = isinstance(cause, (ssl.SSLError, ConnectionResetError, BrokenPipeError))
+    return ended or "closed by server" in str(cause)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,58 @@
+"""An error's facts are checked, and its sentence survives optimisation and pickling."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from typing import Any, get_type_hints
+
+import pytest
+from mypy import api
+
+from earmark.errors import BY_CODE, ClipError, NotFound, ServerFailed, TooLong
+
+INHERITED = {"code", "stage", "transient", "sentence", "retry_after_s"}
+#: Each of these has a fact that is missing, misspelt, or of another type.
+WRONG = ("NotFound()", "NotFound(satus=404)", "NotFound(status='404')")
+
+
+def facts_of(kind: type[ClipError]) -> dict[str, Any]:
+    declared = {name: hint for name, hint in get_type_hints(kind).items() if name not in INHERITED}
+    return {name: hint(7) for name, hint in declared.items()}
+
+
+@pytest.mark.parametrize("kind", BY_CODE.values())
+def test_an_error_made_of_its_declared_facts_says_its_sentence(kind: type[ClipError]) -> None:
+    facts = facts_of(kind)
+    error = kind(**facts)
+    assert str(error) == kind.sentence.format(**facts)
+    assert all(getattr(error, name) == value for name, value in facts.items())
+
+
+def test_a_type_checker_sees_what_is_wrong_with_the_facts() -> None:
+    lines = ["from earmark.errors import NotFound", "NotFound(status=404)", *WRONG]
+    found, _, status = api.run(["--strict", "--config-file=", "-c", "\n".join(lines)])
+    assert status == 1
+    for number in range(3, 3 + len(WRONG)):
+        assert f"<string>:{number}: error" in found
+    assert "<string>:2: error" not in found
+
+
+def test_a_missing_fact_is_named_at_run_time_too() -> None:
+    with pytest.raises(TypeError, match="NotFound lacks the fact 'status'"):
+        NotFound()  # type: ignore[call-arg]
+
+
+def test_sentences_survive_an_optimised_python() -> None:
+    program = "from earmark.errors import NotFound; print(NotFound(status=404))"
+    ended = subprocess.run([sys.executable, "-OO", "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == str(NotFound(status=404))
+
+
+@pytest.mark.parametrize(
+    "error", [TooLong(max_duration_s=3600, setting="X"), ServerFailed(status=503, retry_after_s=7.0)]
+)
+def test_an_error_can_be_pickled(error: ClipError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), copy.facts) == (type(error), str(error), error.facts)

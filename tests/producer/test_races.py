@@ -1,0 +1,90 @@
+"""Submissions of one new name that race: each ends well, there is one run, and each clip is in it once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+import producer
+from db.models import Clip, Run
+from db.session import connect, reading
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Barrier
+    from pathlib import Path
+
+    from earmark.settings import Settings
+
+SUBMITTERS = 8
+CLIPS = 5000
+ROUNDS = [pytest.param(2, id="2-rounds"), pytest.param(10, id="10-rounds", marks=pytest.mark.slow)]
+LONGEST_S = 120
+
+
+@pytest.mark.parametrize("rounds", ROUNDS)
+def test_submissions_of_one_list_and_one_new_name_race(
+    engine: sa.Engine, settings: Settings, tmp_path: Path, rounds: int
+) -> None:
+    path = tmp_path / "list.txt"
+    write_list(path, range(CLIPS), seed=0)
+    for turn in range(rounds):
+        race(settings, f"same-{turn}", [path] * SUBMITTERS)
+        assert clips_by_run(engine, f"same-{turn}") == [(CLIPS, CLIPS)]
+
+
+@pytest.mark.parametrize("rounds", ROUNDS)
+def test_submissions_of_two_lists_that_overlap_by_half_race(
+    engine: sa.Engine, settings: Settings, tmp_path: Path, rounds: int
+) -> None:
+    for turn in range(rounds):
+        paths = [tmp_path / f"{turn}-{number}.txt" for number in range(SUBMITTERS)]
+        for number, path in enumerate(paths):
+            first = CLIPS // 2 * (number % 2)
+            write_list(path, range(first, first + CLIPS), seed=turn * SUBMITTERS + number)
+        race(settings, f"half-{turn}", paths)
+        everything = CLIPS + CLIPS // 2
+        assert clips_by_run(engine, f"half-{turn}") == [(everything, everything)]
+
+
+def write_list(path: Path, numbers: range, seed: int) -> None:
+    """Write a list in an order of its own, so that submitters insert common clips in different orders."""
+    lines = [f"https://h.org/{number}\n" for number in numbers]
+    random.Random(seed).shuffle(lines)
+    path.write_text("".join(lines))
+
+
+def race(settings: Settings, name: str, paths: list[Path]) -> None:
+    """Submit every list at once, each in a process of its own; assert that all exit with 0."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["producer.submit"])
+    start = context.Barrier(len(paths))
+    submitters = [context.Process(target=submit_one, args=(start, settings, name, str(path))) for path in paths]
+    for submitter in submitters:
+        submitter.start()
+    for submitter in submitters:
+        submitter.join(LONGEST_S)
+    statuses = [submitter.exitcode for submitter in submitters]
+    for submitter in submitters:
+        submitter.kill()
+    assert statuses == [0] * len(paths)
+
+
+def submit_one(start: Barrier, settings: Settings, name: str, path: str) -> None:
+    from earmark import broker
+
+    broker.configure(settings.broker)
+    engine = connect(settings.database_url, settings.database)
+    start.wait(LONGEST_S)
+    producer.submit([path], engine, settings, name=name)
+
+
+def clips_by_run(engine: sa.Engine, name: str) -> list[tuple[int, int]]:
+    """Return, of each run of that name, its clips and how many different ones they are."""
+    counted = sa.select(sa.func.count(), sa.func.count(Clip.uri.distinct()))
+    statement = counted.join_from(Run, Clip, Clip.run_id == Run.id).where(Run.name == name).group_by(Run.id)
+    with reading(engine) as connection:
+        return [tuple(row) for row in connection.execute(statement)]
