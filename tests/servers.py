@@ -136,7 +136,7 @@ server_login_retry = 1
 
     def remove(self) -> None:
         self._server.terminate()
-        self._server.wait(20)
+        self._server.wait(STOP_S)
         shutil.rmtree(self._folder)
 
 
