@@ -22,7 +22,7 @@ demo: .venv/ready ## serve the example clips on loopback, classify them by URL a
 test: .venv/ready-dev browser ## run the tests against real servers; what they need is installed
 	@$(BIN)/python -m pytest -m "not chaos" --numprocesses 4
 
-test-fast: .venv/ready-dev ## run what takes a minute and needs no PostgreSQL, browser or Debian package
+test-fast: .venv/ready-dev ## run the quick tests, which need no PostgreSQL, browser or Debian package
 	@$(BIN)/python -m pytest -m "not slow and not chaos and not postgresql" --numprocesses 2
 
 test-chaos: .venv/ready-dev ## have many faults in a row happen to workers on each database; four minutes
