@@ -20,10 +20,10 @@ demo: .venv/ready ## serve the example clips on loopback, classify them by URL a
 	@$(BIN)/earmark demo --report demo.html
 
 test: .venv/ready-dev browser pooler ## run the tests against real servers; what they need is installed
-	@$(BIN)/python -m pytest -m "not chaos" --numprocesses 4 --dist loadgroup
+	@$(BIN)/python -m pytest -m "not chaos" --numprocesses 4
 
-test-fast: .venv/ready-dev ## run what takes a minute and needs no PostgreSQL, browser or Debian package
-	@$(BIN)/python -m pytest -m "not slow and not chaos and not postgresql" --numprocesses 2 --dist loadgroup
+test-fast: .venv/ready-dev ## run the quick tests, which need no PostgreSQL, browser or Debian package
+	@$(BIN)/python -m pytest -m "not slow and not chaos and not postgresql" --numprocesses 2
 
 test-chaos: .venv/ready-dev ## have many faults in a row happen to workers on each database; four minutes
 	@$(BIN)/python -m pytest -m chaos --numprocesses 2 tests/faults

@@ -43,7 +43,9 @@ def check_writable(engine: sa.Engine) -> None:
     with reading(engine) as connection:
         standby, read_only = connection.execute(sa.text("SELECT pg_is_in_recovery(), " + READ_ONLY)).one()
     if standby:
-        raise ServiceError(reason=f"The database {where} is a standby, which can only be read: name its primary.")
+        raise ServiceError(
+            reason=f"The database {where} is a standby, which can only be read: give the URL of its primary."
+        )
     if read_only:
         raise ServiceError(reason=f"The database {where} can only be read now: default_transaction_read_only is on.")
 

@@ -43,6 +43,7 @@ SPELLINGS = {
 WORKER_RIGHTS = {
     "clips": ("SELECT", "UPDATE"),
     "leases": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "ledger": ("SELECT",),
     "run_counts": ("SELECT", "INSERT", "UPDATE"),
     "runs": ("SELECT", "UPDATE"),
     "window_predictions": ("SELECT", "INSERT"),

@@ -11,8 +11,10 @@ from earmark.core.errors import ServiceError
 
 SQLITE_DRIVERS = ("sqlite", "sqlite+pysqlite")
 POSTGRESQL_DRIVERS = ("postgresql", "postgres", "postgresql+psycopg")
+PREFIXES = {"sqlite": "sqlite:///", "postgresql": "postgresql://", "postgres": "postgresql://"}
 #: SQLAlchemy hides the password of a URL's user part only, and shows every option.
 SECRET_OPTIONS = ("sslpassword", "oauth_client_secret")
+#: What follows an option's name, up to the next option.
 VALUE = re.compile("=[^&]*")
 ENCODE = (
     "This database URL cannot be read: percent-encode its user and password (@ is %40, : is %3A, / is %2F, ? is %3F,"
@@ -66,10 +68,10 @@ def _wrong_port(text: str) -> str:
 
 def _wrong_driver(url: sa.URL) -> str:
     kind = url.get_backend_name()
-    for plain in ("sqlite", "postgresql"):
-        if kind in (plain, plain.removesuffix("ql")):
-            return f"Earmark has a {plain} driver of its own: begin the URL with {plain}://, not {url.drivername}://."
-    return f"The database must be sqlite or postgresql, not {kind}."
+    prefix = PREFIXES.get(kind)
+    if prefix is None:
+        return f"The database must be sqlite or postgresql, not {kind}."
+    return f"Earmark brings its own driver: begin the database URL with {prefix}, not {url.drivername}://."
 
 
 def _check_options(url: sa.URL) -> None:

@@ -51,7 +51,10 @@ def check_temporary() -> None:
 
 
 def _is_full(folder: Path) -> bool:
-    return shutil.disk_usage(folder).free < FULL_BYTES
+    try:
+        return shutil.disk_usage(folder).free < FULL_BYTES
+    except OSError:  # the folder was removed: what writes there says so
+        return False
 
 
 class DiskWatch:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,7 +15,6 @@ from tests.servers import PgBouncer, Postgres, upgraded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import sqlalchemy as sa
     from playwright.sync_api import Browser
@@ -41,12 +41,23 @@ MARKED_BY_FIXTURE = {
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark a test by its fixtures, and keep those together that share them."""
+    """Mark a test by its fixtures."""
     for fixture in MARKED_BY_FIXTURE.keys() & set(item.fixturenames):  # type: ignore[attr-defined]
         for mark in MARKED_BY_FIXTURE[fixture]:
             item.add_marker(mark)
-    if item.path.stem in TOGETHER:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process a test at a time, or a module whose tests share what takes long to set up."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return module if Path(module).stem in TOGETHER else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

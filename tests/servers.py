@@ -124,9 +124,10 @@ server_login_retry = 1
 """
         )
         who = {} if os.geteuid() != 0 else {"user": "nobody"}
-        with (self._folder / "log").open("wb") as log:
+        said = self._folder / "log"
+        with said.open("wb") as log:
             self._server = subprocess.Popen([program, self._folder / "ini"], stdout=log, stderr=log, **who)
-        _wait_until(lambda: _accepts(self.url_of(postgres_url)))
+        _wait_until(lambda: _accepts(self.url_of(postgres_url)), self._server, said)
 
     def url_of(self, postgres_url: str) -> str:
         """Return the URL that leads to a database of the server through this pooler."""
@@ -135,7 +136,7 @@ server_login_retry = 1
 
     def remove(self) -> None:
         self._server.terminate()
-        self._server.wait(20)
+        self._server.wait(STOP_S)
         shutil.rmtree(self._folder)
 
 

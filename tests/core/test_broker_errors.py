@@ -137,7 +137,7 @@ def test_what_a_server_is_not_is_told(tmp_path: Path, options: list[str], databa
     with running_valkey(tmp_path, *options) as url:
         broker.configure(Broker(url=url.replace("/0", f"/{database}")))
         with pytest.raises(ServiceError, match=cure):
-            broker.mark_queue()
+            broker.mark_queue("a ledger")
 
 
 def test_a_server_that_is_not_there_is_to_be_started() -> None:

@@ -41,9 +41,9 @@ def test_a_clip_that_a_run_has_already_is_not_added_again(engine: sa.Engine) -> 
 def test_a_claim_whose_answer_was_lost_is_repeated_with_its_token(engine: sa.Engine) -> None:
     _, ids = submit(engine, 2)
     token = ledger.new_token()
-    lost = ledger.claim(engine, ids, worker="w", limits=LIMITS, token=token)
-    assert ledger.claim(engine, ids, worker="w", limits=LIMITS, token=token) == lost
-    assert ledger.claim(engine, ids, worker="other", limits=LIMITS).clips == ()
+    lost = ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=LIMITS, token=token)
+    assert ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=LIMITS, token=token) == lost
+    assert ledger.claim(engine, chunk_of(engine, ids), worker="other", limits=LIMITS).clips == ()
 
 
 def test_the_same_name_goes_on_with_the_same_run_and_refuses_other_options(engine: sa.Engine) -> None:

@@ -12,7 +12,7 @@ from db import ledger, session
 from db.session import ask, connect, reading, writing
 from earmark.core.errors import DatabaseError, ServiceError
 from earmark.core.settings import Database, Ledger
-from tests.db.facts import submit
+from tests.db.facts import chunk_of, submit
 from tests.servers import PgBouncer
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def test_clients_of_a_pooler_never_run_each_other_s_prepared_statements(pooler: 
     first, second = (connect(pooler.url_of(postgres_url), Database()) for _ in range(2))
     ask_often(first, second)
     ids = submit(first, 3)[1]
-    claim = ledger.claim(second, ids, worker="w", limits=Ledger())
+    claim = ledger.claim(second, chunk_of(first, ids), worker="w", limits=Ledger())
     assert [clip.id for clip in claim.clips] == ids
     for engine in (first, second):
         engine.dispose()

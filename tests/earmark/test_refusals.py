@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -122,12 +123,18 @@ def test_a_locale_of_ascii_letters_names_its_variables(tmp_path: Path) -> None:
     assert "earmark run" in earmark("status", "--db", "ümläut.db", status=3).stderr
 
 
+def usage_of(usage: Any, folder: Path) -> Any:
+    if not folder.exists():
+        raise FileNotFoundError(folder)
+    return usage
+
+
 def test_a_full_disk_is_told_once_until_it_is_full_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     usage = shutil.disk_usage(tmp_path)
-    disks = folders.DiskWatch([tmp_path, tmp_path], told.append)
+    disks = folders.DiskWatch([tmp_path, tmp_path, tmp_path / "removed"], told.append)
     for free in (2 * folders.FULL_BYTES, 0, 0, 2 * folders.FULL_BYTES, 0):
-        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        monkeypatch.setattr(shutil, "disk_usage", partial(usage_of, usage._replace(free=free)))
         disks.look()
     assert told == [f"The disk of {tmp_path} is full; the run waits until there is room."] * 2
 
@@ -136,7 +143,7 @@ def test_a_disk_that_is_full_from_the_start_is_told_before_anything_is_written(
     data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=0)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", partial(usage_of, usage))
     assert f"The disk of the data folder {data_folder} is full" in run("--db", str(tmp_path / "labels.db"))
     assert not (tmp_path / "labels.db").exists()
 

@@ -14,6 +14,7 @@ from earmark.core.errors import NotAudio
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger, Settings
 from earmark.web import page
+from tests.db.facts import chunk_of
 from tests.earmark.verbs import verb
 from tests.standby import Standby
 
@@ -44,7 +45,7 @@ def standby_url(standby: Standby, postgres_url: str) -> str:
     listed = [words.Clip(f"https://example.org/{number}.wav", {}) for number in range(CLIPS)]
     ledger.add_clips(engine, run_id, listed)
     ids = [row["clip_id"] for row in results.rows(engine, results.clips(run_id))]
-    claim = ledger.claim(engine, ids[:CLAIMED], worker="w", limits=Ledger())
+    claim = ledger.claim(engine, chunk_of(engine, ids[:CLAIMED]), worker="w", limits=Ledger())
     ledger.finish(engine, claim, [words.Failure(ids[0], NotAudio(kind="a web page"))], (), Ledger())
     engine.dispose()
     return standby.following(postgres_url)
@@ -100,7 +101,7 @@ def test_all_that_writes_says_that_it_cannot(
 ) -> None:
     monkeypatch.setenv("EARMARK_BROKER__URL", "redis://127.0.0.1:1/0")
     monkeypatch.setenv("EARMARK_DATA_DIR", str(tmp_path))
-    url, sentence = standby_url, "is a standby, which can only be read: name its primary"
+    url, sentence = standby_url, "is a standby, which can only be read: give the URL of its primary"
     if how == "read-only":
         url, sentence = f"{postgres_url}?options=-cdefault_transaction_read_only%3Don", "can only be read now"
     (tmp_path / "list.txt").write_text("https://example.org/a.wav\n")

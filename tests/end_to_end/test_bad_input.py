@@ -45,7 +45,7 @@ def lists(earmark: Earmark) -> Path:
         (["up", "--files", "nowhere"], 2, "nowhere"),
         (["explain", "7", "--db", "sqlite:///new.db"], 3, "earmark run"),
         (["run", "list.csv", "--top-k", "0"], 2, "top-k"),
-        (["run", "list.csv", "--url-col", "link", "--db", "list.csv/in/a/file.db"], 3, "unable to open"),
+        (["run", "list.csv", "--url-col", "link", "--db", "list.csv/in/a/file.db"], 3, "EARMARK_DATA_DIR"),
     ],
 )
 def test_a_mistake_is_one_sentence(earmark: Earmark, lists: Path, words: list[str], status: int, cure: str) -> None:

@@ -40,13 +40,13 @@ def test_a_password_among_the_options_is_in_no_output_and_no_log(
         monkeypatch.setenv(name, value)
     cluster.start("earmark", "worker")
     log = tmp_path / "earmark-0.log"
-    wait_until(lambda: "ready, with the model" in log.read_text(), 60)
+    wait_until(lambda: log.exists() and "ready, with the model" in log.read_text(), 120)
     seen = [verb(*words) for words in READY]
     assert [ended.status for ended in seen] == [0] * len(READY)
     refuse_connections(postgres, database)
     seen += [verb(*words) for words in REFUSED]
     assert [ended.status for ended in seen[len(READY) :]] == [3] * len(REFUSED)
-    wait_until(lambda: "not currently accepting connections" in log.read_text(), 60)
+    wait_until(lambda: "not currently accepting connections" in log.read_text(), 120)
     cluster.end()
     told = "".join(ended.text for ended in seen) + log.read_text()
     assert told.count(database) > len(REFUSED)

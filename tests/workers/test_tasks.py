@@ -11,14 +11,13 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from db import feeding
+from db import feeding, ledger
 from db.models import Lease
 from db.session import connect, reading
-from earmark.core.clips import Chunk
 from earmark.core.errors import DatabaseError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger, Settings
-from tests.db.facts import expire_leases, labels, row, submit, success
+from tests.db.facts import chunk_of, expire_leases, labels, row, submit, success
 from workers.models import LoadedModel, RunPlan
 from workers.tasks import WorkerState
 
@@ -36,10 +35,10 @@ class BrokenModels:
 
 
 def test_clips_of_a_chunk_that_fails_unforeseen_are_not_held_for_ever(engine: sa.Engine) -> None:
-    run_id, ids = submit(engine, 2)
+    ids = submit(engine, 2)[1]
     state = WorkerState(engine, Settings(), BrokenModels(), SimpleNamespace(offline=False), "worker")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError):
-        state.work(Chunk(run_id, tuple((clip_id, "https://h/") for clip_id in ids)))
+        state.work(chunk_of(engine, ids))
     expire_leases(engine)
     state.renew()
     assert feeding.take_back(engine, "clips") == 2
@@ -100,17 +99,13 @@ def desk_that(engine: sa.Engine, classify: Callable[[int], Outcome], **limits: f
     return WorkerState(engine, settings, OneModel(labels(engine)), pipeline, "worker")  # type: ignore[arg-type]
 
 
-def chunk_of(run_id: int, ids: list[int]) -> Chunk:
-    return Chunk(run_id, tuple((clip_id, "https://h/") for clip_id in ids))
-
-
 def leases(engine: sa.Engine) -> int:
     with reading(engine) as connection:
         return int(connection.scalar(sa.select(sa.func.count()).select_from(Lease)) or 0)
 
 
 def test_results_wait_for_a_server_that_is_read_only_for_a_while(postgres_engine: sa.Engine, server: Server) -> None:
-    run_id, ids = submit(postgres_engine, 2)
+    ids = submit(postgres_engine, 2)[1]
     promoted = threading.Timer(2.5, server.promote)
 
     def classify(clip_id: int) -> Outcome:
@@ -119,7 +114,7 @@ def test_results_wait_for_a_server_that_is_read_only_for_a_while(postgres_engine
             promoted.start()
         return success(clip_id)
 
-    counts = desk_that(postgres_engine, classify).work(chunk_of(run_id, ids))
+    counts = desk_that(postgres_engine, classify).work(chunk_of(postgres_engine, ids))
     assert counts["done"] == 2
     assert [(row(postgres_engine, clip_id).state, row(postgres_engine, clip_id).crashes) for clip_id in ids] == [
         ("done", 0), ("done", 0)
@@ -129,7 +124,7 @@ def test_results_wait_for_a_server_that_is_read_only_for_a_while(postgres_engine
 def test_clips_given_up_in_an_outage_are_kept_until_it_is_over_and_cost_no_crash(
     postgres_engine: sa.Engine, server: Server
 ) -> None:
-    run_id, ids = submit(postgres_engine, 1)
+    ids = submit(postgres_engine, 1)[1]
 
     def classify(clip_id: int) -> Outcome:
         server.fail_over()
@@ -137,7 +132,7 @@ def test_clips_given_up_in_an_outage_are_kept_until_it_is_over_and_cost_no_crash
 
     state = desk_that(postgres_engine, classify, outage_s=0.0)
     with pytest.raises(DatabaseError):
-        state.work(chunk_of(run_id, ids))
+        state.work(chunk_of(postgres_engine, ids))
     with pytest.raises(DatabaseError):
         state.give_back()
     server.promote()
@@ -150,10 +145,28 @@ def test_clips_given_up_in_an_outage_are_kept_until_it_is_over_and_cost_no_crash
     assert (again.state, again.crashes, again.attempts) == ("pending", 0, 0)
 
 
+def test_a_claim_whose_answer_was_lost_is_made_again_and_leaves_nothing_behind(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = submit(engine, 2)[1]
+    claim, lost = ledger.claim, []
+
+    def claim_and_lose(*asked: Any, **how: Any) -> Any:
+        claimed = claim(*asked, **how)
+        if not lost:
+            lost.append(claimed)
+            raise DatabaseError(reason="The connection was lost after COMMIT.")
+        return claimed
+
+    monkeypatch.setattr(ledger, "claim", claim_and_lose)
+    assert desk_that(engine, success).work(chunk_of(engine, ids))["done"] == 2
+    assert leases(engine) == 0
+
+
 def test_values_of_one_clip_that_the_database_refuses_cost_its_neighbours_nothing(
     postgres_engine: sa.Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_id, ids = submit(postgres_engine, 3)
+    ids = submit(postgres_engine, 3)[1]
 
     def classify(clip_id: int) -> Outcome:
         result = success(clip_id)
@@ -161,7 +174,7 @@ def test_values_of_one_clip_that_the_database_refuses_cost_its_neighbours_nothin
 
     state = desk_that(postgres_engine, classify)
     with pytest.raises(DatabaseError, match="bug in Earmark"):
-        state.work(chunk_of(run_id, ids))
+        state.work(chunk_of(postgres_engine, ids))
     state.give_back()
     assert [row(postgres_engine, clip_id).state for clip_id in ids] == ["done", "pending", "done"]
     assert row(postgres_engine, ids[1]).crashes == 0
