@@ -47,7 +47,11 @@ def script(model: str, threads: int) -> Iterator[Label]:
     pipe, store = pipeline(model, threads), Store()
 
     def label(uris: list[str]) -> list[str]:
-        return [store.keep(uri, predictions) for uri in uris for predictions in [pipe(saved(uri), top_k=TOP_K)]]
+        return [
+            store.keep(uri, predictions)
+            for uri in uris
+            for predictions in [pipe(saved(uri), top_k=TOP_K)]
+        ]
 
     yield label
 
@@ -70,14 +74,19 @@ def celery(model: str, threads: int) -> Iterator[Label]:
     from tests.servers import running_valkey
 
     with tempfile.TemporaryDirectory() as folder, running_valkey(Path(folder)) as url:
-        os.environ |= {"CONTENDER_URL": url, "CONTENDER_MODEL": model, "CONTENDER_THREADS": str(threads)}
+        os.environ |= {
+            "CONTENDER_URL": url,
+            "CONTENDER_MODEL": model,
+            "CONTENDER_THREADS": str(threads),
+        }
         app = typical_app()
         options = f"--pool prefork --concurrency {max(1, cores() // threads)} --loglevel ERROR"
         command = [sys.executable, "-m", "celery", "-A", "benchmarks.contenders:typical", "worker"]
         worker = subprocess.Popen([*command, *options.split()], stdout=subprocess.DEVNULL)
         try:
             yield lambda uris: [
-                result.get(timeout=600) for result in [app.send_task("classify", [uri]) for uri in uris]
+                result.get(timeout=600)
+                for result in [app.send_task("classify", [uri]) for uri in uris]
             ]
         finally:
             worker.terminate()
@@ -117,16 +126,23 @@ def ray(model: str, threads: int) -> Iterator[Label]:
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             each = self._pipe([saved(uri) for uri in batch["item"]], batch_size=8, top_k=TOP_K)
-            return {"uri": batch["item"], "label": [predictions[0]["label"] for predictions in each]}
+            return {
+                "uri": batch["item"],
+                "label": [predictions[0]["label"] for predictions in each],
+            }
 
     def label(uris: list[str]) -> list[str]:
         found = library.data.from_items(uris, override_num_blocks=len(uris) // 8 or 1).map_batches(
-            Classify, batch_size=8, compute=library.data.ActorPoolStrategy(size=max(1, cores() // threads))
+            Classify,
+            batch_size=8,
+            compute=library.data.ActorPoolStrategy(size=max(1, cores() // threads)),
         )
         labels = {row["uri"]: row["label"] for row in found.take_all()}
         return [labels[uri] for uri in uris]
 
-    library.init(num_cpus=cores(), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    library.init(
+        num_cpus=cores(), include_dashboard=False, logging_level="ERROR", log_to_driver=False
+    )
     library.data.DataContext.get_current().enable_progress_bars = False
     yield label
     library.shutdown()
@@ -192,10 +208,14 @@ def _labelled(fetched: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, list[
         yield from _scored(model, waiting, classifier.apply)
 
 
-def _scored(model: Any, waiting: list[Any], apply: Any) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _scored(
+    model: Any, waiting: list[Any], apply: Any
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     while waiting:
         batch = model.choose([len(samples) for _, samples in waiting])
-        for place, logits in zip(batch, model.outcomes([waiting[place][1] for place in batch]), strict=True):
+        for place, logits in zip(
+            batch, model.outcomes([waiting[place][1] for place in batch]), strict=True
+        ):
             scores = apply(logits, model.card.function_to_apply)
             best = scores.argsort()[::-1][:TOP_K]
             yield (
@@ -216,11 +236,20 @@ def earmark(model: str, _threads: int, database: str) -> Iterator[Label]:
 
     turns = itertools.count(1)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
-        os.environ |= {"EARMARK_DATA_DIR": folder, "EARMARK_MODEL__NAME": model, "EARMARK_MODEL__DEVICE": "cpu"}
-        os.environ |= {"EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.0/8", "EARMARK_FETCH__FILE_ROOTS": "/"}
+        os.environ |= {
+            "EARMARK_DATA_DIR": folder,
+            "EARMARK_MODEL__NAME": model,
+            "EARMARK_MODEL__DEVICE": "cpu",
+        }
+        os.environ |= {
+            "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
+            "EARMARK_FETCH__FILE_ROOTS": "/",
+        }
         os.environ |= {"EARMARK_FETCH__HOST_CONCURRENCY": str(2 * AHEAD)}
         if database == "postgresql":
-            os.environ["EARMARK_DATABASE__URL"] = upgraded(servers.enter_context(running_postgres()))
+            os.environ["EARMARK_DATABASE__URL"] = upgraded(
+                servers.enter_context(running_postgres())
+            )
         engine = open_database(Settings(), create=True)
         here, _ = servers.enter_context(api.machine(Settings(), queue="contender", workers=1))
 
@@ -292,7 +321,9 @@ WAYS: dict[str, Callable[[str, int], Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("way", choices=WAYS)
     parser.add_argument("--model", default="starter")
     parser.add_argument("--threads", type=int, default=1)

@@ -65,7 +65,9 @@ def through_ffmpeg(samples: np.ndarray, sample_rate: int) -> bytes:
     with av.open(file, "w", format="mp4") as output:
         stream = output.add_stream("aac", rate=sample_rate, layout="mono")
         for start in range(0, len(samples), 1024):
-            frame = av.AudioFrame.from_ndarray(samples[None, start : start + 1024], format="fltp", layout="mono")
+            frame = av.AudioFrame.from_ndarray(
+                samples[None, start : start + 1024], format="fltp", layout="mono"
+            )
             frame.sample_rate = sample_rate
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
@@ -80,7 +82,9 @@ def in_process(file: BinaryIO) -> None:
 def in_process_ffmpeg(file: BinaryIO) -> None:
     with av.open(file) as container:
         frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
-        soxr.resample(np.concatenate(frames), container.streams.audio[0].rate, SAMPLE_RATE, quality="HQ")
+        soxr.resample(
+            np.concatenate(frames), container.streams.audio[0].rate, SAMPLE_RATE, quality="HQ"
+        )
 
 
 def by_librosa(file: BinaryIO) -> None:
@@ -135,13 +139,19 @@ class Bench:
     callers: Sequence[Executor]
 
 
-def at_once(executors: Sequence[Executor], name: str, clips: int, *act: Callable[[BinaryIO], object]) -> None:
-    for future in [executor.submit(decode_turn, name, clips // len(executors), *act) for executor in executors]:
+def at_once(
+    executors: Sequence[Executor], name: str, clips: int, *act: Callable[[BinaryIO], object]
+) -> None:
+    for future in [
+        executor.submit(decode_turn, name, clips // len(executors), *act) for executor in executors
+    ]:
         future.result()
 
 
 def row(name: str, bench: Bench, turns: int, clips: int) -> str:
-    one, two = (partial(decoders.decode, sample_rate=SAMPLE_RATE) for decoders in (bench.one, bench.two))
+    one, two = (
+        partial(decoders.decode, sample_rate=SAMPLE_RATE) for decoders in (bench.one, bench.two)
+    )
     stopwatch = Stopwatch(psutil.Process().children())
     ways = {
         "in process": lambda: decode_turn(name, clips),
@@ -154,13 +164,17 @@ def row(name: str, bench: Bench, turns: int, clips: int) -> str:
         ways["librosa"] = lambda: decode_turn(name, clips, by_librosa)
     for way in ways.values():
         way()
-    rounds = [figures({way: stopwatch(act) for way, act in ways.items()}, clips) for _ in range(turns)]
+    rounds = [
+        figures({way: stopwatch(act) for way, act in ways.items()}, clips) for _ in range(turns)
+    ]
     return f"{name:9}" + "".join(f"{cell(title, rounds):>14}" for title in TITLES)
 
 
 def cell(title: str, rounds: Sequence[dict[str, float]]) -> str:
     values = [figures[title] for figures in rounds if title in figures]
-    middle = statistics.fmean if "CPU" in title else statistics.median  # the kernel counts CPU in steps of 10 ms
+    middle = (
+        statistics.fmean if "CPU" in title else statistics.median
+    )  # the kernel counts CPU in steps of 10 ms
     return f"{middle(values):.2f}" if values else "-"
 
 
@@ -184,7 +198,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=60, help="decoded by one process in a turn")
     arguments = parser.parse_args()
     # A decoder that is renewed would take what we know of its CPU time along.
-    one, two = (pool.Decoders(settings.Audio(clips_per_decoder=10**9), children) for children in (1, 2))
+    one, two = (
+        pool.Decoders(settings.Audio(clips_per_decoder=10**9), children) for children in (1, 2)
+    )
     # Both processes: a pool of two would give one of them most of the clips.
     plain = [ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for _ in range(2)]
     bench = Bench(one, two, plain, [ThreadPoolExecutor(1) for _ in range(4)])

@@ -51,7 +51,11 @@ SOURCES = {
     "slow urls": ("equal", True, 0.05),
 }
 #: What a model is given unless told otherwise. A base model is its own cost, wherever its clips are.
-SOURCES_OF = {"starter": ["files", "urls", "ragged urls"], "ast-base": ["urls"], "wav2vec2-base": ["urls"]}
+SOURCES_OF = {
+    "starter": ["files", "urls", "ragged urls"],
+    "ast-base": ["urls"],
+    "wav2vec2-base": ["urls"],
+}
 REFERENCE = "optimum"
 #: Ways that choose their own number of threads.
 OWN_THREADS = {"optimum", "ray", "earmark sqlite", "earmark postgresql"}
@@ -72,7 +76,16 @@ class Contender:
     def __init__(self, way: str, model: str, threads: int, warm_up: Path) -> None:
         self._way, self.threads = way, threads
         python = _python_with_ray() if way == "ray" else sys.executable
-        command = [python, "-m", "benchmarks.contenders", way, "--model", model, "--threads", str(threads)]
+        command = [
+            python,
+            "-m",
+            "benchmarks.contenders",
+            way,
+            "--model",
+            model,
+            "--threads",
+            str(threads),
+        ]
         with Path(tempfile.gettempdir(), f"contender-{way.replace(' ', '-')}.log").open("w") as log:
             self._process = subprocess.Popen(
                 [*command, "--warm-up", str(warm_up)],
@@ -111,7 +124,9 @@ class Contender:
 
 def main() -> None:
     arguments = _arguments()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {time.strftime('%d %B %Y')}, {arguments.turns} turns")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, {time.strftime('%d %B %Y')}, {arguments.turns} turns"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for model in arguments.models:
             threads: dict[str, int] = {}
@@ -122,35 +137,57 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=list(CLIPS), choices=CLIPS)
     parser.add_argument(
-        "--sources", nargs="+", choices=SOURCES, help="instead of all but the slow, for a base model of URLs"
+        "--sources",
+        nargs="+",
+        choices=SOURCES,
+        help="instead of all but the slow, for a base model of URLs",
     )
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--clips", type=int, help="instead of as many as a model is given by default")
+    parser.add_argument(
+        "--clips", type=int, help="instead of as many as a model is given by default"
+    )
     return parser.parse_args()
 
 
 def _compare(
-    model: str, name: str, source: str, folder: Path, threads: dict[str, int], arguments: argparse.Namespace
+    model: str,
+    name: str,
+    source: str,
+    folder: Path,
+    threads: dict[str, int],
+    arguments: argparse.Namespace,
 ) -> None:
     lengths, remote, latency_s = SOURCES[source]
     clips = make_clips(folder / f"{model}-{source}", lengths, arguments.clips or CLIPS[model])
     with ExitStack() as running:
-        base = running.enter_context(serving(clips[0].parent, delay_s=latency_s)) if remote else str(clips[0].parent)
+        base = (
+            running.enter_context(serving(clips[0].parent, delay_s=latency_s))
+            if remote
+            else str(clips[0].parent)
+        )
         if remote:
             os.environ["EARMARK_FETCH__PORTS"] = base.rpartition(":")[2]
         uris = [f"{base}/{clip.name}" for clip in clips]
-        lists = {way: uris[:: SLOW_PART if model == "starter" and way in SLOW else 1] for way in arguments.ways}
+        lists = {
+            way: uris[:: SLOW_PART if model == "starter" and way in SLOW else 1]
+            for way in arguments.ways
+        }
         contenders = {}
         for way in arguments.ways:
             if way not in threads:
                 threads[way] = _best_threads(way, name, clips[0], uris[: len(uris) // 4])
             contenders[way] = Contender(way, name, threads[way], clips[0])
             running.callback(contenders[way].close)
-        answers = {way: dict(zip(lists[way], each.label(lists[way]), strict=True)) for way, each in contenders.items()}
+        answers = {
+            way: dict(zip(lists[way], each.label(lists[way]), strict=True))
+            for way, each in contenders.items()
+        }
         costs = {way: Costs() for way in contenders}
         for turn in range(arguments.turns):
             for place in np.random.default_rng(turn).permutation(len(contenders)):
@@ -193,13 +230,17 @@ def make_clips(folder: Path, lengths: str, count: int) -> list[Path]:
 def _sound() -> np.ndarray:
     import librosa
 
-    files = [path for path in sorted(EXAMPLES.iterdir()) if path.suffix in {".ogg", ".flac", ".mp3"}]
+    files = [
+        path for path in sorted(EXAMPLES.iterdir()) if path.suffix in {".ogg", ".flac", ".mp3"}
+    ]
     return np.concatenate([librosa.load(path, sr=RATE)[0] for path in files])
 
 
 def _show(title: str, costs: dict[str, Costs], answers: dict[str, dict[str, str]]) -> None:
     print(f"\n**{title}**\n")
-    print("| way | clips/s | CPU ms a clip | MB | of the optimum's clips/s | its CPU over the optimum's | same label |")
+    print(
+        "| way | clips/s | CPU ms a clip | MB | of the optimum's clips/s | its CPU over the optimum's | same label |"
+    )
     print("|---|---|---|---|---|---|---|")
     for way, cost in costs.items():
         against = costs.get(REFERENCE, cost)
@@ -233,7 +274,9 @@ def _python_with_ray() -> str:
     if not (folder / "ready").exists():
         venv.create(folder, with_pip=True, clear=True)
         [packages] = folder.glob("lib/python*/site-packages")
-        (packages / "here.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+        (packages / "here.pth").write_text(
+            "\n".join(path for path in sys.path if path.endswith("site-packages"))
+        )
         subprocess.run([python, "-m", "pip", "install", "--quiet", "ray[data]"], check=True)
         (folder / "ready").touch()
     return str(python)

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 CLIP = bytes(range(256)) * 200
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: audio/ogg\r\nContent-Length: %d\r\n\r\n" % len(CLIP) + CLIP
+ANSWER = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: audio/ogg\r\nContent-Length: %d\r\n\r\n" % len(CLIP) + CLIP
+)
 DIGEST = hashlib.sha256(CLIP).hexdigest()
 
 
@@ -36,7 +38,9 @@ def main() -> None:
     server.start()
     port = parent.recv()
     url = f"http://127.0.0.1:{port}/clip.ogg?signature=0123456789abcdef"
-    limits = settings.Fetch(allow_networks=("127.0.0.0/8",), ports=(port,), host_concurrency=options.threads)
+    limits = settings.Fetch(
+        allow_networks=("127.0.0.0/8",), ports=(port,), host_concurrency=options.threads
+    )
     with closing(Fetcher(limits)) as fetcher:
         contenders = {
             "urllib3": _with_urllib3(options.threads),
@@ -99,7 +103,9 @@ def _show(costs: dict[str, list[float]], options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(rows))
         return
-    print(f"{len(CLIP) / 1000:.0f} kB clips with SHA-256, {options.threads} threads, median of {options.rounds} rounds")
+    print(
+        f"{len(CLIP) / 1000:.0f} kB clips with SHA-256, {options.threads} threads, median of {options.rounds} rounds"
+    )
     for name, row in rows.items():
         print(
             f"{name:9} {row['cpu_ms']:6.2f} ms CPU a clip  {row['clips_per_s_per_core']:6.0f} clips/s per core"

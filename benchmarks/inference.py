@@ -35,7 +35,12 @@ RATE = 16_000
 LABELS = {number: f"label {number}" for number in range(50)}
 AST_MICRO = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 384,
              "frequency_stride": 16, "time_stride": 16}  # fmt: skip
-AST_TINY = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
+AST_TINY = {
+    "hidden_size": 192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "intermediate_size": 768,
+}
 
 
 @dataclass
@@ -53,7 +58,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
     classifier.Classifier._forward = _timed(classifier.Classifier._forward)  # type: ignore[method-assign]
-    print(f"{'model':14} {'lengths':8} {'way':12} {'CPU ms/clip':>12} {'clips/s':>8} {'cost, of ours':>14}")
+    print(
+        f"{'model':14} {'lengths':8} {'way':12} {'CPU ms/clip':>12} {'clips/s':>8} {'cost, of ours':>14}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for model in arguments.models:
             name = saved_model(model, Path(folder) / model)
@@ -63,10 +70,16 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=list(CLIPS), choices=CLIPS)
-    parser.add_argument("--clips", type=int, help="instead of as many as a model is given by default")
-    parser.add_argument("--threads", type=int, default=1, help="lanes of ours, torch threads of the others")
+    parser.add_argument(
+        "--clips", type=int, help="instead of as many as a model is given by default"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="lanes of ours, torch threads of the others"
+    )
     return parser.parse_args()
 
 
@@ -86,7 +99,15 @@ def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace)
             _measure(ways[way], [clip[place:] for clip in clips], costs[way])
     queue.close()
     for way, cost in costs.items():
-        print(_row(f"{model:14} {lengths:8} {way:12}", cost, costs["ours"], sum(map(len, turns)), arguments.threads))
+        print(
+            _row(
+                f"{model:14} {lengths:8} {way:12}",
+                cost,
+                costs["ours"],
+                sum(map(len, turns)),
+                arguments.threads,
+            )
+        )
     print(f"{model:14} {lengths:8} {'queue':12} {_queue(costs['ours']):>12.1%}", flush=True)
 
 
@@ -94,7 +115,9 @@ def _ways(loaded: classifier.Classifier, queue: batcher.Batcher, name: str) -> d
     folder = checkpoint.STARTER if name == "starter" else name
     pipe: Any = transformers.pipeline("audio-classification", model=str(folder), device="cpu")
     return {
-        "ours": lambda clips: [future.result() for future in [queue.submit(clip) for clip in clips]],
+        "ours": lambda clips: [
+            future.result() for future in [queue.submit(clip) for clip in clips]
+        ],
         "loop": lambda clips: _loop(loaded, clips),
         "pipeline": lambda clips: [pipe(clip) for clip in clips],
         "pipeline x8": lambda clips: pipe(clips, batch_size=8),
@@ -118,8 +141,14 @@ def _loop(loaded: classifier.Classifier, clips: list[np.ndarray]) -> list[torch.
 def _turns(lengths: str, count: int, turn: int) -> Iterator[list[np.ndarray]]:
     generator = np.random.default_rng(0)
     for start in range(0, count, turn):
-        seconds = [generator.uniform(1, 10) if lengths == "ragged" else 5.0 for _ in range(min(turn, count - start))]
-        yield [generator.standard_normal(round(each * RATE)).astype(np.float32) * 0.1 for each in seconds]
+        seconds = [
+            generator.uniform(1, 10) if lengths == "ragged" else 5.0
+            for _ in range(min(turn, count - start))
+        ]
+        yield [
+            generator.standard_normal(round(each * RATE)).astype(np.float32) * 0.1
+            for each in seconds
+        ]
 
 
 def _measure(score: Any, clips: list[np.ndarray], cost: Cost) -> None:
@@ -146,13 +175,17 @@ def _timed(forward: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 
 
 def _queue(ours: Cost) -> float:
-    return statistics.median(1 - model / cpu for model, cpu in zip(ours.model, ours.cpu, strict=True))
+    return statistics.median(
+        1 - model / cpu for model, cpu in zip(ours.model, ours.cpu, strict=True)
+    )
 
 
 def _row(title: str, cost: Cost, ours: Cost, clips: int, threads: int) -> str:
     theirs, reference = (cost.cpu, ours.cpu) if threads == 1 else (cost.wall, ours.wall)
     ratio = statistics.median(one / other for one, other in zip(theirs, reference, strict=True))
-    return f"{title} {1000 * sum(cost.cpu) / clips:12.2f} {clips / sum(cost.wall):8.2f} {ratio:14.2f}"
+    return (
+        f"{title} {1000 * sum(cost.cpu) / clips:12.2f} {clips / sum(cost.wall):8.2f} {ratio:14.2f}"
+    )
 
 
 def saved_model(model: str, folder: Path) -> str:
@@ -172,7 +205,9 @@ def _ast(**changes: Any) -> tuple[Any, Any]:
 
 def _wav2vec2() -> tuple[Any, Any]:
     config = transformers.Wav2Vec2Config(id2label=LABELS)
-    return transformers.Wav2Vec2ForSequenceClassification(config), transformers.Wav2Vec2FeatureExtractor()
+    return transformers.Wav2Vec2ForSequenceClassification(
+        config
+    ), transformers.Wav2Vec2FeatureExtractor()
 
 
 #: Random weights: they cost what trained ones do.
@@ -183,7 +218,13 @@ MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "wav2vec2-base": _wav2vec2,
 }
 #: How many clips a model is given, and how many of them each way scores before the next has its turn.
-CLIPS = {"starter": (200, 20), "ast-micro": (80, 16), "ast-tiny": (16, 8), "ast-base": (4, 2), "wav2vec2-base": (6, 3)}
+CLIPS = {
+    "starter": (200, 20),
+    "ast-micro": (80, 16),
+    "ast-tiny": (16, 8),
+    "ast-base": (4, 2),
+    "wav2vec2-base": (6, 3),
+}
 
 
 if __name__ == "__main__":

@@ -41,10 +41,14 @@ def main() -> None:
     for ended in (signal.SIGALRM, signal.SIGTERM):
         signal.signal(ended, signal.default_int_handler)
     signal.alarm(options.limit_s)
-    print("| database | act | rows/s (wanted) | CPU µs/row | memory MB (300) | first chunk s (5) | Redis MB (30) |")
+    print(
+        "| database | act | rows/s (wanted) | CPU µs/row | memory MB (300) | first chunk s (5) | Redis MB (30) |"
+    )
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        txt, parquet = (str(_make_list(Path(folder), kind, options.clips)) for kind in ("txt", "parquet"))
+        txt, parquet = (
+            str(_make_list(Path(folder), kind, options.clips)) for kind in ("txt", "parquet")
+        )
         for database in [options.database] if options.database else DATABASES:
             with _settings(database, Path(folder)) as settings:
                 _show(database, "submit txt", _in_child(_submit, settings, txt))
@@ -53,23 +57,34 @@ def main() -> None:
                 _show_status(database, settings)
                 # Last, for it leaves more leases than a queue ever holds.
                 _show_feeder(database, _in_child(_feed, settings, options.feed_s))
-                print(f"| {database} | disk | {_disk_gb(settings):.2f} GB for both runs | | | | |", flush=True)
+                print(
+                    f"| {database} | disk | {_disk_gb(settings):.2f} GB for both runs | | | | |",
+                    flush=True,
+                )
     print(f"\nLoad at the end: {os.getloadavg()[0]:.1f}.")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=10_000_000)
-    parser.add_argument("--database", choices=DATABASES, help="one of them; default: one after the other")
+    parser.add_argument(
+        "--database", choices=DATABASES, help="one of them; default: one after the other"
+    )
     parser.add_argument("--feed-s", type=float, default=30.0)
     parser.add_argument("--limit-s", type=int, default=3600, help="stop and clean up after so long")
-    parser.add_argument("--folder", default=tempfile.gettempdir(), help="where lists and SQLite's file go for a while")
+    parser.add_argument(
+        "--folder",
+        default=tempfile.gettempdir(),
+        help="where lists and SQLite's file go for a while",
+    )
     options = parser.parse_args()
     needed = options.clips * BYTES_A_CLIP
     # PostgreSQL's files are always in the temporary folder.
     for folder in (options.folder, tempfile.gettempdir()):
         if shutil.disk_usage(folder).free < needed:
-            parser.error(f"{folder} has less than the {needed / 1e9:.0f} GB free that this may take")
+            parser.error(
+                f"{folder} has less than the {needed / 1e9:.0f} GB free that this may take"
+            )
     return options
 
 
@@ -79,7 +94,9 @@ def _make_list(folder: Path, kind: str, rows: int) -> Path:
     path = folder / f"list.{kind}"
     numbers = pl.select(n=pl.int_range(rows)).lazy()
     host, part = (pl.col("n") * 7919 % 997).cast(str), (pl.col("n") * 104729 % 9973).cast(str)
-    url = pl.format("https://media{}.example.org/collection/{}/recording-{}.ogg", host, part, pl.col("n"))
+    url = pl.format(
+        "https://media{}.example.org/collection/{}/recording-{}.ogg", host, part, pl.col("n")
+    )
     if kind == "parquet":
         url = pl.format("https://other{}.example.org/{}/{}.ogg", host, part, pl.col("n"))
         numbers.select(url=url, city=part).sink_parquet(path, row_group_size=ROWS_WRITTEN_AT_ONCE)
@@ -95,7 +112,11 @@ def _settings(database: str, folder: Path) -> Iterator[Settings]:
     with ExitStack() as servers:
         redis = servers.enter_context(running_valkey(folder))
         file = folder / "earmark.db"
-        url = servers.enter_context(running_postgres()) if database == "postgresql" else f"sqlite:///{file}"
+        url = (
+            servers.enter_context(running_postgres())
+            if database == "postgresql"
+            else f"sqlite:///{file}"
+        )
         engine = connect(url, Database())
         schema.upgrade(engine)
         engine.dispose()
@@ -118,7 +139,9 @@ def _submit(settings: Settings, listed: str) -> dict[str, float]:
     first: list[float] = []
     start, cpu = time.perf_counter(), time.process_time()
     threading.Thread(target=_wait_for_chunk, args=(start, first), daemon=True).start()
-    submitted = submit(listed, connect(settings.database_url, settings.database), settings, name=listed)
+    submitted = submit(
+        listed, connect(settings.database_url, settings.database), settings, name=listed
+    )
     seconds = time.perf_counter() - start
     rows = submitted.clips
     return {
@@ -178,7 +201,11 @@ def _feed(settings: Settings, feed_s: float) -> dict[str, float]:
 def _show(database: str, act: str, found: dict[str, float]) -> None:
     speed = f"{found['rows_s']:,.0f} ({WANTED[act]:,})"
     numbers = (found["cpu_us"], found["memory_mb"], found["first_s"], found["redis_mb"])
-    print(f"| {database} | {act} | {speed} |", "{:.1f} | {:.0f} | {:.2f} | {:.1f} |".format(*numbers), flush=True)
+    print(
+        f"| {database} | {act} | {speed} |",
+        "{:.1f} | {:.0f} | {:.2f} | {:.1f} |".format(*numbers),
+        flush=True,
+    )
 
 
 def _show_feeder(database: str, found: dict[str, float]) -> None:
@@ -188,7 +215,13 @@ def _show_feeder(database: str, found: dict[str, float]) -> None:
 
 def _show_status(database: str, settings: Settings) -> None:
     # The whole command, of the first of both runs, as someone at a terminal waits for it.
-    command = [str(Path(sys.executable).with_name("earmark")), "status", "1", "--db", settings.database_url]
+    command = [
+        str(Path(sys.executable).with_name("earmark")),
+        "status",
+        "1",
+        "--db",
+        settings.database_url,
+    ]
     took = []
     for _ in range(STATUS_TIMES):
         start = time.perf_counter()

@@ -65,7 +65,10 @@ SIZES = (
 DIALECTS = {
     "sqlite": (
         "WITH RECURSIVE n(i) AS (SELECT :a UNION ALL SELECT i + 1 FROM n WHERE i < :b)",
-        {"sha256": "randomblob(32)", "key": "CAST(printf('%08x', i * 2654435761 % 4294967296) || 'key' AS blob)"},
+        {
+            "sha256": "randomblob(32)",
+            "key": "CAST(printf('%08x', i * 2654435761 % 4294967296) || 'key' AS blob)",
+        },
         "json_array({})",
     ),
     "postgresql": (
@@ -113,7 +116,9 @@ def build(engine: sa.Engine, clips: int) -> tuple[int, ...]:
     ledger.open_run(engine, "big", RunOptions(), queue="clips", chunk_size=CHUNK)
     identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
     names = [f"label {number}" for number in range(LABELS)]
-    _, label_ids = ledger.register_model(engine, names, **identity, function_to_apply="sigmoid", window_s=10.0)
+    _, label_ids = ledger.register_model(
+        engine, names, **identity, function_to_apply="sigmoid", window_s=10.0
+    )
     numbers, digests, array = DIALECTS[engine.dialect.name]
     labels = array.format(", ".join(f"(best + {rank * 101}) % 527 + 1" for rank in range(5)))
     scores = array.format(", ".join(f"round(score / {rank}, 7)" for rank in range(1, 6)))
@@ -132,8 +137,12 @@ def build(engine: sa.Engine, clips: int) -> tuple[int, ...]:
     with writing(engine) as connection:
         for index in indexes:
             index.create(connection)
-        connection.exec_driver_sql(next(each for each in triggers if "TRIGGER clips_added" in each).replace("%", "%%"))
-        connection.exec_driver_sql(f"INSERT INTO run_counts VALUES (1, 'done', 0, {clips}, {clips * 5.0}, 1.79e9)")
+        connection.exec_driver_sql(
+            next(each for each in triggers if "TRIGGER clips_added" in each).replace("%", "%%")
+        )
+        connection.exec_driver_sql(
+            f"INSERT INTO run_counts VALUES (1, 'done', 0, {clips}, {clips * 5.0}, 1.79e9)"
+        )
         if engine.dialect.name == "sqlite":
             # What the planner is told went with the indexes.
             connection.execute(sa.text("DELETE FROM sqlite_stat1"))
@@ -159,15 +168,23 @@ def query_ms(engine: sa.Engine, statement: str) -> float:
 
 
 def plan(engine: sa.Engine, statement: str) -> str:
-    explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN (ANALYZE, COSTS OFF, SUMMARY OFF)"
+    explain = (
+        "EXPLAIN QUERY PLAN"
+        if engine.dialect.name == "sqlite"
+        else "EXPLAIN (ANALYZE, COSTS OFF, SUMMARY OFF)"
+    )
     with reading(engine) as connection:
-        return "\n".join(str(row[-1]) for row in connection.execute(sa.text(f"{explain} {statement}")))
+        return "\n".join(
+            str(row[-1]) for row in connection.execute(sa.text(f"{explain} {statement}"))
+        )
 
 
 def rates(engine: sa.Engine, label_ids: tuple[int, ...]) -> tuple[float, float]:
     """Return clips/s of `finish` alone, and of `claim` and `finish`, in chunks of 16 on one thread."""
     # Sorted as `submit` does, so that a chunk's keys are neighbours in their index.
-    new = sorted(listed(Listed(f"https://archive-0.example.org/new/{n:08}.wav")) for n in range(PENDING))
+    new = sorted(
+        listed(Listed(f"https://archive-0.example.org/new/{n:08}.wav")) for n in range(PENDING)
+    )
     ledger.add_listed(engine, 1, new)
     ids = list(range_of_pending(engine))
     identity = ledger_id(engine)
@@ -185,14 +202,23 @@ def rates(engine: sa.Engine, label_ids: tuple[int, ...]) -> tuple[float, float]:
 
 def range_of_pending(engine: sa.Engine) -> list[int]:
     with reading(engine) as connection:
-        return list(connection.scalars(sa.select(Clip.id).where(state_is("pending")).order_by(Clip.id)))
+        return list(
+            connection.scalars(sa.select(Clip.id).where(state_is("pending")).order_by(Clip.id))
+        )
 
 
 def _success(clip_id: int) -> Success:
-    predictions = tuple(Prediction((clip_id * 7 + rank * 101) % LABELS, 0.9 / rank) for rank in range(1, 6))
+    predictions = tuple(
+        Prediction((clip_id * 7 + rank * 101) % LABELS, 0.9 / rank) for rank in range(1, 6)
+    )
     facts = AudioFacts(5.0, 44100, 1, "pcm_s16le")
     return Success(
-        clip_id, Source(sha256(b"%d" % clip_id).hexdigest(), 441044), facts, predictions, (), Timings(80, 2, 9)
+        clip_id,
+        Source(sha256(b"%d" % clip_id).hexdigest(), 441044),
+        facts,
+        predictions,
+        (),
+        Timings(80, 2, 9),
     )
 
 
@@ -223,20 +249,38 @@ def _database(kind: str, folder: Path | None) -> Iterator[str]:
 def export(engine: sa.Engine, clips: int, folder: Path) -> str:
     """Write the run to a Parquet file as `earmark export` does; return what it took."""
     file = folder / "big.parquet"
-    command = [sys.executable, "-m", "earmark", "export", "big", "-o", file, "--db", str(engine.url.database)]
+    command = [
+        sys.executable,
+        "-m",
+        "earmark",
+        "export",
+        "big",
+        "-o",
+        file,
+        "--db",
+        str(engine.url.database),
+    ]
     began = time.perf_counter()
     _, status, used = os.wait4(subprocess.Popen(command).pid, 0)
     assert status == 0
-    rate, memory_mb, file_mb = clips / (time.perf_counter() - began), used.ru_maxrss / 1024, file.stat().st_size / 1e6
+    rate, memory_mb, file_mb = (
+        clips / (time.perf_counter() - began),
+        used.ru_maxrss / 1024,
+        file.stat().st_size / 1e6,
+    )
     return f"export to Parquet, rows/s; memory, MB; file, MB | {rate:,.0f}; {memory_mb:.0f}; {file_mb:.0f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=10_000_000)
-    parser.add_argument("--database", choices=DIALECTS, action="append", help="Default: both, one after the other.")
+    parser.add_argument(
+        "--database", choices=DIALECTS, action="append", help="Default: both, one after the other."
+    )
     parser.add_argument("--plans", action="store_true", help="Print each query's plan.")
-    parser.add_argument("--folder", type=Path, help="Where the SQLite file goes; PostgreSQL's goes to TMPDIR.")
+    parser.add_argument(
+        "--folder", type=Path, help="Where the SQLite file goes; PostgreSQL's goes to TMPDIR."
+    )
     asked = parser.parse_args()
     # Stopped from outside it takes its gigabytes and its server along.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -251,7 +295,9 @@ def _report(engine: sa.Engine, clips: int, folder: Path, *, plans: bool) -> None
     label_ids = build(engine, clips)
     print(f"\n| {clips:,} clips x 5 predictions | {engine.dialect.name} | wanted |\n|---|---|---|")
     if engine.dialect.name == "postgresql":
-        print(f"| settings | {', '.join(f'{name} {value}' for name, value in POSTGRESQL.items())}, fsync off | |")
+        print(
+            f"| settings | {', '.join(f'{name} {value}' for name, value in POSTGRESQL.items())}, fsync off | |"
+        )
     _show("built in, s", time.perf_counter() - began)
     _show("bytes a clip, all tables and indexes", bytes_per_clip(engine, clips))
     if engine.dialect.name == "postgresql":

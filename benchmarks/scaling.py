@@ -61,18 +61,24 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each turn, about")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--in-flight", type=int, default=4, help="clips a worker has at once")
-    parser.add_argument("--watched", action="store_true", help="one worker, with and without metrics and Flower")
+    parser.add_argument(
+        "--watched", action="store_true", help="one worker, with and without metrics and Flower"
+    )
     return parser.parse_args()
 
 
 class _Bench:
-    def __init__(self, folder: Path, base: str, settings: Settings, options: argparse.Namespace) -> None:
+    def __init__(
+        self, folder: Path, base: str, settings: Settings, options: argparse.Namespace
+    ) -> None:
         self.folder, self.base, self.settings, self.options = folder, base, settings, options
         self.engine = connect(settings.database_url, settings.database)
         self.turns = 0
 
     def scaling(self) -> None:
-        print("| workers | clips/s | of one worker | worker CPU ms/clip | load |\n|---|---|---|---|---|")
+        print(
+            "| workers | clips/s | of one worker | worker CPU ms/clip | load |\n|---|---|---|---|---|"
+        )
         measured: dict[int, list[tuple[float, float]]] = {}
         for _ in range(self.options.turns):
             for count in map(int, self.options.workers.split(",")):
@@ -81,13 +87,17 @@ class _Bench:
         one = median(rate for rate, _ in next(iter(measured.values())))
         for count, turns in measured.items():
             rate, cpu = (median(values) for values in zip(*turns, strict=True))
-            print(f"| {count} | {rate:.1f} | {rate / one:.2f} | {cpu:.1f} | {os.getloadavg()[0]:.1f} |")
+            print(
+                f"| {count} | {rate:.1f} | {rate / one:.2f} | {cpu:.1f} | {os.getloadavg()[0]:.1f} |"
+            )
 
     def cost_of_watching(self) -> None:
         """Let one worker stay, and have it watched in every other turn: scraped each second, and by Flower."""
         print("| watched | clips/s | worker CPU ms/clip | load |\n|---|---|---|---|")
         port = free_port()
-        environment = local.environment(self.settings, broker__url=self.settings.broker.url, broker__queue="clips")
+        environment = local.environment(
+            self.settings, broker__url=self.settings.broker.url, broker__queue="clips"
+        )
         with self._workers(1, worker__metrics_port=port) as workers:
             self._turn(workers, 1)
             for turn in range(2 * self.options.turns):
@@ -97,7 +107,9 @@ class _Bench:
                         stack.enter_context(_scraped(f"http://127.0.0.1:{port}/metrics"))
                         time.sleep(3)
                     rate, cpu = self._turn(workers, 1)
-                print(f"| {'yes' if turn % 2 else 'no'} | {rate:.1f} | {cpu:.2f} | {os.getloadavg()[0]:.1f} |")
+                print(
+                    f"| {'yes' if turn % 2 else 'no'} | {rate:.1f} | {cpu:.2f} | {os.getloadavg()[0]:.1f} |"
+                )
 
     @contextmanager
     def _workers(self, count: int, **changes: Any) -> Iterator[list[int]]:
@@ -118,7 +130,9 @@ class _Bench:
         clips = int(self.options.seconds * count * self.options.in_flight / DELAY_S)
         self.turns += 1
         listed = self.folder / "list.txt"
-        listed.write_text("".join(f"{self.base}/{self.turns}-{number}.wav\n" for number in range(clips)))
+        listed.write_text(
+            "".join(f"{self.base}/{self.turns}-{number}.wav\n" for number in range(clips))
+        )
         began = sum(map(cpu_s, workers))
         run_id = submit([str(listed)], self.engine, self.settings, chunk_size=8).run_id
         while not results.progress(self.engine, run_id).finished:

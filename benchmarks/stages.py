@@ -61,13 +61,22 @@ def wrap() -> None:
     from workers.scoring.batcher import Batcher
     from workers.scoring.classifier import Classifier
 
-    kinds = [kind for kind in vars(features).values() if isinstance(kind, type) and kind is not features.Features]
+    kinds = [
+        kind
+        for kind in vars(features).values()
+        if isinstance(kind, type) and kind is not features.Features
+    ]
     parts = {
         "fetch": [(Fetcher, "fetch")],
         "manners": [(Manners, "wait_s"), (Manners, "done")],
         "known already?": [(models, "reuse")],
         "decode, worker's side": [(Decoders, "decode")],
-        "model's queue": [(Batcher, "submit"), (Batcher, "_take"), (Batcher, "_deliver"), (Batcher, "_wait")],
+        "model's queue": [
+            (Batcher, "submit"),
+            (Batcher, "_take"),
+            (Batcher, "_deliver"),
+            (Batcher, "_wait"),
+        ],
         "features": [(kind, "__call__") for kind in kinds if "__call__" in vars(kind)],
         "forward pass": [(Classifier, "_forward")],
         "windows, top-k": [(Pipeline, "classify")],
@@ -82,7 +91,9 @@ def wrap() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--database", default="sqlite", choices=("sqlite", "postgresql"))
     parser.add_argument("--lanes", type=int, default=os.cpu_count())
@@ -108,7 +119,9 @@ def _served(folder: Path, count: int, running: ExitStack) -> list[str]:
     serve = "from pathlib import Path; import sys; from tests.servers import serving; s = serving(Path(sys.argv[1]))"
     loop = "\nwith s as base:\n print(base, flush=True); sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    server: Any = subprocess.Popen([sys.executable, "-c", serve + loop, str(folder / "clips")], **pipes)
+    server: Any = subprocess.Popen(
+        [sys.executable, "-c", serve + loop, str(folder / "clips")], **pipes
+    )
     running.callback(server.communicate)
     base = server.stdout.readline().strip()
     return [f"{base}/{name}" for name in names]
@@ -126,12 +139,16 @@ def _work(folder: Path, clips: list[str], database: str, running: ExitStack) -> 
     os.environ["EARMARK_BROKER__URL"] = running.enter_context(local.valkey(folder / "valkey"))
     settings = api.find_broker(Settings())
     engine = open_database(settings, create=True)
-    threading.Thread(target=_submit, args=(clips, engine, settings, servers, running), daemon=True).start()
+    threading.Thread(
+        target=_submit, args=(clips, engine, settings, servers, running), daemon=True
+    ).start()
     wrap()
     api.worker()
 
 
-def _submit(clips: list[str], engine: Any, settings: Any, servers: set[int], running: ExitStack) -> None:
+def _submit(
+    clips: list[str], engine: Any, settings: Any, servers: set[int], running: ExitStack
+) -> None:
     from earmark.core.options import RunOptions
     from producer.submit import submit
 
@@ -148,7 +165,9 @@ def _submit(clips: list[str], engine: Any, settings: Any, servers: set[int], run
     whole = {name: after[name] - before[name] for name in after}
     parts["celery, the rest of the worker"] = whole.pop("worker") - sum(parts.values())
     parts |= whole
-    print(f"{len(clips) / seconds:.1f} clips/s; processor ms a clip: {1000 * sum(parts.values()) / len(clips):.2f}")
+    print(
+        f"{len(clips) / seconds:.1f} clips/s; processor ms a clip: {1000 * sum(parts.values()) / len(clips):.2f}"
+    )
     for part, took in sorted(parts.items(), key=lambda each: -each[1]):
         print(f"{1000 * took / len(clips):8.2f}  {part}", flush=True)
     # A worker ends without a word to whoever started it, and would leave the servers running.
@@ -162,7 +181,9 @@ def _processes(servers: set[int]) -> Counter[str]:
     for child in psutil.Process().children(recursive=True):
         if child.pid not in servers:
             words = " ".join(child.cmdline())
-            kind = next((kind for kind in ("decoder", "valkey", "postgres") if kind in words), "other")
+            kind = next(
+                (kind for kind in ("decoder", "valkey", "postgres") if kind in words), "other"
+            )
             found[f"process: {kind}"] += sum(child.cpu_times()[:2])
     return found
 

@@ -46,7 +46,9 @@ HOST, SLOW_HOST, SLOW_S = "127.0.0.1", "127.0.0.2", 1.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=int, default=20_000)
     parser.add_argument("--slow", type=int, default=0, help="clips that are on a slow host")
     arguments = parser.parse_args()
@@ -61,7 +63,12 @@ def main() -> None:
         }
         engine = open_database(Settings(), create=True)
         here, [worker] = running.enter_context(api.machine(Settings(), queue="steady", workers=1))
-        _run(folder, [f"http://{HOST}:{port}/warm-{number}.wav" for number in range(200)], engine, here)
+        _run(
+            folder,
+            [f"http://{HOST}:{port}/warm-{number}.wav" for number in range(200)],
+            engine,
+            here,
+        )
         print(f"idle after 200 clips, with its decoders: {held_mb(worker.process.pid):.0f} MB")
         hosts = _hosts(arguments.clips, arguments.slow)
         urls = [f"http://{host}:{port}/{number}.wav" for number, host in enumerate(hosts)]
@@ -82,7 +89,9 @@ def _run(folder: Path, urls: list[str], engine: sa.Engine, here: Settings) -> np
     submitted = submit(str(listed), engine, here, options=RunOptions())
     submitted.wait()
     with reading(engine) as connection:
-        found = connection.scalars(sa.select(Clip.finished_at).where(Clip.run_id == submitted.run_id)).all()
+        found = connection.scalars(
+            sa.select(Clip.finished_at).where(Clip.run_id == submitted.run_id)
+        ).all()
     moments = np.sort(np.array(found, float))
     return moments - moments[0]
 
@@ -96,8 +105,12 @@ def _report(finished: np.ndarray, held_mb: Sequence[float], here: Settings) -> N
     grown = statistics.median(held_mb[-part:]) / statistics.median(held_mb[part : 2 * part]) - 1
     print(f"{len(finished)} clips at {len(finished) / finished[-1]:.1f} clips/s")
     print(f"clips/s of the first tenth {first:.1f}, of the last {last:.1f}: {last / first:.2f}")
-    print(f"memory, worker and decoders: {max(held_mb):.0f} MB at most; last tenth over second tenth {grown:+.1%}")
-    print(f"a chunk's time, by Little's law {chunk_s:.2f} s; the last hundredth of the clips {tail_s:.2f} s")
+    print(
+        f"memory, worker and decoders: {max(held_mb):.0f} MB at most; last tenth over second tenth {grown:+.1%}"
+    )
+    print(
+        f"a chunk's time, by Little's law {chunk_s:.2f} s; the last hundredth of the clips {tail_s:.2f} s"
+    )
     print(f"load {os.getloadavg()[0]:.1f}, ours included")
 
 
@@ -106,7 +119,9 @@ class _Served:
 
     def __enter__(self) -> int:
         command = [sys.executable, "-c", "from benchmarks import steady; steady.serve()"]
-        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert self._server.stdout is not None
         return int(self._server.stdout.readline())
 

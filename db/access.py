@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
 #: In place of `leases`, which are UNLOGGED, so that PostgreSQL does not send them to a standby.
-NO_LEASES = "leases AS (SELECT CAST(NULL AS bigint) AS token, CAST(NULL AS integer) AS run_id WHERE false)"
-READ_ONLY = "current_setting('default_transaction_read_only') = 'on'"
-MAY_CREATE = (
-    "SELECT quote_ident(current_user), quote_ident(current_schema()), has_schema_privilege(current_schema(), 'CREATE')"
+NO_LEASES = (
+    "leases AS (SELECT CAST(NULL AS bigint) AS token, CAST(NULL AS integer) AS run_id WHERE false)"
 )
+READ_ONLY = "current_setting('default_transaction_read_only') = 'on'"
+MAY_CREATE = "SELECT quote_ident(current_user), quote_ident(current_schema()), has_schema_privilege(current_schema(), 'CREATE')"
 _standby: MutableMapping[sa.Engine, bool] = WeakKeyDictionary()
 
 
@@ -41,13 +41,17 @@ def check_writable(engine: sa.Engine) -> None:
             raise ServiceError(reason=f"The database {where} may be read here, but not written.")
         return
     with reading(engine) as connection:
-        standby, read_only = connection.execute(sa.text("SELECT pg_is_in_recovery(), " + READ_ONLY)).one()
+        standby, read_only = connection.execute(
+            sa.text("SELECT pg_is_in_recovery(), " + READ_ONLY)
+        ).one()
     if standby:
         raise ServiceError(
             reason=f"The database {where} is a standby, which can only be read: give the URL of its primary."
         )
     if read_only:
-        raise ServiceError(reason=f"The database {where} can only be read now: default_transaction_read_only is on.")
+        raise ServiceError(
+            reason=f"The database {where} can only be read now: default_transaction_read_only is on."
+        )
 
 
 def check_may_create(connection: sa.Connection) -> None:

@@ -21,12 +21,34 @@ PAGE = 50
 LOOKED_THROUGH = 5000
 
 _SHOWN = (
-    *(Clip.id, Clip.display_uri.label("display_uri"), Label.name.label("label"), Clip.state, Clip.score),
+    *(
+        Clip.id,
+        Clip.display_uri.label("display_uri"),
+        Label.name.label("label"),
+        Clip.state,
+        Clip.score,
+    ),
     *(Clip.duration_s, Clip.meta, Clip.error_code, Clip.error_stage, Clip.error, Clip.finished_at),
 )
 _DETAILS = (
-    *(Clip.run_id, Clip.uri, Clip.source_sample_rate, Clip.channels, Clip.codec, Clip.bytes, Clip.truncated),
-    *(Clip.silent, Clip.reused, Clip.attempts, Clip.worker, Clip.fetch_ms, Clip.decode_ms, Clip.classify_ms),
+    *(
+        Clip.run_id,
+        Clip.uri,
+        Clip.source_sample_rate,
+        Clip.channels,
+        Clip.codec,
+        Clip.bytes,
+        Clip.truncated,
+    ),
+    *(
+        Clip.silent,
+        Clip.reused,
+        Clip.attempts,
+        Clip.worker,
+        Clip.fetch_ms,
+        Clip.decode_ms,
+        Clip.classify_ms,
+    ),
 )
 
 
@@ -49,7 +71,10 @@ class Wanted:
             return False
         if row.score is None and (self.min_score > 0 or self.max_score < 1):
             return False
-        return not self.text or self.text.lower() in f"{row.display_uri} {json.dumps(row.meta)}".lower()
+        return (
+            not self.text
+            or self.text.lower() in f"{row.display_uri} {json.dumps(row.meta)}".lower()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +96,10 @@ def page(engine: sa.Engine, run_id: int, wanted: Wanted, after: str = "") -> Pag
         statement = statement.where(sa.tuple_(*order) < sa.tuple_(*_key(after, order)))
     statement = statement.order_by(*(column.desc() for column in order)).limit(LOOKED_THROUGH)
     found, looked_at, last = [], 0, None
-    with reading(engine) as connection, connection.execution_options(yield_per=PAGE).execute(statement) as rows:
+    with (
+        reading(engine) as connection,
+        connection.execution_options(yield_per=PAGE).execute(statement) as rows,
+    ):
         for row in rows:
             last, looked_at = row, looked_at + 1
             if wanted.fits(row):
@@ -79,14 +107,22 @@ def page(engine: sa.Engine, run_id: int, wanted: Wanted, after: str = "") -> Pag
             if len(found) == PAGE:
                 break
     more = last is not None and (len(found) == PAGE or looked_at == LOOKED_THROUGH)
-    return Page(found, "~".join(repr(getattr(last, column.key)) for column in order) if more else None)
+    return Page(
+        found, "~".join(repr(getattr(last, column.key)) for column in order) if more else None
+    )
 
 
 def _in_order(run_id: int, wanted: Wanted) -> tuple[sa.Select[Any], tuple[Any, ...]]:
-    statement = sa.select(*_SHOWN).outerjoin(Label, Label.id == Clip.label_id).where(Clip.run_id == run_id)
+    statement = (
+        sa.select(*_SHOWN).outerjoin(Label, Label.id == Clip.label_id).where(Clip.run_id == run_id)
+    )
     if wanted.label:
         model = sa.select(Run.model_id).where(Run.id == run_id).scalar_subquery()
-        known = sa.select(Label.id).where(Label.model_id == model, Label.name == wanted.label).scalar_subquery()
+        known = (
+            sa.select(Label.id)
+            .where(Label.model_id == model, Label.name == wanted.label)
+            .scalar_subquery()
+        )
         of_label = (state_is("done"), Clip.label_id == known, Clip.score >= wanted.min_score)
         return statement.where(*of_label, Clip.score <= wanted.max_score), (Clip.score, Clip.id)
     if wanted.error:
@@ -115,21 +151,34 @@ def sample(engine: sa.Engine, run_id: int, count: int) -> list[int]:
         first, last = connection.execute(ends).one()
         at = [first + (last - first) * number // count for number in range(count)]
         # Whether it has ended is asked of each, not of the database: that would go through all that have.
-        listed = sa.select(Clip.id, Clip.finished_at).where(Clip.run_id == run_id).order_by(Clip.id).limit(1)
+        listed = (
+            sa.select(Clip.id, Clip.finished_at)
+            .where(Clip.run_id == run_id)
+            .order_by(Clip.id)
+            .limit(1)
+        )
         found = [connection.execute(listed.where(Clip.id >= start)).one() for start in at]
     return sorted({clip_id for clip_id, finished_at in found if finished_at is not None})
 
 
 def details(engine: sa.Engine, ids: list[int]) -> Iterator[dict[str, Any]]:
     """Yield all that is known of some clips: row, `top` (label, score), `windows` (start_s, end_s, label, score)."""
-    clips = sa.select(*_SHOWN, *_DETAILS).outerjoin(Label, Label.id == Clip.label_id).where(Clip.id.in_(ids))
+    clips = (
+        sa.select(*_SHOWN, *_DETAILS)
+        .outerjoin(Label, Label.id == Clip.label_id)
+        .where(Clip.id.in_(ids))
+    )
     of_these = "WHERE clip_id IN :ids"
     bound: sa.BindParameter[list[int]] = sa.bindparam("ids", ids, expanding=True)
-    top = sa.text(f"SELECT clip_id, label, score FROM top_k {of_these} ORDER BY rank").bindparams(bound)  # noqa: S608
+    top = sa.text(f"SELECT clip_id, label, score FROM top_k {of_these} ORDER BY rank").bindparams(
+        bound
+    )  # noqa: S608
     columns = "clip_id, start_s, end_s, label, score"
     best = f"SELECT {columns} FROM windows {of_these} AND rank = 1 ORDER BY start_s"  # noqa: S608
     with reading(engine) as connection:
-        heard, parts = (_by_clip(connection.execute(query)) for query in (top, sa.text(best).bindparams(bound)))
+        heard, parts = (
+            _by_clip(connection.execute(query)) for query in (top, sa.text(best).bindparams(bound))
+        )
         for row in connection.execute(clips.order_by(Clip.id)).mappings():
             yield {**row, "top": heard.get(row["id"], []), "windows": parts.get(row["id"], [])}
 
@@ -164,7 +213,9 @@ def _counted(engine: sa.Engine, at: Any, where: sa.ColumnElement[bool], bins: in
     part = sa.cast(sa.func.round(sa.cast(at, sa.Double)), sa.Integer)
     counts = [0] * bins
     with reading(engine) as connection:
-        for number, clips in connection.execute(sa.select(part, sa.func.count()).where(where).group_by(part)):
+        for number, clips in connection.execute(
+            sa.select(part, sa.func.count()).where(where).group_by(part)
+        ):
             counts[min(max(number, 0), bins - 1)] += clips
     return counts
 
@@ -172,4 +223,8 @@ def _counted(engine: sa.Engine, at: Any, where: sa.ColumnElement[bool], bins: in
 def labels(engine: sa.Engine, model_id: int | None) -> list[str]:
     """Return the labels of a run's model in alphabetical order, none before a worker has loaded it."""
     with reading(engine) as connection:
-        return list(connection.scalars(sa.select(Label.name).where(Label.model_id == model_id).order_by(Label.name)))
+        return list(
+            connection.scalars(
+                sa.select(Label.name).where(Label.model_id == model_id).order_by(Label.name)
+            )
+        )

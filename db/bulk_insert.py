@@ -73,7 +73,9 @@ def insert(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
     # The driver itself: SQLAlchemy would look at every parameter of every row.
     counting = connection.execution_options(preserve_rowcount=True)
     if connection.dialect.name == "sqlite":
-        added = sum(_insert_some(counting, run_id, rows[at : at + _ROWS_AT_ONCE]) for at in _starts(rows))
+        added = sum(
+            _insert_some(counting, run_id, rows[at : at + _ROWS_AT_ONCE]) for at in _starts(rows)
+        )
     else:
         _take_turn(connection, run_id, rows)
         added = _copy(counting, run_id, lacking(connection, run_id, rows))
@@ -84,7 +86,9 @@ def insert(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
 def lacking(connection: sa.Connection, run_id: int, rows: list[Listed]) -> list[Listed]:
     """Return the rows that a run has not yet."""
     values = {"keys": b"".join(row[0] for row in rows), "size": KEY_BYTES, "count": len(rows)}
-    return [rows[at] for at in execute(connection, _LACKING, run_id=run_id, **values).scalars().all()]
+    return [
+        rows[at] for at in execute(connection, _LACKING, run_id=run_id, **values).scalars().all()
+    ]
 
 
 def _starts(rows: list[Listed]) -> range:
@@ -127,7 +131,14 @@ def _copied(run_id: int, rows: list[Listed]) -> bytes:
     start = struct.pack("!hiii", 6, 4, run_id, KEY_BYTES)
     parts, pending = [_COPY_HEAD], _field("pending")
     for key, uri, meta in rows:
-        parts += (start, key, _field(uri), _field(meta, _JSONB_VERSION), _field(_shown(uri)), pending)
+        parts += (
+            start,
+            key,
+            _field(uri),
+            _field(meta, _JSONB_VERSION),
+            _field(_shown(uri)),
+            pending,
+        )
     return b"".join([*parts, _COPY_END])
 
 

@@ -76,7 +76,9 @@ def take_back(engine: sa.Engine, queue: str) -> int:
 
 def take_back_queued(engine: sa.Engine, queue: str, within_s: float) -> int:
     """Take back the clips whose time in the queue would end within so many seconds; return how many."""
-    return _take_back(engine, queue, sa.and_(Lease.token.is_(None), Lease.until < _CLOCK + within_s))
+    return _take_back(
+        engine, queue, sa.and_(Lease.token.is_(None), Lease.until < _CLOCK + within_s)
+    )
 
 
 def queued_chunks(engine: sa.Engine, queue: str) -> int:
@@ -93,7 +95,9 @@ def _take_back(engine: sa.Engine, queue: str, ended: sa.ColumnElement[bool]) -> 
         if connection.execute(leases.limit(1)).first() is None:
             return 0
     with writing(engine) as connection:
-        found = connection.execute(leases.order_by(Lease.clip_id).with_for_update(skip_locked=True)).all()
+        found = connection.execute(
+            leases.order_by(Lease.clip_id).with_for_update(skip_locked=True)
+        ).all()
         execute(connection, _RELEASE, ids=[row.clip_id for row in found])
         queued = [row.clip_id for row in found if row.token is None]
         crashed = [row.clip_id for row in found if row.token is not None]
@@ -139,11 +143,18 @@ def _pick_clips(
     connection: sa.Connection, run_id: int, count: int, limits: Ledger, after: dict[int, int]
 ) -> list[PickedClip]:
     def lease(statement: str, **values: int) -> list[PickedClip]:
-        found = [PickedClip(*row) for row in execute(connection, statement, run_id=run_id, **values).all()]
+        found = [
+            PickedClip(*row)
+            for row in execute(connection, statement, run_id=run_id, **values).all()
+        ]
         if not found:
             return []
         ids = [clip.id for clip in found]
-        leased = set(execute(connection, _LEASE, ids=ids, run_id=run_id, lease_s=limits.queue_lease_s).scalars().all())
+        leased = set(
+            execute(connection, _LEASE, ids=ids, run_id=run_id, lease_s=limits.queue_lease_s)
+            .scalars()
+            .all()
+        )
         return [clip for clip in found if clip.id in leased]
 
     again = lease(DUE_AGAIN, count=count)

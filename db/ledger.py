@@ -15,7 +15,18 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from db import outcomes, results
 from db.bulk_insert import Listed, insert, lacking, listed
-from db.models import Base, Clip, Label, Lease, LedgerIdentity, Model, Run, RunCount, WindowPrediction, state_is
+from db.models import (
+    Base,
+    Clip,
+    Label,
+    Lease,
+    LedgerIdentity,
+    Model,
+    Run,
+    RunCount,
+    WindowPrediction,
+    state_is,
+)
 from db.outcomes import error_values
 from db.session import execute, now, reading, writing
 from earmark.core.errors import Cancelled, UsageError
@@ -100,7 +111,9 @@ def open_run(
             return _insert_unnamed(connection, values)
         run = _find_or_insert(connection, name, values)
         if run.options != options.as_json():
-            raise UsageError(reason=f"The run {name!r} exists with other options; use another --name.")
+            raise UsageError(
+                reason=f"The run {name!r} exists with other options; use another --name."
+            )
         connection.execute(sa.update(Run).where(Run.id == run.id).values(**changing))
         return int(run.id)
 
@@ -127,7 +140,9 @@ def add_clips(engine: sa.Engine, run_id: int, clips: Iterable[words.Clip]) -> in
     return add_listed(engine, run_id, [listed(clip) for clip in clips])
 
 
-def add_listed(engine: sa.Engine, run_id: int, rows: list[Listed], *, mostly_known: bool = False) -> int:
+def add_listed(
+    engine: sa.Engine, run_id: int, rows: list[Listed], *, mostly_known: bool = False
+) -> int:
     """Do what add_clips does; rows that are sorted by their key write each page of the index only once.
 
     Args:
@@ -147,7 +162,13 @@ def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> i
     statement = sa.update(Clip).where(Clip.run_id == run_id, state_is("failed"))
     if wanted := list(codes):
         statement = statement.where(Clip.error_code.in_(wanted))
-    fresh = {"state": "pending", "not_before": now(), "attempts": 0, "crashes": 0, "finished_at": None}
+    fresh = {
+        "state": "pending",
+        "not_before": now(),
+        "attempts": 0,
+        "crashes": 0,
+        "finished_at": None,
+    }
     with writing(engine) as connection:
         return connection.execute(statement.values(**fresh, **_NO_ERROR)).rowcount
 
@@ -157,11 +178,18 @@ def cancel(engine: sa.Engine, run_id: int) -> int:
 
     Those being worked on too: what comes of them is let in no more, and else a failure could bring them back.
     """
-    final = {**error_values(Cancelled()), "state": "cancelled", "not_before": None, "finished_at": now()}
+    final = {
+        **error_values(Cancelled()),
+        "state": "cancelled",
+        "not_before": None,
+        "finished_at": now(),
+    }
     of_run = Lease.run_id == run_id
     with writing(engine) as connection:
         # Locked in the order in which workers lock them.
-        connection.execute(sa.select(Lease.clip_id).where(of_run).order_by(Lease.clip_id).with_for_update()).all()
+        connection.execute(
+            sa.select(Lease.clip_id).where(of_run).order_by(Lease.clip_id).with_for_update()
+        ).all()
         connection.execute(sa.delete(Lease).where(of_run))
         return connection.execute(
             sa.update(Clip).where(Clip.run_id == run_id, state_is("pending")).values(final)
@@ -188,7 +216,11 @@ def prune(engine: sa.Engine, run_id: int) -> int:
 
 def _prune_some(engine: sa.Engine, run_id: int) -> int:
     with writing(engine) as connection:
-        ids = list(connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).limit(PRUNED_AT_ONCE)))
+        ids = list(
+            connection.scalars(
+                sa.select(Clip.id).where(Clip.run_id == run_id).limit(PRUNED_AT_ONCE)
+            )
+        )
         for clip_id in (WindowPrediction.clip_id, Clip.id):
             connection.execute(sa.delete(clip_id.class_).where(clip_id.in_(ids)))
     return len(ids)
@@ -199,7 +231,9 @@ def new_token() -> int:
     return secrets.randbits(63)
 
 
-def claim(engine: sa.Engine, chunk: Chunk, *, worker: str, limits: Ledger, token: int | None = None) -> Claim:
+def claim(
+    engine: sa.Engine, chunk: Chunk, *, worker: str, limits: Ledger, token: int | None = None
+) -> Claim:
     """Take the clips of a chunk's run that are still to do.
 
     Clips that are final, running elsewhere, not yet due or of another run are left out: a message delivered twice does
@@ -217,14 +251,24 @@ def claim(engine: sa.Engine, chunk: Chunk, *, worker: str, limits: Ledger, token
     whose = {"ledger_id": chunk.ledger_id, "run_id": chunk.run_id}
     with writing(engine) as connection:
         leased = (
-            execute(connection, _LEASE, ids=ids, token=token, worker=worker, lease_s=limits.lease_s, **whose)
+            execute(
+                connection,
+                _LEASE,
+                ids=ids,
+                token=token,
+                worker=worker,
+                lease_s=limits.lease_s,
+                **whose,
+            )
             .scalars()
             .all()
         )
         if not leased:
             _check_whose(connection, chunk)
         # Looked at once they are ours: a moment before, another may have brought them to their end.
-        return Claim(token, tuple(Claimed(*row) for row in execute(connection, _LEASED, ids=leased).all()))
+        return Claim(
+            token, tuple(Claimed(*row) for row in execute(connection, _LEASED, ids=leased).all())
+        )
 
 
 def _check_whose(connection: sa.Connection, chunk: Chunk) -> None:
@@ -256,7 +300,11 @@ def release(engine: sa.Engine, token: int, delays_s: Mapping[int, float]) -> Non
 
 
 def finish(
-    engine: sa.Engine, claim: Claim, ended: Sequence[Outcome], label_ids: Sequence[int], limits: Ledger
+    engine: sa.Engine,
+    claim: Claim,
+    ended: Sequence[Outcome],
+    label_ids: Sequence[int],
+    limits: Ledger,
 ) -> dict[str, int]:
     """Write results and final states in one transaction, of the clips this claim still holds.
 
@@ -267,10 +315,17 @@ def finish(
     with writing(engine) as connection:
         counts = outcomes.write(connection, claim.token, ended, tries, label_ids, limits)
     lost = len(ended) - counts.total()
-    return {"done": counts["done"], "failed": counts["failed"], "retried": counts["pending"], "lost": lost}
+    return {
+        "done": counts["done"],
+        "failed": counts["failed"],
+        "retried": counts["pending"],
+        "lost": lost,
+    }
 
 
-def register_model(engine: sa.Engine, labels: Sequence[str], **identity: Any) -> tuple[int, tuple[int, ...]]:
+def register_model(
+    engine: sa.Engine, labels: Sequence[str], **identity: Any
+) -> tuple[int, tuple[int, ...]]:
     """Return the id of a model and of its labels, in the model's order, adding what is new.
 
     Args:
@@ -281,7 +336,9 @@ def register_model(engine: sa.Engine, labels: Sequence[str], **identity: Any) ->
     with writing(engine) as connection:
         connection.execute(_insert_new(connection, Model).values(**identity, created_at=now()))
         model_id = connection.execute(sa.select(Model.id).where(*same)).scalar_one()
-        rows = [{"model_id": model_id, "position": at, "name": name} for at, name in enumerate(labels)]
+        rows = [
+            {"model_id": model_id, "position": at, "name": name} for at, name in enumerate(labels)
+        ]
         connection.execute(_insert_new(connection, Label), rows)
         ids = sa.select(Label.id).where(Label.model_id == model_id).order_by(Label.position)
         return model_id, tuple(connection.scalars(ids))
@@ -290,7 +347,9 @@ def register_model(engine: sa.Engine, labels: Sequence[str], **identity: Any) ->
 def settle_model(engine: sa.Engine, run_id: int, model_id: int) -> int:
     """Make this the run's model unless another worker has said which it is; return the one it is."""
     with writing(engine) as connection:
-        connection.execute(sa.update(Run).where(Run.id == run_id, Run.model_id.is_(None)).values(model_id=model_id))
+        connection.execute(
+            sa.update(Run).where(Run.id == run_id, Run.model_id.is_(None)).values(model_id=model_id)
+        )
         return connection.execute(sa.select(Run.model_id).where(Run.id == run_id)).scalar_one()  # type: ignore[return-value]
 
 

@@ -190,7 +190,9 @@ class Lease(Base):
 
     __tablename__ = "leases"
 
-    clip_id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False, info={"of": "clips"})
+    clip_id: Mapped[int] = mapped_column(
+        Id, primary_key=True, autoincrement=False, info={"of": "clips"}
+    )
     until: Mapped[float] = mapped_column(index=True)
     token: Mapped[int | None] = mapped_column(BigInteger)
     run_id: Mapped[int] = mapped_column(info={"of": "runs"})
@@ -206,7 +208,9 @@ class RunCount(Base):
     __tablename__ = "run_counts"
     __table_args__ = ({"sqlite_with_rowid": False},)
 
-    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True, autoincrement=False)
+    run_id: Mapped[int] = mapped_column(
+        ForeignKey("runs.id"), primary_key=True, autoincrement=False
+    )
     state: Mapped[str] = mapped_column(primary_key=True)
     writer: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     clips: Mapped[int] = mapped_column(BigInteger)
@@ -221,7 +225,9 @@ class WindowPrediction(Base):
     __tablename__ = "window_predictions"
     __table_args__ = ({"sqlite_with_rowid": False},)
 
-    clip_id: Mapped[int] = mapped_column(Id, ForeignKey("clips.id"), primary_key=True, autoincrement=False)
+    clip_id: Mapped[int] = mapped_column(
+        Id, ForeignKey("clips.id"), primary_key=True, autoincrement=False
+    )
     start_s: Mapped[float] = mapped_column(primary_key=True)
     end_s: Mapped[float]
     label_ids: Mapped[list[int]] = mapped_column(Ids)

@@ -48,18 +48,28 @@ def write(
     workers = held(connection, token, [outcome.clip_id for outcome in outcomes])
     mine = [outcome for outcome in outcomes if outcome.clip_id in workers]
     states = [
-        _state(outcome, tries[outcome.clip_id], label_ids, limits) | {"worker": workers[outcome.clip_id]}
+        _state(outcome, tries[outcome.clip_id], label_ids, limits)
+        | {"worker": workers[outcome.clip_id]}
         for outcome in mine
     ]
     windows = [
-        {"clip_id": clip.clip_id, "start_s": window.start_s, "end_s": window.end_s, **_top(window, label_ids)}
+        {
+            "clip_id": clip.clip_id,
+            "start_s": window.start_s,
+            "end_s": window.end_s,
+            **_top(window, label_ids),
+        }
         for clip in mine
         if isinstance(clip, Success)
         for window in clip.windows
     ]
-    for statement, rows in zip(_statements(connection.dialect.name), (states, windows), strict=True):
+    for statement, rows in zip(
+        _statements(connection.dialect.name), (states, windows), strict=True
+    ):
         if rows:
-            sent: Any = rows if connection.dialect.name == "sqlite" else (json.dumps(rows, default=_hex),)
+            sent: Any = (
+                rows if connection.dialect.name == "sqlite" else (json.dumps(rows, default=_hex),)
+            )
             connection.exec_driver_sql(statement, sent)
     let_go(connection, token, workers)
     return Counter(state["state"] for state in states)
@@ -80,14 +90,33 @@ def error_values(error: ClipError) -> dict[str, Any]:
     return {"error_code": error.code, "error_stage": error.stage, "error": str(error)}
 
 
-def _state(outcome: Outcome, tries: int, label_ids: Sequence[int], limits: Ledger) -> dict[str, Any]:
-    clip = {**NOTHING_SAID, "id": outcome.clip_id, "attempts": tries, "reused": False, **_values(outcome.timings)}
+def _state(
+    outcome: Outcome, tries: int, label_ids: Sequence[int], limits: Ledger
+) -> dict[str, Any]:
+    clip = {
+        **NOTHING_SAID,
+        "id": outcome.clip_id,
+        "attempts": tries,
+        "reused": False,
+        **_values(outcome.timings),
+    }
     if outcome.source:
         clip |= {"bytes": outcome.source.bytes, "sha256": bytes.fromhex(outcome.source.sha256)}
     if isinstance(outcome, Success):
         top = _top(outcome, label_ids)
-        best = {"label_id": top["label_ids"][0], "score": top["scores"][0]} if outcome.predictions else {}
-        return {**clip, "state": "done", "reused": outcome.reused, **_values(outcome.facts), **top, **best}
+        best = (
+            {"label_id": top["label_ids"][0], "score": top["scores"][0]}
+            if outcome.predictions
+            else {}
+        )
+        return {
+            **clip,
+            "state": "done",
+            "reused": outcome.reused,
+            **_values(outcome.facts),
+            **top,
+            **best,
+        }
     failed = {**clip, "state": "failed", **error_values(outcome.error)}
     if outcome.error.transient and tries < limits.max_attempts:
         return {**failed, "state": "pending", "not_before": _pause_s(outcome.error, tries, limits)}
@@ -124,9 +153,7 @@ def _statements(dialect: str) -> tuple[str, str]:
     SQLite is fastest at one statement a row. To PostgreSQL a chunk's rows travel as one JSON document: several times as
     fast as a statement a row, and its triggers run once.
     """
-    update = (
-        "UPDATE clips SET {said}, not_before = {now} + {pause}, finished_at = CASE WHEN {pause} IS NULL THEN {now} END"
-    )
+    update = "UPDATE clips SET {said}, not_before = {now} + {pause}, finished_at = CASE WHEN {pause} IS NULL THEN {now} END"
     if dialect == "sqlite":
         said = ", ".join(f"{name} = :{name}" for name in SAID)
         return (

@@ -75,20 +75,32 @@ def pace(engine: sa.Engine, run_id: int, state: Progress, limits: Worker) -> Pac
     rate = recent.clips / recent.seconds
     left = state.total - state.final
     # The last clips, a glance at few of many workers, and a model that works for other runs too say nothing.
-    waiting = state.states["pending"] + state.states["queued"] and recent.clips >= LEAST_CLIPS * recent.workers
-    bottleneck = _bottleneck(recent, limits) if waiting and not _others_at_work(engine, run_id) else None
+    waiting = (
+        state.states["pending"] + state.states["queued"]
+        and recent.clips >= LEAST_CLIPS * recent.workers
+    )
+    bottleneck = (
+        _bottleneck(recent, limits) if waiting and not _others_at_work(engine, run_id) else None
+    )
     each = [ms / recent.clips for ms in (recent.fetch_ms, recent.decode_ms, recent.classify_ms)]
     return Pace(rate, recent.audio_s / recent.seconds, left / rate, bottleneck, *each)
 
 
 def _recent(engine: sa.Engine, run_id: int) -> _Recent | None:
     since = sa.select(now() - LAST_S).scalar_subquery()
-    wanted = [getattr(Clip, name) for name in ("duration_s", "fetch_ms", "decode_ms", "classify_ms", "worker")]
-    last = sa.select(Clip.finished_at, *wanted).where(Clip.run_id == run_id, Clip.finished_at > since)
+    wanted = [
+        getattr(Clip, name)
+        for name in ("duration_s", "fetch_ms", "decode_ms", "classify_ms", "worker")
+    ]
+    last = sa.select(Clip.finished_at, *wanted).where(
+        Clip.run_id == run_id, Clip.finished_at > since
+    )
     ended = last.order_by(Clip.finished_at.desc()).limit(LAST_CLIPS).cte("ended")
     begin = sa.select(sa.func.min(ended.c.finished_at)).scalar_subquery()
     sums = [sa.func.coalesce(sa.func.sum(column), 0.0) for column in list(ended.c)[1:5]]
-    figures = sa.select(sa.func.count(), now() - begin, *sums, sa.func.count(ended.c.worker.distinct()))
+    figures = sa.select(
+        sa.func.count(), now() - begin, *sums, sa.func.count(ended.c.worker.distinct())
+    )
     size = sa.select(Run.chunk_size).where(Run.id == run_id).scalar_subquery()
     with reading(engine) as connection:
         row = connection.execute(figures.add_columns(size).where(ended.c.finished_at > begin)).one()
@@ -99,24 +111,36 @@ def _recent(engine: sa.Engine, run_id: int) -> _Recent | None:
 def _others_at_work(engine: sa.Engine, run_id: int) -> bool:
     if is_standby(engine):
         return True  # it may be: who is at work is not known there
-    running = sa.select(Lease.clip_id).where(Lease.run_id != run_id, Lease.token.is_not(None)).limit(1)
+    running = (
+        sa.select(Lease.clip_id).where(Lease.run_id != run_id, Lease.token.is_not(None)).limit(1)
+    )
     with reading(engine) as connection:
         return connection.scalar(running) is not None
 
 
 def _bottleneck(recent: _Recent, limits: Worker) -> str | None:
-    fetching, decoding, classifying = map(recent.at_once, (recent.fetch_ms, recent.decode_ms, recent.classify_ms))
+    fetching, decoding, classifying = map(
+        recent.at_once, (recent.fetch_ms, recent.decode_ms, recent.classify_ms)
+    )
     # No clip is at the model at least so much of the time, however its clips overlap.
     waits = 1 - classifying
     if waits < WAITS:
         share = classifying / (fetching + decoding + classifying)
         cure = "add workers, each with a device of its own, or take a faster one"
-        return f"Clips spend {share:.0%} of their time at the model: {cure}." if share > MOSTLY else None
+        return (
+            f"Clips spend {share:.0%} of their time at the model: {cure}."
+            if share > MOSTLY
+            else None
+        )
     if decoding > fetching:
         return f"The model waits at least {waits:.0%} of the time for decoding: add workers on other processors."
     in_chunks = limits.concurrency * recent.chunk_size
     if fetching > MOSTLY * min(limits.clips_in_flight, in_chunks):
-        cure = "EARMARK_WORKER__CLIPS_IN_FLIGHT" if limits.clips_in_flight <= in_chunks else "--concurrency"
+        cure = (
+            "EARMARK_WORKER__CLIPS_IN_FLIGHT"
+            if limits.clips_in_flight <= in_chunks
+            else "--concurrency"
+        )
         return f"The model waits at least {waits:.0%} of the time for downloads: raise {cure} or add workers."
     cure = "raise EARMARK_FETCH__HOST_CONCURRENCY if the limits on one host hold them back"
     return f"The model waits at least {waits:.0%} of the time, with {fetching:.1f} downloads a worker at once: {cure}."
@@ -138,7 +162,9 @@ def measure(engine: sa.Engine, run_id: int) -> Measured:
     """Return what the clips of a finished run took; keeps their times in memory, so it is for small ones."""
     columns = Clip.finished_at, Clip.state, Clip.bytes, Clip.duration_s
     with reading(engine) as connection:
-        rows = connection.execute(sa.select(*columns).where(Clip.run_id == run_id).order_by(Clip.finished_at)).all()
+        rows = connection.execute(
+            sa.select(*columns).where(Clip.run_id == run_id).order_by(Clip.finished_at)
+        ).all()
     done = [row for row in rows if row.state == "done"]
     first, last = len(rows) // 10, len(rows) * 9 // 10 - 1
     seconds = rows[last].finished_at - rows[first].finished_at if len(rows) >= LEAST_CLIPS else 0.0

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+READING = {
+    sqlite3.SQLITE_SELECT,
+    sqlite3.SQLITE_READ,
+    sqlite3.SQLITE_FUNCTION,
+    sqlite3.SQLITE_RECURSIVE,
+}
 #: SQLite virtual machine steps between two looks at the clock: about a millisecond.
 STEPS_PER_LOOK = 10_000
 ROWS_AT_ONCE = 2000
@@ -50,11 +55,17 @@ def _sqlite(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[Seq
 
 
 def _open_read_only(file: str) -> sqlite3.Connection:
-    uri = read_only_uri(Path(file)) if is_read_only(file) else f"{Path(file).absolute().as_uri()}?mode=ro"
+    uri = (
+        read_only_uri(Path(file))
+        if is_read_only(file)
+        else f"{Path(file).absolute().as_uri()}?mode=ro"
+    )
     try:
         return sqlite3.connect(uri, uri=True)
     except sqlite3.OperationalError as error:
-        raise ServiceError(reason=f"The database {file} cannot be opened: {error}. Has anything run yet?") from error
+        raise ServiceError(
+            reason=f"The database {file} cannot be opened: {error}. Has anything run yet?"
+        ) from error
 
 
 def _allow_reading(action: int, *_: str | None) -> int:
@@ -66,7 +77,9 @@ def _postgresql(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator
     deadline = time.monotonic() + timeout_s
     with _sentences(timeout_s), _connected(parameters) as connection:
         connection.read_only = True
-        connection.execute("SELECT set_config('statement_timeout', %s, true)", [str(int(timeout_s * 1000))])
+        connection.execute(
+            "SELECT set_config('statement_timeout', %s, true)", [str(int(timeout_s * 1000))]
+        )
         # A cursor is declared FOR one SELECT: no second statement, and no COPY ... TO PROGRAM.
         with connection.cursor("query") as cursor:
             cursor.itersize = ROWS_AT_ONCE
@@ -82,7 +95,9 @@ def _connected(parameters: MutableMapping[str, Any]) -> psycopg.Connection[Any]:
     try:
         return psycopg.connect(**parameters)
     except psycopg.OperationalError as error:
-        raise ServiceError(reason=f"The database cannot be reached: {str(error).strip()}") from error
+        raise ServiceError(
+            reason=f"The database cannot be reached: {str(error).strip()}"
+        ) from error
 
 
 @contextmanager
@@ -92,10 +107,14 @@ def _sentences(timeout_s: float) -> Iterator[None]:
     except (sqlite3.Error, sqlite3.Warning, psycopg.Error) as error:
         detail = (str(error).strip() or repr(error)).splitlines()[0]
         if detail == "interrupted" or "statement timeout" in detail:
-            raise UsageError(reason=f"The query took longer than {timeout_s:g} s (--timeout-s).") from error
+            raise UsageError(
+                reason=f"The query took longer than {timeout_s:g} s (--timeout-s)."
+            ) from error
         if "unlogged" in detail:
             cure = "`earmark status` counts a run's clips there, and so does the table `run_counts`"
-            raise UsageError(reason=f"A standby has no `leases`, and so no `run_progress`: {cure}.") from error
+            raise UsageError(
+                reason=f"A standby has no `leases`, and so no `run_progress`: {cure}."
+            ) from error
         if detail == "not authorized" or "read-only" in detail:
             raise UsageError(reason="A query may only read.") from error
         raise UsageError(reason=f"The query cannot be run: {detail}.") from error

@@ -75,7 +75,9 @@ def find_run(engine: sa.Engine, id_or_name: str | None) -> RunRow:
         UsageError: there is no such run.
     """
     if id_or_name is None:
-        return _run_where(engine, Run.id == sa.select(sa.func.max(Run.id)).scalar_subquery(), "(none yet)")
+        return _run_where(
+            engine, Run.id == sa.select(sa.func.max(Run.id)).scalar_subquery(), "(none yet)"
+        )
     same = Run.name == id_or_name
     if id_or_name.isascii() and id_or_name.isdigit():
         same = sa.or_(same, Run.id == int(id_or_name))
@@ -102,7 +104,9 @@ def progress(engine: sa.Engine, run_id: int) -> Progress:
         statement = sa.text(f"WITH {NO_LEASES} {COUNTED}")
     with reading(engine) as connection:
         counted = connection.execute(statement, {"run_id": run_id}).all()
-        created, clock = connection.execute(sa.select(Run.created_at, now()).where(Run.id == run_id)).one()
+        created, clock = connection.execute(
+            sa.select(Run.created_at, now()).where(Run.id == run_id)
+        ).one()
     counts = {row[0]: (int(row[1]), row[2], row[3]) for row in counted}
     found = {state: counts.get(state, (0, 0.0, 0.0)) for state in STATES}
     states = {state: some[0] for state, some in found.items()}
@@ -120,7 +124,9 @@ def top_errors(engine: sa.Engine, run_id: int, state: str = "failed") -> list[tu
     if state == "pending":
         # Of those, what failed before has a time: the index knows it.
         here &= Clip.not_before > 0
-    statement = sa.select(Clip.error_code, count, sa.func.min(Clip.error)).where(here, Clip.error_code.is_not(None))
+    statement = sa.select(Clip.error_code, count, sa.func.min(Clip.error)).where(
+        here, Clip.error_code.is_not(None)
+    )
     statement = statement.group_by(Clip.error_code)
     with reading(engine) as connection:
         rows = connection.execute(statement.order_by(count.desc(), Clip.error_code))
@@ -153,7 +159,9 @@ class Rows(Iterator[dict[str, Any]]):
         self.columns = tuple(next(lines))
         self._lines = lines
         if twice := {name for name in self.columns if self.columns.count(name) > 1}:
-            raise UsageError(reason=f"Two columns are called {min(twice)}: give one another name with AS.")
+            raise UsageError(
+                reason=f"Two columns are called {min(twice)}: give one another name with AS."
+            )
 
     def __next__(self) -> dict[str, Any]:
         return dict(zip(self.columns, next(self._lines), strict=True))
@@ -183,33 +191,45 @@ def results(
     ]
     values = {"run_id": run_id, "label": label, "min_score": min_score}
     statement = f"SELECT * FROM {view} WHERE run_id = :run_id {best} {' '.join(conditions)} ORDER BY {order}"  # noqa: S608
-    return sa.text(statement).bindparams(**{name: value for name, value in values.items() if f":{name}" in statement})
+    return sa.text(statement).bindparams(
+        **{name: value for name, value in values.items() if f":{name}" in statement}
+    )
 
 
 def clips(run_id: int) -> sa.TextClause:
     """Return the statement for a run's clips with their states and errors."""
     columns = "id AS clip_id, coalesce(display_uri, uri) AS uri, state, error_code, error"
-    return sa.text(f"SELECT {columns} FROM clips WHERE run_id = :run_id ORDER BY id").bindparams(run_id=run_id)  # noqa: S608
+    return sa.text(f"SELECT {columns} FROM clips WHERE run_id = :run_id ORDER BY id").bindparams(
+        run_id=run_id
+    )  # noqa: S608
 
 
 def clip(engine: sa.Engine, clip_id: int) -> sa.Row[Any]:
     """Return a clip's row, true URI and all; raise UsageError if there is none."""
     state = Clip.state.label("state_now") if is_standby(engine) else Clip.state_now
     with reading(engine) as connection:
-        found = connection.execute(sa.select(Clip.__table__, state).where(Clip.id == clip_id)).first()
+        found = connection.execute(
+            sa.select(Clip.__table__, state).where(Clip.id == clip_id)
+        ).first()
     if found is None:
-        raise UsageError(reason=f"There is no clip {clip_id}; `earmark results RUN` and `failures RUN` give their ids.")
+        raise UsageError(
+            reason=f"There is no clip {clip_id}; `earmark results RUN` and `failures RUN` give their ids."
+        )
     return found
 
 
 def top_k(run_id: int) -> sa.TextClause:
     """Return the statement for every stored prediction of a run, clip by clip, best first."""
-    return sa.text("SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank").bindparams(run_id=run_id)
+    return sa.text("SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank").bindparams(
+        run_id=run_id
+    )
 
 
 def failures(run_id: int) -> sa.TextClause:
     """Return the statement for a run's failures."""
-    return sa.text("SELECT * FROM failures WHERE run_id = :run_id ORDER BY clip_id").bindparams(run_id=run_id)
+    return sa.text("SELECT * FROM failures WHERE run_id = :run_id ORDER BY clip_id").bindparams(
+        run_id=run_id
+    )
 
 
 def hosts(run_id: int) -> sa.TextClause:
@@ -234,4 +254,8 @@ def labels(engine: sa.Engine, model: str) -> list[str]:
     """Return the labels of a model some worker has loaded, in its order; the newest of that name."""
     newest = sa.select(sa.func.max(Model.id)).where(Model.name == model).scalar_subquery()
     with reading(engine) as connection:
-        return list(connection.scalars(sa.select(Label.name).where(Label.model_id == newest).order_by(Label.position)))
+        return list(
+            connection.scalars(
+                sa.select(Label.name).where(Label.model_id == newest).order_by(Label.position)
+            )
+        )

@@ -22,7 +22,9 @@ _BY_URL = (
 )
 
 
-def reuse(engine: sa.Engine, run_id: int, clip_id: int, source: words.Source | None) -> words.Success | None:
+def reuse(
+    engine: sa.Engine, run_id: int, clip_id: int, source: words.Source | None
+) -> words.Success | None:
     """Return the result that the same bytes already have from the run's model with its options, if there is one.
 
     Without a source: the result that the clip's URL has in another run, the newest.
@@ -38,8 +40,14 @@ def reuse(engine: sa.Engine, run_id: int, clip_id: int, source: words.Source | N
 def _result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
     """Return a clip's result as another's; None if it was deleted a moment ago."""
     facts = [getattr(Clip, name) for name in words.AudioFacts.__slots__]
-    heard = sa.select(Clip.label_ids, Clip.scores, Clip.sha256, Clip.bytes, *facts).where(Clip.id == known)
-    each = sa.select(WindowPrediction).where(WindowPrediction.clip_id == known).order_by(WindowPrediction.start_s)
+    heard = sa.select(Clip.label_ids, Clip.scores, Clip.sha256, Clip.bytes, *facts).where(
+        Clip.id == known
+    )
+    each = (
+        sa.select(WindowPrediction)
+        .where(WindowPrediction.clip_id == known)
+        .order_by(WindowPrediction.start_s)
+    )
     with reading(engine) as connection:
         found = connection.execute(heard).first()
         if found is None:

@@ -87,11 +87,17 @@ def check(engine: sa.Engine) -> None:
     found, wanted = current(engine), versions()[-1]
     where = urls.shown(engine.url)
     if found is None:
-        raise ServiceError(reason=f"The database {where} has no Earmark tables yet: run `earmark db upgrade`.")
+        raise ServiceError(
+            reason=f"The database {where} has no Earmark tables yet: run `earmark db upgrade`."
+        )
     if found not in versions():
-        raise ServiceError(reason=f"The database {where} is at {found}, newer than this Earmark: upgrade Earmark.")
+        raise ServiceError(
+            reason=f"The database {where} is at {found}, newer than this Earmark: upgrade Earmark."
+        )
     if found != wanted:
-        raise ServiceError(reason=f"The database {where} is at {found}, this is {wanted}: run `earmark db upgrade`.")
+        raise ServiceError(
+            reason=f"The database {where} is at {found}, this is {wanted}: run `earmark db upgrade`."
+        )
 
 
 def check_rights(engine: sa.Engine) -> None:
@@ -100,7 +106,11 @@ def check_rights(engine: sa.Engine) -> None:
         return
     rights = [(table, right) for table, needed in WORKER_RIGHTS.items() for right in needed]
     with reading(engine) as connection:
-        lacking = [f"{right} on {table}" for table, right in rights if not _allowed(connection, table, right)]
+        lacking = [
+            f"{right} on {table}"
+            for table, right in rights
+            if not _allowed(connection, table, right)
+        ]
     if lacking:
         raise ServiceError(
             reason=f"The role of {urls.shown(engine.url)} may not do what workers do: GRANT it {', '.join(lacking)},"
@@ -138,7 +148,11 @@ def view_statements(dialect: str) -> list[str]:
 def view_query(view: str, dialect: str) -> str:
     """Return the SELECT that a public view stands for on a dialect."""
     begin = f"CREATE VIEW {view} AS\n"
-    return next(statement.partition(begin)[2] for statement in view_statements(dialect) if begin in statement)
+    return next(
+        statement.partition(begin)[2]
+        for statement in view_statements(dialect)
+        if begin in statement
+    )
 
 
 def view_names() -> list[str]:

@@ -59,7 +59,10 @@ ANOTHER_FILE = "Name a file that can be written with --db, or a folder with EARM
 #: A connection used so lately is not asked whether it is alive: that costs as much as a small query.
 FRESH_S = 1.0
 #: How a connection is told that each statement is a transaction of its own, which spares it BEGIN and ROLLBACK.
-_ALONE: dict[str, dict[str, Any]] = {"sqlite": {"alone": True}, "postgresql": {"isolation_level": "AUTOCOMMIT"}}
+_ALONE: dict[str, dict[str, Any]] = {
+    "sqlite": {"alone": True},
+    "postgresql": {"isolation_level": "AUTOCOMMIT"},
+}
 
 #: SQLSTATEs, or their first characters, after which PostgreSQL connections are replaced: connection lost (08),
 #: transaction state, such as read-only after a failover (25), prepared statement unknown (26000) or known
@@ -136,7 +139,12 @@ def _make_folder(file: Path, *_: Any) -> None:
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
     # A checkpoint holds up the transaction it falls on, and pages that change often are copied once for all of them.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "wal_autocheckpoint=10000"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        "foreign_keys=ON",
+        "wal_autocheckpoint=10000",
+    ):
         connection.execute(f"PRAGMA {pragma}")
 
 
@@ -224,7 +232,9 @@ def _ask_unless_fresh(dialect: sa.Dialect, connection: Any, record: Any, _proxy:
         raise sa.exc.InvalidatePoolError from error
 
 
-def execute(connection: sa.Connection, statement: str, **values: Any) -> sa.CursorResult[*tuple[Any, ...]]:
+def execute(
+    connection: sa.Connection, statement: str, **values: Any
+) -> sa.CursorResult[*tuple[Any, ...]]:
     """Execute plain SQL with its words in braces spelled as this database has them."""
     return connection.execute(_spelled(statement, connection.dialect.name), values)
 
@@ -241,8 +251,13 @@ def ask(engine: sa.Engine, statement: str, **values: Any) -> Any:
 
     For what is asked once a clip: about half the processor time of `execute`. It is a transaction of its own.
     """
-    with _in_reach(engine), engine.connect().execution_options(**_ALONE[engine.dialect.name]) as connection:
-        found = connection.exec_driver_sql(_marked(statement, engine.dialect.name, tuple(values)), values).first()
+    with (
+        _in_reach(engine),
+        engine.connect().execution_options(**_ALONE[engine.dialect.name]) as connection,
+    ):
+        found = connection.exec_driver_sql(
+            _marked(statement, engine.dialect.name, tuple(values)), values
+        ).first()
         return found and found[0]
 
 
@@ -255,7 +270,11 @@ def _marked(statement: str, dialect: str, names: tuple[str, ...]) -> str:
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Open a transaction that takes its turn as a writer and commits at the end."""
-    with _in_reach(engine), engine.connect().execution_options(writing=True) as connection, connection.begin():
+    with (
+        _in_reach(engine),
+        engine.connect().execution_options(writing=True) as connection,
+        connection.begin(),
+    ):
         yield connection
 
 
@@ -274,12 +293,16 @@ def _in_reach(engine: sa.Engine) -> Iterator[None]:
         raise _sentence(engine, error) from error
     except SQLAlchemyError as error:
         # Not the driver's: no connection of the pool became free in time, or a transaction was lost with its server.
-        raise DatabaseError(reason=f"The database {urls.shown(engine.url)} cannot be used: {error}") from error
+        raise DatabaseError(
+            reason=f"The database {urls.shown(engine.url)} cannot be used: {error}"
+        ) from error
 
 
 def _sentence(engine: sa.Engine, error: DBAPIError) -> DatabaseError:
     where = urls.shown(engine.url)
-    detail = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else repr(error.orig)
+    detail = (
+        str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else repr(error.orig)
+    )
     state = _sqlstate(error.orig)
     if "no such table" in detail or state == NO_TABLE:
         return DatabaseError(
@@ -287,7 +310,9 @@ def _sentence(engine: sa.Engine, error: DBAPIError) -> DatabaseError:
             " begin a new database if this one is of an unreleased Earmark."
         )
     if "locked" in detail:
-        return DatabaseError(reason=f"The database {where} is locked by another program: try again later.")
+        return DatabaseError(
+            reason=f"The database {where} is locked by another program: try again later."
+        )
     if "statement pooling mode" in detail:
         return DatabaseError(
             reason=f"The database {where} is behind a pooler that gives each statement a connection ({detail}): set"

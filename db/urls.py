@@ -32,7 +32,9 @@ def parse(text: str) -> sa.URL:
     try:
         url = sa.make_url(text)
     except ArgumentError:
-        raise ServiceError(reason="A database URL begins with postgresql:// or sqlite:///.") from None
+        raise ServiceError(
+            reason="A database URL begins with postgresql:// or sqlite:///."
+        ) from None
     except ValueError:
         raise ServiceError(reason=_wrong_port(text)) from None
     if url.drivername in SQLITE_DRIVERS:
@@ -83,7 +85,9 @@ def _check_options(url: sa.URL) -> None:
         try:
             psycopg.conninfo.make_conninfo("", **{name: ""})
         except psycopg.Error as error:
-            raise ServiceError(reason=f"PostgreSQL has no option {name}, which this database URL sets.") from error
+            raise ServiceError(
+                reason=f"PostgreSQL has no option {name}, which this database URL sets."
+            ) from error
 
 
 def _user_in_front(url: sa.URL) -> sa.URL:

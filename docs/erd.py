@@ -27,7 +27,13 @@ def schema_page() -> str:
 def _entity(table: sa.Table) -> Iterator[str]:
     yield f"  {table.name} {{"
     for column in table.columns:
-        key = " PK" if column.primary_key else " FK" if column.foreign_keys or "of" in column.info else ""
+        key = (
+            " PK"
+            if column.primary_key
+            else " FK"
+            if column.foreign_keys or "of" in column.info
+            else ""
+        )
         yield f"    {type(column.type).__name__.lower()} {column.name}{key}"
     yield "  }"
 

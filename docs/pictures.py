@@ -65,7 +65,9 @@ def _environment(folder: str) -> dict[str, str]:
 def _earmark(folder: str, *words: str) -> str:
     command = [*EARMARK, *words]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.run(command, env=_environment(folder), cwd=folder, text=True, check=True, **both).stdout  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(
+        command, env=_environment(folder), cwd=folder, text=True, check=True, **both
+    ).stdout  # type: ignore[call-overload,no-any-return]
 
 
 def _terminal(text: str, picture: Path) -> None:
@@ -92,7 +94,9 @@ def _live_page(folder: str) -> Iterator[str]:
 
 @contextmanager
 def _flower(folder: str) -> Iterator[str]:
-    sounds = str(shutil.copytree(Path(earmark.__file__).with_name("examples"), Path(folder, "sounds")))
+    sounds = str(
+        shutil.copytree(Path(earmark.__file__).with_name("examples"), Path(folder, "sounds"))
+    )
     with _running(folder, "up", "--flower-port", str(PORT), "--files", sounds) as url:
         _earmark(folder, "submit", sounds, "--name", "examples", "--chunk-size", "2", "--watch")
         time.sleep(FLOWER_HEARS_S)

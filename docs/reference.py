@@ -25,7 +25,10 @@ MADE = "<!-- Made by `python -m docs.reference`; do not edit. -->\n"
 
 def settings_page() -> str:
     """Return the page of every setting with its default and its reason."""
-    rows = [f"| `{name}` | {_shown(field.default)} | {field.description} |" for name, field in _settings()]
+    rows = [
+        f"| `{name}` | {_shown(field.default)} | {field.description} |"
+        for name, field in _settings()
+    ]
     head = "# Settings\n\nFrom the environment or a `.env` file in the working directory; the environment goes first.\n"
     return "\n".join([MADE + head, "| variable | default | why |", "|---|---|---|", *rows, ""])
 
@@ -57,7 +60,9 @@ def errors_page() -> str:
         f"| `{code}` | {kind.stage} | {'yes' if kind.transient else ''} | {kind.sentence} |"
         for code, kind in BY_CODE.items()
     ]
-    return "\n".join([MADE + head, "| code | stage | transient | sentence |", "|---|---|---|---|", *rows, ""])
+    return "\n".join(
+        [MADE + head, "| code | stage | transient | sentence |", "|---|---|---|---|", *rows, ""]
+    )
 
 
 def cli_page() -> str:

@@ -47,7 +47,9 @@ def find_broker(settings: Settings) -> Settings:
     if url is None and note.is_file():
         url = note.read_text()
     if url is None:
-        raise ServiceError(reason="No broker is known: set EARMARK_BROKER__URL, or start `earmark up` here.")
+        raise ServiceError(
+            reason="No broker is known: set EARMARK_BROKER__URL, or start `earmark up` here."
+        )
     return with_broker(settings, url=url)
 
 
@@ -78,15 +80,24 @@ def run(
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
     roots = as_setting(file_roots(sources))
-    changed = {"fetch__file_roots": roots, "model__name": options.model, "model__revision": options.revision}
+    changed = {
+        "fetch__file_roots": roots,
+        "model__name": options.model,
+        "model__revision": options.revision,
+    }
     with (
         progress.terminable(),
-        machine(settings, queue=queue, workers=workers, **{**changed, **(changes or {})}) as (here, children),
+        machine(settings, queue=queue, workers=workers, **{**changed, **(changes or {})}) as (
+            here,
+            children,
+        ),
         progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
         submitted = submit(sources, engine, here, options=options, **submission)
         disks = folders.DiskWatch(_written(settings, engine), progress.tell)
-        state = progress.watch(engine, submitted.run_id, here, meanwhile=lambda: _look_after(children, disks))
+        state = progress.watch(
+            engine, submitted.run_id, here, meanwhile=lambda: _look_after(children, disks)
+        )
     if not state.states["failed"] and not any(child.restarts for child in children):
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
@@ -121,7 +132,9 @@ def machine(
     with local.valkey(folder / "valkey") as url:
         here = with_broker(settings, url=url, queue=queue)
         environment = local.environment(here, broker__url=url, broker__queue=queue, **changes)
-        with local.workers([environment | own for own in local.shares(workers, settings)], folder) as children:
+        with local.workers(
+            [environment | own for own in local.shares(workers, settings)], folder
+        ) as children:
             yield here, children
     broker.app.close()
 
@@ -151,13 +164,17 @@ def as_setting(folders: Iterable[Path]) -> str:
     return json.dumps([str(folder) for folder in folders])
 
 
-def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flower_port: int = 5555) -> None:
+def up(
+    settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flower_port: int = 5555
+) -> None:
     """Keep an embedded Valkey, workers that may read these folders, and Flower running until Ctrl-C."""
     folders.check(settings)
     engine = open_database(settings, create=True)
     queue = str(with_queue(settings, engine).broker.queue)
     note = settings.data_dir / EMBEDDED_NOTE
-    changes = {"fetch__file_roots": as_setting([folder.absolute() for folder in files])} if files else {}
+    changes = (
+        {"fetch__file_roots": as_setting([folder.absolute() for folder in files])} if files else {}
+    )
     with (
         progress.terminable(),
         machine(settings, queue=queue, workers=workers, **changes) as (here, children),
@@ -167,8 +184,12 @@ def up(settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flow
         try:
             environment = local.environment(here, broker__url=here.broker.url, broker__queue=queue)
             with local.flower(environment, flower_port, settings.data_dir):
-                progress.screen.print(f"[bold]Up[/]: {workers} worker(s); Flower at http://127.0.0.1:{flower_port}")
-                progress.screen.print("In another terminal: earmark submit LIST --watch. Ctrl-C stops everything.")
+                progress.screen.print(
+                    f"[bold]Up[/]: {workers} worker(s); Flower at http://127.0.0.1:{flower_port}"
+                )
+                progress.screen.print(
+                    "In another terminal: earmark submit LIST --watch. Ctrl-C stops everything."
+                )
                 _wait_for_ctrl_c(children)
         finally:
             note.unlink(missing_ok=True)
@@ -184,7 +205,11 @@ def _wait_for_ctrl_c(children: list[local.Worker]) -> None:
 
 
 def worker(
-    *, concurrency: int | None = None, device: str | None = None, model: str | None = None, log_json: bool | None = None
+    *,
+    concurrency: int | None = None,
+    device: str | None = None,
+    model: str | None = None,
+    log_json: bool | None = None,
 ) -> None:
     """Run one worker process until it is told to stop; said values go before those of the environment."""
     said = {
@@ -193,21 +218,32 @@ def worker(
         "MODEL__NAME": model,
         "WORKER__LOG_JSON": log_json,
     }
-    os.environ.update({f"EARMARK_{name}": str(value) for name, value in said.items() if value is not None})
+    os.environ.update(
+        {f"EARMARK_{name}": str(value) for name, value in said.items() if value is not None}
+    )
     settings = find_broker(read_settings())
     os.environ["EARMARK_BROKER__URL"] = str(settings.broker.url)
     from workers.app import app
 
     app.worker_main(
         [
-            *("--quiet", "worker", "--pool", "threads", "--concurrency", str(settings.worker.concurrency)),
+            *(
+                "--quiet",
+                "worker",
+                "--pool",
+                "threads",
+                "--concurrency",
+                str(settings.worker.concurrency),
+            ),
             *("--hostname", f"earmark-{os.getpid()}@%h", "--loglevel", "INFO"),
             *("--without-gossip", "--without-mingle", "--task-events"),
         ]
     )
 
 
-def flower(*, port: int, address: str, basic_auth: str | None = None, keep: Path | None = None) -> None:
+def flower(
+    *, port: int, address: str, basic_auth: str | None = None, keep: Path | None = None
+) -> None:
     """Run Flower on our broker until it is told to stop; off this machine only with a password."""
     settings = find_broker(read_settings())
     password = basic_auth or settings.flower.basic_auth

@@ -36,7 +36,9 @@ def read_settings(db: str | None = None) -> Settings:
     if db is None:
         return settings
     url = db if "://" in db else sqlite_url(_file(db))
-    return settings.model_copy(update={"database": settings.database.model_copy(update={"url": url})})
+    return settings.model_copy(
+        update={"database": settings.database.model_copy(update={"url": url})}
+    )
 
 
 def _file(name: str) -> Path:
@@ -64,7 +66,9 @@ def open_database(settings: Settings, *, create: bool = False) -> sa.Engine:
     elif create or Path(str(engine.url.database)).is_file():
         schema.upgrade(engine)
     else:
-        raise ServiceError(reason=f"There is no database at {engine.url.database} yet: `earmark run` makes one.")
+        raise ServiceError(
+            reason=f"There is no database at {engine.url.database} yet: `earmark run` makes one."
+        )
     return engine
 
 

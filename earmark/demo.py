@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from earmark.core.settings import Settings
 
 EXAMPLES = Path(__file__).with_name("examples")
-CLIPS = ("dog.ogg", "siren.wav", "piano.flac", "music.mp3", "speech.wav", "mixed.m4a", "broken.wav", "missing.wav")
+CLIPS = (
+    "dog.ogg",
+    "siren.wav",
+    "piano.flac",
+    "music.mp3",
+    "speech.wav",
+    "mixed.m4a",
+    "broken.wav",
+    "missing.wav",
+)
 #: The window in which the mixed clip's two sounds are apart.
 WINDOW_S = 5.0
 

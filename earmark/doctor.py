@@ -65,7 +65,11 @@ def _broker(settings: Settings) -> str:
     if policy not in ("noeviction", "unknown"):
         cure = "set maxmemory-policy to noeviction, or a full Redis drops chunks, each found again only after minutes"
         raise ServiceError(reason=f"Redis evicts keys ({policy}): {cure}.")
-    kept = "append-only file" if found.get("aof_enabled") else "no append-only file: the database refills the queue"
+    kept = (
+        "append-only file"
+        if found.get("aof_enabled")
+        else "no append-only file: the database refills the queue"
+    )
     return f"Redis {version}, {policy}, {kept}; {_waiting()}"
 
 
@@ -76,7 +80,9 @@ def _waiting() -> str:
 def _with_own_queue(settings: Settings) -> Settings:
     """Name the queue after the ledger, as far as the database can tell."""
     engine = connect_to(settings)
-    if settings.broker.queue or (engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file()):
+    if settings.broker.queue or (
+        engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file()
+    ):
         return settings
     try:
         return api.with_broker(settings, queue=own_queue(ledger_id(engine)))
@@ -89,7 +95,9 @@ def _database(settings: Settings) -> str:
     where = urls.shown(engine.url)
     if engine.dialect.name == "sqlite" and broker.is_elsewhere(settings):
         cure = "set EARMARK_DATABASE__URL to the PostgreSQL that the other machines use"
-        raise ServiceError(reason=f"{where} is a file of this machine alone, and the broker is elsewhere: {cure}.")
+        raise ServiceError(
+            reason=f"{where} is a file of this machine alone, and the broker is elsewhere: {cure}."
+        )
     if engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file():
         return f"{where} is not there yet; the first run makes it"
     access.check_writable(engine)
@@ -99,7 +107,9 @@ def _database(settings: Settings) -> str:
         pooled = engine.dialect.name == "postgresql" and not prepares(connection)
     speed = f"{median(took):.1f} ms a question"
     if median(took) > SLOW_MS:
-        raise ServiceError(reason=f"{where} takes {speed}: bring the workers nearer to it, or give it more room.")
+        raise ServiceError(
+            reason=f"{where} takes {speed}: bring the workers nearer to it, or give it more room."
+        )
     pooler = ", through a pooler: statements are not prepared" if pooled else ""
     return f"{where}, schema {schema.versions()[-1]}, {speed}{pooler}"
 
@@ -112,16 +122,22 @@ def _dns(_: Settings) -> str:
     try:
         guard.resolve(host, 443, 5.0)
     except EarmarkError as error:
-        raise ServiceError(reason=f"{error} Without names no URL can be fetched: see /etc/resolv.conf.") from error
+        raise ServiceError(
+            reason=f"{error} Without names no URL can be fetched: see /etc/resolv.conf."
+        ) from error
     except TimeoutError as error:
-        raise ServiceError(reason=f"{host} was not resolved within 5 s: see /etc/resolv.conf.") from error
+        raise ServiceError(
+            reason=f"{host} was not resolved within 5 s: see /etc/resolv.conf."
+        ) from error
     took = time.monotonic() - began
     slow = "; slow: a caching resolver on this machine helps" if took > SLOW_DNS_S else ""
     return f"{host} resolved in {took * 1000:.0f} ms{slow}"
 
 
 def _proxy(_: Settings) -> str:
-    found = sorted(name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy"))
+    found = sorted(
+        name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")
+    )
     if not found:
         return "no proxy variables"
     return f"{', '.join(found)}: used for models only; clips are fetched directly, so workers need a way out"
@@ -136,7 +152,9 @@ def _model(settings: Settings) -> str:
         outcome, model = ended.outcome, ended.batcher.classifier
         if not isinstance(outcome, Success):
             reason = getattr(outcome, "error", "it was put off")
-            raise ServiceError(reason=f"{options.model} does not classify the bundled {LOUD}: {reason}")
+            raise ServiceError(
+                reason=f"{options.model} does not classify the bundled {LOUD}: {reason}"
+            )
         heard = ended.named(outcome.predictions[:1])
         took = time.monotonic() - began
         return f"{options.model} on {model.device}, {model.dtype}, ready in {took:.0f} s; hears {heard} in {LOUD}"
@@ -146,8 +164,13 @@ def _file_roots(settings: Settings) -> str:
     roots = settings.fetch.file_roots
     for root in roots:
         if not os.access(root, os.R_OK | os.X_OK) or not root.is_dir():
-            raise ServiceError(reason=f"{root} in EARMARK_FETCH__FILE_ROOTS is no folder that can be read here.")
-    return ", ".join(map(str, roots)) or "EARMARK_FETCH__FILE_ROOTS is not set: a worker here fetches URLs only"
+            raise ServiceError(
+                reason=f"{root} in EARMARK_FETCH__FILE_ROOTS is no folder that can be read here."
+            )
+    return (
+        ", ".join(map(str, roots))
+        or "EARMARK_FETCH__FILE_ROOTS is not set: a worker here fetches URLs only"
+    )
 
 
 def _disk(settings: Settings) -> str:
@@ -158,7 +181,9 @@ def _disk(settings: Settings) -> str:
         free = ByteSize(shutil.disk_usage(there).free)
         if free < LEAST_FREE:
             least = LEAST_FREE.human_readable()
-            raise ServiceError(reason=f"{folder} ({use}) has {free.human_readable()} free: give it {least} or more.")
+            raise ServiceError(
+                reason=f"{folder} ({use}) has {free.human_readable()} free: give it {least} or more."
+            )
         told.append(f"{free.human_readable()} free in {folder} ({use})")
     return ", ".join(told)
 

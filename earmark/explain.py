@@ -36,7 +36,15 @@ if TYPE_CHECKING:
     from workers.fetching.fetch import Fetched
     from workers.scoring.batcher import Batcher
 
-HEADERS = ("Content-Type", "Content-Length", "Content-Encoding", "Server", "Last-Modified", "ETag", "Retry-After")
+HEADERS = (
+    "Content-Type",
+    "Content-Length",
+    "Content-Encoding",
+    "Server",
+    "Last-Modified",
+    "ETag",
+    "Retry-After",
+)
 #: Of each window.
 LABELS_SHOWN = 3
 #: With the steps' names they fit 80 columns.
@@ -59,7 +67,10 @@ class Classified:
     waveform: Waveform | None
 
     def named(self, predictions: Any) -> str:
-        return ", ".join(f"{self.labels[each.label]} {each.score:.2f}" for each in predictions) or "nothing"
+        return (
+            ", ".join(f"{self.labels[each.label]} {each.score:.2f}" for each in predictions)
+            or "nothing"
+        )
 
 
 def explain(uri: str, settings: Settings, options: RunOptions, say: Say) -> None:
@@ -67,7 +78,10 @@ def explain(uri: str, settings: Settings, options: RunOptions, say: Say) -> None
     say("clip", display_uri(uri))
     allowed = may_read(uri, settings)
     if allowed is not settings:
-        say("file roots", "none are set: `run` and this command read the file, a worker of a cluster would not")
+        say(
+            "file roots",
+            "none are set: `run` and this command read the file, a worker of a cluster would not",
+        )
     with classified(uri, allowed, options, say) as ended:
         _tell(ended, say)
 
@@ -75,7 +89,10 @@ def explain(uri: str, settings: Settings, options: RunOptions, say: Say) -> None
 def tell_row(row: sa.Row[Any], say: Say) -> None:
     """Tell what the ledger knows of a clip."""
     worker = f", by {row.worker}" if row.worker else ""
-    say("ledger", f"{row.state_now}{worker}; tries: {row.attempts}, deaths of its worker: {row.crashes}")
+    say(
+        "ledger",
+        f"{row.state_now}{worker}; tries: {row.attempts}, deaths of its worker: {row.crashes}",
+    )
     if row.error:
         say("its error", f"{row.error_code} ({row.error_stage}): {row.error}")
 
@@ -87,7 +104,9 @@ def may_read(uri: str, settings: Settings) -> Settings:
 
 
 def with_roots(settings: Settings, *roots: Any) -> Settings:
-    return settings.model_copy(update={"fetch": settings.fetch.model_copy(update={"file_roots": roots})})
+    return settings.model_copy(
+        update={"fetch": settings.fetch.model_copy(update={"file_roots": roots})}
+    )
 
 
 @contextmanager
@@ -161,7 +180,9 @@ class _TellingGuard(guard.Guard):
         self._say("asked", display_uri(url))
         # A name that is not found is told as the clip's failure.
         with suppress(ClipError, TimeoutError):
-            for _, _, _, _, (address, *_) in guard.resolve(str(parts.hostname), port, self._connect_s):
+            for _, _, _, _, (address, *_) in guard.resolve(
+                str(parts.hostname), port, self._connect_s
+            ):
                 self._say("address", f"{address}, {self._verdict(address)}")
         answer = super()._ask(url, download)
         self._say("answer", f"HTTP {answer.status}")
@@ -198,7 +219,10 @@ def _tell(ended: Classified, say: Say) -> None:
         for rank, (name, each) in enumerate(zip(names, outcome.predictions, strict=True)):
             say("" if rank else "scores", f"{name:<{width}}  {bar(each.score, SPARKS - width)}")
     took = outcome.timings
-    say("took", f"fetch {took.fetch_ms:.0f} ms, decode {took.decode_ms:.0f} ms, classify {took.classify_ms:.0f} ms")
+    say(
+        "took",
+        f"fetch {took.fetch_ms:.0f} ms, decode {took.decode_ms:.0f} ms, classify {took.classify_ms:.0f} ms",
+    )
     if isinstance(outcome, Failure):
         again = "it would be tried again" if outcome.error.transient else "it is not tried again"
         say("failed", f"at {outcome.error.stage}, {outcome.error.code}: {outcome.error} ({again})")

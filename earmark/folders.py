@@ -35,7 +35,9 @@ def check_data(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ServiceError(reason=f"The data folder {folder} cannot be made: {error.strerror}. {CURE}") from error
+        raise ServiceError(
+            reason=f"The data folder {folder} cannot be made: {error.strerror}. {CURE}"
+        ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ServiceError(reason=f"The data folder {folder} cannot be written. {CURE}")
     if _is_full(folder):
@@ -47,7 +49,9 @@ def check_temporary() -> None:
     try:
         tempfile.gettempdir()
     except FileNotFoundError as error:
-        raise ServiceError(reason="No temporary file can be written: set TMPDIR to a folder that can be.") from error
+        raise ServiceError(
+            reason="No temporary file can be written: set TMPDIR to a folder that can be."
+        ) from error
 
 
 def _is_full(folder: Path) -> bool:

@@ -45,7 +45,9 @@ def _write_raven(rows: Iterable[dict[str, Any]], file: Path) -> None:
         table.writerow(RAVEN_COLUMNS)
         for number, row in enumerate(rows, 1):
             span = (row["start_s"], row["end_s"], *BOX_HZ)
-            table.writerow((number, "Spectrogram 1", 1, *span, row["uri"], row["label"], row["score"]))
+            table.writerow(
+                (number, "Spectrogram 1", 1, *span, row["uri"], row["label"], row["score"])
+            )
 
 
 def _write_audacity(rows: Iterable[dict[str, Any]], folder: Path) -> None:
@@ -54,5 +56,8 @@ def _write_audacity(rows: Iterable[dict[str, Any]], folder: Path) -> None:
         for clip_id, windows in groupby(rows, itemgetter("clip_id")):
             clip = list(windows)
             name = re.sub(r"[^\w.-]", "_", clip[0]["uri"].rpartition("/")[2])[:80]
-            lines = [f"{row['start_s']:.3f}\t{row['end_s']:.3f}\t{row['label']} {row['score']:.2f}\n" for row in clip]
+            lines = [
+                f"{row['start_s']:.3f}\t{row['end_s']:.3f}\t{row['label']} {row['score']:.2f}\n"
+                for row in clip
+            ]
             part.joinpath(f"{clip_id}-{name}.txt").write_text("".join(lines), encoding="utf-8")

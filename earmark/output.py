@@ -30,7 +30,17 @@ EXAMPLE_QUERY = 'query "SELECT label, count(*) FROM results GROUP BY label"'
 #: A terminal shows so many rows of a table; a file or a pipe gets all.
 TABLE_ROWS = 1000
 #: What of results, windows and failures is told in a terminal's 80 columns.
-BRIEF = ("clip_id", "uri", "start_s", "end_s", "label", "score", "duration_s", "error_code", "error")
+BRIEF = (
+    "clip_id",
+    "uri",
+    "start_s",
+    "end_s",
+    "label",
+    "score",
+    "duration_s",
+    "error_code",
+    "error",
+)
 BAR, LONGEST_URI = 10, 24
 #: As a file's name.
 STANDARD_OUTPUT = Path("-")
@@ -49,7 +59,9 @@ class Format(StrEnum):
     parquet = "parquet"
 
 
-def write(rows: Iterable[dict[str, Any]], how: Format | None, file: Path | None, *, brief: bool = False) -> None:
+def write(
+    rows: Iterable[dict[str, Any]], how: Format | None, file: Path | None, *, brief: bool = False
+) -> None:
     """Write rows to a file, or to standard output.
 
     Args:
@@ -93,12 +105,16 @@ def _table(rows: Iterable[dict[str, Any]], *, brief: bool = False) -> Table:
     table = Table(box=None, header_style="bold")
     for name in columns:
         is_number = name.endswith(("_s", "_id"))
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=brief and name != "error")
+        table.add_column(
+            name, justify="right" if is_number else "left", no_wrap=brief and name != "error"
+        )
     for number, row in enumerate(rows):
         if number == TABLE_ROWS:
             table.caption = f"the first {TABLE_ROWS} rows; --format csv gives all"
             break
-        table.add_row(*(_shown(name, row[name]) if brief else Text(_cell(row[name])) for name in columns))
+        table.add_row(
+            *(_shown(name, row[name]) if brief else Text(_cell(row[name])) for name in columns)
+        )
     return table
 
 
@@ -130,7 +146,9 @@ def _write_csv(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
     names, rows = _named(rows)
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _harmless(_plain(value)) for name, value in row.items()} for row in rows)
+    writer.writerows(
+        {name: _harmless(_plain(value)) for name, value in row.items()} for row in rows
+    )
 
 
 def _named(rows: Iterable[dict[str, Any]]) -> tuple[list[str], Iterable[dict[str, Any]]]:
@@ -142,7 +160,11 @@ def _named(rows: Iterable[dict[str, Any]]) -> tuple[list[str], Iterable[dict[str
 
 def _harmless(value: Any) -> Any:
     # A spreadsheet takes such a cell for a formula.
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+        else value
+    )
 
 
 def _write_jsonl(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
@@ -179,17 +201,26 @@ def _write_parquet(rows: Iterable[dict[str, Any]], file: Path | None) -> None:
     import polars
 
     try:
-        with whole(file) as part, TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
+        with (
+            whole(file) as part,
+            TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder,
+        ):
             if parts := list(_parquet_parts(rows, Path(folder))):
-                polars.concat(map(polars.scan_parquet, parts), how="vertical_relaxed").sink_parquet(part)
+                polars.concat(map(polars.scan_parquet, parts), how="vertical_relaxed").sink_parquet(
+                    part
+                )
             else:
                 polars.DataFrame(schema=_named(rows)[0]).write_parquet(part)
     except polars.exceptions.SchemaError as error:
-        raise UsageError(reason=f"A column holds values of several types, which Parquet cannot: {error}") from error
+        raise UsageError(
+            reason=f"A column holds values of several types, which Parquet cannot: {error}"
+        ) from error
     except polars.exceptions.PolarsError as error:
         # Polars does not say of all its parts why one could not be written.
         reason = str(error).splitlines()[0]
-        raise UsageError(reason=f"{file} cannot be written ({reason}): is the disk full?") from error
+        raise UsageError(
+            reason=f"{file} cannot be written ({reason}): is the disk full?"
+        ) from error
 
 
 def _parquet_parts(rows: Iterable[dict[str, Any]], folder: Path) -> Iterator[Path]:

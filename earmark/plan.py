@@ -87,7 +87,10 @@ def plan(
         chosen = sampled(islice(read_clips(sources, tally=tally, **listing), limit), sample)
     if not chosen:
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.")
-    with _tried([clip.uri for clip in chosen], settings, options, api.file_roots(sources)) as (engine, run_id):
+    with _tried([clip.uri for clip in chosen], settings, options, api.file_roots(sources)) as (
+        engine,
+        run_id,
+    ):
         seen = measure(engine, run_id)
         hosts = list(results.rows(engine, results.hosts(run_id)))
         errors = results.top_errors(engine, run_id)
@@ -120,7 +123,10 @@ def _tried(
         here = settings.model_copy(update={"data_dir": Path(folder), "database": database})
         # Tried once: a run of the whole list tries what fails for a while again meanwhile.
         changes = {"fetch__file_roots": api.as_setting(roots), "ledger__max_attempts": "1"}
-        how: dict[str, Any] = {"chunk_size": CHUNK_SIZE, "on_interrupt": "Stopped; nothing is kept."}
+        how: dict[str, Any] = {
+            "chunk_size": CHUNK_SIZE,
+            "on_interrupt": "Stopped; nothing is kept.",
+        }
         finished = api.run([str(part)], here, options=options, changes=changes, **how)
         engine = connect_to(here)
         try:

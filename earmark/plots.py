@@ -40,7 +40,9 @@ def plot_clip(uri: str, settings: Settings, options: RunOptions) -> Figure:
     with explain.classified(uri, settings, options, lambda *_: None) as ended:
         outcome = ended.outcome
         if not isinstance(outcome, Success) or ended.waveform is None:
-            raise UsageError(reason=str(getattr(outcome, "error", "The clip could not be worked on here.")))
+            raise UsageError(
+                reason=str(getattr(outcome, "error", "The clip could not be worked on here."))
+            )
         top = [(ended.labels[each.label], each.score) for each in outcome.predictions]
         windows = [
             (window.start_s, window.end_s, ended.labels[best.label], best.score)
@@ -52,7 +54,9 @@ def plot_clip(uri: str, settings: Settings, options: RunOptions) -> Figure:
     return figure(ended.waveform, windows, top, title=display_uri(uri).rpartition("/")[2])
 
 
-def figure(waveform: Waveform, windows: Sequence[Segment], top: Sequence[tuple[str, float]], *, title: str) -> Figure:
+def figure(
+    waveform: Waveform, windows: Sequence[Segment], top: Sequence[tuple[str, float]], *, title: str
+) -> Figure:
     """Return the figure of a clip.
 
     Args:
@@ -64,7 +68,11 @@ def figure(waveform: Waveform, windows: Sequence[Segment], top: Sequence[tuple[s
     drawn = Figure(figsize=INCHES, layout="constrained")
     grid = drawn.add_gridspec(4, 1, height_ratios=[2.2, 0.5, 3, 0.4 + 0.35 * max(1, len(top))])
     first = drawn.add_subplot(grid[0])
-    axes = [first, *(drawn.add_subplot(grid[row], sharex=first) for row in (1, 2)), drawn.add_subplot(grid[3])]
+    axes = [
+        first,
+        *(drawn.add_subplot(grid[row], sharex=first) for row in (1, 2)),
+        drawn.add_subplot(grid[3]),
+    ]
     drawn.suptitle(title, parse_math=False, x=0.01, ha="left", fontsize=15, fontweight="bold")
     draw_waveform(axes[0], waveform)
     draw_timeline(axes[1], windows)
@@ -84,9 +92,17 @@ def draw_waveform(axes: Axes, waveform: Waveform) -> None:
 def draw_mel(axes: Axes, waveform: Waveform) -> None:
     """Draw the mel spectrogram, (MELS, 1 + samples // HOP) in dB below its loudest, over seconds and hertz."""
     rate, samples = waveform.sample_rate, waveform.samples
-    power = librosa.feature.melspectrogram(y=samples, sr=rate, n_fft=FFT, hop_length=HOP, n_mels=MELS)
+    power = librosa.feature.melspectrogram(
+        y=samples, sr=rate, n_fft=FFT, hop_length=HOP, n_mels=MELS
+    )
     level = librosa.power_to_db(power, ref=np.max)
-    where: Any = {"sr": rate, "hop_length": HOP, "x_axis": "time", "y_axis": "mel", "fmax": rate / 2}
+    where: Any = {
+        "sr": rate,
+        "hop_length": HOP,
+        "x_axis": "time",
+        "y_axis": "mel",
+        "fmax": rate / 2,
+    }
     librosa.display.specshow(level, ax=axes, cmap="magma", **where)
     axes.set(xlabel="seconds", ylabel="Hz")
     _bare(axes)
@@ -98,8 +114,24 @@ def draw_timeline(axes: Axes, windows: Sequence[Segment]) -> None:
     names = list(dict.fromkeys(label for _, _, label, _ in found))
     for start_s, end_s, label, score in found:
         colour = f"C{names.index(label)}"
-        axes.barh(0, end_s - start_s, left=start_s, color=colour, alpha=0.3, edgecolor="white", linewidth=2)
-        axes.text(start_s, 0, f"  {label} {score:.2f}", va="center", fontsize=9, clip_on=True, parse_math=False)
+        axes.barh(
+            0,
+            end_s - start_s,
+            left=start_s,
+            color=colour,
+            alpha=0.3,
+            edgecolor="white",
+            linewidth=2,
+        )
+        axes.text(
+            start_s,
+            0,
+            f"  {label} {score:.2f}",
+            va="center",
+            fontsize=9,
+            clip_on=True,
+            parse_math=False,
+        )
     axes.set(yticks=[], ylim=(-0.4, 0.4))
     axes.axis("off")
 

@@ -58,7 +58,11 @@ class _Bar(Progress):
 
 
 def watch(
-    engine: sa.Engine, run_id: int, settings: Settings, *, meanwhile: Callable[[], None] = lambda: None
+    engine: sa.Engine,
+    run_id: int,
+    settings: Settings,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> results.Progress:
     """Show a run's progress until every clip is final; return what it came to."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -70,7 +74,9 @@ def watch(
             if time.monotonic() - looked > LOOK_AT_PACE_S:
                 going, looked = pace(engine, run_id, state, settings.worker), time.monotonic()
             bar.stages, bar.advice = stages_in_words(going), going.bottleneck
-            bar.update(task, total=state.total, completed=state.final, description=_doing(state, going))
+            bar.update(
+                task, total=state.total, completed=state.final, description=_doing(state, going)
+            )
             if state.finished:
                 return state
             meanwhile()
@@ -79,7 +85,9 @@ def watch(
 
 def follow(engine: sa.Engine, run: RunRow, settings: Settings) -> results.Progress:
     """Watch a run that workers elsewhere do, until its end or Ctrl-C."""
-    with interruptible(lambda: f"The run goes on; `earmark status {run.name} --watch` shows it again."):
+    with interruptible(
+        lambda: f"The run goes on; `earmark status {run.name} --watch` shows it again."
+    ):
         return watch(engine, run.id, settings)
 
 
@@ -154,7 +162,11 @@ def stages_in_words(going: Pace) -> str:
     """Return what a clip spends in each stage, waits included, as far as that is known."""
     if going.fetch_ms is None:
         return ""
-    each = (going.fetch_ms, "downloading"), (going.decode_ms, "decoding"), (going.classify_ms, "at the model")
+    each = (
+        (going.fetch_ms, "downloading"),
+        (going.decode_ms, "decoding"),
+        (going.classify_ms, "at the model"),
+    )
     return f"a clip spends {', '.join(f'{ms:.0f} ms {stage}' for ms, stage in each)}"
 
 
@@ -177,7 +189,11 @@ def report_lines(submitted: Submitted) -> None:
 
 def show_results(engine: sa.Engine, run: RunRow, state: results.Progress) -> None:
     """Print a small run clip by clip, of a large one how often each label came first."""
-    table = _clip_table(engine, run.id) if state.total <= CLIPS_ON_SCREEN else _label_table(engine, run.id)
+    table = (
+        _clip_table(engine, run.id)
+        if state.total <= CLIPS_ON_SCREEN
+        else _label_table(engine, run.id)
+    )
     Console(highlight=False).print(table)
 
 
@@ -186,13 +202,19 @@ def _clip_table(engine: sa.Engine, run_id: int) -> Table:
     heard = groupby(results.rows(engine, results.top_k(run_id)), itemgetter("clip_id"))
     lines = {clip_id: _labels(list(predictions)) for clip_id, predictions in heard}
     for row in results.rows(engine, results.clips(run_id)):
-        text = f"[red]{row['error_code']}[/]: {escape(row['error'])}" if row["error"] else lines.get(row["clip_id"], "")
+        text = (
+            f"[red]{row['error_code']}[/]: {escape(row['error'])}"
+            if row["error"]
+            else lines.get(row["clip_id"], "")
+        )
         table.add_row(escape(_short(row["uri"])), text)
     return table
 
 
 def _labels(predictions: list[dict[str, Any]]) -> str:
-    best, *others = [f"{escape(row['label'])} {row['score']:.2f}" for row in predictions[:LABELS_SHOWN]]
+    best, *others = [
+        f"{escape(row['label'])} {row['score']:.2f}" for row in predictions[:LABELS_SHOWN]
+    ]
     return "  ".join([f"[bold green]{best}[/]", *(f"[dim]{other}[/]" for other in others)])
 
 
@@ -223,6 +245,8 @@ def summarise(engine: sa.Engine, run: RunRow, state: results.Progress, settings:
     if (others := len(failures) - CODES_ON_SCREEN) > 0:
         screen.print(f"  and {others} other kinds of failure: earmark failures {escape(run.name)}")
     if hosts := results.failing_hosts(engine, run.id):
-        screen.print(f"  most failures: {', '.join(f'{escape(host)} ({failed})' for host, failed in hosts)}")
+        screen.print(
+            f"  most failures: {', '.join(f'{escape(host)} ({failed})' for host, failed in hosts)}"
+        )
     for code, count, example in results.top_errors(engine, run.id, "pending")[:CODES_ON_SCREEN]:
         screen.print(f"  [yellow]{count} {code}, to be tried again[/], such as: {escape(example)}")

@@ -38,7 +38,9 @@ COMPRESSION = 0.97
 #: Noise takes half as much again.
 USUAL_BYTES_PER_S = 2000
 #: Black to pale yellow, readable on light and dark.
-COLOURS = np.array([(12, 10, 30), (66, 20, 104), (150, 44, 110), (222, 82, 74), (251, 160, 60), (252, 240, 180)])
+COLOURS = np.array(
+    [(12, 10, 30), (66, 20, 104), (150, 44, 110), (222, 82, 74), (251, 160, 60), (252, 240, 180)]
+)
 #: A page is not held up by a slow host as a worker may be.
 CONNECT_S, TIMEOUT_S = 5.0, 30.0
 
@@ -143,7 +145,9 @@ def mel_db(samples: np.ndarray) -> np.ndarray:
     frames = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::hop]
     power = np.abs(np.fft.rfft(frames * np.hanning(FFT).astype(np.float32))) ** 2 @ _mel_filters().T
     columns = min(COLUMNS, len(power))
-    pooled = np.maximum.reduceat(power, np.linspace(0, len(power), columns, endpoint=False, dtype=int))
+    pooled = np.maximum.reduceat(
+        power, np.linspace(0, len(power), columns, endpoint=False, dtype=int)
+    )
     level = 10 * np.log10(np.maximum(pooled, 1e-10))
     found: np.ndarray = np.maximum(level - max(level.max(), SOFT_DB), FLOOR_DB).T
     return found
@@ -154,13 +158,17 @@ def _mel_filters() -> np.ndarray:
     centres = 700 * (10 ** (np.linspace(0, top, MELS + 2) / 2595) - 1)
     low, middle, high = centres[:-2, None], centres[1:-1, None], centres[2:, None]
     hertz = np.fft.rfftfreq(FFT, 1 / RATE)[None]
-    filters: np.ndarray = np.maximum(0, np.minimum((hertz - low) / (middle - low), (high - hertz) / (high - middle)))
+    filters: np.ndarray = np.maximum(
+        0, np.minimum((hertz - low) / (middle - low), (high - hertz) / (high - middle))
+    )
     return filters
 
 
 def _image(level: np.ndarray) -> bytes:
     shade = (level[::-1] / -FLOOR_DB + 1) * (len(COLOURS) - 1)
-    pixels = np.stack([np.interp(shade, np.arange(len(COLOURS)), channel) for channel in COLOURS.T], axis=-1)
+    pixels = np.stack(
+        [np.interp(shade, np.arange(len(COLOURS)), channel) for channel in COLOURS.T], axis=-1
+    )
     file = BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "WEBP", quality=45, method=4)
     return file.getvalue()
@@ -168,7 +176,9 @@ def _image(level: np.ndarray) -> bytes:
 
 def _opus(samples: np.ndarray) -> bytes:
     file = BytesIO()
-    soundfile.write(file, samples, RATE, format="OGG", subtype="OPUS", compression_level=COMPRESSION)
+    soundfile.write(
+        file, samples, RATE, format="OGG", subtype="OPUS", compression_level=COMPRESSION
+    )
     return file.getvalue()
 
 

@@ -75,9 +75,15 @@ class Feeder:
         waiting = broker.queue_length()
         if not waiting:
             # A chunk that left the queue is claimed at once, unless its worker died first.
-            feeding.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s - self._limits.lost_after_s)
+            feeding.take_back_queued(
+                self._engine, self._queue, self._limits.queue_lease_s - self._limits.lost_after_s
+            )
         # Else the chunks of a ledger without workers would keep this ledger's out.
-        return min(waiting, feeding.queued_chunks(self._engine, self._queue)) if self.shares_queue else waiting
+        return (
+            min(waiting, feeding.queued_chunks(self._engine, self._queue))
+            if self.shares_queue
+            else waiting
+        )
 
     def _fill(self, waiting: int, high: int) -> int:
         sent = 0
@@ -100,12 +106,16 @@ class Feeder:
 def _cut(picked: Picked) -> list[Chunk]:
     # A clip that was there when a worker died travels alone, so that it can take no neighbour with it.
     alone = [[clip] for clip in picked.clips if clip.crashes]
-    together = chunked(_hosts_interleaved(clip for clip in picked.clips if not clip.crashes), picked.chunk_size)
+    together = chunked(
+        _hosts_interleaved(clip for clip in picked.clips if not clip.crashes), picked.chunk_size
+    )
     return [_chunk(picked, clips) for clips in [*alone, *together]]
 
 
 def _chunk(picked: Picked, clips: list[PickedClip]) -> Chunk:
-    return Chunk(picked.ledger_id, picked.run_id, tuple((clip.id, clip.display_uri) for clip in clips))
+    return Chunk(
+        picked.ledger_id, picked.run_id, tuple((clip.id, clip.display_uri) for clip in clips)
+    )
 
 
 def _hosts_interleaved(clips: Iterable[PickedClip]) -> Iterable[PickedClip]:

@@ -88,7 +88,9 @@ def named_format(name: str) -> InputFormat | None:
 class ListReader:
     """Reads one list; a line that cannot be used is told with its number, and the rest goes on."""
 
-    def __init__(self, place: str, tally: Tally, *, input_format: InputFormat = "auto", url_col: str = "url") -> None:
+    def __init__(
+        self, place: str, tally: Tally, *, input_format: InputFormat = "auto", url_col: str = "url"
+    ) -> None:
         self.place = place
         self.shown = "standard input" if place == "-" else display_uri(place)
         #: The line or row being read, from 1.
@@ -131,13 +133,18 @@ class ListReader:
         if first.startswith("{"):
             return "jsonl"
         for delimiter, table in (("\t", "tsv"), (",", "csv")):
-            if self._url_col in [name.strip('" ') for name in first.split(delimiter)[:1000]] and delimiter in first:
+            if (
+                self._url_col in [name.strip('" ') for name in first.split(delimiter)[:1000]]
+                and delimiter in first
+            ):
                 return cast("InputFormat", table)
         return "txt" if "://" in first else None
 
     def _text(self, stream: io.BufferedReader, input_format: InputFormat) -> Iterator[Row]:
         # A byte that does not belong to the encoding shows up as \xff: its row fails by itself and is not lost.
-        text = io.TextIOWrapper(stream, encoding=_encoding(stream.peek()), errors="backslashreplace", newline="")
+        text = io.TextIOWrapper(
+            stream, encoding=_encoding(stream.peek()), errors="backslashreplace", newline=""
+        )
         try:
             if input_format == "txt":
                 yield from self._plain(self._lines(text))
@@ -201,7 +208,9 @@ class ListReader:
             if not cells:
                 self._tally.blank += 1
             elif len(cells) <= at:
-                self.refuse(f"it has {len(cells)} cells, and {self._url_col!r} is number {at + 1}", line)
+                self.refuse(
+                    f"it has {len(cells)} cells, and {self._url_col!r} is number {at + 1}", line
+                )
             else:
                 yield from self._usable(cells.pop(at), _meta(names, cells), line)
 
@@ -225,7 +234,9 @@ class ListReader:
                     held.clear()
             except csv.Error as error:
                 # A quote that is never closed swallows what follows: only its first line is given up.
-                self.refuse(f"it is no row of a table: {error}", self.number - len(again) - len(held) + 1)
+                self.refuse(
+                    f"it is no row of a table: {error}", self.number - len(again) - len(held) + 1
+                )
                 again.extendleft(reversed(held[1:]))
                 held.clear()
             else:
@@ -245,7 +256,9 @@ class ListReader:
                 for start in range(0, rows, PARQUET_ROWS_AT_ONCE):
                     for cells in frame.slice(start, PARQUET_ROWS_AT_ONCE).collect().iter_rows():
                         self.number += 1
-                        yield from self._usable(cells[at], dict(zip(names, cells[:at] + cells[at + 1 :], strict=True)))
+                        yield from self._usable(
+                            cells[at], dict(zip(names, cells[:at] + cells[at + 1 :], strict=True))
+                        )
             except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
                 self._break_off(str(error).partition("\n")[0])
             finally:
@@ -291,7 +304,9 @@ def _opened(place: str, shown: str) -> Iterator[io.BufferedReader]:
                 files.enter_context(stream)
         except Exception as error:
             # fsspec's file systems raise whatever their library does.
-            raise UsageError(reason=f"The list {shown} cannot be read: {_reason(error)}.") from error
+            raise UsageError(
+                reason=f"The list {shown} cannot be read: {_reason(error)}."
+            ) from error
         yield stream
 
 
@@ -333,4 +348,8 @@ def _seekable(place: str, stream: io.BufferedReader) -> Iterator[Path]:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return (
+        (error.strerror if isinstance(error, OSError) else None)
+        or str(error)
+        or type(error).__name__
+    )

@@ -18,7 +18,21 @@ if TYPE_CHECKING:
 AUDIO_SUFFIXES = frozenset(
     f".{name}"
     for name in (
-        *("wav", "flac", "ogg", "oga", "opus", "mp3", "m4a", "aac", "mp4", "webm", "mka", "wma", "amr"),
+        *(
+            "wav",
+            "flac",
+            "ogg",
+            "oga",
+            "opus",
+            "mp3",
+            "m4a",
+            "aac",
+            "mp4",
+            "webm",
+            "mka",
+            "wma",
+            "amr",
+        ),
         *("aif", "aiff", "aifc", "au", "snd", "caf", "w64", "rf64"),
     )
 )
@@ -27,7 +41,11 @@ MAX_URI_CHARS = 8192
 
 
 def read_clips(
-    sources: Iterable[str], *, input_format: InputFormat = "auto", url_col: str = "url", tally: Tally | None = None
+    sources: Iterable[str],
+    *,
+    input_format: InputFormat = "auto",
+    url_col: str = "url",
+    tally: Tally | None = None,
 ) -> Iterator[Clip]:
     """Yield the clips of each source in turn, reading as it goes.
 
@@ -89,7 +107,9 @@ class _Reading:
     def walk(self, folder: Path) -> Iterator[Clip]:
         def refuse(error: OSError) -> None:
             self.tally.lines += 1
-            self.tally.refuse(str(error.filename), 0, f"the folder cannot be read: {error.strerror}")
+            self.tally.refuse(
+                str(error.filename), 0, f"the folder cannot be read: {error.strerror}"
+            )
 
         for parent, folders, files in os.walk(folder, onerror=refuse):
             folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -76,13 +76,19 @@ class Submitted:
             "known already": self.known,
             "blank or comment": tally.blank,
             "refused": tally.refused,
-            "header or further line of a cell": tally.extra if self.known or tally.blank or tally.refused else 0,
+            "header or further line of a cell": tally.extra
+            if self.known or tally.blank or tally.refused
+            else 0,
         }
         told = [f"{count} {what}" for what, count in counts.items() if count]
         examples = [f"  {refused}" for refused in tally.examples]
         more = tally.refused - len(examples)
         return [
-            *([f"Of the list's {tally.lines} lines: {self.added} new, {', '.join(told)}."] if told else []),
+            *(
+                [f"Of the list's {tally.lines} lines: {self.added} new, {', '.join(told)}."]
+                if told
+                else []
+            ),
             *examples,
             *([f"  and {more} more"] if more else []),
         ]
@@ -100,7 +106,9 @@ class Submitted:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not (state := self.progress()).finished:
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"{state.final} of {state.total} clips are final after {timeout_s} s.")
+                raise TimeoutError(
+                    f"{state.final} of {state.total} clips are final after {timeout_s} s."
+                )
             time.sleep(0.5)
         return state
 
@@ -146,7 +154,9 @@ def submit(
         engine = engine or _open(settings)
     access.check_writable(engine)
     tally = Tally()
-    first, clips = spy(islice(read_clips(sources, input_format=input_format, url_col=url_col, tally=tally), limit))
+    first, clips = spy(
+        islice(read_clips(sources, input_format=input_format, url_col=url_col, tally=tally), limit)
+    )
     if not first:
         reasons = "".join(f" {refused}." for refused in tally.examples)
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.{reasons}")
@@ -155,7 +165,9 @@ def submit(
     settings = with_queue(settings, engine)
     broker.configure(settings.broker)
     assert settings.broker.queue
-    run_id = ledger.open_run(engine, name, options or RunOptions(), queue=settings.broker.queue, **how)
+    run_id = ledger.open_run(
+        engine, name, options or RunOptions(), queue=settings.broker.queue, **how
+    )
     added = _add(clips, run_id, engine, settings)
     return Submitted(run_id, tally, added, engine)
 
@@ -179,7 +191,9 @@ def _add(clips: Iterable[Clip], run_id: int, engine: sa.Engine, settings: Settin
         with _short_turns():
             for window in chain(_windows(clips), [[]]):
                 added += sum(some.result() for some in written)
-                written = [writers.submit(writing.write, rows) for rows in sliced(window, ROWS_AT_ONCE)]
+                written = [
+                    writers.submit(writing.write, rows) for rows in sliced(window, ROWS_AT_ONCE)
+                ]
                 # What is written goes, while the next window comes.
                 window.clear()
     finally:

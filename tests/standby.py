@@ -25,10 +25,21 @@ class Standby(Postgres):
         self._who = primary._who
         self._binaries = primary._binaries
         data, port = self._folder / "data", free_port()
-        copy = [str(self._binaries / "pg_basebackup"), "--dbname", primary.url, "--pgdata", str(data)]
+        copy = [
+            str(self._binaries / "pg_basebackup"),
+            "--dbname",
+            primary.url,
+            "--pgdata",
+            str(data),
+        ]
         copy += ["--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
         subprocess.run(copy, check=True, capture_output=True, cwd=self._folder, **self._who)
-        options = [f"-p{port}", "-cunix_socket_directories=", "-cfsync=off", "-cmax_connections=200"]
+        options = [
+            f"-p{port}",
+            "-cunix_socket_directories=",
+            "-cfsync=off",
+            "-cmax_connections=200",
+        ]
         self._command = [self._binaries / "postgres", "-D", data, *options]
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
         self.start()
@@ -39,7 +50,9 @@ class Standby(Postgres):
             (written,) = primary.execute("SELECT pg_current_wal_lsn()").fetchone() or ("",)
         deadline = time.monotonic() + CAUGHT_UP_S
         with psycopg.connect(self.url, autocommit=True) as standby:
-            while standby.execute("SELECT pg_last_wal_replay_lsn() < %s", [written]).fetchone() != (False,):
+            while standby.execute("SELECT pg_last_wal_replay_lsn() < %s", [written]).fetchone() != (
+                False,
+            ):
                 assert time.monotonic() < deadline, "the standby does not follow"
                 time.sleep(0.05)
         return f"{self.url.rpartition('/')[0]}{urlsplit(url).path}"

@@ -25,7 +25,10 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 def test_the_readme_gives_both_commands_that_set_everything_up() -> None:
-    assert re.findall(r"^make \w+$", (ROOT / "README.md").read_text(), re.M)[:2] == ["make demo", "make test"]
+    assert re.findall(r"^make \w+$", (ROOT / "README.md").read_text(), re.M)[:2] == [
+        "make demo",
+        "make test",
+    ]
 
 
 def test_the_site_has_every_page() -> None:

@@ -40,7 +40,9 @@ class Augment:
     def state(self, state: torch.Tensor) -> None:
         self._random.set_state(state)
 
-    def __call__(self, batch: Batch, backgrounds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, batch: Batch, backgrounds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return loudness (clips, frames, bands) and the share of each label (clips, labels)."""
         frames = _FRAMES[int(self._integers(0, len(_FRAMES), 1))]
         power = frontend.to_log_power(self._crop(self._roll(batch.loud), frames))
@@ -91,10 +93,14 @@ class Augment:
         bins = (torch.arange(bands) - by[:, None]).clamp(0, bands - 1)
         return power.gather(2, bins[:, None].expand(clips, frames, bands))
 
-    def _add_noise(self, power: torch.Tensor, backgrounds: torch.Tensor, silent: torch.Tensor) -> torch.Tensor:
+    def _add_noise(
+        self, power: torch.Tensor, backgrounds: torch.Tensor, silent: torch.Tensor
+    ) -> torch.Tensor:
         clips, frames, _ = power.shape
         real = frontend.to_log_power(backgrounds.roll(int(self._integers(0, frames, 1)), 1))
-        noise = torch.where((self._uniform(clips) < 0.6)[:, None, None], real, self._noise(power.shape))
+        noise = torch.where(
+            (self._uniform(clips) < 0.6)[:, None, None], real, self._noise(power.shape)
+        )
         lower = self._uniform(clips) * 7.5 - 0.5  # -2 to 30 dB, as natural logarithms of power
         noise = noise + (_level(power) - _level(noise) - lower)[:, None, None]
         noisy = (self._uniform(clips) < 0.45) & ~silent
@@ -108,13 +114,17 @@ class Augment:
         gusts = functional.interpolate(self._normal(clips, 1, 5) * 0.5, size=frames, mode="linear")
         return self._grain[(place + step) % _GRAIN] + slope[:, None] + gusts.transpose(1, 2)
 
-    def _mix(self, power: torch.Tensor, shares: torch.Tensor, alone: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _mix(
+        self, power: torch.Tensor, shares: torch.Tensor, alone: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Lay another clip of the batch over six of ten, and share the label as the powers are shared."""
         clips = len(power)
         partner = torch.randperm(clips, generator=self._random)
         share = 0.5 + 0.5 * self._uniform(clips) ** 0.6
         share = torch.where((self._uniform(clips) < 0.6) & ~alone & ~alone[partner], share, 1.0)
-        louder = (_level(power) - _level(power)[partner] + torch.log((1 - share) / share + 1e-9))[:, None, None]
+        louder = (_level(power) - _level(power)[partner] + torch.log((1 - share) / share + 1e-9))[
+            :, None, None
+        ]
         mixed = torch.logaddexp(power, power[partner] + louder)
         power = torch.where((share < 1)[:, None, None], mixed, power)
         return power, share[:, None] * shares + (1 - share[:, None]) * shares[partner]
@@ -124,7 +134,10 @@ class Augment:
         clips, frames, bands = loud.shape
         hidden = torch.zeros(clips, frames, bands, dtype=torch.bool)
         for _ in range(2):
-            hidden |= self._stretch(clips, frames, frames // 8)[:, :, None] | self._stretch(clips, bands, 10)[:, None]
+            hidden |= (
+                self._stretch(clips, frames, frames // 8)[:, :, None]
+                | self._stretch(clips, bands, 10)[:, None]
+            )
         return torch.where(hidden, loud.mean((1, 2), keepdim=True), loud)
 
     def _stretch(self, clips: int, size: int, longest: int) -> torch.Tensor:

@@ -64,13 +64,19 @@ def _load(folder: Path) -> tuple[Any, Any]:
 def _listen(model: Any, extractor: Any, clip: clips.Clip) -> Heard:
     wave = clips.pad(clips.load(clip.path), SHORTEST)
     with torch.inference_mode():
-        scores = model(**extractor(wave, sampling_rate=clips.RATE, return_tensors="pt")).logits[0].softmax(0)
+        scores = (
+            model(**extractor(wave, sampling_rate=clips.RATE, return_tensors="pt"))
+            .logits[0]
+            .softmax(0)
+        )
     best = scores.topk(3)
     top = tuple(model.config.id2label[number] for number in best.indices.tolist())
     return Heard(clip, top[0], float(best.values[0]), top)
 
 
-def write(folder: Path, test: Sequence[Heard], valid: Sequence[Heard], training: Sequence[clips.Clip]) -> None:
+def write(
+    folder: Path, test: Sequence[Heard], valid: Sequence[Heard], training: Sequence[clips.Clip]
+) -> None:
     """Write the model's card and the picture of its confusions beside it.
 
     Args:
@@ -108,7 +114,9 @@ def write(folder: Path, test: Sequence[Heard], valid: Sequence[Heard], training:
         "unsure_strangers": _share_under(strangers),
         "unsure_known": _share_under(right),
     }
-    (folder / "README.md").write_text(TEMPLATE.read_text(encoding="utf-8").format(**facts), encoding="utf-8")
+    (folder / "README.md").write_text(
+        TEMPLATE.read_text(encoding="utf-8").format(**facts), encoding="utf-8"
+    )
     _draw(test, labels, folder / "confusion.png")
 
 
@@ -116,7 +124,9 @@ def attribution(folder: Path) -> str:
     """Return the folder's own ATTRIBUTION.md, or else its manifest's originals and their licences."""
     for written in folder.rglob("ATTRIBUTION.md"):
         return written.read_text(encoding="utf-8")
-    originals = {f"- {clip.source}, {clip.original}: {clip.licence}" for clip in clips.read_manifest(folder)}
+    originals = {
+        f"- {clip.source}, {clip.original}: {clip.licence}" for clip in clips.read_manifest(folder)
+    }
     return "\n".join(["# Originals and their licences", "", *sorted(originals), ""])
 
 
@@ -157,8 +167,14 @@ def _milliseconds(model: Any, extractor: Any) -> float:
 def _totals(test: Sequence[Heard]) -> Iterable[str]:
     groups = {
         "real recordings": ([each for each in test if each.real], WANTED["real"]),
-        "real recordings of another source than any training clip": ([*filter(_foreign, test)], WANTED["new"]),
-        "synthetic: sound font of another maker, silence": ([each for each in test if not each.real], ""),
+        "real recordings of another source than any training clip": (
+            [*filter(_foreign, test)],
+            WANTED["new"],
+        ),
+        "synthetic: sound font of another maker, silence": (
+            [each for each in test if not each.real],
+            "",
+        ),
         "all": (list(test), ""),
     }
     for name, (group, wanted) in groups.items():
@@ -170,12 +186,18 @@ def _totals(test: Sequence[Heard]) -> Iterable[str]:
 
 def _shares(test: Sequence[Heard]) -> dict[str, float]:
     groups = _by(test, lambda each: each.clip.label)
-    return {label: sum(each.right for each in group) / len(group) for label, group in groups.items()}
+    return {
+        label: sum(each.right for each in group) / len(group) for label, group in groups.items()
+    }
 
 
 def _short(test: Sequence[Heard]) -> Iterable[str]:
     shares = _shares(test)
-    return (f"{label} {shares[label]:.2f}" for label in TRIED_FIRST if shares.get(label, 1) < WANTED_OF_LABEL)
+    return (
+        f"{label} {shares[label]:.2f}"
+        for label in TRIED_FIRST
+        if shares.get(label, 1) < WANTED_OF_LABEL
+    )
 
 
 def _foreign(each: Heard) -> bool:
@@ -189,7 +211,9 @@ def _by(heard: Iterable[Heard], key: Callable[[Heard], Any]) -> dict[Any, list[H
     return groups
 
 
-def _table(test: Sequence[Heard], labels: Sequence[str], training: Sequence[clips.Clip]) -> Iterable[str]:
+def _table(
+    test: Sequence[Heard], labels: Sequence[str], training: Sequence[clips.Clip]
+) -> Iterable[str]:
     heard = _by(test, lambda each: each.clip.label)
     for label in labels:
         mine = [clip for clip in training if clip.label == label]
@@ -202,7 +226,9 @@ def _table(test: Sequence[Heard], labels: Sequence[str], training: Sequence[clip
 
 
 def _validation(valid: Sequence[Heard], trained: set[str]) -> Iterable[str]:
-    for (label, source), group in _by(valid, lambda each: (each.clip.label, each.clip.source)).items():
+    for (label, source), group in _by(
+        valid, lambda each: (each.clip.label, each.clip.source)
+    ).items():
         mark = "" if source in trained else " *"
         yield f"| {label} | {source}{mark} | {sum(each.right for each in group)} | {len(group)} |"
 
@@ -230,6 +256,14 @@ def _draw(test: Sequence[Heard], labels: Sequence[str], path: Path) -> None:
     axes.set(xlabel="heard as", ylabel="is")
     for row, column in zip(*counts.nonzero(), strict=True):
         colour = "white" if counts[row, column] * 2 > counts[row].sum() else "black"
-        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+        axes.text(
+            column,
+            row,
+            str(counts[row, column]),
+            ha="center",
+            va="center",
+            color=colour,
+            fontsize=8,
+        )
     figure.savefig(path)
     pyplot.close(figure)

@@ -86,7 +86,9 @@ def vary(wave: Wave, label: str, rng: np.random.Generator) -> Wave:
     if rng.random() < 0.4:
         wave = _reverberate(wave, rng)
     if rng.random() < 0.2:
-        wave = signal.sosfilt(signal.butter(1, rng.uniform(1500, 7000), fs=RATE, output="sos"), wave)
+        wave = signal.sosfilt(
+            signal.butter(1, rng.uniform(1500, 7000), fs=RATE, output="sos"), wave
+        )
     if rng.random() < 0.15:
         wave = np.tanh(wave / (np.abs(wave).max() + 1e-9) * rng.uniform(1, 5)) * 0.5
     if rng.random() < 0.35 and len(wave) > RATE:

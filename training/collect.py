@@ -134,7 +134,9 @@ class Folder:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *self._rows])
 
 
-def packaged(wanted: Wanted, origin: examples.Origin, folder: Folder, rng: np.random.Generator) -> None:
+def packaged(
+    wanted: Wanted, origin: examples.Origin, folder: Folder, rng: np.random.Generator
+) -> None:
     licence, source = f"{wanted.licence} {wanted.author}", f"{wanted.package} (Debian)"
     for path in _originals(wanted, origin.files, rng):
         for wave in _pieces(_mono(examples.read(path)), wanted.pieces):
@@ -145,9 +147,14 @@ def packaged(wanted: Wanted, origin: examples.Origin, folder: Folder, rng: np.ra
 def _originals(wanted: Wanted, root: Path, rng: np.random.Generator) -> list[Path]:
     for archive in root.glob("**/public.zip"):
         with zipfile.ZipFile(archive) as opened:
-            opened.extractall(archive.parent, [name for name in opened.namelist() if name.startswith("audio/")])
+            opened.extractall(
+                archive.parent, [name for name in opened.namelist() if name.startswith("audio/")]
+            )
         archive.unlink()
-    different = {hashlib.sha256(path.read_bytes()).digest(): path for path in sorted(root.glob(wanted.pattern))}
+    different = {
+        hashlib.sha256(path.read_bytes()).digest(): path
+        for path in sorted(root.glob(wanted.pattern))
+    }
     paths = sorted(different.values())
     return [paths[place] for place in sorted(rng.permutation(len(paths))[: wanted.files])]
 
@@ -170,7 +177,14 @@ def effects(origin: examples.Origin, folder: Folder, rng: np.random.Generator) -
     font = origin.files / "sounds/sf2/FluidR3_GS.sf2"
     for effect in EFFECTS:
         for _ in range(5 if effect.label == OTHER else 12):
-            notes = [(float(rng.uniform(0, 1)), 4.0, int(rng.integers(52, 68)), int(rng.integers(70, 127)))]
+            notes = [
+                (
+                    float(rng.uniform(0, 1)),
+                    4.0,
+                    int(rng.integers(52, 68)),
+                    int(rng.integers(70, 127)),
+                )
+            ]
             wave = _mono(examples.render(font, notes, effect.bank, effect.program))
             for piece in _pieces(wave[:SAMPLES], 1):
                 facts = ("fluid-soundfont-gs (Debian)", effect.name, "MIT Frank Wen")
@@ -183,7 +197,9 @@ def synthesised(folder: Folder, rng: np.random.Generator) -> None:
         folder.add(wave, OTHER, "train", ("synthetic", f"{name} {number}", "own work (generated)"))
     for number in range(44):
         name, wave = synthesis.other(number, rng)
-        folder.add(wave, OTHER, "valid", ("synthetic", f"{name} {440 + number}", "own work (generated)"))
+        folder.add(
+            wave, OTHER, "valid", ("synthetic", f"{name} {440 + number}", "own work (generated)")
+        )
     for number in range(200):
         facts = ("synthetic strings", f"guitar {number}", "own work (generated)")
         folder.add(synthesis.guitar(rng), "guitar", "train", facts)

@@ -21,7 +21,9 @@ RATE = 44_100
 OUT = Path(__file__).parents[1] / "earmark" / "examples"
 PROMPTS = ("queue-periodic-announce", "dir-intro", "demo-congrats", "vm-options")
 COLUMNS = "file,label,seconds,sample_rate,channels,source,author,licence,how"
-BROKEN_PAGE = "<!DOCTYPE html>\n<html><title>404 Not Found</title>\n<body><h1>Not Found</h1></body></html>\n"
+BROKEN_PAGE = (
+    "<!DOCTYPE html>\n<html><title>404 Not Found</title>\n<body><h1>Not Found</h1></body></html>\n"
+)
 Wave: TypeAlias = NDArray[np.float32]  # (samples, 2) at RATE
 Note: TypeAlias = tuple[float, float, int, int]  # start, length, key, velocity
 Event: TypeAlias = tuple[float, float, str]  # start, end, label
@@ -48,15 +50,46 @@ class Origin:
 OWN = Origin("synthesised by training/examples.py", "the Earmark authors", "Apache-2.0")
 MIXED: tuple[Event, ...] = ((0, 7.5, "speech"), (7.5, 17, "music"), (10, 17, "siren"))
 ENDS = (10, 15, 25, 30, 40, 50, 62.5, 65, 75, 80, 87, 90)
-ORDER = ["rain", "dog", "piano", "silence", "speech", "siren", "music", "silence", "speech", "dog", "rain", "silence"]
+ORDER = [
+    "rain",
+    "dog",
+    "piano",
+    "silence",
+    "speech",
+    "siren",
+    "music",
+    "silence",
+    "speech",
+    "dog",
+    "rain",
+    "silence",
+]
 LONG: tuple[Event, ...] = tuple(zip((0, *ENDS[:-1]), ENDS, ORDER, strict=True))
 CLIPS = (
-    Clip("dog.ogg", 22_050, 1, "the soundfont's recorded bark at pitches and times of our own", ((0, 5, "dog"),)),
+    Clip(
+        "dog.ogg",
+        22_050,
+        1,
+        "the soundfont's recorded bark at pitches and times of our own",
+        ((0, 5, "dog"),),
+    ),
     Clip("siren.wav", 22_050, 1, "a saturated sine wail with an echo", ((0, 6, "siren"),)),
     Clip("piano.flac", 32_000, 2, "broken chords of our own", ((0, 6, "piano"),)),
     Clip("speech.wav", 16_000, 1, f"the Italian prompt {PROMPTS[0]}", ((0, 7, "speech"),)),
-    Clip("music.mp3", 44_100, 2, "drum hits, a guitar chord and a drone on a beat of our own", ((0, 8, "music"),)),
-    Clip("rain.ogg", 44_100, 2, "the soundfont's recording of rain in Seattle, looped", ((0, 6, "rain"),)),
+    Clip(
+        "music.mp3",
+        44_100,
+        2,
+        "drum hits, a guitar chord and a drone on a beat of our own",
+        ((0, 8, "music"),),
+    ),
+    Clip(
+        "rain.ogg",
+        44_100,
+        2,
+        "the soundfont's recording of rain in Seattle, looped",
+        ((0, 6, "rain"),),
+    ),
     Clip("silence.wav", 16_000, 2, "noise at -80 dB of full scale", ((0, 4, "silence"),)),
     Clip("mixed.m4a", 44_100, 2, "laid out as in mixed.csv, the siren over the music", MIXED),
     Clip("long.ogg", 32_000, 1, "laid out as in long.csv", LONG),
@@ -66,19 +99,36 @@ CLIPS = (
 def fetch(package: str, author: str, licence: str, root: Path) -> Origin:
     folder = root / package
     folder.mkdir()
-    subprocess.run(["apt-get", "download", "-q", package], cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        ["apt-get", "download", "-q", package], cwd=folder, check=True, capture_output=True
+    )
     deb = next(folder.glob("*.deb"))
     subprocess.run(["dpkg", "-x", deb, folder], check=True)
-    version = subprocess.run(["dpkg-deb", "-f", deb, "Version"], check=True, capture_output=True, text=True)
-    return Origin(f"Debian {package} {version.stdout.strip()}", author, licence, folder / "usr/share")
+    version = subprocess.run(
+        ["dpkg-deb", "-f", deb, "Version"], check=True, capture_output=True, text=True
+    )
+    return Origin(
+        f"Debian {package} {version.stdout.strip()}", author, licence, folder / "usr/share"
+    )
 
 
 def fetch_all(root: Path) -> dict[str, Origin]:
     effects = fetch("fluid-soundfont-gs", "Frank Wen", "MIT", root)
     instruments = fetch("fluid-soundfont-gm", "Frank Wen", "MIT", root)
     voice = fetch("asterisk-core-sounds-it-g722", "Carlo Flora", "CC BY 3.0", root)
-    hits = fetch("sonic-pi-samples", "menegass, Zajo, Sub-d, Autistic Lucario (freesound.org)", "CC0 1.0", root)
-    packaged = {"dog": effects, "rain": effects, "piano": instruments, "speech": voice, "music": hits}
+    hits = fetch(
+        "sonic-pi-samples",
+        "menegass, Zajo, Sub-d, Autistic Lucario (freesound.org)",
+        "CC0 1.0",
+        root,
+    )
+    packaged = {
+        "dog": effects,
+        "rain": effects,
+        "piano": instruments,
+        "speech": voice,
+        "music": hits,
+    }
     return packaged | {"siren": OWN, "silence": OWN}
 
 
@@ -117,8 +167,15 @@ def midi(notes: Iterable[Note], bank: int, program: int) -> bytes:
         events.append((round((start + length) * 1000), bytes([0x80, key, 0])))
     events.sort(key=lambda event: event[0])
     ticks = [0, *(tick for tick, _ in events)]
-    body = b"".join(variable_length(at - ticks[i]) + data for i, (at, data) in enumerate(events)) + b"\x00\xff\x2f\x00"
-    return struct.pack(">4sIHHH", b"MThd", 6, 0, 1, 500) + struct.pack(">4sI", b"MTrk", len(body)) + body
+    body = (
+        b"".join(variable_length(at - ticks[i]) + data for i, (at, data) in enumerate(events))
+        + b"\x00\xff\x2f\x00"
+    )
+    return (
+        struct.pack(">4sIHHH", b"MThd", 6, 0, 1, 500)
+        + struct.pack(">4sI", b"MTrk", len(body))
+        + body
+    )
 
 
 def render(font: Path, notes: Iterable[Note], bank: int, program: int) -> Wave:
@@ -196,25 +253,33 @@ def arrange(events: tuple[Event, ...], play: dict[str, Player], rng: np.random.G
     """Lays the events over a noise floor of -80 dB, as no real recording is digitally silent."""
     seconds = max(end for _, end, _ in events)
     floor = rng.normal(0, 1e-4, (round(seconds * RATE), 2)).astype(np.float32)
-    parts = [(start, lay(end - start, [(0, play[label](end - start))])) for start, end, label in events]
+    parts = [
+        (start, lay(end - start, [(0, play[label](end - start))])) for start, end, label in events
+    ]
     return floor + lay(seconds, parts)
 
 
 def save(wave: Wave, clip: Clip) -> None:
     mixed = wave if clip.channels == 2 else wave.mean(axis=1, keepdims=True)
-    (save_aac if clip.file.endswith(".m4a") else save_plain)(soxr.resample(mixed, RATE, clip.rate), clip)
+    (save_aac if clip.file.endswith(".m4a") else save_plain)(
+        soxr.resample(mixed, RATE, clip.rate), clip
+    )
 
 
 def save_plain(samples: Wave, clip: Clip) -> None:
     with soundfile.SoundFile(OUT / clip.file, "w", clip.rate, clip.channels) as file:
-        for start in range(0, len(samples), clip.rate):  # libsndfile's Vorbis encoder overflows on one long write
+        for start in range(
+            0, len(samples), clip.rate
+        ):  # libsndfile's Vorbis encoder overflows on one long write
             file.write(samples[start : start + clip.rate])
 
 
 def save_aac(samples: Wave, clip: Clip) -> None:
     with av.open(str(OUT / clip.file), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("aac", rate=clip.rate, layout="stereo")
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), format="fltp", layout="stereo")
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(samples.T), format="fltp", layout="stereo"
+        )
         frame.sample_rate, frame.pts = clip.rate, 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -223,8 +288,19 @@ def save_aac(samples: Wave, clip: Clip) -> None:
 def row(clip: Clip, origins: dict[str, Origin]) -> tuple[object, ...]:
     labels = list(dict.fromkeys(label for _, _, label in clip.events))
     homes = list(dict.fromkeys(origins[label] for label in labels))
-    credit = (" + ".join(dict.fromkeys(getattr(home, fact) for home in homes)) for fact in COLUMNS.split(",")[5:8])
-    return clip.file, "+".join(labels), clip.events[-1][1], clip.rate, clip.channels, *credit, clip.how
+    credit = (
+        " + ".join(dict.fromkeys(getattr(home, fact) for home in homes))
+        for fact in COLUMNS.split(",")[5:8]
+    )
+    return (
+        clip.file,
+        "+".join(labels),
+        clip.events[-1][1],
+        clip.rate,
+        clip.channels,
+        *credit,
+        clip.how,
+    )
 
 
 def write_table(name: str, header: str, rows: Iterable[tuple[object, ...]]) -> None:
@@ -240,7 +316,17 @@ def main() -> None:
         for clip in CLIPS:
             save(arrange(clip.events, play, rng), clip)
     (OUT / "broken.wav").write_text(BROKEN_PAGE, encoding="utf-8")
-    broken = ("broken.wav", "", 0, 0, 0, OWN.source, OWN.author, OWN.licence, "an HTML error page saved as a recording")
+    broken = (
+        "broken.wav",
+        "",
+        0,
+        0,
+        0,
+        OWN.source,
+        OWN.author,
+        OWN.licence,
+        "an HTML error page saved as a recording",
+    )
     write_table("clips.csv", COLUMNS, [*(row(clip, origins) for clip in CLIPS), broken])
     write_table("mixed.csv", "start_s,end_s,label", MIXED)
     write_table("long.csv", "start_s,end_s,label", LONG)

@@ -59,7 +59,9 @@ def _mel() -> torch.Tensor:
     edges = 700 * torch.expm1(torch.linspace(low, high, BANDS + 2) / 1127)
     left, middle, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     tones = _frequencies()
-    triangles = torch.minimum((tones - left) / (middle - left), (right - tones) / (right - middle)).clamp_min(0)
+    triangles = torch.minimum(
+        (tones - left) / (middle - left), (right - tones) / (right - middle)
+    ).clamp_min(0)
     narrow = (1 - (tones - middle).abs() / 62.5).clamp_min(0)
     return torch.where(triangles.sum(1, keepdim=True) < 0.35, narrow, triangles)
 

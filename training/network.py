@@ -90,7 +90,11 @@ def shipped(trained: Any) -> Any:
     """Return the stock Wav2Vec2 classifier that computes from sound what `trained` does from loudness."""
     labels = [trained.config.id2label[number] for number in range(trained.config.num_labels)]
     model: Any = transformers.Wav2Vec2ForSequenceClassification(config(labels))
-    weights = {name: value for name, value in trained.state_dict().items() if "feature_extractor" not in name}
+    weights = {
+        name: value
+        for name, value in trained.state_dict().items()
+        if "feature_extractor" not in name
+    }
     model.load_state_dict(weights | _fixed() | _unrolled(trained.wav2vec2.feature_extractor))
     return model.eval()
 
@@ -112,7 +116,9 @@ def _fixed() -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def _unrolled(trained: Any) -> dict[str, torch.Tensor]:
     named, bands = {}, frontend.BANDS
-    for number, (layer, convolution, norm) in enumerate(zip(LAYERS, trained.convolutions, trained.norms, strict=True)):
+    for number, (layer, convolution, norm) in enumerate(
+        zip(LAYERS, trained.convolutions, trained.norms, strict=True)
+    ):
         gain = norm.weight / (norm.running_var + norm.eps).sqrt()
         bias = norm.bias - norm.running_mean * gain
         weight = _unroll(convolution.weight * gain[:, None, None, None], layer, bands)
@@ -138,7 +144,10 @@ def save(model: Any, folder: Path) -> None:
     """Write the directory transformers loads: float16 weights, but for the first layer, that load as float32."""
     model.save_pretrained(folder)
     weights = safetensors.torch.load_file(folder / "model.safetensors")
-    small = {name: value if name.startswith(_ENCODER + "0.") else value.half() for name, value in weights.items()}
+    small = {
+        name: value if name.startswith(_ENCODER + "0.") else value.half()
+        for name, value in weights.items()
+    }
     safetensors.torch.save_file(small, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     facts = json.loads((folder / "config.json").read_text()) | {"dtype": "float32"}
@@ -146,5 +155,8 @@ def save(model: Any, folder: Path) -> None:
     # Transformers ignores `chunk_length_s` here, as its own EnCodec extractor names it; Earmark cuts windows by it.
     extractor: Any = transformers.Wav2Vec2FeatureExtractor
     extractor(
-        sampling_rate=frontend.RATE, do_normalize=False, return_attention_mask=False, chunk_length_s=float(WINDOW_S)
+        sampling_rate=frontend.RATE,
+        do_normalize=False,
+        return_attention_mask=False,
+        chunk_length_s=float(WINDOW_S),
     ).save_pretrained(folder)

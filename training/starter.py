@@ -60,7 +60,11 @@ class Features:
 
     def where(self, split: str, *, plain: bool = False) -> list[int]:
         places = range(len(self.labels))
-        return [place for place in places if self.splits[place] == split and (self.plain[place] or not plain)]
+        return [
+            place
+            for place in places
+            if self.splits[place] == split and (self.plain[place] or not plain)
+        ]
 
     def label_set(self) -> list[str]:
         return sorted({*self.labels} - {clips.OTHER, clips.BACKGROUND})
@@ -91,7 +95,9 @@ def publish(plan: Plan) -> None:
     made = plan.work / WHOLE / "model"
     heard = card.listen(made, clips.read_manifest(plan.audio[0], "test/labels.csv"))
     training = clips.read_manifests(plan.audio)
-    valid = card.listen(plan.work / HELD_OUT / "model", [clip for clip in training if clip.split == "valid"])
+    valid = card.listen(
+        plan.work / HELD_OUT / "model", [clip for clip in training if clip.split == "valid"]
+    )
     card.write(made, heard, valid, training)
     originals = "\n".join(card.attribution(folder) for folder in plan.audio)
     (made / "ATTRIBUTION.md").write_text(originals, encoding="utf-8")
@@ -107,7 +113,10 @@ def _features(plan: Plan) -> Features:
     parts = [_folder_features(plan, number, folder) for number, folder in enumerate(plan.audio)]
     return Features(
         torch.cat([part.loud for part in parts]),
-        *(list(chain.from_iterable(getattr(part, field.name) for part in parts)) for field in fields(Features)[1:]),
+        *(
+            list(chain.from_iterable(getattr(part, field.name) for part in parts))
+            for field in fields(Features)[1:]
+        ),
     )
 
 
@@ -171,14 +180,18 @@ class Trainer:
         count = len(self._labels)
         self._shares = torch.cat([torch.eye(count), torch.full((1, count), 1 / count)])
         self._model = network.trainable(self._labels).to(memory_format=torch.channels_last)
-        self._average = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+        self._average = {
+            name: value.detach().clone() for name, value in self._model.state_dict().items()
+        }
         self._optimizer = torch.optim.AdamW(self._groups(), lr=SPEED, betas=(0.9, 0.98))
         self._augment = augment.Augment(plan.seed)
         self._rng = np.random.default_rng(plan.seed)
         splits = ["train"] if held_out else ["train", "valid"]
         self._train = np.array([place for split in splits for place in features.where(split)])
         self._chances = self._weights()
-        self._backgrounds = np.array([place for place in self._train if features.labels[place] == clips.BACKGROUND])
+        self._backgrounds = np.array(
+            [place for place in self._train if features.labels[place] == clips.BACKGROUND]
+        )
         self._step = 0
 
     def _number(self, label: str) -> int:
@@ -195,12 +208,19 @@ class Trainer:
     def _weights(self) -> np.ndarray:
         """Draw each label as often as DRAWN says, and each of its sources by the root of its size."""
         names = [*self._labels, clips.OTHER]
-        keys = [(names[self._numbers[place]], self._features.sources[place]) for place in self._train]
+        keys = [
+            (names[self._numbers[place]], self._features.sources[place]) for place in self._train
+        ]
         sizes = Counter(keys)
         roots: Counter[str] = Counter()
         for (label, _), size in sizes.items():
             roots[label] += size**0.5
-        chances = np.array([DRAWN.get(label, 1) / roots[label] / sizes[label, source] ** 0.5 for label, source in keys])
+        chances = np.array(
+            [
+                DRAWN.get(label, 1) / roots[label] / sizes[label, source] ** 0.5
+                for label, source in keys
+            ]
+        )
         return np.asarray(chances / chances.sum())
 
     def run(self) -> None:
@@ -211,7 +231,10 @@ class Trainer:
             if self._step % SAVED_EVERY == 0 or self._step == self._plan.steps:
                 self._save()
                 heard = self.report() if self._held_out else ""
-                print(f"{self.folder.name}, step {self._step}: loss {np.mean(losses):.3f}{heard}", flush=True)
+                print(
+                    f"{self.folder.name}, step {self._step}: loss {np.mean(losses):.3f}{heard}",
+                    flush=True,
+                )
                 losses.clear()
 
     def _advance(self) -> float:
@@ -237,7 +260,9 @@ class Trainer:
         numbers = self._numbers[places]
         silent = numbers == self._number(clips.SILENCE)
         alone = silent | (numbers == self._number(clips.OTHER))
-        batch = augment.Batch(self._features.loud[places].float(), self._shares[numbers], alone, silent)
+        batch = augment.Batch(
+            self._features.loud[places].float(), self._shares[numbers], alone, silent
+        )
         return batch, self._features.loud[under].float()
 
     def _remember(self) -> None:
@@ -269,7 +294,10 @@ class Trainer:
     def _hear(self, places: list[int]) -> tuple[np.ndarray, np.ndarray]:
         model = self.averaged()
         with torch.inference_mode():
-            batches = [self._features.loud[places[at : at + 64]].float() for at in range(0, len(places), 64)]
+            batches = [
+                self._features.loud[places[at : at + 64]].float()
+                for at in range(0, len(places), 64)
+            ]
             best = torch.cat([model(batch).logits.softmax(1) for batch in batches]).max(1)
         return (best.indices == self._numbers[places]).numpy(), best.values.numpy()
 
@@ -298,15 +326,28 @@ class Trainer:
 def parse() -> tuple[str, Plan]:
     parser = argparse.ArgumentParser(prog="python -m training.starter", description=__doc__)
     parser.add_argument("stage", choices=["fit", "publish", "all"], nargs="?", default="all")
-    parser.add_argument("--audio", type=Path, nargs="+", required=True, help="folders with a manifest.csv")
-    parser.add_argument("--work", type=Path, default=Path("build/starter"), help="for features and checkpoints")
+    parser.add_argument(
+        "--audio", type=Path, nargs="+", required=True, help="folders with a manifest.csv"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/starter"), help="for features and checkpoints"
+    )
     parser.add_argument("--out", type=Path, default=STARTER)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--smoke", action="store_true", help="a few clips and 50 steps, into the work folder alone")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a few clips and 50 steps, into the work folder alone"
+    )
     given = parser.parse_args()
     plan = Plan(tuple(given.audio), given.work, given.out, given.steps)
     if given.smoke:
-        plan = Plan(plan.audio, plan.work / "smoke", plan.work / "smoke/starter", steps=50, batch=16, clips=6)
+        plan = Plan(
+            plan.audio,
+            plan.work / "smoke",
+            plan.work / "smoke/starter",
+            steps=50,
+            batch=16,
+            clips=6,
+        )
     return given.stage, plan
 
 
@@ -316,7 +357,9 @@ def main() -> None:
         prepare(plan)
         # A core each; what fails there fails here.
         with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as cores:
-            for fitted in [cores.submit(fit, plan, held_out=held_out) for held_out in (True, False)]:
+            for fitted in [
+                cores.submit(fit, plan, held_out=held_out) for held_out in (True, False)
+            ]:
                 fitted.result()
     if stage in ("publish", "all"):
         publish(plan)

@@ -30,10 +30,16 @@ def guitar(rng: np.random.Generator) -> Wave:
     at = rng.uniform(0, 0.4)
     chords = rng.random() < 0.5
     while at < 5:
-        steps = rng.choice([(0, 7, 12, 16), (0, 7, 12, 15), (0, 4, 7, 12)]) if chords else rng.integers(0, 25, 1)
+        steps = (
+            rng.choice([(0, 7, 12, 16), (0, 7, 12, 15), (0, 4, 7, 12)])
+            if chords
+            else rng.integers(0, 25, 1)
+        )
         for order, step in enumerate(steps):
             start = int((at + order * rng.uniform(0.005, 0.04)) * RATE)
-            string = _string(440 * 2 ** ((root + step - 69) / 12), bright, decay, rng)[: max(0, SAMPLES - start)]
+            string = _string(440 * 2 ** ((root + step - 69) / 12), bright, decay, rng)[
+                : max(0, SAMPLES - start)
+            ]
             strip[start : start + len(string)] += string
         at += beat * rng.choice([0.5, 1, 1, 2])
     strip = signal.sosfilt(body, strip) + 0.6 * strip
@@ -57,7 +63,9 @@ def _string(hertz: float, bright: float, decay: float, rng: np.random.Generator)
 
 def _body(rng: np.random.Generator) -> Array:
     low = rng.uniform(80, 130)
-    return np.asarray(signal.butter(1, [low, low * rng.uniform(3, 12)], "band", fs=RATE, output="sos"))
+    return np.asarray(
+        signal.butter(1, [low, low * rng.uniform(3, 12)], "band", fs=RATE, output="sos")
+    )
 
 
 def _finish(wave: Array, rng: np.random.Generator) -> Wave:
@@ -72,37 +80,55 @@ def _noise(rng: np.random.Generator) -> Array:
     """White to brown, steady or in gusts."""
     bins = np.fft.rfftfreq(SAMPLES, 1 / RATE)
     bins[0] = bins[1]
-    spectrum = (rng.normal(size=len(bins)) + 1j * rng.normal(size=len(bins))) * bins ** -rng.uniform(0, 1.1)
-    return np.asarray(np.fft.irfft(spectrum, SAMPLES) * np.exp(_slow(rng) * rng.choice([0, 0.1, 0.7])))
+    spectrum = (
+        rng.normal(size=len(bins)) + 1j * rng.normal(size=len(bins))
+    ) * bins ** -rng.uniform(0, 1.1)
+    return np.asarray(
+        np.fft.irfft(spectrum, SAMPLES) * np.exp(_slow(rng) * rng.choice([0, 0.1, 0.7]))
+    )
 
 
 def _band(rng: np.random.Generator) -> Array:
     low = rng.uniform(60, 4000)
     edges = [low, min(7900, low * rng.uniform(1.2, 4))]
-    filtered = signal.sosfilt(signal.butter(2, edges, "band", fs=RATE, output="sos"), rng.normal(size=SAMPLES))
+    filtered = signal.sosfilt(
+        signal.butter(2, edges, "band", fs=RATE, output="sos"), rng.normal(size=SAMPLES)
+    )
     return np.asarray(filtered * np.exp(_slow(rng) * rng.choice([0, 0.5])))
 
 
 def _tones(rng: np.random.Generator) -> Array:
     """Steady: a test tone, a dial tone, a few at once."""
-    sines = [np.sin(2 * np.pi * rng.uniform(80, 6000) * _TIME) * rng.uniform(0.1, 1) for _ in range(rng.integers(1, 4))]
+    sines = [
+        np.sin(2 * np.pi * rng.uniform(80, 6000) * _TIME) * rng.uniform(0.1, 1)
+        for _ in range(rng.integers(1, 4))
+    ]
     return np.asarray(sum(sines) + rng.normal(size=SAMPLES) * 10 ** rng.uniform(-4, -1))
 
 
 def _hum(rng: np.random.Generator) -> Array:
     """Mains, transformers, refrigerators, fans."""
     base = rng.choice([50, 60, 100, 120, rng.uniform(40, 250)])
-    sines = [np.sin(2 * np.pi * base * k * _TIME + rng.uniform(0, 6)) * rng.uniform(0, 1) / k for k in range(1, 20)]
-    return np.asarray(sum(sines) + rng.uniform(0, 2) * signal.lfilter([0.1], [1, -0.9], rng.normal(size=SAMPLES)))
+    sines = [
+        np.sin(2 * np.pi * base * k * _TIME + rng.uniform(0, 6)) * rng.uniform(0, 1) / k
+        for k in range(1, 20)
+    ]
+    return np.asarray(
+        sum(sines) + rng.uniform(0, 2) * signal.lfilter([0.1], [1, -0.9], rng.normal(size=SAMPLES))
+    )
 
 
 def _beeps(rng: np.random.Generator) -> Array:
     """Alarm clocks, microwaves, lorries in reverse, smoke detectors: one or two pitches, switched on and off."""
-    hertz = rng.uniform(400, 4500) * (1 + (_TIME % rng.uniform(0.2, 2) < rng.uniform(0.1, 1)) * rng.choice([0, 0.25]))
+    hertz = rng.uniform(400, 4500) * (
+        1 + (_TIME % rng.uniform(0.2, 2) < rng.uniform(0.1, 1)) * rng.choice([0, 0.25])
+    )
     sound = signal.square(2 * np.pi * np.cumsum(hertz) / RATE) if rng.random() < 0.4 else None
     sound = np.sin(2 * np.pi * np.cumsum(hertz) / RATE) if sound is None else sound
     period, group = rng.uniform(0.08, 0.9), rng.integers(1, 5)
-    on = (_TIME % period < period * rng.uniform(0.2, 0.7)) & (_TIME % (period * (group + 2)) < period * group)
+    on = (_TIME % period < period * rng.uniform(0.2, 0.7)) & (
+        _TIME % (period * (group + 2)) < period * group
+    )
     return np.asarray(_echo(sound * _smooth(on), rng))
 
 
@@ -111,7 +137,9 @@ def _ring(rng: np.random.Generator) -> Array:
     low = rng.uniform(350, 2200)
     warble = np.where(_TIME * rng.uniform(12, 28) % 1 < 0.5, low, low * rng.uniform(1.1, 1.4))
     on = _TIME % rng.uniform(1.5, 5) < rng.uniform(0.4, 1.8)
-    return np.asarray(_echo(np.tanh(2 * np.sin(2 * np.pi * np.cumsum(warble) / RATE)) * _smooth(on), rng))
+    return np.asarray(
+        _echo(np.tanh(2 * np.sin(2 * np.pi * np.cumsum(warble) / RATE)) * _smooth(on), rng)
+    )
 
 
 def _keys(rng: np.random.Generator) -> Array:
@@ -121,7 +149,9 @@ def _keys(rng: np.random.Generator) -> Array:
     for start in np.arange(rng.uniform(0, 0.5), 5 - length, length * rng.uniform(1.3, 3)):
         time = np.arange(int(length * RATE)) / RATE
         pair = (rng.choice([697, 770, 852, 941]), rng.choice([1209, 1336, 1477, 1633]))
-        strip[int(start * RATE) :][: len(time)] += sum(np.sin(2 * np.pi * hertz * time) for hertz in pair)
+        strip[int(start * RATE) :][: len(time)] += sum(
+            np.sin(2 * np.pi * hertz * time) for hertz in pair
+        )
     return _echo(strip, rng)
 
 
@@ -130,13 +160,17 @@ def _bell(rng: np.random.Generator) -> Array:
     base, decay = rng.uniform(250, 2500), rng.uniform(0.3, 3)
     ratios = np.array([0.5, 1, 1.19, 1.5, 2, 2.52, 3.01, 4.16]) * rng.uniform(0.98, 1.02, 8)
     stroke = sum(
-        np.sin(2 * np.pi * base * ratio * _TIME) * np.exp(-_TIME * ratio / decay) * rng.uniform(0.2, 1)
+        np.sin(2 * np.pi * base * ratio * _TIME)
+        * np.exp(-_TIME * ratio / decay)
+        * rng.uniform(0.2, 1)
         for ratio in ratios
         if base * ratio < 7500
     )
     strip = np.zeros(SAMPLES)
     for start in np.arange(rng.uniform(0, 0.5), 5, rng.uniform(0.12, 3)):
-        strip[int(start * RATE) :] += np.asarray(stroke)[: SAMPLES - int(start * RATE)] * rng.uniform(0.5, 1)
+        strip[int(start * RATE) :] += np.asarray(stroke)[
+            : SAMPLES - int(start * RATE)
+        ] * rng.uniform(0.5, 1)
     return strip
 
 
@@ -150,7 +184,10 @@ def _thumps(rng: np.random.Generator) -> Array:
         burst = rng.normal(size=len(time)) * np.exp(-time * 5 / length) * rng.uniform(0.2, 1)
         strip[start : start + len(time)] += burst
     edges = [centre * 0.5, min(7900, centre * rng.uniform(1.5, 3))]
-    return _echo(np.asarray(signal.sosfilt(signal.butter(1, edges, "band", fs=RATE, output="sos"), strip)), rng)
+    return _echo(
+        np.asarray(signal.sosfilt(signal.butter(1, edges, "band", fs=RATE, output="sos"), strip)),
+        rng,
+    )
 
 
 def _smooth(on: NDArray[np.bool_]) -> Array:
@@ -160,8 +197,24 @@ def _smooth(on: NDArray[np.bool_]) -> Array:
 def _echo(wave: Array, rng: np.random.Generator) -> Array:
     if rng.random() < 0.5:
         return wave
-    response = rng.normal(size=RATE // 2) * np.exp(-np.arange(RATE // 2) / RATE * rng.uniform(8, 40)) * 0.05
+    response = (
+        rng.normal(size=RATE // 2)
+        * np.exp(-np.arange(RATE // 2) / RATE * rng.uniform(8, 40))
+        * 0.05
+    )
     return np.asarray(wave + signal.fftconvolve(wave, response)[:SAMPLES])
 
 
-_OTHERS: tuple[Maker, ...] = (_noise, _noise, _band, _tones, _hum, _beeps, _beeps, _ring, _keys, _bell, _thumps)
+_OTHERS: tuple[Maker, ...] = (
+    _noise,
+    _noise,
+    _band,
+    _tones,
+    _hum,
+    _beeps,
+    _beeps,
+    _ring,
+    _keys,
+    _bell,
+    _thumps,
+)

@@ -84,7 +84,9 @@ def _end_unready(sentence: str) -> None:
 
 def _new_state(hostname: str) -> tasks.WorkerState:
     if not _settings.broker.url:
-        raise ServiceError(reason="A worker needs EARMARK_BROKER__URL; `earmark run` and `earmark up` set it.")
+        raise ServiceError(
+            reason="A worker needs EARMARK_BROKER__URL; `earmark run` and `earmark up` set it."
+        )
     _check_broker()
     engine = connect(_settings.database_url, _settings.database)
     schema.check(engine)
@@ -156,7 +158,9 @@ class _CutOff:
         self._taken = state.chunks_taken
         self._checks = self._checks + 1 if idle and broker.queue_length() else 0
         if self._checks == CUT_OFF_CHECKS:
-            logger.critical("chunks wait and none has come for %.0f s; the worker ends", _settings.worker.idle_s)
+            logger.critical(
+                "chunks wait and none has come for %.0f s; the worker ends", _settings.worker.idle_s
+            )
             os._exit(BROKEN_EXIT)
 
 

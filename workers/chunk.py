@@ -29,7 +29,10 @@ class ChunkInProgress:
     """A claimed chunk on its way: what runs, what waits for its host, what has come out."""
 
     def __init__(
-        self, claim: Claim, classify: Callable[[Claimed], Future[Outcome | Postponed]], deadline_s: float
+        self,
+        claim: Claim,
+        classify: Callable[[Claimed], Future[Outcome | Postponed]],
+        deadline_s: float,
     ) -> None:
         self.claim = claim
         self.outcomes: list[Outcome] = []
@@ -65,7 +68,9 @@ class ChunkInProgress:
                 self._take(self._ended.get(timeout=LOOK_UP_S))
             self._unpark()
 
-    def give_back(self, keep: Callable[[Future[Outcome | Postponed]], bool] = lambda _: False) -> None:
+    def give_back(
+        self, keep: Callable[[Future[Outcome | Postponed]], bool] = lambda _: False
+    ) -> None:
         """Give up every clip that is not to be kept running."""
         kept = {future: clip for future, clip in self._running.items() if keep(future)}
         left = [clip for future, clip in self._running.items() if future not in kept]

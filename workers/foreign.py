@@ -77,7 +77,9 @@ class ForeignChunks:
         """Whether none but foreign chunks have come for a while."""
         return self.seen and self._in_a_row > 0 and monotonic() - self._first_at > ONLY_FOREIGN_S
 
-    def put_back(self, message: dict[str, Any], task_id: str, shown: str, sentence: str) -> dict[str, int]:
+    def put_back(
+        self, message: dict[str, Any], task_id: str, shown: str, sentence: str
+    ) -> dict[str, int]:
         """Put a message back, say so once, and wait a little; return what Flower shows.
 
         Raises:

@@ -21,7 +21,9 @@ def set_up(*, as_json: bool) -> None:
     """Send this process's log and warnings to stderr."""
     logging.captureWarnings(capture=True)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Json() if as_json else Text("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(
+        Json() if as_json else Text("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("celery.worker.strategy", "celery.app.trace", "httpx", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -42,7 +44,9 @@ class Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         if facts := _about.get():
-            record.message = f"{', '.join(f'{name} {value}' for name, value in facts.items())}: {record.message}"
+            record.message = (
+                f"{', '.join(f'{name} {value}' for name, value in facts.items())}: {record.message}"
+            )
         return super().formatMessage(record)
 
 

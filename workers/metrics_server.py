@@ -35,10 +35,15 @@ class ScrapeCollector(Collector):
             "earmark_leases_ended", "Clips this worker's feeder took back from workers that died.",
             value=self._feeder.taken_back,
         )  # fmt: skip
-        yield _gauge("earmark_chunks_in_hand", "Chunks this worker is at.", self._new_state.chunks_in_hand)
+        yield _gauge(
+            "earmark_chunks_in_hand", "Chunks this worker is at.", self._new_state.chunks_in_hand
+        )
         batchers = self._new_state.batchers
         models = [batcher.classifier for batcher in batchers]
-        waiting, lanes = sum(batcher.waiting_bytes for batcher in batchers), sum(model.lanes for model in models)
+        waiting, lanes = (
+            sum(batcher.waiting_bytes for batcher in batchers),
+            sum(model.lanes for model in models),
+        )
         most = max((model.limits.windows for model in models), default=0)
         yield _gauge("earmark_waiting_audio_bytes", "Decoded audio waiting for the model.", waiting)
         yield _gauge("earmark_model_lanes", "Batches the model works on at once.", lanes)
@@ -46,7 +51,9 @@ class ScrapeCollector(Collector):
         for device in {model.device for model in models if model.device.startswith("cuda")}:
             yield from _gpu_gauges(device)
         try:
-            yield _gauge("earmark_queue_chunks", "Chunks that wait in the queue.", broker.queue_length())
+            yield _gauge(
+                "earmark_queue_chunks", "Chunks that wait in the queue.", broker.queue_length()
+            )
         except ServiceError:  # which /ready tells
             return
 
@@ -56,10 +63,14 @@ def _gpu_gauges(device: str) -> Iterator[Metric]:
     from workers.scoring import gpu
 
     usage = gpu.usage(device)
-    yield _gauge("earmark_gpu_memory_used_bytes", "Memory of the GPU in use, by anybody.", usage.used_bytes)
+    yield _gauge(
+        "earmark_gpu_memory_used_bytes", "Memory of the GPU in use, by anybody.", usage.used_bytes
+    )
     yield _gauge("earmark_gpu_memory_bytes", "Memory of the GPU.", usage.total_bytes)
     if usage.busy is not None:
-        yield _gauge("earmark_gpu_utilisation", "Share of the time that the GPU was at work.", usage.busy)
+        yield _gauge(
+            "earmark_gpu_utilisation", "Share of the time that the GPU was at work.", usage.busy
+        )
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:
@@ -87,7 +98,9 @@ def serve(worker: Worker, ready: Callable[[], bool]) -> None:
         server = ThreadingHTTPServer(where, Handler)
     except OSError as error:
         cure = "give each worker of a machine an EARMARK_WORKER__METRICS_PORT of its own"
-        raise ServiceError(reason=f"{where[0]}:{where[1]} cannot be served ({error}): {cure}.") from error
+        raise ServiceError(
+            reason=f"{where[0]}:{where[1]} cannot be served ({error}): {cure}."
+        ) from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 

@@ -78,7 +78,9 @@ class Models:
             loaded = self._at_hand((options.model, options.revision, options.labels))
             settled = run.model_id or ledger.settle_model(self._engine, run_id, loaded.model_id)
             if settled != loaded.model_id:
-                raise ModelError(reason=f"this worker's {options.model} is not the one that the run began with")
+                raise ModelError(
+                    reason=f"this worker's {options.model} is not the one that the run began with"
+                )
             loaded.users += 1
         return RunPlan(options, loaded, partial(reuse, self._engine, run_id), run.reuse_urls)
 
@@ -130,5 +132,7 @@ def open_model(key: Key, settings: Settings) -> tuple[ModelCard, Batcher]:
     from workers.scoring import batcher, classifier
 
     name, revision, labels = key
-    model = classifier.load(settings.model.model_copy(update={"name": name, "revision": revision}), labels)
+    model = classifier.load(
+        settings.model.model_copy(update={"name": name, "revision": revision}), labels
+    )
     return model.card, batcher.Batcher(model, settings.worker)

@@ -49,7 +49,9 @@ class Pipeline:
         except HostBusyError as busy:
             return Postponed(clip.id, busy.wait_s)
         except ServiceError as error:
-            logger.warning("clip %d is put off: %s", clip.id, error, extra={"action": "clip_put_off"})
+            logger.warning(
+                "clip %d is put off: %s", clip.id, error, extra={"action": "clip_put_off"}
+            )
             return Postponed(clip.id, SERVICE_PAUSE_S)
         except ClipError as error:
             return journey.failure(error)
@@ -92,7 +94,8 @@ class Pipeline:
                     min_samples=card.min_samples,
                 )
                 scoring = [
-                    (window, plan.model.batcher.submit(window.samples, options.function_to_apply)) for window in cut
+                    (window, plan.model.batcher.submit(window.samples, options.function_to_apply))
+                    for window in cut
                 ]
         with journey.stage("classify_ms"):
             scored = [(window, future.result()) for window, future in scoring]
@@ -118,8 +121,12 @@ def _known(plan: RunPlan, clip_id: int, source: Source | None) -> Success | None
     except EarmarkError:
         raise
     except Exception as error:
-        logger.exception("a look-up in the database failed unexpectedly", extra={"action": "lookup_failed"})
-        raise DatabaseError(reason=f"The look-up of a clip's result failed: {error!r}", bug=True) from error
+        logger.exception(
+            "a look-up in the database failed unexpectedly", extra={"action": "lookup_failed"}
+        )
+        raise DatabaseError(
+            reason=f"The look-up of a clip's result failed: {error!r}", bug=True
+        ) from error
 
 
 class _Journey:
@@ -145,12 +152,18 @@ class _Journey:
     def failure(self, error: ClipError) -> Failure:
         return Failure(self.clip_id, error, self.source, self.timings)
 
-    def success(self, facts: AudioFacts, scored: list[tuple[Window, np.ndarray]], plan: RunPlan) -> Success:
+    def success(
+        self, facts: AudioFacts, scored: list[tuple[Window, np.ndarray]], plan: RunPlan
+    ) -> Success:
         assert self.source is not None
         options = plan.options
         best = windows.combine(np.stack([scores for _, scores in scored]), options.combine)
         each = tuple(
-            WindowPredictions(window.start_s, window.end_s, windows.top_k(scores, options.top_k, options.min_score))
+            WindowPredictions(
+                window.start_s,
+                window.end_s,
+                windows.top_k(scores, options.top_k, options.min_score),
+            )
             for window, scores in scored
             if len(scored) > 1
         )

@@ -59,7 +59,9 @@ class Quarantine:
 
     def _start(self) -> ProcessPoolExecutor:
         fresh = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, fresh, initializer=end_with_parent, initargs=(os.getpid(), signal.SIGKILL))
+        return ProcessPoolExecutor(
+            1, fresh, initializer=end_with_parent, initargs=(os.getpid(), signal.SIGKILL)
+        )
 
 
 def _classify_alone(clip: Claimed, options: RunOptions, settings: Settings) -> Outcome | Postponed:

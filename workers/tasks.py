@@ -53,7 +53,9 @@ REFUSED_PAUSE_S = 60.0
 class WorkerState:
     """What the tasks of this process share, from start-up to shutdown."""
 
-    def __init__(self, engine: sa.Engine, settings: Settings, models: Models, pipeline: Pipeline, name: str) -> None:
+    def __init__(
+        self, engine: sa.Engine, settings: Settings, models: Models, pipeline: Pipeline, name: str
+    ) -> None:
         self.engine = engine
         self.settings = settings
         self.draining = threading.Event()
@@ -92,7 +94,9 @@ class WorkerState:
             self._wait_for_network()
             ids = [clip_id for clip_id, _ in chunk.clips]
             with self._claiming(ids) as token:
-                claiming = partial(ledger.claim, worker=self._name, limits=self._limits, token=token)
+                claiming = partial(
+                    ledger.claim, worker=self._name, limits=self._limits, token=token
+                )
                 # A chunk that is not claimed yet has nothing to lose by waiting.
                 claim = self._patiently(partial(claiming, self.engine, chunk), math.inf)
                 self.foreign.end_row()
@@ -178,7 +182,9 @@ class WorkerState:
             return counts
         # In a copy of this context, so that what its thread logs names the run and the chunk.
         running = ChunkInProgress(
-            claim, lambda clip: self._clips.submit(copy_context().run, self._classify, clip, plan), self._deadline_s
+            claim,
+            lambda clip: self._clips.submit(copy_context().run, self._classify, clip, plan),
+            self._deadline_s,
         )
         try:
             running.go_on(PATIENCE_S, self.draining)
@@ -186,7 +192,11 @@ class WorkerState:
         except BaseException:
             self._models.give_back(plan)
             raise
-        if running.unfinished and not self.draining.is_set() and self._late_free.acquire(blocking=False):
+        if (
+            running.unfinished
+            and not self.draining.is_set()
+            and self._late_free.acquire(blocking=False)
+        ):
             self._late.submit(copy_context().run, self._end_late, running, plan)
             return counts + Counter(late=len(claim.clips) - counts.total())
         return counts + self._end(running, plan)
@@ -196,10 +206,14 @@ class WorkerState:
             self._end(running, plan)
         except DatabaseError as error:
             self._give_up(running.claim.token, [clip.id for clip in running.claim.clips], error)
-            logger.warning("late clips are given back: %s", error, extra={"action": "late_given_back"})
+            logger.warning(
+                "late clips are given back: %s", error, extra={"action": "late_given_back"}
+            )
         except Exception:
             self._held.discard(running.claim.token)
-            logger.exception("late clips were not recorded; their leases will end", extra={"action": "late_lost"})
+            logger.exception(
+                "late clips were not recorded; their leases will end", extra={"action": "late_lost"}
+            )
         finally:
             self._late_free.release()
 
@@ -208,13 +222,17 @@ class WorkerState:
             running.go_on(self._deadline_s, self.draining)
             running.give_back()
             counts = self._record(running.claim, running.collect(), plan.model.label_ids)
-            self._patiently(partial(ledger.release, self.engine, running.claim.token, running.given_back))
+            self._patiently(
+                partial(ledger.release, self.engine, running.claim.token, running.given_back)
+            )
             self._held.discard(running.claim.token)
         finally:
             self._models.give_back(plan)
         return counts + Counter(released=len(running.given_back))
 
-    def _record(self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]) -> Counter[str]:
+    def _record(
+        self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]
+    ) -> Counter[str]:
         if not outcomes:
             return Counter()
         finish = partial(ledger.finish, self.engine, claim, outcomes, label_ids, self._limits)
@@ -230,11 +248,17 @@ class WorkerState:
             "%s; %s",
             ", ".join(f"{clips} {outcome}" for outcome, clips in counts.items() if clips),
             ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()),
-            extra={"action": "chunk_done", **counts, **{f"{stage}_s": round(stages[stage], 3) for stage in stages}},
+            extra={
+                "action": "chunk_done",
+                **counts,
+                **{f"{stage}_s": round(stages[stage], 3) for stage in stages},
+            },
         )
         return counts
 
-    def _record_each(self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]) -> Counter[str]:
+    def _record_each(
+        self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]
+    ) -> Counter[str]:
         """Record outcomes one by one: values of one clip that the database refuses cost its neighbours nothing."""
         counts: Counter[str] = Counter()
         refused = None
@@ -307,10 +331,14 @@ def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, i
         except DatabaseError as error:
             if state.draining.is_set():
                 raise Reject(str(error), requeue=True) from None
-            logger.warning("the chunk's clips are given back: %s", error, extra={"action": "chunk_given_back"})
+            logger.warning(
+                "the chunk's clips are given back: %s", error, extra={"action": "chunk_given_back"}
+            )
             return {"given_back": len(chunk.clips)}
         except ledger.OtherLedgerError as error:
-            return _put_back(self, message, foreign.of_another_ledger(chunk.ledger_id, error.ledger_id))
+            return _put_back(
+                self, message, foreign.of_another_ledger(chunk.ledger_id, error.ledger_id)
+            )
         except ledger.NoSuchRunError:
             # It was deleted while its chunks waited: nobody needs them any more.
             logger.info("the run of this chunk is deleted", extra={"action": "no_such_run"})

@@ -25,7 +25,9 @@ def main() -> None:
 
 def _check_encoding() -> None:
     if sys.getfilesystemencoding() == "ascii":
-        raise ServiceError(reason="This locale has ASCII letters only: set PYTHONUTF8=1, or LC_ALL=C.UTF-8.")
+        raise ServiceError(
+            reason="This locale has ASCII letters only: set PYTHONUTF8=1, or LC_ALL=C.UTF-8."
+        )
 
 
 def _end(sentence: str, status: int) -> None:

@@ -23,7 +23,9 @@ commands = typer.Typer()
 def plan(
     task: o.Task,
     sample: Annotated[int, typer.Option(min=1, help="Clips tried, chosen at random.")] = 200,
-    within: Annotated[str | None, typer.Option(help="How many workers do it in this time: 90s, 30min, 8h, 2d?")] = None,
+    within: Annotated[
+        str | None, typer.Option(help="How many workers do it in this time: 90s, 30min, 8h, 2d?")
+    ] = None,
     how: o.As = None,
 ) -> None:
     """Try a random sample of a list, keep nothing, and tell what all of it will take."""
@@ -31,7 +33,12 @@ def plan(
 
     within_s = planning.seconds_in(within) if within else None
     found = planning.plan(
-        task.sources, read_settings(), options=task.options, sample=sample, within_s=within_s, **task.said()
+        task.sources,
+        read_settings(),
+        options=task.options,
+        sample=sample,
+        within_s=within_s,
+        **task.said(),
     )
     if how:
         output.write([found.as_json()], how, None)
@@ -57,9 +64,14 @@ def doctor(how: o.As = None, db: o.Db = None) -> None:
         raise typer.Exit(SERVICE_EXIT)
 
 
-@commands.command(epilog="Example: earmark explain 1234, or: earmark explain https://example.org/a.wav")
+@commands.command(
+    epilog="Example: earmark explain 1234, or: earmark explain https://example.org/a.wav"
+)
 def explain(
-    clip: Annotated[str, typer.Argument(help="A clip's id, as `results` and `failures` give it, or a URL or path.")],
+    clip: Annotated[
+        str,
+        typer.Argument(help="A clip's id, as `results` and `failures` give it, or a URL or path."),
+    ],
     model: o.Model = "starter",
     revision: o.Revision = None,
     labels: o.Labels = None,

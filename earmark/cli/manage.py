@@ -18,13 +18,17 @@ database = typer.Typer(help="The database's schema.", no_args_is_help=True)
 @commands.command(epilog="Example: earmark retry march --error timeout,dns")
 def retry(
     run: o.Run,
-    error: Annotated[str | None, typer.Option(help="Only these error codes, comma-separated.")] = None,
+    error: Annotated[
+        str | None, typer.Option(help="Only these error codes, comma-separated.")
+    ] = None,
     db: o.Db = None,
 ) -> None:
     """Put a run's failed clips back to work."""
     codes = error.split(",") if error else []
     if unknown := sorted(set(codes) - set(BY_CODE)):
-        raise UsageError(reason=f"There is no error code {', '.join(unknown)}; there are {', '.join(BY_CODE)}.")
+        raise UsageError(
+            reason=f"There is no error code {', '.join(unknown)}; there are {', '.join(BY_CODE)}."
+        )
     from db import ledger
 
     engine, found = find_runs(read_settings(db), run, change=True)

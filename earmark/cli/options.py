@@ -27,20 +27,32 @@ def _workers(said: str | int) -> int:
     return int(said)
 
 
-Db = Annotated[str | None, typer.Option(help="Database URL. Default: EARMARK_DATABASE__URL, else a SQLite file.")]
+Db = Annotated[
+    str | None,
+    typer.Option(help="Database URL. Default: EARMARK_DATABASE__URL, else a SQLite file."),
+]
 Workers = Annotated[
-    int, typer.Option(parser=_workers, metavar="N|auto", help="Worker processes; auto: one for each GPU.")
+    int,
+    typer.Option(
+        parser=_workers, metavar="N|auto", help="Worker processes; auto: one for each GPU."
+    ),
 ]
 Watch = Annotated[bool, typer.Option("--watch", help="Show progress until the end.")]
 FlowerPort = Annotated[int, typer.Option(help="Flower's port on this machine.")]
 Run = Annotated[str, typer.Argument(help="A run's id or name.")]
-LatestRun = Annotated[str | None, typer.Argument(help="A run's id or name; the newest if not said.")]
-As = Annotated[Format | None, typer.Option("--format", help="Default: a table on a terminal, CSV elsewhere.")]
+LatestRun = Annotated[
+    str | None, typer.Argument(help="A run's id or name; the newest if not said.")
+]
+As = Annotated[
+    Format | None, typer.Option("--format", help="Default: a table on a terminal, CSV elsewhere.")
+]
 Out = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")]
 
 Sources = Annotated[
     list[str],
-    typer.Argument(help="URLs, audio files, folders, globs, lists (txt, csv, tsv, jsonl, parquet), - for stdin."),
+    typer.Argument(
+        help="URLs, audio files, folders, globs, lists (txt, csv, tsv, jsonl, parquet), - for stdin."
+    ),
 ]
 Model = Annotated[str, typer.Option(help="starter, a Hugging Face id, or a model directory.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
@@ -49,21 +61,39 @@ FunctionToApply = Annotated[
     options.FunctionToApply | None,
     typer.Option(help="What turns logits into scores. Default: what the checkpoint asks for."),
 ]
-WindowS = Annotated[float | None, typer.Option(min=0.01, help="Seconds the model sees at once. Default: the model's.")]
-HopS = Annotated[float | None, typer.Option(min=0.01, help="Seconds between windows. Default: the window.")]
+WindowS = Annotated[
+    float | None,
+    typer.Option(min=0.01, help="Seconds the model sees at once. Default: the model's."),
+]
+HopS = Annotated[
+    float | None, typer.Option(min=0.01, help="Seconds between windows. Default: the window.")
+]
 Combine = Annotated[options.Combine, typer.Option(help="How a long clip's windows are combined.")]
 MinScore = Annotated[float, typer.Option(help="Predictions below it are not stored.")]
-Labels = Annotated[str | None, typer.Option(help="For a zero-shot (CLAP) model: what to listen for, comma-separated.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(help="For a zero-shot (CLAP) model: what to listen for, comma-separated."),
+]
 InputFormat = Annotated[
     options.InputFormat, typer.Option(help="How the list is written, where its name does not tell.")
 ]
-UrlCol = Annotated[str, typer.Option(help="The column with the URL or path; all others are kept as meta.")]
+UrlCol = Annotated[
+    str, typer.Option(help="The column with the URL or path; all others are kept as meta.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips.")]
-Name = Annotated[str | None, typer.Option(help="The run's name; the same name again goes on where it stopped.")]
+Name = Annotated[
+    str | None, typer.Option(help="The run's name; the same name again goes on where it stopped.")
+]
 ChunkSize = Annotated[int, typer.Option(min=1, max=1000, help="Clips in one queue message.")]
-Priority = Annotated[int, typer.Option(min=1, max=100, help="Share of the workers beside other runs.")]
+Priority = Annotated[
+    int, typer.Option(min=1, max=100, help="Share of the workers beside other runs.")
+]
 ReuseUrls = Annotated[
-    bool, typer.Option("--reuse-urls", help="Skip the download of what another run with this model and options has.")
+    bool,
+    typer.Option(
+        "--reuse-urls",
+        help="Skip the download of what another run with this model and options has.",
+    ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a clip failed.")]
 
@@ -119,9 +149,13 @@ def spread(verb: Callable[..., None]) -> Callable[..., None]:
     first, *others = inspect.signature(verb, eval_str=True).parameters.values()
     kind = first.annotation
     hints = get_type_hints(kind, include_extras=True)
-    defaults = {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
+    defaults = {
+        name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()
+    }
     taken = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name]
+        )
         for name, default in defaults.items()
     ]
 

@@ -36,7 +36,9 @@ def status(
         output.write(progress.rows(engine, found, settings), how, None)
 
 
-@commands.command("results", epilog="Example: earmark results march --label siren --min-score 0.6 -o sirens.csv")
+@commands.command(
+    "results", epilog="Example: earmark results march --label siren --min-score 0.6 -o sirens.csv"
+)
 def show_results(
     run: o.Run,
     label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
@@ -55,10 +57,14 @@ def show_results(
 @commands.command(epilog="Example: earmark export march -o march.parquet")
 def export(
     run: o.Run,
-    file: Annotated[Path, typer.Option("--output", "-o", help="A file; with --labels audacity a folder.")],
+    file: Annotated[
+        Path, typer.Option("--output", "-o", help="A file; with --labels audacity a folder.")
+    ],
     how: o.As = None,
     windows: Annotated[bool, typer.Option("--windows", help="Every window's best label.")] = False,
-    labels: Annotated[LabelFormat | None, typer.Option(help="The windows as label files for this program.")] = None,
+    labels: Annotated[
+        LabelFormat | None, typer.Option(help="The windows as label files for this program.")
+    ] = None,
     db: o.Db = None,
 ) -> None:
     """Write all of a run's results to a file, however many."""
@@ -73,8 +79,12 @@ def export(
 @commands.command(epilog="Example: earmark report march -o march.html")
 def report(
     run: o.Run,
-    file: Annotated[Path, typer.Option("--output", "-o", help="The page: one file that needs nothing else.")],
-    clips: Annotated[int, typer.Option(min=0, max=200, help="Clips shown; of more, an even sample.")] = 200,
+    file: Annotated[
+        Path, typer.Option("--output", "-o", help="The page: one file that needs nothing else.")
+    ],
+    clips: Annotated[
+        int, typer.Option(min=0, max=200, help="Clips shown; of more, an even sample.")
+    ] = 200,
     db: o.Db = None,
 ) -> None:
     """Write one page on a run: counts, labels, failures, and clips to see and hear."""
@@ -90,8 +100,12 @@ def report(
 def ui(
     port: Annotated[int, typer.Option(help="The page's port on this machine.")] = 5556,
     address: Annotated[str, typer.Option(help="Any but loopback needs a token.")] = "127.0.0.1",
-    token: Annotated[str | None, typer.Option(envvar="EARMARK_UI_TOKEN", help="The password asked for.")] = None,
-    flower: Annotated[str, typer.Option(help="Where Flower is, for a link.")] = "http://127.0.0.1:5555",
+    token: Annotated[
+        str | None, typer.Option(envvar="EARMARK_UI_TOKEN", help="The password asked for.")
+    ] = None,
+    flower: Annotated[
+        str, typer.Option(help="Where Flower is, for a link.")
+    ] = "http://127.0.0.1:5555",
     db: o.Db = None,
 ) -> None:
     """Serve a read-only page in the browser: runs as they go, their clips to see and hear, and SQL."""
@@ -110,7 +124,9 @@ def failures(run: o.Run, how: o.As = None, file: o.Out = None, db: o.Db = None) 
 
 
 @commands.command(epilog="Example: earmark labels starter")
-def labels(model: Annotated[str, typer.Argument(help="A model's name.")] = "starter", db: o.Db = None) -> None:
+def labels(
+    model: Annotated[str, typer.Argument(help="A model's name.")] = "starter", db: o.Db = None
+) -> None:
     """Print the labels of a model that some worker has loaded."""
     known = known_labels(read_settings(db), model)
     with output.opened(None) as out:
@@ -122,7 +138,9 @@ def query(
     statement: Annotated[str, typer.Argument(help="One SELECT; docs/sql.md has the views.")],
     how: o.As = None,
     file: o.Out = None,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Give up after so many seconds.")] = 30.0,
+    timeout_s: Annotated[
+        float, typer.Option(min=0.1, help="Give up after so many seconds.")
+    ] = 30.0,
     db: o.Db = None,
 ) -> None:
     """Read the results with SQL."""

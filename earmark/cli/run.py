@@ -32,7 +32,11 @@ def run(submission: o.Submission, workers: o.Workers = 1) -> None:
 
     settings = read_settings(submission.db)
     finished = api.run(
-        submission.sources, settings, options=submission.options, workers=workers, **submission.arguments
+        submission.sources,
+        settings,
+        options=submission.options,
+        workers=workers,
+        **submission.arguments,
     )
     _show(finished, settings, submission.db, strict=submission.strict)
 
@@ -46,8 +50,12 @@ def submit(submission: o.Submission, watch: o.Watch = False) -> None:
 
     settings = api.find_broker(read_settings(submission.db))
     engine = open_database(settings, create=True)
-    again = f"--name {submission.name}" if submission.name else "the --name that `earmark status` shows"
-    with progress.interruptible(lambda: f"Not all is submitted; the same command with {again} goes on."):
+    again = (
+        f"--name {submission.name}" if submission.name else "the --name that `earmark status` shows"
+    )
+    with progress.interruptible(
+        lambda: f"Not all is submitted; the same command with {again} goes on."
+    ):
         submitted = submit_list(
             submission.sources, engine, settings, options=submission.options, **submission.arguments
         )
@@ -60,12 +68,18 @@ def submit(submission: o.Submission, watch: o.Watch = False) -> None:
         progress.exit_if_strict(state, strict=submission.strict)
 
 
-@commands.command(epilog="Example: EARMARK_BROKER__URL=redis://redis:6379 earmark worker --device cuda:0")
+@commands.command(
+    epilog="Example: EARMARK_BROKER__URL=redis://redis:6379 earmark worker --device cuda:0"
+)
 def worker(
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Chunks in progress at once.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Chunks in progress at once.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
     model: Annotated[str | None, typer.Option(help="What to load before the first clip.")] = None,
-    log_json: Annotated[bool | None, typer.Option("--log-json", help="Log a JSON object a line.")] = None,
+    log_json: Annotated[
+        bool | None, typer.Option("--log-json", help="Log a JSON object a line.")
+    ] = None,
 ) -> None:
     """Run one worker process for one device."""
     from earmark import api
@@ -79,7 +93,9 @@ def up(
     files: Annotated[
         list[Path] | None,
         typer.Option(
-            exists=True, file_okay=False, help="A folder whose files may be submitted; say it again for more."
+            exists=True,
+            file_okay=False,
+            help="A folder whose files may be submitted; say it again for more.",
         ),
     ] = None,
     flower_port: o.FlowerPort = 5555,
@@ -95,8 +111,12 @@ def up(
 def flower(
     port: o.FlowerPort = 5555,
     address: Annotated[str, typer.Option(help="Any but loopback needs a password.")] = "127.0.0.1",
-    basic_auth: Annotated[str | None, typer.Option(envvar="FLOWER_BASIC_AUTH", help="USER:PASSWORD.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="Keep what it has seen in this file, over restarts.")] = None,
+    basic_auth: Annotated[
+        str | None, typer.Option(envvar="FLOWER_BASIC_AUTH", help="USER:PASSWORD.")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep what it has seen in this file, over restarts.")
+    ] = None,
 ) -> None:
     """Watch workers and chunks in the browser."""
     from earmark import api
@@ -106,7 +126,9 @@ def flower(
 
 @commands.command(epilog="Example: earmark demo --report demo.html")
 def demo(
-    report: Annotated[Path | None, typer.Option(help="Also write the run's page to this file.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write the run's page to this file.")
+    ] = None,
     db: o.Db = None,
 ) -> None:
     """Classify the bundled example clips, two of them broken on purpose."""
@@ -121,7 +143,9 @@ def _show(finished: Finished, settings: Settings, db: str | None, *, strict: boo
     progress.report_lines(finished.submitted)
     progress.show_results(engine, finished.run, finished.progress)
     progress.summarise(engine, finished.run, finished.progress, settings)
-    progress.screen.print("Next:", *_next_commands(finished.run, db), sep="\n  ", markup=False, soft_wrap=True)
+    progress.screen.print(
+        "Next:", *_next_commands(finished.run, db), sep="\n  ", markup=False, soft_wrap=True
+    )
     progress.exit_if_strict(finished.progress, strict=strict)
 
 
@@ -130,5 +154,10 @@ def _next_commands(run: RunRow, db: str | None) -> list[str]:
     installed = Path(sys.argv[0])
     found = shutil.which("earmark") or installed.name != "earmark"
     program = "earmark" if found else os.path.relpath(installed)
-    api = (f"results {run.name}", f"report {run.name} -o report.html", EXAMPLE_QUERY, "run YOUR_FOLDER")
+    api = (
+        f"results {run.name}",
+        f"report {run.name} -o report.html",
+        EXAMPLE_QUERY,
+        "run YOUR_FOLDER",
+    )
     return [f"{program} {verb}{where}" for verb in api]

@@ -168,7 +168,10 @@ def put_back(message: dict[str, Any], task_id: str, shown: str, keep_s: float) -
         first_s = float(message.get(PUT_BACK_AT, time_s))
         if time_s - first_s > keep_s:
             return False
-        client().lpush(f"{KEY_PREFIX}{queue}", _message({**message, PUT_BACK_AT: first_s}, task_id, shown, queue))
+        client().lpush(
+            f"{KEY_PREFIX}{queue}",
+            _message({**message, PUT_BACK_AT: first_s}, task_id, shown, queue),
+        )
         return True
 
 
@@ -241,7 +244,9 @@ def is_unusable(error: ServiceError) -> bool:
 def mark_queue(ledger_id: str) -> bool:
     """Note that a ledger's feeder looks after the queue; return whether the note was missing: Redis is new or wiped."""
     with _reachable():
-        return bool(client().hset(FED_KEY, f"{ledger_id} {app.conf.task_default_queue}", str(_clock())))
+        return bool(
+            client().hset(FED_KEY, f"{ledger_id} {app.conf.task_default_queue}", str(_clock()))
+        )
 
 
 def other_ledgers(ledger_id: str, within_s: float) -> list[str]:
@@ -275,7 +280,9 @@ def client() -> redis.Redis:
 
 @cache
 def _client(url: str, timeout_s: float) -> redis.Redis:
-    return redis.Redis.from_url(for_redis_py(url), socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+    return redis.Redis.from_url(
+        for_redis_py(url), socket_timeout=timeout_s, socket_connect_timeout=timeout_s
+    )
 
 
 def _shown(chunk: Chunk) -> str:

@@ -34,7 +34,9 @@ def sentence(error: Exception, *, tls: bool) -> str:
 
 def is_permanent(error: BaseException | None) -> bool:
     """Say whether the Redis answers, and will not do what Celery needs before somebody changes it."""
-    return isinstance(error, (*_CLUSTER, exceptions.NoPermissionError)) or "cluster mode" in str(error)
+    return isinstance(error, (*_CLUSTER, exceptions.NoPermissionError)) or "cluster mode" in str(
+        error
+    )
 
 
 def _refusal(error: Exception) -> str | None:
@@ -52,11 +54,15 @@ def _refusal(error: Exception) -> str | None:
         case exceptions.ReadOnlyError():
             return "This Redis is a read-only replica: set EARMARK_BROKER__URL to its primary."
         case exceptions.OutOfMemoryError():
-            return f"Redis is full ({text}): raise its maxmemory, or give Earmark a Redis of its own."
+            return (
+                f"Redis is full ({text}): raise its maxmemory, or give Earmark a Redis of its own."
+            )
         case _ if is_permanent(error):
             return "This Redis is a cluster, which Celery cannot use: use a Redis with cluster mode off."
         case exceptions.ResponseError() if "DB index" in text:
-            return "This Redis has no database of that number: correct the end of EARMARK_BROKER__URL."
+            return (
+                "This Redis has no database of that number: correct the end of EARMARK_BROKER__URL."
+            )
         case _:
             return None
 

@@ -6,7 +6,13 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 SOCKET = "redis+socket"
 #: Schemes of a URL, and what both libraries call them.
-SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", SOCKET: SOCKET}
+SCHEMES = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "valkey": "redis",
+    "valkeys": "rediss",
+    SOCKET: SOCKET,
+}
 TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
 #: Celery's documentation writes them in capitals, which redis-py does not know.
 CERT_REQS = {"CERT_REQUIRED": "required", "CERT_OPTIONAL": "optional", "CERT_NONE": "none"}
@@ -30,7 +36,9 @@ def usable(url: str) -> str:
         # Without this option kombu does not check the server's certificate.
         wanted = options.get("ssl_cert_reqs", "required")
         options["ssl_cert_reqs"] = CERT_REQS.get(wanted, wanted)
-    return SplitResult(scheme, parts.netloc, f"/{database}", urlencode(options, safe="/"), "").geturl()
+    return SplitResult(
+        scheme, parts.netloc, f"/{database}", urlencode(options, safe="/"), ""
+    ).geturl()
 
 
 def for_redis_py(url: str) -> str:
@@ -47,7 +55,9 @@ def _scheme(url: str) -> str:
     if "sentinel" in scheme:
         raise ValueError("Earmark does not ask Sentinel; use an address that follows the primary")
     if scheme not in SCHEMES:
-        raise ValueError("the queue needs Redis or Valkey; begin it with redis://, or with rediss:// for TLS")
+        raise ValueError(
+            "the queue needs Redis or Valkey; begin it with redis://, or with rediss:// for TLS"
+        )
     if ";" in url:
         raise ValueError("it must name one server; a ; in a password is written as %3B")
     return SCHEMES[scheme]
@@ -77,7 +87,9 @@ def _database(parts: SplitResult, options: dict[str, str]) -> int:
 def _check_options(scheme: str, options: dict[str, str]) -> None:
     allowed = TLS_OPTIONS if scheme == "rediss" else ()
     if any(option not in allowed for option in options):
-        raise ValueError(f"the only options after its ? are db and, with rediss://, {', '.join(TLS_OPTIONS)}")
+        raise ValueError(
+            f"the only options after its ? are db and, with rediss://, {', '.join(TLS_OPTIONS)}"
+        )
     wanted = options.get("ssl_cert_reqs", "required")
     if wanted not in CERT_REQS and wanted not in CERT_REQS.values():
         raise ValueError("ssl_cert_reqs must be required, optional or none")

@@ -301,7 +301,9 @@ class WorkerError(ClipError):
 
 class WorkerLost(WorkerError):
     code = "worker_lost"
-    sentence = "The worker process died each time it worked on this clip, in the end on this clip alone."
+    sentence = (
+        "The worker process died each time it worked on this clip, in the end on this clip alone."
+    )
 
 
 class Cancelled(WorkerError):

@@ -59,7 +59,15 @@ HEADERS = {
 }
 
 
-def serve(engine: sa.Engine, settings: Settings, *, address: str, port: int, token: str | None, flower: str) -> None:
+def serve(
+    engine: sa.Engine,
+    settings: Settings,
+    *,
+    address: str,
+    port: int,
+    token: str | None,
+    flower: str,
+) -> None:
     """Serve the page until Ctrl-C.
 
     Raises:
@@ -71,10 +79,14 @@ def serve(engine: sa.Engine, settings: Settings, *, address: str, port: int, tok
         )
     check_port(address, port)
     screen.print(f"[bold]http://{address}:{port}[/] shows the runs; Ctrl-C stops it.")
-    uvicorn.run(application(engine, settings, token, flower), host=address, port=port, log_level="warning")
+    uvicorn.run(
+        application(engine, settings, token, flower), host=address, port=port, log_level="warning"
+    )
 
 
-def application(engine: sa.Engine, settings: Settings, token: str | None = None, flower: str = "") -> Starlette:
+def application(
+    engine: sa.Engine, settings: Settings, token: str | None = None, flower: str = ""
+) -> Starlette:
     """Return the page as an ASGI application; without a token only names of this machine lead to it."""
     listener = Listener(settings, at_once=AT_ONCE)
     pages = _Pages(engine, settings, listener, flower)
@@ -102,7 +114,9 @@ def application(engine: sa.Engine, settings: Settings, token: str | None = None,
 
 
 def _guard(token: str | None) -> Callable[[Request, Any], Awaitable[Response]]:
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def guard(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
         if token and not _knows(request, token):
             challenge = {"WWW-Authenticate": 'Basic realm="Earmark: the password is the token"'}
             return PlainTextResponse("A token is needed.", 401, challenge)
@@ -131,10 +145,14 @@ def _knows(request: Request, token: str) -> bool:
 class _Pages:
     """The pages and the parts that they load later; each is one or two indexed queries, but for the charts."""
 
-    def __init__(self, engine: sa.Engine, settings: Settings, listener: Listener, flower: str) -> None:
+    def __init__(
+        self, engine: sa.Engine, settings: Settings, listener: Listener, flower: str
+    ) -> None:
         self._engine = engine
         self._settings = settings
-        self._hear = lru_cache(HEARD)(partial(listener.hear, most_s=SOUND_S, most_bytes=SOUND_BYTES))
+        self._hear = lru_cache(HEARD)(
+            partial(listener.hear, most_s=SOUND_S, most_bytes=SOUND_BYTES)
+        )
         self._flower = flower
 
     def runs(self, _: Request) -> HTMLResponse:
@@ -186,10 +204,14 @@ class _Pages:
         except UsageError as wrong:
             error = str(wrong)
         took_ms = (time.monotonic() - began) * 1000
-        return self._page("sql.html", statement=statement, rows=rows, error=error, took_ms=took_ms, most=ROWS)
+        return self._page(
+            "sql.html", statement=statement, rows=rows, error=error, took_ms=took_ms, most=ROWS
+        )
 
     async def sentence(self, _: Request, error: Exception) -> HTMLResponse:
-        return self._page("wrong.html", 404 if isinstance(error, UsageError) else 503, sentence=str(error))
+        return self._page(
+            "wrong.html", 404 if isinstance(error, UsageError) else 503, sentence=str(error)
+        )
 
     def _runs(self) -> list[dict[str, Any]]:
         return list(islice(results.run_progress(self._engine), RUNS))
@@ -201,7 +223,10 @@ class _Pages:
 def _wanted(request: Request) -> browse.Wanted:
     said = request.query_params
     try:
-        at_least, at_most = (float(said.get(name) or usual) for name, usual in (("min_score", 0.0), ("max_score", 1.0)))
+        at_least, at_most = (
+            float(said.get(name) or usual)
+            for name, usual in (("min_score", 0.0), ("max_score", 1.0))
+        )
     except ValueError as error:
         raise UsageError(reason="A score is a number.") from error
     if said.get("uncertain"):

@@ -69,7 +69,10 @@ class Card:
 
     @property
     def meta(self) -> dict[str, str]:
-        return {name: _short(value) for name, value in list((self.clip["meta"] or {}).items())[:LABELS_SHOWN]}
+        return {
+            name: _short(value)
+            for name, value in list((self.clip["meta"] or {}).items())[:LABELS_SHOWN]
+        }
 
     @property
     def search(self) -> str:
@@ -80,13 +83,21 @@ class Card:
         return segments(self.clip["windows"])
 
 
-def write(engine: sa.Engine, run: RunRow, settings: Settings, file: Path, *, most: int = MOST_CLIPS) -> int:
+def write(
+    engine: sa.Engine, run: RunRow, settings: Settings, file: Path, *, most: int = MOST_CLIPS
+) -> int:
     """Write a run's page; return how many clips it shows."""
     ids = browse.sample(engine, run.id, most)
     with Listener(settings, at_once=AT_ONCE) as listener, ThreadPoolExecutor(AT_ONCE) as pool:
         hear = partial(listener.hear, most_s=LONGEST_SOUND_S, most_bytes=sound_bytes(len(ids)))
         cards = list(pool.map(partial(card, hear=hear), browse.details(engine, ids)))
-    page = render("report.html", **overview(engine, run, settings), **charts(engine, run), cards=cards, **inlined())
+    page = render(
+        "report.html",
+        **overview(engine, run, settings),
+        **charts(engine, run),
+        cards=cards,
+        **inlined(),
+    )
     with output.opened(file) as out:
         out.write(page)
     return len(cards)
@@ -129,8 +140,12 @@ def charts(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
 
 def inlined() -> dict[str, Any]:
     """Return the page's own style and script, and the policy that lets a browser run these and no other."""
-    style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))  # noqa: S704 - ours
-    allowed = [f"{kind}-src '{_digest(text)}'" for kind, text in (("style", style), ("script", script))]
+    style, script = (
+        Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js")
+    )  # noqa: S704 - ours
+    allowed = [
+        f"{kind}-src '{_digest(text)}'" for kind, text in (("style", style), ("script", script))
+    ]
     return {
         "style": style,
         "script": script,
@@ -149,7 +164,10 @@ def colours(cards: Iterable[Card]) -> dict[str, int]:
     for each in cards:
         for start_s, end_s, label, _ in each.segments:
             heard[label] = heard.get(label, 0.0) + end_s - start_s
-    return {label: number for number, label in enumerate(sorted(heard, key=lambda name: -heard[name])[:COLOURS])}
+    return {
+        label: number
+        for number, label in enumerate(sorted(heard, key=lambda name: -heard[name])[:COLOURS])
+    }
 
 
 def _digest(text: str) -> str:
@@ -162,7 +180,11 @@ def _short(value: Any) -> str:
 
 
 _environment = Environment(
-    loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    loader=FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
 _environment.filters |= {"in_words": in_words, "thousands": lambda number: f"{number:,}"}
 _environment.globals |= {"colours": colours, "UNCERTAIN": UNCERTAIN}

@@ -73,7 +73,9 @@ def test_a_user_with_too_few_rights_is_told_which(guarded: str, user: str, cure:
 
 def test_a_user_without_info_can_work(guarded: str, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, broker=Broker(url=f"redis://silent:seCret@{guarded}"))
-    assert doctor._broker(settings).startswith("Redis of unknown version, as its user may not run INFO; 0 chunks")
+    assert doctor._broker(settings).startswith(
+        "Redis of unknown version, as its user may not run INFO; 0 chunks"
+    )
 
 
 def test_a_cluster_is_named_as_such(cluster: str) -> None:
@@ -87,7 +89,9 @@ def test_a_worker_ends_where_waiting_does_not_help(cluster: str, guarded: str) -
             worker._check_broker()
 
 
-def test_a_worker_waits_for_a_password_to_be_put_right(guarded: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_waits_for_a_password_to_be_put_right(
+    guarded: str, caplog: pytest.LogCaptureFixture
+) -> None:
     broker.configure(Broker(url=f"redis://earmark:wrong@{guarded}"))
     worker._check_broker()
     (line,) = caplog.messages
@@ -100,13 +104,19 @@ def test_a_worker_waits_for_a_password_to_be_put_right(guarded: str, caplog: pyt
     [
         ("", "set ssl_ca_certs in EARMARK_BROKER__URL"),
         ("?ssl_ca_certs={folder}/ca.pem", "set ssl_certfile and ssl_keyfile"),
-        ("?ssl_ca_certs={folder}/none.pem", "A certificate file that EARMARK_BROKER__URL names cannot be read"),
+        (
+            "?ssl_ca_certs={folder}/none.pem",
+            "A certificate file that EARMARK_BROKER__URL names cannot be read",
+        ),
     ],
 )
 def test_a_tls_connection_that_fails_has_its_cure(tmp_path: Path, options: str, cure: str) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    with running_valkey(tmp_path) as url, behind_tls(port_of(url), authority, client_wanted=True) as address:
+    with (
+        running_valkey(tmp_path) as url,
+        behind_tls(port_of(url), authority, client_wanted=True) as address,
+    ):
         assert cure in refusal(f"rediss://:seCret@{address}/0{options.format(folder=tmp_path)}")
 
 
@@ -116,7 +126,10 @@ def test_flower_s_page_of_the_broker_trusts_an_authority_of_one_s_own(tmp_path: 
     with running_valkey(tmp_path) as url, behind_tls(port_of(url), authority) as address:
         app = broker.configure(Broker(url=f"rediss://{address}/0?ssl_ca_certs={tmp_path}/ca.pem"))
         broker.client().lpush("earmark:clips", "a chunk")
-        how = {"broker_options": app.conf.broker_transport_options, "broker_use_ssl": app.conf.broker_use_ssl}
+        how = {
+            "broker_options": app.conf.broker_transport_options,
+            "broker_use_ssl": app.conf.broker_use_ssl,
+        }
         page = FlowerBroker(f"rediss://{address}/0", **how)
         assert asyncio.run(page.queues(["clips"])) == [{"name": "clips", "messages": 1}]
 
@@ -129,11 +142,17 @@ def test_plain_text_to_a_tls_port_is_told_the_scheme(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "database", "cure"),
     [
-        (["--replicaof", "127.0.0.1", "1"], 0, "read-only replica: set EARMARK_BROKER__URL to its primary"),
+        (
+            ["--replicaof", "127.0.0.1", "1"],
+            0,
+            "read-only replica: set EARMARK_BROKER__URL to its primary",
+        ),
         ([], 99, "has no database of that number"),
     ],
 )
-def test_what_a_server_is_not_is_told(tmp_path: Path, options: list[str], database: int, cure: str) -> None:
+def test_what_a_server_is_not_is_told(
+    tmp_path: Path, options: list[str], database: int, cure: str
+) -> None:
     with running_valkey(tmp_path, *options) as url:
         broker.configure(Broker(url=url.replace("/0", f"/{database}")))
         with pytest.raises(ServiceError, match=cure):

@@ -31,11 +31,23 @@ def test_both_libraries_read_a_url_in_one_way(
     usable = broker_url.usable(url)
     ours = parse_url(broker_url.for_redis_py(usable))
     theirs = Connection(usable)
-    assert (ours["host"], ours.get("port"), ours.get("password"), ours["db"]) == (host, port, password, database)
-    assert (theirs.hostname, theirs.port, theirs.password, theirs.virtual_host) == (host, port, password, str(database))
+    assert (ours["host"], ours.get("port"), ours.get("password"), ours["db"]) == (
+        host,
+        port,
+        password,
+        database,
+    )
+    assert (theirs.hostname, theirs.port, theirs.password, theirs.virtual_host) == (
+        host,
+        port,
+        password,
+        str(database),
+    )
 
 
-@pytest.mark.parametrize("options", ["", "?ssl_cert_reqs=CERT_REQUIRED", "?ssl_ca_certs=/a%20b/ca.pem"])
+@pytest.mark.parametrize(
+    "options", ["", "?ssl_cert_reqs=CERT_REQUIRED", "?ssl_ca_certs=/a%20b/ca.pem"]
+)
 def test_both_libraries_check_a_server_s_certificate(options: str) -> None:
     usable = broker_url.usable(f"rediss://h/1{options}")
     ours = parse_url(usable)

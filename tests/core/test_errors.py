@@ -46,12 +46,15 @@ def test_a_missing_fact_is_named_at_run_time_too() -> None:
 
 def test_sentences_survive_an_optimised_python() -> None:
     program = "from earmark.core.errors import NotFound; print(NotFound(status=404))"
-    ended = subprocess.run([sys.executable, "-OO", "-c", program], capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-OO", "-c", program], capture_output=True, text=True, check=True
+    )
     assert ended.stdout.strip() == str(NotFound(status=404))
 
 
 @pytest.mark.parametrize(
-    "error", [TooLong(max_duration_s=3600, setting="X"), ServerFailed(status=503, retry_after_s=7.0)]
+    "error",
+    [TooLong(max_duration_s=3600, setting="X"), ServerFailed(status=503, retry_after_s=7.0)],
 )
 def test_an_error_can_be_pickled(error: ClipError) -> None:
     copy = pickle.loads(pickle.dumps(error))

@@ -31,7 +31,9 @@ def run(program: str, folder: Path, pythonpath: str = "") -> subprocess.Complete
     environment = {**os.environ, "PYTHONPATH": pythonpath}
     environment.pop("PYTHONSAFEPATH", None)
     command = [sys.executable, "-c", program]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_no_process_has_the_working_directory_on_its_import_path(tmp_path: Path) -> None:
@@ -55,5 +57,7 @@ def test_a_package_from_somewhere_else_is_named_in_one_sentence(tmp_path: Path) 
     intruder.touch()
     ended = run("from earmark.cli import main; main()", tmp_path, pythonpath=str(intruder.parent))
     assert ended.returncode == 3
-    assert ended.stderr.startswith(f"earmark: Python imports `db` from {intruder}, not from Earmark in {INSTALLATION}")
+    assert ended.stderr.startswith(
+        f"earmark: Python imports `db` from {intruder}, not from Earmark in {INSTALLATION}"
+    )
     assert ended.stderr.count("\n") == 1

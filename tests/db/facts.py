@@ -34,16 +34,26 @@ def two_runs(engine: sa.Engine) -> None:
     missing = words.Failure(claim.clips[3].id, NotFound(status=404))
     ledger.finish(engine, claim, [long, close, copy, missing], _model(engine, march, "m"), Ledger())
     april, claim = _claimed(engine, "april")
-    ledger.finish(engine, claim, [_success(claim.clips[0].id, [(0, 0.9)], "aa")], _model(engine, april, "n"), Ledger())
+    ledger.finish(
+        engine,
+        claim,
+        [_success(claim.clips[0].id, [(0, 0.9)], "aa")],
+        _model(engine, april, "n"),
+        Ledger(),
+    )
 
 
 def _claimed(engine: sa.Engine, name: str) -> tuple[int, Claim]:
     run_id = ledger.open_run(engine, name, RunOptions(), queue="clips", chunk_size=16)
     cities = ("Rome", "Oslo", "Rome", "Oslo")
-    clips = [words.Clip(f"https://h{n % 2}.org/{n}.wav", {"city": city}) for n, city in enumerate(cities)]
+    clips = [
+        words.Clip(f"https://h{n % 2}.org/{n}.wav", {"city": city}) for n, city in enumerate(cities)
+    ]
     ledger.add_clips(engine, run_id, clips)
     with reading(engine) as connection:
-        ids = list(connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id)))
+        ids = list(
+            connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id))
+        )
     return run_id, ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=Ledger())
 
 
@@ -56,7 +66,9 @@ def chunk_of(engine: sa.Engine, ids: Sequence[int]) -> words.Chunk:
 
 def _model(engine: sa.Engine, run_id: int, name: str) -> tuple[int, ...]:
     identity = {"name": name, "revision": "", "sha256": "0", "sample_rate": 16000, "window_s": 4.0}
-    model_id, label_ids = ledger.register_model(engine, LABELS, **identity, function_to_apply="sigmoid")
+    model_id, label_ids = ledger.register_model(
+        engine, LABELS, **identity, function_to_apply="sigmoid"
+    )
     ledger.settle_model(engine, run_id, model_id)
     return label_ids
 
@@ -71,11 +83,15 @@ def _success(
 ) -> words.Success:
     facts = words.AudioFacts(4.0 * max(1, len(windows)), 44100, 1, "vorbis", truncated)
     parts = [
-        words.WindowPredictions(4.0 * n, 4.0 * (n + 1), (words.Prediction(*best), words.Prediction(2, 0.1)))
+        words.WindowPredictions(
+            4.0 * n, 4.0 * (n + 1), (words.Prediction(*best), words.Prediction(2, 0.1))
+        )
         for n, best in enumerate(windows)
     ]
     predictions = tuple(words.Prediction(*score) for score in scores)
-    return words.Success(clip_id, words.Source(sha256, 7), facts, predictions, tuple(parts), words.Timings(1, 2, 3))
+    return words.Success(
+        clip_id, words.Source(sha256, 7), facts, predictions, tuple(parts), words.Timings(1, 2, 3)
+    )
 
 
 def submit(engine: sa.Engine, count: int = 3, **options: Any) -> tuple[int, list[int]]:
@@ -83,13 +99,17 @@ def submit(engine: sa.Engine, count: int = 3, **options: Any) -> tuple[int, list
     run_id = ledger.open_run(engine, None, RunOptions(**options), queue="clips", chunk_size=16)
     ledger.add_clips(engine, run_id, [words.Clip(f"https://h/{n}.wav") for n in range(count)])
     with reading(engine) as connection:
-        return run_id, list(connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id)))
+        return run_id, list(
+            connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id))
+        )
 
 
 def labels(engine: sa.Engine) -> tuple[int, ...]:
     """Register a model; return the ids of its labels."""
     identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
-    return ledger.register_model(engine, ["dog", "siren"], **identity, function_to_apply="softmax", window_s=10.0)[1]
+    return ledger.register_model(
+        engine, ["dog", "siren"], **identity, function_to_apply="softmax", window_s=10.0
+    )[1]
 
 
 def success(clip_id: int) -> words.Success:
@@ -101,7 +121,9 @@ def success(clip_id: int) -> words.Success:
 def row(engine: sa.Engine, clip_id: int) -> Any:
     """Return a clip as the table has it, with its state as of now."""
     with reading(engine) as connection:
-        return connection.execute(sa.select(Clip.__table__, Clip.state_now).where(Clip.id == clip_id)).one()
+        return connection.execute(
+            sa.select(Clip.__table__, Clip.state_now).where(Clip.id == clip_id)
+        ).one()
 
 
 def expire_leases(engine: sa.Engine) -> None:

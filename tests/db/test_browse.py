@@ -39,7 +39,9 @@ ALL = [
 ]
 
 
-def test_all_pages_together_have_each_clip_once(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_pages_together_have_each_clip_once(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     two_runs(engine)
     monkeypatch.setattr(browse, "LOOKED_THROUGH", 2)
     for page in (1, 2, 50):
@@ -70,7 +72,9 @@ def test_a_sample_is_spread_over_the_run_and_its_charts_count_every_clip(engine:
 
 def test_all_that_is_known_of_a_clip(engine: sa.Engine) -> None:
     two_runs(engine)
-    first, *_ = browse.details(engine, browse.sample(engine, results.find_run(engine, "march").id, 4))
+    first, *_ = browse.details(
+        engine, browse.sample(engine, results.find_run(engine, "march").id, 4)
+    )
     assert [label for label, _ in first["top"]] == ["siren", "dog"]
     assert [(start, label) for start, _, label, _ in first["windows"]] == [
         (0, "siren"), (4, "siren"), (8, "dog"), (12, "siren"),

@@ -42,11 +42,15 @@ def test_a_claim_whose_answer_was_lost_is_repeated_with_its_token(engine: sa.Eng
     _, ids = submit(engine, 2)
     token = ledger.new_token()
     lost = ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=LIMITS, token=token)
-    assert ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=LIMITS, token=token) == lost
+    assert (
+        ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=LIMITS, token=token) == lost
+    )
     assert ledger.claim(engine, chunk_of(engine, ids), worker="other", limits=LIMITS).clips == ()
 
 
-def test_the_same_name_goes_on_with_the_same_run_and_refuses_other_options(engine: sa.Engine) -> None:
+def test_the_same_name_goes_on_with_the_same_run_and_refuses_other_options(
+    engine: sa.Engine,
+) -> None:
     first = ledger.open_run(engine, "mine", RunOptions(), queue="clips", chunk_size=16)
     assert ledger.open_run(engine, "mine", RunOptions(), queue="clips", chunk_size=16) == first
     with pytest.raises(UsageError, match="other options"):
@@ -66,7 +70,10 @@ def test_threads_that_claim_the_same_clips_share_them_out(engine: sa.Engine) -> 
     _, ids = submit(engine, 40)
     with ThreadPoolExecutor(8) as pool:
         claims = list(
-            pool.map(lambda _: ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=LIMITS), range(8))
+            pool.map(
+                lambda _: ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=LIMITS),
+                range(8),
+            )
         )
     claimed = [clip.id for claim in claims for clip in claim.clips]
     assert sorted(claimed) == ids
@@ -79,8 +86,12 @@ def test_results_and_state_are_written_together(engine: sa.Engine) -> None:
     counts = ledger.finish(engine, claim, outcomes, labels(engine), LIMITS)
     assert counts == {"done": 1, "failed": 1, "retried": 0, "lost": 0}
     with reading(engine) as connection:
-        results = connection.execute(sa.text("SELECT clip_id, label, score, duration_s FROM results")).all()
-        failures = connection.execute(sa.text("SELECT clip_id, error_code, error FROM failures")).all()
+        results = connection.execute(
+            sa.text("SELECT clip_id, label, score, duration_s FROM results")
+        ).all()
+        failures = connection.execute(
+            sa.text("SELECT clip_id, error_code, error FROM failures")
+        ).all()
     assert [tuple(result) for result in results] == [(ids[0], "siren", 0.75, 5.0)]
     assert [tuple(failure) for failure in failures] == [
         (ids[1], "not_found", "The server says there is nothing at this URL (HTTP 404).")
@@ -111,7 +122,9 @@ def test_a_worker_death_counts_as_a_crash_and_not_as_a_try(engine: sa.Engine) ->
     assert (row(engine, ids[0]).attempts, row(engine, ids[0]).crashes) == (0, 5)
 
 
-def test_a_fleet_that_died_may_leave_more_leases_than_a_statement_has_parameters(engine: sa.Engine) -> None:
+def test_a_fleet_that_died_may_leave_more_leases_than_a_statement_has_parameters(
+    engine: sa.Engine,
+) -> None:
     run_id, ids = submit(engine, 1)
     ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
     numbers = "WITH RECURSIVE n(i) AS (SELECT CAST(:first AS integer) UNION ALL SELECT i + 1 FROM n WHERE i < 300000)"
@@ -185,7 +198,10 @@ def test_what_a_wiped_queue_held_is_taken_back_once_it_is_old_enough(engine: sa.
 def test_cancelled_clips_are_final_and_failed_ones_can_be_retried(engine: sa.Engine) -> None:
     run_id, ids = submit(engine, 3)
     claim = ledger.claim(engine, chunk_of(engine, ids[:2]), worker="a", limits=LIMITS)
-    failures = [words.Failure(ids[0], NotFound(status=404)), words.Failure(ids[1], NotFound(status=404))]
+    failures = [
+        words.Failure(ids[0], NotFound(status=404)),
+        words.Failure(ids[1], NotFound(status=404)),
+    ]
     ledger.finish(engine, claim, failures, (), LIMITS)
     assert ledger.cancel(engine, run_id) == 1
     assert ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS).clips == ()

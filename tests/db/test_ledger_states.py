@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from db import feeding, ledger, results
 from db.models import Clip, Lease
@@ -29,7 +35,9 @@ LIMITS = Ledger(max_attempts=3, retry_base_s=0.0)
 FACTS = words.AudioFacts(duration_s=5.0, source_sample_rate=44100, channels=2, codec="vorbis")
 MODEL = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
 ENDS: dict[str, Callable[[int], Outcome]] = {
-    "result": lambda clip_id: words.Success(clip_id, words.Source("ab", 7), FACTS, (words.Prediction(1, 0.75),)),
+    "result": lambda clip_id: words.Success(
+        clip_id, words.Source("ab", 7), FACTS, (words.Prediction(1, 0.75),)
+    ),
     "failure": lambda clip_id: words.Failure(clip_id, NotFound(status=404)),
     "passing failure": lambda clip_id: words.Failure(clip_id, ServerFailed(status=503)),
 }
@@ -46,9 +54,15 @@ class LedgerStates(RuleBasedStateMachine):
     @initialize(count=st.integers(1, 6))
     def submit(self, count: int) -> None:
         self.queue = f"queue-{next(NAMES)}"
-        self.run_id = ledger.open_run(self.engine, None, RunOptions(), queue=self.queue, chunk_size=2)
-        ledger.add_clips(self.engine, self.run_id, [words.Clip(f"https://h/{n}") for n in range(count)])
-        self.labels = ledger.register_model(self.engine, ["a", "b"], **MODEL, function_to_apply="none", window_s=1.0)[1]
+        self.run_id = ledger.open_run(
+            self.engine, None, RunOptions(), queue=self.queue, chunk_size=2
+        )
+        ledger.add_clips(
+            self.engine, self.run_id, [words.Clip(f"https://h/{n}") for n in range(count)]
+        )
+        self.labels = ledger.register_model(
+            self.engine, ["a", "b"], **MODEL, function_to_apply="none", window_s=1.0
+        )[1]
         self.count = count
         self.messages: list[list[int]] = []
         self.claims: list[ledger.Claim] = []
@@ -70,7 +84,9 @@ class LedgerStates(RuleBasedStateMachine):
             message = some.choice(self.messages)
             if not keep:
                 self.messages.remove(message)
-            self.claims.append(ledger.claim(self.engine, chunk_of(self.engine, message), worker="w", limits=LIMITS))
+            self.claims.append(
+                ledger.claim(self.engine, chunk_of(self.engine, message), worker="w", limits=LIMITS)
+            )
 
     @rule(some=some, end=st.sampled_from(sorted(ENDS)))
     def finish(self, some: Any, end: str) -> None:
@@ -125,16 +141,22 @@ class LedgerStates(RuleBasedStateMachine):
 
     @invariant()
     def results_belong_to_done_clips(self) -> None:
-        view = sa.text("SELECT clip_id FROM top_k WHERE run_id = :run_id").bindparams(run_id=self.run_id)
+        view = sa.text("SELECT clip_id FROM top_k WHERE run_id = :run_id").bindparams(
+            run_id=self.run_id
+        )
         with reading(self.engine) as connection:
             found = list(connection.scalars(view))
-        assert sorted(found) == sorted(clip_id for clip_id, state in self.final.items() if state == "done")
+        assert sorted(found) == sorted(
+            clip_id for clip_id, state in self.final.items() if state == "done"
+        )
 
     @invariant()
     def counts_equal_rows(self) -> None:
         told = results.progress(self.engine, self.run_id).states
         states = list(self._states().values())
-        assert {state: count for state, count in told.items() if count} == {each: states.count(each) for each in states}
+        assert {state: count for state, count in told.items() if count} == {
+            each: states.count(each) for each in states
+        }
 
     @invariant()
     def only_running_clips_are_held(self) -> None:
@@ -151,7 +173,9 @@ class LedgerStates(RuleBasedStateMachine):
             self.take_back()
             self.feed()
             for message in self.messages:
-                claim = ledger.claim(self.engine, chunk_of(self.engine, message), worker="w", limits=LIMITS)
+                claim = ledger.claim(
+                    self.engine, chunk_of(self.engine, message), worker="w", limits=LIMITS
+                )
                 done = [ENDS["result"](clip.id) for clip in claim.clips]
                 ledger.finish(self.engine, claim, done, self.labels, LIMITS)
         assert set(self._states().values()) <= set(FINAL_STATES)
@@ -164,13 +188,20 @@ class LedgerStates(RuleBasedStateMachine):
 
     def _rows(self, *columns: Any) -> list[Any]:
         with reading(self.engine) as connection:
-            return list(connection.execute(sa.select(*columns).where(columns[0].class_.run_id == self.run_id)).all())
+            return list(
+                connection.execute(
+                    sa.select(*columns).where(columns[0].class_.run_id == self.run_id)
+                ).all()
+            )
 
 
 def test_any_order_of_events_keeps_the_ledger_true(engine: sa.Engine) -> None:
     bound = type("BoundLedgerStates", (LedgerStates,), {"engine": engine})
     examples = 40 if engine.dialect.name == "sqlite" else 15
     plan = settings(
-        max_examples=examples, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=examples,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(bound, settings=plan)

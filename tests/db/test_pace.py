@@ -30,7 +30,9 @@ def finish(engine: sa.Engine, ids: Sequence[int], *, worker: str = "w", **timing
     ledger.finish(engine, claim, done, label_ids, Ledger())
 
 
-def going(engine: sa.Engine, *, ago_s: float = 0.0, seconds: float = SECONDS, **timings: float) -> int:
+def going(
+    engine: sa.Engine, *, ago_s: float = 0.0, seconds: float = SECONDS, **timings: float
+) -> int:
     """A run of which most clips ended one by one, the last of them so long ago."""
     run_id, ids = submit(engine, ENDED + LEFT)
     finish(engine, ids[:ENDED], **timings)
@@ -58,7 +60,11 @@ def test_the_pace_is_that_of_the_last_minutes(engine: sa.Engine) -> None:
     ("timings", "limits", "said"),
     [
         # At ten clips a second, 2500 ms a clip are 25 clips at once.
-        ((2500, 5, 38), {}, "at least 62% of the time for downloads: raise EARMARK_WORKER__CLIPS_IN_FLIGHT"),
+        (
+            (2500, 5, 38),
+            {},
+            "at least 62% of the time for downloads: raise EARMARK_WORKER__CLIPS_IN_FLIGHT",
+        ),
         ((2500, 5, 38), {"concurrency": 1}, "raise --concurrency"),
         ((800, 5, 38), {}, "8.0 downloads a worker at once: raise EARMARK_FETCH__HOST_CONCURRENCY"),
         ((20, 2500, 38), {}, "for decoding"),
@@ -69,7 +75,9 @@ def test_the_pace_is_that_of_the_last_minutes(engine: sa.Engine) -> None:
 def test_the_one_bottleneck_is_told_with_its_cure(
     engine: sa.Engine, timings: tuple[float, ...], limits: dict[str, Any], said: str | None
 ) -> None:
-    run_id = going(engine, **dict(zip(("fetch_ms", "decode_ms", "classify_ms"), timings, strict=True)))
+    run_id = going(
+        engine, **dict(zip(("fetch_ms", "decode_ms", "classify_ms"), timings, strict=True))
+    )
     found = look(engine, run_id, **limits).bottleneck
     assert found is None if said is None else said in str(found)
 
@@ -109,7 +117,9 @@ def test_a_finished_run_has_the_pace_it_had(engine: sa.Engine) -> None:
 def test_looking_goes_by_the_index(engine: sa.Engine) -> None:
     run_id = going(engine)
     seen: list[tuple[str, Any]] = []
-    sa.event.listen(engine, "before_cursor_execute", lambda *event: seen.append((event[2], event[3])))
+    sa.event.listen(
+        engine, "before_cursor_execute", lambda *event: seen.append((event[2], event[3]))
+    )
     look(engine, run_id)
     [(statement, values)] = [some for some in seen if "ended" in some[0]]
     with reading(engine) as connection:
@@ -117,5 +127,7 @@ def test_looking_goes_by_the_index(engine: sa.Engine) -> None:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
             connection.exec_driver_sql("SET LOCAL enable_sort = off")
-        plan = "\n".join(str(line) for line in connection.exec_driver_sql(explain + statement, values))
+        plan = "\n".join(
+            str(line) for line in connection.exec_driver_sql(explain + statement, values)
+        )
     assert "clips_finished" in plan

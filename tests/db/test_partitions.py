@@ -18,7 +18,9 @@ def test_runs_in_partitions_work_alike_and_one_is_dropped_at_once(postgres_url: 
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(DDL.read_bytes())
         connection.execute("ALTER TABLE clips DETACH PARTITION clips_of_runs_1_to_1000")
-        connection.execute("ALTER TABLE clips ATTACH PARTITION clips_of_runs_1_to_1000 FOR VALUES FROM (1) TO (2)")
+        connection.execute(
+            "ALTER TABLE clips ATTACH PARTITION clips_of_runs_1_to_1000 FOR VALUES FROM (1) TO (2)"
+        )
     engine = connect(postgres_url, Database())
     two_runs(engine)
     assert len(list(results.rows(engine, results.results(1)))) == 3
@@ -26,8 +28,15 @@ def test_runs_in_partitions_work_alike_and_one_is_dropped_at_once(postgres_url: 
     run_id, _ = submit(engine, 40)
     assert submit(engine, 40)[0] == run_id + 1
     for picked in feeding.pick(engine, "clips", 20, Ledger()):
-        claim = ledger.claim(engine, chunk_of(engine, [clip.id for clip in picked.clips]), worker="w", limits=Ledger())
-        ledger.finish(engine, claim, [success(clip.id) for clip in claim.clips], labels(engine), Ledger())
+        claim = ledger.claim(
+            engine,
+            chunk_of(engine, [clip.id for clip in picked.clips]),
+            worker="w",
+            limits=Ledger(),
+        )
+        ledger.finish(
+            engine, claim, [success(clip.id) for clip in claim.clips], labels(engine), Ledger()
+        )
     assert results.progress(engine, run_id).finished
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("DROP TABLE clips_of_runs_1_to_1000")

@@ -23,7 +23,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "sql.md"
 
 
 def test_rows_come_by_column_name(engine: sa.Engine) -> None:
-    assert list(query(engine, "SELECT 1 AS one, 'a' AS letter", timeout_s=5)) == [{"one": 1, "letter": "a"}]
+    assert list(query(engine, "SELECT 1 AS one, 'a' AS letter", timeout_s=5)) == [
+        {"one": 1, "letter": "a"}
+    ]
 
 
 def test_the_views_can_be_read(engine: sa.Engine) -> None:
@@ -47,7 +49,9 @@ def test_the_views_can_be_read(engine: sa.Engine) -> None:
         "",
     ],
 )
-def test_whatever_does_not_just_read_is_refused_in_one_sentence(engine: sa.Engine, statement: str) -> None:
+def test_whatever_does_not_just_read_is_refused_in_one_sentence(
+    engine: sa.Engine, statement: str
+) -> None:
     with pytest.raises(UsageError) as refusal:
         list(query(engine, statement, timeout_s=5))
     assert "\n" not in str(refusal.value)
@@ -59,7 +63,9 @@ def test_a_runaway_query_is_stopped(engine: sa.Engine) -> None:
         list(query(engine, endless, timeout_s=0.3))
 
 
-def test_the_python_of_the_page_runs(engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_the_page_runs(
+    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     two_runs(engine)
     monkeypatch.chdir(tmp_path)
     run = results.find_run(engine, "march").id

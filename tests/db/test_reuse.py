@@ -61,7 +61,9 @@ def test_the_same_url_gets_the_newest_result_another_run_has(engine: sa.Engine) 
     classified(engine)
     run_id, ids = submit(engine, 2)
     ledger.settle_model(engine, run_id, 1)
-    assert reuse(engine, run_id, ids[0], None) == words.Success(ids[0], SOURCE, FACTS, WHOLE, WINDOWS, reused=True)
+    assert reuse(engine, run_id, ids[0], None) == words.Success(
+        ids[0], SOURCE, FACTS, WHOLE, WINDOWS, reused=True
+    )
     assert reuse(engine, run_id, ids[1], None) is None
     newer = words.Success(ids[0], words.Source("cd" * 32, 8), FACTS, WHOLE[:1])
     finish(engine, newer, labels(engine))
@@ -75,21 +77,31 @@ def test_the_same_url_gets_the_newest_result_another_run_has(engine: sa.Engine) 
     assert reuse(engine, other, ids[0], None) is None
 
 
-@pytest.mark.parametrize(("source", "index"), [(SOURCE, "clips_sha256"), (None, "run_id_uri_key|autoindex_clips")])
+@pytest.mark.parametrize(
+    ("source", "index"), [(SOURCE, "clips_sha256"), (None, "run_id_uri_key|autoindex_clips")]
+)
 def test_looking_is_one_statement_and_uses_the_index(
     engine: sa.Engine, source: words.Source | None, index: str
 ) -> None:
     for count in (2000, 2000, 2001):
         run_id, ids = submit(engine, count)
         ledger.settle_model(engine, run_id, labels(engine) and 1)
-    done = sa.update(Clip).where(Clip.id == sa.bindparam("clip")).values(state="done", sha256=sa.bindparam("digest"))
+    done = (
+        sa.update(Clip)
+        .where(Clip.id == sa.bindparam("clip"))
+        .values(state="done", sha256=sa.bindparam("digest"))
+    )
     with writing(engine) as connection:
         every = connection.scalars(sa.select(Clip.id))
-        connection.execute(done, [{"clip": clip, "digest": sha256(b"%d" % clip).digest()} for clip in every.all()])
+        connection.execute(
+            done, [{"clip": clip, "digest": sha256(b"%d" % clip).digest()} for clip in every.all()]
+        )
     with writing(engine) as connection:
         connection.exec_driver_sql("SELECT 1" if engine.dialect.name == "sqlite" else "ANALYZE")
     seen: list[tuple[str, object]] = []
-    sa.event.listen(engine, "before_cursor_execute", lambda *event: seen.append((event[2], event[3])))
+    sa.event.listen(
+        engine, "before_cursor_execute", lambda *event: seen.append((event[2], event[3]))
+    )
     reuse(engine, run_id, ids[-1], source)
     statements = [some for some in seen if some[0].startswith("SELECT")]
     assert len(statements) == 1

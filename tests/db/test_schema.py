@@ -35,7 +35,10 @@ FIRST_DATA = (
     " label_ids, scores) VALUES (1, 1, 'u', '0123456789a', 'done', 1, 0.5, 'ab', 7, 2, 3, {ids}, {scores})",
 )
 
-LISTS = {"sqlite": {"ids": "'[1]'", "scores": "'[0.5]'"}, "postgresql": {"ids": "'{1}'", "scores": "'{0.5}'"}}
+LISTS = {
+    "sqlite": {"ids": "'[1]'", "scores": "'[0.5]'"},
+    "postgresql": {"ids": "'{1}'", "scores": "'{0.5}'"},
+}
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
@@ -67,7 +70,10 @@ def test_the_migrations_go_back_to_nothing_and_forth_again(empty: sa.Engine) -> 
     assert schema.current(empty) is None
     with reading(empty) as connection:
         found = sa.inspect(connection)
-        assert {*found.get_table_names(), *found.get_view_names()} <= {"alembic_version", "sqlite_stat1"}
+        assert {*found.get_table_names(), *found.get_view_names()} <= {
+            "alembic_version",
+            "sqlite_stat1",
+        }
     schema.upgrade(empty)
     schema.check(empty)
 
@@ -85,7 +91,9 @@ def test_data_of_the_first_version_is_there_after_every_later_one(empty: sa.Engi
         assert results.progress(empty, 1).states["done"] == 1
 
 
-def test_versions_are_in_the_order_of_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_are_in_the_order_of_their_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "versions").mkdir()
     for name in ("v0_10_0", "v0_2_0", "v0_1_0"):
         (tmp_path / "versions" / f"{name}.py").touch()
@@ -101,10 +109,14 @@ def test_a_newer_schema_is_left_alone_with_a_sentence(engine: sa.Engine) -> None
             act(engine)
 
 
-def test_an_older_schema_is_told_to_be_upgraded(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_schema_is_told_to_be_upgraded(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours = schema.versions()
     monkeypatch.setattr(schema, "versions", lambda: [*ours, "v99_0_0"])
-    with pytest.raises(ServiceError, match=f"is at {ours[-1]}, this is v99_0_0: run `earmark db upgrade`"):
+    with pytest.raises(
+        ServiceError, match=f"is at {ours[-1]}, this is v99_0_0: run `earmark db upgrade`"
+    ):
         schema.check(engine)
 
 
@@ -113,7 +125,11 @@ def test_a_worker_that_finds_another_schema_says_so_and_exits(
 ) -> None:
     with writing(engine) as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = 'v9_0_0'"))
-    said = {"DATABASE__URL": database_url, "BROKER__URL": "redis://127.0.0.1:1/0", "DATA_DIR": str(tmp_path)}
+    said = {
+        "DATABASE__URL": database_url,
+        "BROKER__URL": "redis://127.0.0.1:1/0",
+        "DATA_DIR": str(tmp_path),
+    }
     environment = os.environ | {f"EARMARK_{name}": value for name, value in said.items()}
     worker = [sys.executable, "-m", "earmark", "worker"]
     ended = subprocess.run(worker, env=environment, text=True, capture_output=True, timeout=60)
@@ -144,5 +160,7 @@ def test_datasette_is_told_of_the_views_and_hides_every_table() -> None:
 
 def test_a_missing_table_is_one_sentence_that_says_what_to_do(tmp_path: Path) -> None:
     engine = connect(f"sqlite:///{tmp_path}/other.db", Database())
-    with pytest.raises(DatabaseError, match=r"lacks a table \(no such table: runs\): run `earmark db upgrade`"):
+    with pytest.raises(
+        DatabaseError, match=r"lacks a table \(no such table: runs\): run `earmark db upgrade`"
+    ):
         results.run(engine, 1)

@@ -74,32 +74,49 @@ def test_connections_that_a_failover_left_read_only_are_replaced(engine: sa.Engi
     begin_work(engine)
 
 
-@pytest.mark.parametrize("state", ["25006", "57P01", "57P03", "08006", "53300", "53100", "42P05", "26000", "0A000"])
-def test_an_error_of_the_server_s_state_replaces_the_connection(engine: sa.Engine, state: str) -> None:
+@pytest.mark.parametrize(
+    "state", ["25006", "57P01", "57P03", "08006", "53300", "53100", "42P05", "26000", "0A000"]
+)
+def test_an_error_of_the_server_s_state_replaces_the_connection(
+    engine: sa.Engine, state: str
+) -> None:
     first = begin_work(engine)
     with pytest.raises(DatabaseError) as raised, writing(engine) as connection:
-        connection.execute(sa.text(f"DO $$ BEGIN RAISE 'trouble' USING ERRCODE = '{state}'; END $$"))
+        connection.execute(
+            sa.text(f"DO $$ BEGIN RAISE 'trouble' USING ERRCODE = '{state}'; END $$")
+        )
     assert not raised.value.facts.get("bug")
     assert begin_work(engine) != first
 
 
 @pytest.mark.parametrize("state", ["40001", "40P01", "55P03", "57014"])
-def test_an_error_that_another_transaction_caused_keeps_the_connection(engine: sa.Engine, state: str) -> None:
+def test_an_error_that_another_transaction_caused_keeps_the_connection(
+    engine: sa.Engine, state: str
+) -> None:
     first = begin_work(engine)
     with pytest.raises(DatabaseError) as raised, writing(engine) as connection:
-        connection.execute(sa.text(f"DO $$ BEGIN RAISE 'trouble' USING ERRCODE = '{state}'; END $$"))
+        connection.execute(
+            sa.text(f"DO $$ BEGIN RAISE 'trouble' USING ERRCODE = '{state}'; END $$")
+        )
     assert not raised.value.facts.get("bug")
     assert begin_work(engine) == first
 
 
-@pytest.mark.parametrize("statement", ["SELECT nothing_of_the_sort FROM clips", "SELECT 'x'::int", "SELEC 1"])
+@pytest.mark.parametrize(
+    "statement", ["SELECT nothing_of_the_sort FROM clips", "SELECT 'x'::int", "SELEC 1"]
+)
 def test_a_wrong_statement_is_told_as_a_bug(engine: sa.Engine, statement: str) -> None:
-    with pytest.raises(DatabaseError, match="bug in Earmark") as raised, reading(engine) as connection:
+    with (
+        pytest.raises(DatabaseError, match="bug in Earmark") as raised,
+        reading(engine) as connection,
+    ):
         connection.execute(sa.text(statement))
     assert raised.value.facts["bug"]
 
 
-def test_waiting_for_a_connection_of_the_pool_too_long_is_the_database_s_trouble(postgres_url: str) -> None:
+def test_waiting_for_a_connection_of_the_pool_too_long_is_the_database_s_trouble(
+    postgres_url: str,
+) -> None:
     engine = connect(postgres_url, Database(pool_size=1))
     engine.pool._timeout = 0.01  # type: ignore[attr-defined]
     engine.pool._max_overflow = 0  # type: ignore[attr-defined]
@@ -114,7 +131,9 @@ def ask_often(first: sa.Engine, second: sa.Engine) -> None:
         assert ask(second, "SELECT CAST({number} AS bigint) + 2", number=number) == number + 2
 
 
-def test_clients_of_a_pooler_never_run_each_other_s_prepared_statements(pooler: PgBouncer, postgres_url: str) -> None:
+def test_clients_of_a_pooler_never_run_each_other_s_prepared_statements(
+    pooler: PgBouncer, postgres_url: str
+) -> None:
     first, second = (connect(pooler.url_of(postgres_url), Database()) for _ in range(2))
     ask_often(first, second)
     ids = submit(first, 3)[1]
@@ -150,7 +169,9 @@ def test_a_pooler_that_was_not_noticed_is_noticed_by_its_first_error(
 ) -> None:
     for _ in range(2):
         with pytest.raises(DatabaseError), writing(engine) as connection:
-            connection.execute(sa.text(f"DO $$ BEGIN RAISE 'trouble' USING ERRCODE = '{state}'; END $$"))
+            connection.execute(
+                sa.text(f"DO $$ BEGIN RAISE 'trouble' USING ERRCODE = '{state}'; END $$")
+            )
     with reading(engine) as connection:
         assert not session.prepares(connection)
     assert caplog.text.count("they are switched off") == 1

@@ -52,7 +52,9 @@ def test_user_and_password_may_be_options() -> None:
         ("labels.db", "begins with postgresql:// or sqlite:///"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_one_sentence_without_its_password(url: str, cure: str) -> None:
+def test_a_url_that_cannot_be_used_is_one_sentence_without_its_password(
+    url: str, cure: str
+) -> None:
     with pytest.raises(ServiceError) as caught:
         urls.parse(url)
     assert cure in str(caught.value)
@@ -61,10 +63,16 @@ def test_a_url_that_cannot_be_used_is_one_sentence_without_its_password(url: str
 
 
 def test_several_hosts_are_options() -> None:
-    parsed = urls.parse("postgresql://me@/earmark?host=h1:5432&host=h2:5433&target_session_attrs=read-write")
+    parsed = urls.parse(
+        "postgresql://me@/earmark?host=h1:5432&host=h2:5433&target_session_attrs=read-write"
+    )
     assert parsed.query["host"] == ("h1:5432", "h2:5433")
 
 
-@pytest.mark.parametrize("name", ["q?x.db", "p%41x.db", "a b.db", "ümläut.db", "#1.db", "a:b&c=d@e.db", "50%.db"])
+@pytest.mark.parametrize(
+    "name", ["q?x.db", "p%41x.db", "a b.db", "ümläut.db", "#1.db", "a:b&c=d@e.db", "50%.db"]
+)
 def test_a_sqlite_file_has_the_name_that_was_given(name: str) -> None:
-    assert urls.parse(sqlite_url(Settings().data_dir / name)).database == str(Settings().data_dir / name)
+    assert urls.parse(sqlite_url(Settings().data_dir / name)).database == str(
+        Settings().data_dir / name
+    )

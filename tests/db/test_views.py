@@ -39,17 +39,28 @@ def columns(engine: sa.Engine) -> Iterator[list[str]]:
 
 def counted(engine: sa.Engine) -> dict[tuple[int, str], int]:
     with reading(engine) as connection:
-        return Counter(tuple(row) for row in connection.execute(sa.select(Clip.run_id, Clip.state_now)))
+        return Counter(
+            tuple(row) for row in connection.execute(sa.select(Clip.run_id, Clip.state_now))
+        )
 
 
 def kept(engine: sa.Engine) -> dict[tuple[int, str], int]:
     runs = [row["run_id"] for row in ask(engine, "SELECT run_id FROM run_progress")]
     states = {run_id: results.progress(engine, run_id).states for run_id in runs}
-    return {(run_id, state): clips for run_id in runs for state, clips in states[run_id].items() if clips}
+    return {
+        (run_id, state): clips
+        for run_id in runs
+        for state, clips in states[run_id].items()
+        if clips
+    }
 
 
-@pytest.mark.parametrize(("question", "statement"), QUESTIONS, ids=[question for question, _ in QUESTIONS])
-def test_every_question_of_the_page_has_an_answer(engine: sa.Engine, question: str, statement: str) -> None:
+@pytest.mark.parametrize(
+    ("question", "statement"), QUESTIONS, ids=[question for question, _ in QUESTIONS]
+)
+def test_every_question_of_the_page_has_an_answer(
+    engine: sa.Engine, question: str, statement: str
+) -> None:
     two_runs(engine)
     assert ask(engine, statement)
 
@@ -65,7 +76,11 @@ def test_consecutive_windows_of_a_label_are_one_event_with_its_peak(engine: sa.E
     two_runs(engine)
     statement = "SELECT label, start_s, end_s, score, windows FROM events WHERE run = 'march' AND uri LIKE '%/0.wav'"
     events = [tuple(row.values()) for row in ask(engine, f"{statement} ORDER BY start_s")]
-    expected = [("siren", 0.0, 8.0, 0.9, 2), ("dog", 8.0, 12.0, 0.6, 1), ("siren", 12.0, 16.0, 0.8, 1)]
+    expected = [
+        ("siren", 0.0, 8.0, 0.9, 2),
+        ("dog", 8.0, 12.0, 0.6, 1),
+        ("siren", 12.0, 16.0, 0.8, 1),
+    ]
     assert [(*event[:3], round(event[3], 3), event[4]) for event in events] == expected
 
 
@@ -78,9 +93,13 @@ def test_a_clip_of_one_window_is_among_the_windows(engine: sa.Engine) -> None:
 def test_hosts_models_and_labels_are_counted(engine: sa.Engine) -> None:
     two_runs(engine)
     hosts = ask(
-        engine, "SELECT host, clips, done, failed, failure_rate FROM host_stats WHERE run = 'march' ORDER BY host"
+        engine,
+        "SELECT host, clips, done, failed, failure_rate FROM host_stats WHERE run = 'march' ORDER BY host",
     )
-    assert [list(row.values()) for row in hosts] == [["h0.org", 2, 2, 0, 0.0], ["h1.org", 2, 1, 1, 0.5]]
+    assert [list(row.values()) for row in hosts] == [
+        ["h0.org", 2, 2, 0, 0.0],
+        ["h1.org", 2, 1, 1, 0.5],
+    ]
     assert results.failing_hosts(engine, 1) == [("h1.org", 1)]
     models = ask(engine, "SELECT run, model, labels FROM models_used ORDER BY run")
     assert [tuple(row.values()) for row in models] == [("april", "n", 3), ("march", "m", 3)]
@@ -103,16 +122,26 @@ def test_kept_counts_agree_with_the_clips_whatever_happens(engine: sa.Engine) ->
     assert kept(engine) == counted(engine)
 
 
-def test_kept_counts_agree_with_the_clips_when_many_write_at_once(engine: sa.Engine, database_url: str) -> None:
+def test_kept_counts_agree_with_the_clips_when_many_write_at_once(
+    engine: sa.Engine, database_url: str
+) -> None:
     run_id, _ = submit(engine, 0)
     label_ids = labels(engine)
 
     def work(part: int) -> None:
         own = connect(database_url, Database())
-        ledger.add_clips(own, run_id, [words.Clip(f"https://h/{part % 2}/{n}.wav") for n in range(48)])
-        for picked in [*feeding.pick(own, "clips", 2, Ledger()), *feeding.pick(own, "clips", 2, Ledger())]:
+        ledger.add_clips(
+            own, run_id, [words.Clip(f"https://h/{part % 2}/{n}.wav") for n in range(48)]
+        )
+        for picked in [
+            *feeding.pick(own, "clips", 2, Ledger()),
+            *feeding.pick(own, "clips", 2, Ledger()),
+        ]:
             claim = ledger.claim(
-                own, chunk_of(own, [clip.id for clip in picked.clips]), worker=str(part), limits=Ledger()
+                own,
+                chunk_of(own, [clip.id for clip in picked.clips]),
+                worker=str(part),
+                limits=Ledger(),
             )
             kept_back = claim.clips[::3]
             outcomes = [success(clip.id) for clip in claim.clips if clip not in kept_back]

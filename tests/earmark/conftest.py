@@ -42,10 +42,14 @@ class Heard(NamedTuple):
 def heard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Heard]:
     url = upgraded(f"sqlite:///{tmp_path_factory.mktemp('heard')}/e.db")
     engine = connect(url, Database())
-    run_id = ledger.open_run(engine, f"march {HOSTILE}", RunOptions(window_s=5.0), queue="clips", chunk_size=16)
+    run_id = ledger.open_run(
+        engine, f"march {HOSTILE}", RunOptions(window_s=5.0), queue="clips", chunk_size=16
+    )
     uris = [str(EXAMPLES / name) for name in ("dog.ogg", "mixed.m4a", "siren.wav")]
     uris += [GONE, "https://a.org/missing.wav", "https://a.org/page.wav"]
-    ledger.add_clips(engine, run_id, [words.Clip(uri, {"note": HOSTILE, "city": "Rome"}) for uri in uris])
+    ledger.add_clips(
+        engine, run_id, [words.Clip(uri, {"note": HOSTILE, "city": "Rome"}) for uri in uris]
+    )
     with reading(engine) as connection:
         ids = list(connection.scalars(sa.select(Clip.id).order_by(Clip.id)))
     claim = ledger.claim(engine, chunk_of(engine, ids), worker=HOSTILE, limits=Ledger())
@@ -58,7 +62,9 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Heard]:
         words.Failure(ids[5], NotAudio(kind=HOSTILE)),
     ]
     identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000, "window_s": 5.0}
-    model_id, label_ids = ledger.register_model(engine, LABELS, **identity, function_to_apply="softmax")
+    model_id, label_ids = ledger.register_model(
+        engine, LABELS, **identity, function_to_apply="softmax"
+    )
     ledger.settle_model(engine, run_id, model_id)
     ledger.finish(engine, claim, outcomes, label_ids, Ledger())
     yield Heard(engine, results.run(engine, run_id), Settings(database=Database(url=url)))
@@ -66,10 +72,16 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Heard]:
 
 
 def _success(
-    clip_id: int, scores: list[tuple[int, float]], seconds: float, windows: tuple[tuple[int, int, int], ...] = ()
+    clip_id: int,
+    scores: list[tuple[int, float]],
+    seconds: float,
+    windows: tuple[tuple[int, int, int], ...] = (),
 ) -> words.Success:
     facts = words.AudioFacts(seconds, 44100, 1, "vorbis")
-    parts = tuple(words.WindowPredictions(start, end, (words.Prediction(best, 0.9),)) for start, end, best in windows)
+    parts = tuple(
+        words.WindowPredictions(start, end, (words.Prediction(best, 0.9),))
+        for start, end, best in windows
+    )
     predictions = tuple(words.Prediction(*score) for score in scores)
     return words.Success(clip_id, words.Source(f"{clip_id:02x}", 7), facts, predictions, parts)
 
@@ -81,7 +93,12 @@ class Watched:
         self.wrong: list[str] = []
         page.on("console", lambda message: self.wrong.append(message.text))
         page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        page.on("request", lambda request: request.url.startswith((allowed, "data:")) or self.wrong.append(request.url))
+        page.on(
+            "request",
+            lambda request: (
+                request.url.startswith((allowed, "data:")) or self.wrong.append(request.url)
+            ),
+        )
 
 
 def serious(page: Page) -> list[str]:
@@ -90,9 +107,15 @@ def serious(page: Page) -> list[str]:
 
     found = Axe().run(page).response["violations"]
     bad = [each for each in found if each["impact"] in ("serious", "critical")]
-    return [f"{each['id']}: {node['target']} {node['failureSummary']}" for each in bad for node in each["nodes"]]
+    return [
+        f"{each['id']}: {node['target']} {node['failureSummary']}"
+        for each in bad
+        for node in each["nodes"]
+    ]
 
 
 def untouched(page: Page) -> bool:
     """Whether no word from outside became part of the page's code."""
-    return bool(page.evaluate("window.hacked === undefined && !document.querySelector('img[src=x]')"))
+    return bool(
+        page.evaluate("window.hacked === undefined && !document.querySelector('img[src=x]')")
+    )

@@ -28,14 +28,22 @@ if TYPE_CHECKING:
 def told(tmp_path: Path, status: int, **settings: str) -> dict[str, tuple[bool, str]]:
     """Run the verb with these settings; its lookups of names stay on this machine."""
     given = {f"EARMARK_{name}": value for name, value in settings.items()}
-    earmark = Earmark({"HF_ENDPOINT": "http://localhost", "HTTPS_PROXY": "http://proxy:3128", **given}, tmp_path)
+    earmark = Earmark(
+        {"HF_ENDPOINT": "http://localhost", "HTTPS_PROXY": "http://proxy:3128", **given}, tmp_path
+    )
     lines = earmark("doctor", "--format", "json", status=status).stdout.splitlines()
     return {row["check"]: (row["ok"], row["found"]) for row in map(json.loads, lines)}
 
 
 def test_a_sound_machine_is_told_as_such(tmp_path: Path, postgres_url: str) -> None:
     with running_valkey(tmp_path) as url:
-        found = told(tmp_path, 0, BROKER__URL=url, DATABASE__URL=postgres_url, FETCH__FILE_ROOTS=str(tmp_path))
+        found = told(
+            tmp_path,
+            0,
+            BROKER__URL=url,
+            DATABASE__URL=postgres_url,
+            FETCH__FILE_ROOTS=str(tmp_path),
+        )
     assert all(well for well, _ in found.values()), found
     assert "noeviction, no append-only file" in found["broker"][1]
     assert "ms a question" in found["database"][1]
@@ -45,7 +53,11 @@ def test_a_sound_machine_is_told_as_such(tmp_path: Path, postgres_url: str) -> N
 
 
 def test_what_is_wrong_comes_with_its_cure(tmp_path: Path, empty_postgres_url: str) -> None:
-    settings = {"DATABASE__URL": empty_postgres_url, "FETCH__FILE_ROOTS": "/nowhere", "MODEL__NAME": "./no-model"}
+    settings = {
+        "DATABASE__URL": empty_postgres_url,
+        "FETCH__FILE_ROOTS": "/nowhere",
+        "MODEL__NAME": "./no-model",
+    }
     with running_valkey(tmp_path, "--maxmemory-policy", "allkeys-lru") as url:
         found = told(tmp_path, 3, BROKER__URL=url, **settings)
     wrong = {name: sentence for name, (well, sentence) in found.items() if not well}
@@ -63,7 +75,10 @@ def test_a_pooler_in_front_of_the_database_is_told(
     pooled = connect(pooler.url_of(engine.url.render_as_string()), Database())
     for opened, told in ((pooled, True), (engine, False)):
         monkeypatch.setattr(doctor, "connect_to", lambda _, opened=opened: opened)
-        assert ("through a pooler: statements are not prepared" in doctor._database(settings_with(tmp_path))) is told
+        assert (
+            "through a pooler: statements are not prepared"
+            in doctor._database(settings_with(tmp_path))
+        ) is told
     pooled.dispose()
 
 
@@ -78,7 +93,9 @@ def test_a_broker_elsewhere_beside_a_file_of_this_machine_is_told(tmp_path: Path
 
 def settings_with(tmp_path: Path, **groups: Any) -> Settings:
     settings = Settings(data_dir=tmp_path)
-    changed = {name: getattr(settings, name).model_copy(update=update) for name, update in groups.items()}
+    changed = {
+        name: getattr(settings, name).model_copy(update=update) for name, update in groups.items()
+    }
     return settings.model_copy(update=changed)
 
 
@@ -100,7 +117,9 @@ def test_a_laptop_without_any_setting_is_well(tmp_path: Path) -> None:
     assert "fetches URLs only" in doctor._file_roots(settings)
 
 
-def test_an_old_redis_and_a_full_disk_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_redis_and_a_full_disk_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(broker, "check", lambda: None)
     monkeypatch.setattr(broker, "server_info", lambda: {"redis_version": "5.0.14"})
     with pytest.raises(ServiceError, match="is too old"):
@@ -111,8 +130,12 @@ def test_an_old_redis_and_a_full_disk_are_wrong(tmp_path: Path, monkeypatch: pyt
         doctor._disk(settings_with(tmp_path))
 
 
-def test_a_machine_that_resolves_no_names_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_resolves_no_names_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://no.such.host.invalid")
-    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(OSError("no name")))
+    monkeypatch.setattr(
+        "socket.getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(OSError("no name"))
+    )
     with pytest.raises(ServiceError, match=r"no\.such\.host\.invalid cannot be resolved"):
         doctor._dns(settings_with(tmp_path))

@@ -32,17 +32,27 @@ def steps_of(uri: str, *, port: int | None = None, roots: tuple[Path, ...] = ())
     fetch = type(settings.fetch)(**allowed, file_roots=roots)
     lines: list[str] = []
     told = settings.model_copy(update={"fetch": fetch})
-    explain.explain(uri, told, RunOptions(window_s=5.0), lambda step, text: lines.append(f"{step}: {text}"))
+    explain.explain(
+        uri, told, RunOptions(window_s=5.0), lambda step, text: lines.append(f"{step}: {text}")
+    )
     return "\n".join(lines)
 
 
 def test_a_clip_behind_a_redirect_is_told_without_its_signatures(httpserver: HTTPServer) -> None:
     url = httpserver.url_for("/b.ogg")
-    httpserver.expect_request("/a.ogg").respond_with_data("", 302, headers={"Location": f"{url}?key=SECRET#SECRET"})
-    httpserver.expect_request("/b.ogg").respond_with_data((EXAMPLES / "dog.ogg").read_bytes(), content_type="x/y")
+    httpserver.expect_request("/a.ogg").respond_with_data(
+        "", 302, headers={"Location": f"{url}?key=SECRET#SECRET"}
+    )
+    httpserver.expect_request("/b.ogg").respond_with_data(
+        (EXAMPLES / "dog.ogg").read_bytes(), content_type="x/y"
+    )
     steps = steps_of(httpserver.url_for("/a.ogg?signature=SECRET"), port=httpserver.port)
     assert "SECRET" not in steps
-    assert steps.index("answer: HTTP 302") < steps.index(f": Location: {url}\n") < steps.index("answer: HTTP 200")
+    assert (
+        steps.index("answer: HTTP 302")
+        < steps.index(f": Location: {url}\n")
+        < steps.index("answer: HTTP 200")
+    )
     assert "address: 127.0.0.1, may be dialled" in steps
     assert ": Content-Type: x/y" in steps
     assert f"fetched: {(EXAMPLES / 'dog.ogg').stat().st_size} bytes" in steps
@@ -70,7 +80,9 @@ def test_a_file_is_told_window_by_window_and_that_a_cluster_would_not_read_it() 
     steps = steps_of(str(EXAMPLES / "mixed.m4a"))
     assert "a worker of a cluster would not" in steps
     assert "window: 0.00 to 5.00 s: speech" in steps
-    assert "file_not_allowed" in steps_of(str(EXAMPLES / "mixed.m4a"), roots=(EXAMPLES.parent / "cli",))
+    assert "file_not_allowed" in steps_of(
+        str(EXAMPLES / "mixed.m4a"), roots=(EXAMPLES.parent / "cli",)
+    )
 
 
 def test_a_clip_of_the_ledger_is_explained_by_its_id(tmp_path: Path) -> None:
@@ -84,7 +96,9 @@ def test_a_clip_of_the_ledger_is_explained_by_its_id(tmp_path: Path) -> None:
     assert "ledger       pending; tries: 0" in shown
     assert shown.splitlines()[-2].startswith("scores       siren 0.9")
     assert "," not in shown.splitlines()[-2]
-    assert "There is no clip 7" in earmark("explain", "7", "--db", f"{tmp_path}/e.db", status=2).stderr
+    assert (
+        "There is no clip 7" in earmark("explain", "7", "--db", f"{tmp_path}/e.db", status=2).stderr
+    )
 
 
 def test_a_waveform_is_a_line_of_blocks() -> None:

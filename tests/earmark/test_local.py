@@ -36,21 +36,32 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, folder: Path, listed: str) -> Non
     monkeypatch.setenv("PATH", str(folder), prepend=":")
 
 
-def test_auto_means_a_worker_for_each_gpu_that_the_machine_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_auto_means_a_worker_for_each_gpu_that_the_machine_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     gpu = "GPU {}: NVIDIA A100 (UUID: GPU-{})\\n  MIG 1g.5gb Device 0: (UUID: MIG-1)\\n"
     with_gpus(monkeypatch, tmp_path, "".join(gpu.format(number, number) for number in range(4)))
     assert counted("auto") == 4
-    assert [own["CUDA_VISIBLE_DEVICES"] for own in local.shares(4, Settings())] == ["0", "1", "2", "3"]
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in local.shares(4, Settings())] == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]
 
 
-def test_auto_keeps_to_the_gpus_that_the_environment_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_keeps_to_the_gpus_that_the_environment_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert counted("auto") == 2
     assert [own["CUDA_VISIBLE_DEVICES"] for own in local.shares(3, Settings())] == ["3", "5", "3"]
 
 
 @pytest.mark.parametrize("visible", ["", None])
-def test_auto_is_one_worker_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str | None) -> None:
+def test_auto_is_one_worker_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str | None
+) -> None:
     with_gpus(monkeypatch, tmp_path, "No devices were found\\n")
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -63,7 +74,9 @@ def test_workers_share_the_cores_and_have_ports_of_their_own() -> None:
     (one,), several = local.shares(1, settings), list(local.shares(cores(), settings))
     assert one["EARMARK_WORKER__DECODERS"] == one["EARMARK_MODEL__THREADS"] == str(cores())
     assert {own["EARMARK_WORKER__DECODERS"] for own in several} == {"1"}
-    assert [own["EARMARK_WORKER__METRICS_PORT"] for own in several] == [str(9100 + n) for n in range(cores())]
+    assert [own["EARMARK_WORKER__METRICS_PORT"] for own in several] == [
+        str(9100 + n) for n in range(cores())
+    ]
 
 
 def test_what_is_said_of_decoders_and_threads_holds_for_each_worker() -> None:

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-MANY = (
-    "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 99999) SELECT x, x * 7919 % 99991 FROM n"
-)
+MANY = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 99999) SELECT x, x * 7919 % 99991 FROM n"
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
 ROWS = [{"uri": "a", "label": None, "score": 1}, {"uri": "=b", "label": "dog", "score": 0.5}]
 
@@ -61,7 +59,10 @@ def earmark(database: Path | str, *words: str, **more: Any) -> subprocess.Comple
     ("name", "text"),
     [
         ("r.csv", "uri,label,score\na,,1\n'=b,dog,0.5\n"),
-        ("r.jsonl", '{"uri": "a", "label": null, "score": 1}\n{"uri": "=b", "label": "dog", "score": 0.5}\n'),
+        (
+            "r.jsonl",
+            '{"uri": "a", "label": null, "score": 1}\n{"uri": "=b", "label": "dog", "score": 0.5}\n',
+        ),
     ],
 )
 def test_the_suffix_says_the_format(tmp_path: Path, name: str, text: str) -> None:
@@ -69,10 +70,15 @@ def test_the_suffix_says_the_format(tmp_path: Path, name: str, text: str) -> Non
     assert (tmp_path / name).read_text() == text
 
 
-def test_parquet_is_written_in_parts_whose_types_may_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_is_written_in_parts_whose_types_may_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(output, "ROWS_IN_PART", 1)
     output.write(iter(ROWS), None, tmp_path / "r.parquet")
-    assert polars.read_parquet(tmp_path / "r.parquet").rows() == [("a", None, 1.0), ("=b", "dog", 0.5)]
+    assert polars.read_parquet(tmp_path / "r.parquet").rows() == [
+        ("a", None, 1.0),
+        ("=b", "dog", 0.5),
+    ]
     assert [file.name for file in tmp_path.iterdir()] == ["r.parquet"]
 
 
@@ -89,13 +95,27 @@ def test_a_file_that_could_not_be_finished_is_not_there(tmp_path: Path, name: st
 
 
 def test_labels_for_audacity_are_a_folder_of_files(tmp_path: Path) -> None:
-    windows = [{"clip_id": 7, "uri": "https://h/a b.wav", "start_s": 0.0, "end_s": 4.0, "label": "dog", "score": 0.5}]
+    windows = [
+        {
+            "clip_id": 7,
+            "uri": "https://h/a b.wav",
+            "start_s": 0.0,
+            "end_s": 4.0,
+            "label": "dog",
+            "score": 0.5,
+        }
+    ]
     label_files.write(windows, label_files.LabelFormat.audacity, tmp_path / "labels")
     assert (tmp_path / "labels" / "7-a_b.wav.txt").read_text() == "0.000\t4.000\tdog 0.50\n"
 
 
 def test_labels_for_raven_are_one_table(database: Path, tmp_path: Path) -> None:
-    assert earmark(database, "export", "march", "--labels", "raven", "-o", str(tmp_path / "t.txt")).returncode == 0
+    assert (
+        earmark(
+            database, "export", "march", "--labels", "raven", "-o", str(tmp_path / "t.txt")
+        ).returncode
+        == 0
+    )
     head, first, *_ = (tmp_path / "t.txt").read_text().splitlines()
     assert head.split("\t")[3:5] == ["Begin Time (s)", "End Time (s)"]
     assert first.split("\t")[3:9] == ["0.0", "4.0", "0", "20000", "https://h0.org/0.wav", "siren"]
@@ -103,7 +123,11 @@ def test_labels_for_raven_are_one_table(database: Path, tmp_path: Path) -> None:
 
 def test_a_run_is_exported_whole(database: Path, tmp_path: Path) -> None:
     assert earmark(database, "export", "march", "-o", str(tmp_path / "m.parquet")).returncode == 0
-    assert polars.read_parquet(tmp_path / "m.parquet")["label"].to_list() == ["siren", "rain", "rain"]
+    assert polars.read_parquet(tmp_path / "m.parquet")["label"].to_list() == [
+        "siren",
+        "rain",
+        "rain",
+    ]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")  # noqa: PTH110
@@ -115,7 +139,9 @@ def test_a_full_disk_behind_standard_output_is_one_sentence(database: Path) -> N
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_a_file_that_grows_too_large_leaves_what_was_there(either: str, tmp_path: Path, suffix: str) -> None:
+def test_a_file_that_grows_too_large_leaves_what_was_there(
+    either: str, tmp_path: Path, suffix: str
+) -> None:
     (tmp_path / "out").mkdir()
     file = tmp_path / "out" / f"big.{suffix}"
     file.write_text("as it was")
@@ -124,7 +150,9 @@ def test_a_file_that_grows_too_large_leaves_what_was_there(either: str, tmp_path
     ended = earmark(either, "query", MANY, "-o", str(file), preexec_fn=limit)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert "cannot be written" in ended.stderr
-    assert [(found.name, found.read_text()) for found in file.parent.iterdir()] == [(file.name, "as it was")]
+    assert [(found.name, found.read_text()) for found in file.parent.iterdir()] == [
+        (file.name, "as it was")
+    ]
 
 
 @pytest.mark.parametrize("words", [["query", MANY], ["export", "march", "-o", "-"]])
@@ -133,15 +161,30 @@ def test_a_reader_that_stops_early_ends_it_with_one_sentence(either: str, words:
     os.close(reader)
     ended = earmark(either, *words, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
-    assert (ended.returncode, ended.stderr) == (2, "earmark: Standard output cannot be written: Broken pipe.\n")
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "earmark: Standard output cannot be written: Broken pipe.\n",
+    )
 
 
 @pytest.mark.parametrize(
     "statement",
-    ["DELETE FROM runs", "SELECT * FROM nowhere", "SELEC", "", "SELECT 1; SELECT 2", "SELECT 1 AS a, 2 AS a", ENDLESS],
+    [
+        "DELETE FROM runs",
+        "SELECT * FROM nowhere",
+        "SELEC",
+        "",
+        "SELECT 1; SELECT 2",
+        "SELECT 1 AS a, 2 AS a",
+        ENDLESS,
+    ],
 )
-def test_a_bad_query_is_one_sentence_and_leaves_no_file(either: str, tmp_path: Path, statement: str) -> None:
-    ended = earmark(either, "query", statement, "--timeout-s", "0.5", "-o", str(tmp_path / "bad.csv"))
+def test_a_bad_query_is_one_sentence_and_leaves_no_file(
+    either: str, tmp_path: Path, statement: str
+) -> None:
+    ended = earmark(
+        either, "query", statement, "--timeout-s", "0.5", "-o", str(tmp_path / "bad.csv")
+    )
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert not list(tmp_path.glob("*bad*"))
 
@@ -154,13 +197,17 @@ def test_whatever_a_column_holds_can_be_written(either: str, tmp_path: Path, suf
     )
     file = tmp_path / f"all.{suffix}"
     assert earmark(either, "query", statement, "-o", str(file)).returncode == 0
-    read = {"csv": polars.read_csv, "jsonl": polars.read_ndjson, "parquet": polars.read_parquet}[suffix]
+    read = {"csv": polars.read_csv, "jsonl": polars.read_ndjson, "parquet": polars.read_parquet}[
+        suffix
+    ]
     (row,) = read(file).to_dicts()
     assert (row["meta"], row["sha256"], row["tries"]) == ("plain", "aa", 0.625)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_no_rows_are_a_file_with_the_names_of_the_columns(either: str, tmp_path: Path, suffix: str) -> None:
+def test_no_rows_are_a_file_with_the_names_of_the_columns(
+    either: str, tmp_path: Path, suffix: str
+) -> None:
     file = tmp_path / f"none.{suffix}"
     assert earmark(either, "results", "march", "--label", "cow", "-o", str(file)).returncode == 0
     found = {"csv": polars.read_csv, "parquet": polars.read_parquet}[suffix](file)
@@ -184,17 +231,28 @@ def test_a_pipe_and_a_link_stay_what_they_are(tmp_path: Path) -> None:
 
 def test_a_locked_database_is_one_sentence(database: Path) -> None:
     holder = sqlite3.connect(database, isolation_level=None)
-    for statement in ("PRAGMA journal_mode = DELETE", "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE"):
+    for statement in (
+        "PRAGMA journal_mode = DELETE",
+        "PRAGMA locking_mode = EXCLUSIVE",
+        "BEGIN EXCLUSIVE",
+    ):
         holder.execute(statement)
     impatient = {**os.environ, "EARMARK_DATABASE__BUSY_TIMEOUT_S": "0.1"}
-    for words in (["query", "SELECT 1"], ["export", "march", "-o", "-"], ["failures", "march"], ["prune", "march"]):
+    for words in (
+        ["query", "SELECT 1"],
+        ["export", "march", "-o", "-"],
+        ["failures", "march"],
+        ["prune", "march"],
+    ):
         ended = earmark(database, *words, env=impatient)
         assert (ended.returncode, ended.stderr.count("\n")) == (3, 1)
         assert "is locked by another program" in ended.stderr
     holder.close()
 
 
-@pytest.mark.parametrize("where", ["none.db", "postgresql://postgres@127.0.0.1:1/none", "postgresql://h:port/none"])
+@pytest.mark.parametrize(
+    "where", ["none.db", "postgresql://postgres@127.0.0.1:1/none", "postgresql://h:port/none"]
+)
 def test_a_database_that_is_not_there_is_one_sentence(tmp_path: Path, where: str) -> None:
     for words in (["query", "SELECT 1"], ["export", "march", "-o", str(tmp_path / "m.csv")]):
         ended = earmark(where if "://" in where else tmp_path / where, *words)
@@ -202,19 +260,32 @@ def test_a_database_that_is_not_there_is_one_sentence(tmp_path: Path, where: str
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [["results", "march"], ["results", "march", "--windows"], ["failures", "march"]])
-def test_a_table_fits_80_columns_and_has_colour_only_on_a_terminal(database: Path, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [["results", "march"], ["results", "march", "--windows"], ["failures", "march"]]
+)
+def test_a_table_fits_80_columns_and_has_colour_only_on_a_terminal(
+    database: Path, words: list[str]
+) -> None:
     plain = earmark(database, *words, "--format", "table").stdout
     assert max(map(len, plain.splitlines())) <= 80
     assert "\x1b" not in plain
-    coloured = earmark(database, *words, "--format", "table", env={**os.environ, "FORCE_COLOR": "1"}).stdout
+    coloured = earmark(
+        database, *words, "--format", "table", env={**os.environ, "FORCE_COLOR": "1"}
+    ).stdout
     assert "\x1b[32m█" in coloured or "\x1b[31mnot_found" in coloured
     unwanted = {**os.environ, "FORCE_COLOR": "1", "NO_COLOR": "1"}
     assert "\x1b[3" not in earmark(database, *words, "--format", "table", env=unwanted).stdout
 
 
 def test_a_bar_is_exact_to_an_eighth_of_a_character() -> None:
-    assert [output.bar(share, 4) for share in (-1.0, 0.0, 0.25, 0.28, 0.99, 2.0)] == ["", "", "█", "█▏", "████", "████"]
+    assert [output.bar(share, 4) for share in (-1.0, 0.0, 0.25, 0.28, 0.99, 2.0)] == [
+        "",
+        "",
+        "█",
+        "█▏",
+        "████",
+        "████",
+    ]
 
 
 def test_status_names_the_hosts_that_fail(database: Path) -> None:
@@ -236,14 +307,21 @@ def test_status_gives_the_same_numbers_as_json(database: Path) -> None:
     assert [json.loads(line)["run"] for line in every] == ["april", "march"]
 
 
-@pytest.mark.parametrize("words", [["status"], ["results", "march"], ["results", "--help"], ["query", "SELECT 1"]])
+@pytest.mark.parametrize(
+    "words", [["status"], ["results", "march"], ["results", "--help"], ["query", "SELECT 1"]]
+)
 def test_reading_loads_nothing_heavy(database: Path, words: list[str]) -> None:
-    code = (
-        "import sys\nfrom earmark.cli import main\ntry: main()\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
-    )
+    code = "import sys\nfrom earmark.cli import main\ntry: main()\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
     command = [sys.executable, "-c", code, *words, "--db", str(database)]
     loaded = subprocess.run(command, text=True, capture_output=True, check=True).stderr.split()
-    assert not {"torch", "celery", "alembic", "transformers", "requests", "polars", "matplotlib", "starlette"} & set(
-        loaded
-    )
+    assert not {
+        "torch",
+        "celery",
+        "alembic",
+        "transformers",
+        "requests",
+        "polars",
+        "matplotlib",
+        "starlette",
+    } & set(loaded)
     assert "typer" in loaded

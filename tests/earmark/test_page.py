@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 def serving(heard: Heard, token: str | None) -> Iterator[str]:
     port = free_port()
     application = live.application(heard.engine, heard.settings, token, "http://127.0.0.1:5555")
-    server = uvicorn.Server(uvicorn.Config(application, port=port, log_level="error", lifespan="on"))
+    server = uvicorn.Server(
+        uvicorn.Config(application, port=port, log_level="error", lifespan="on")
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -61,7 +63,9 @@ def test_from_the_runs_to_a_clip_that_is_seen_and_heard(page: Page) -> None:
     page.locator(".rows a").click()
     page.locator("summary", has_text="mixed.m4a").click()
     card = page.locator(".card", has_text="mixed.m4a")
-    assert str(card.locator(".timeline").get_attribute("aria-label")).endswith("siren from 10.0 to 17.0 s")
+    assert str(card.locator(".timeline").get_attribute("aria-label")).endswith(
+        "siren from 10.0 to 17.0 s"
+    )
     assert str(card.locator("audio").get_attribute("src")).startswith("data:audio/ogg;base64,")
     assert card.locator(".mel").evaluate("image => image.naturalWidth") > 0
     card.get_by_role("button", name="Play mixed.m4a").click()
@@ -82,7 +86,9 @@ def test_a_failure_and_a_label_lead_to_their_clips(page: Page, url: str) -> None
     assert "No clip fits" in page.locator(".list").inner_text()
 
 
-def test_more_clips_follow_on_the_next_page(page: Page, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_clips_follow_on_the_next_page(
+    page: Page, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(browse, "PAGE", 4)
     page.goto(f"{url}/runs/1?text=rome")
     first = page.locator(".list summary").all_inner_texts()
@@ -91,7 +97,9 @@ def test_more_clips_follow_on_the_next_page(page: Page, url: str, monkeypatch: p
     assert len({*first, *page.locator(".list summary").all_inner_texts()}) == 6
 
 
-def test_a_very_large_run_is_not_counted_at_each_look(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_very_large_run_is_not_counted_at_each_look(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "What was heard" in requests.get(f"{url}/runs/1/charts", timeout=9).text
     monkeypatch.setattr(live, "COUNTED", 5)
     assert "counted in its report" in requests.get(f"{url}/runs/1/charts", timeout=9).text
@@ -108,8 +116,12 @@ def test_sql_reads_and_does_not_write(page: Page, url: str) -> None:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
-def test_it_is_accessible_and_fits_a_phone(browser: Browser, url: str, width: int, scheme: str) -> None:
-    with browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme) as context:  # type: ignore[arg-type]
+def test_it_is_accessible_and_fits_a_phone(
+    browser: Browser, url: str, width: int, scheme: str
+) -> None:
+    with browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme
+    ) as context:  # type: ignore[arg-type]
         page = context.new_page()
         for path in ("/", "/runs/1", "/sql?q=SELECT * FROM results"):
             page.goto(url + path, wait_until="networkidle")
@@ -119,8 +131,14 @@ def test_it_is_accessible_and_fits_a_phone(browser: Browser, url: str, width: in
 
 def test_only_a_name_of_this_machine_leads_to_it_and_no_other_site_may_ask(url: str) -> None:
     assert requests.get(f"{url}/sql", timeout=9).status_code == 200
-    assert requests.get(f"{url}/sql", headers={"Host": "rebound.example.org"}, timeout=9).status_code == 421
-    assert requests.get(f"{url}/sql", headers={"Sec-Fetch-Site": "cross-site"}, timeout=9).status_code == 403
+    assert (
+        requests.get(f"{url}/sql", headers={"Host": "rebound.example.org"}, timeout=9).status_code
+        == 421
+    )
+    assert (
+        requests.get(f"{url}/sql", headers={"Sec-Fetch-Site": "cross-site"}, timeout=9).status_code
+        == 403
+    )
     assert requests.post(f"{url}/sql", data={"q": "SELECT 1"}, timeout=9).status_code == 405
     policy = requests.get(url, timeout=9).headers["Content-Security-Policy"]
     assert "default-src 'none'; script-src 'self';" in policy
@@ -138,8 +156,13 @@ def test_a_token_is_asked_for(secret_url: str) -> None:
     bad = {"Authorization": f"Basic {base64.b64encode(b'opensesame').decode()}"}
     assert requests.get(secret_url, headers=bad, timeout=9).status_code == 401
     for nonsense in ("Basic %", "Basic \xe9"):
-        assert requests.get(secret_url, headers={"Authorization": nonsense}, timeout=9).status_code == 401
-    there = requests.get(secret_url, auth=("me", "opensesame"), headers={"Host": "earmark.internal"}, timeout=9)
+        assert (
+            requests.get(secret_url, headers={"Authorization": nonsense}, timeout=9).status_code
+            == 401
+        )
+    there = requests.get(
+        secret_url, auth=("me", "opensesame"), headers={"Host": "earmark.internal"}, timeout=9
+    )
     assert there.status_code == 200
 
 

@@ -29,7 +29,9 @@ def test_status_names_final_failures_and_what_waits_for_another_try(
     claim = ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=Ledger())
     failures = [Failure(ids[0], NotFound(status=404)), Failure(ids[1], Connect(reason="no route"))]
     ledger.finish(engine, claim, failures, (), Ledger())
-    progress.summarise(engine, results.run(engine, run_id), results.progress(engine, run_id), Settings())
+    progress.summarise(
+        engine, results.run(engine, run_id), results.progress(engine, run_id), Settings()
+    )
     shown = " ".join(capsys.readouterr().err.split())
     assert "1 not_found, such as: The server says there is nothing at this URL (HTTP 404)." in shown
     assert "1 connect, to be tried again, such as: The server cannot be reached: no route." in shown
@@ -67,9 +69,13 @@ def test_a_span_of_time_is_told_to_what_matters(seconds: float, words: str) -> N
     assert progress.in_words(seconds) == words
 
 
-def test_watching_shows_pace_and_advice_as_they_are(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_shows_pace_and_advice_as_they_are(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = io.StringIO()
-    monkeypatch.setattr(progress, "screen", Console(file=shown, force_terminal=True, color_system=None, width=200))
+    monkeypatch.setattr(
+        progress, "screen", Console(file=shown, force_terminal=True, color_system=None, width=200)
+    )
     run_id = going(engine, fetch_ms=2500)
     progress.watch(engine, run_id, Settings(), meanwhile=lambda: ledger.cancel(engine, run_id))
     assert re.search(r"\d clips/s, \d+ s of audio a second, \d+ s to go", shown.getvalue())

@@ -29,7 +29,13 @@ READERS = (
     (("db", "check"), "is ready"),
     (("db", "upgrade"), "is ready"),
 )
-WRITERS = (("run", "LIST"), ("submit", "LIST"), ("retry", "1"), ("cancel", "1"), ("prune", "1", "--yes"))
+WRITERS = (
+    ("run", "LIST"),
+    ("submit", "LIST"),
+    ("retry", "1"),
+    ("cancel", "1"),
+    ("prune", "1", "--yes"),
+)
 
 
 @pytest.fixture
@@ -77,9 +83,12 @@ def test_files_made_of_it_are_whole(finished: Path, tmp_path: Path) -> None:
 def test_the_page_works(finished: Path) -> None:
     def get() -> dict[str, int]:
         engine = connect(sqlite_url(finished), Database())
-        with TestClient(page.application(engine, Settings()), base_url="http://localhost") as client:
+        with TestClient(
+            page.application(engine, Settings()), base_url="http://localhost"
+        ) as client:
             return {
-                path: client.get(path).status_code for path in ("/", "/runs/1", "/runs/1/charts", "/sql?q=SELECT 1")
+                path: client.get(path).status_code
+                for path in ("/", "/runs/1", "/runs/1/charts", "/sql?q=SELECT 1")
             }
 
     assert set(as_ordinary_user(get).values()) == {200}
@@ -92,7 +101,9 @@ def test_what_writes_says_that_it_cannot(
     monkeypatch.setenv("EARMARK_BROKER__URL", "redis://127.0.0.1:1/0")
     monkeypatch.setenv("EARMARK_DATA_DIR", str(tmp_path))
     (tmp_path / "list.txt").write_text("https://example.org/a.wav\n")
-    result = ended(finished, *[str(tmp_path / "list.txt") if word == "LIST" else word for word in words])
+    result = ended(
+        finished, *[str(tmp_path / "list.txt") if word == "LIST" else word for word in words]
+    )
     assert result.status == 3, result
     assert f"{finished} may be read here, but not written" in result.text
 
@@ -131,7 +142,9 @@ def rename_run(file: Path, name: str) -> None:
     lock(file)
 
 
-def test_one_of_an_older_schema_is_one_sentence(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_an_older_schema_is_one_sentence(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = schema.versions()[-1]
     monkeypatch.setattr(schema, "versions", lambda: [now, "v9_9_9"])
     result = ended(finished, "status")

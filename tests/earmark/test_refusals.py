@@ -73,7 +73,9 @@ def test_no_folder_for_temporary_files_names_its_variable(
 
 
 @pytest.mark.parametrize("name", ["labels.db", "new/labels.db"])
-def test_a_database_file_that_cannot_be_made_is_told_how_to_name_another(name: str, locked: Path) -> None:
+def test_a_database_file_that_cannot_be_made_is_told_how_to_name_another(
+    name: str, locked: Path
+) -> None:
     refused = run("--db", str(locked / name))
     assert "--db" in refused
     assert "EARMARK_DATA_DIR" in refused
@@ -97,7 +99,9 @@ def test_the_file_that_is_named_is_the_one_that_is_written(name: str, tmp_path: 
     assert [child.name for child in file.parent.iterdir()] == [name]
 
 
-def test_a_role_that_may_not_create_tables_is_told_its_grant(postgres: str, empty_postgres_url: str) -> None:
+def test_a_role_that_may_not_create_tables_is_told_its_grant(
+    postgres: str, empty_postgres_url: str
+) -> None:
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute("CREATE ROLE earmark_reader LOGIN")
     url = empty_postgres_url.replace("//postgres@", "//earmark_reader@")
@@ -129,7 +133,9 @@ def usage_of(usage: Any, folder: Path) -> Any:
     return usage
 
 
-def test_a_full_disk_is_told_once_until_it_is_full_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_once_until_it_is_full_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
     usage = shutil.disk_usage(tmp_path)
     disks = folders.DiskWatch([tmp_path, tmp_path, tmp_path / "removed"], told.append)
@@ -144,7 +150,9 @@ def test_a_disk_that_is_full_from_the_start_is_told_before_anything_is_written(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", partial(usage_of, usage))
-    assert f"The disk of the data folder {data_folder} is full" in run("--db", str(tmp_path / "labels.db"))
+    assert f"The disk of the data folder {data_folder} is full" in run(
+        "--db", str(tmp_path / "labels.db")
+    )
     assert not (tmp_path / "labels.db").exists()
 
 

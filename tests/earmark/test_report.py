@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def file(heard: Heard, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    written = Earmark({}, folder)("report", "1", "-o", "report.html", "--db", heard.settings.database_url)
+    written = Earmark({}, folder)(
+        "report", "1", "-o", "report.html", "--db", heard.settings.database_url
+    )
     assert written.stderr == "report.html: 6 clips to see and hear.\n"
     return folder / "report.html"
 
@@ -47,7 +49,14 @@ def shown(page: Page) -> list[str]:
 
 
 def test_each_clip_has_a_card_and_they_can_be_searched_filtered_and_sorted(page: Page) -> None:
-    assert shown(page) == ["dog.ogg", "mixed.m4a", "siren.wav", "hostile", "missing.wav", "page.wav"]
+    assert shown(page) == [
+        "dog.ogg",
+        "mixed.m4a",
+        "siren.wav",
+        "hostile",
+        "missing.wav",
+        "page.wav",
+    ]
     page.get_by_label("Search").fill("MIXED")
     assert shown(page) == ["mixed.m4a"]
     page.get_by_label("Search").fill("")
@@ -67,17 +76,20 @@ def test_a_clip_can_be_played_and_its_sound_is_in_the_page(page: Page) -> None:
     page.get_by_role("button", name="Play dog.ogg").click()
     audio = page.locator(".card", has_text="dog.ogg").first.locator("audio")
     assert str(audio.get_attribute("src")).startswith("data:audio/ogg;base64,")
-    sounding = (
-        "audio => new Promise(heard => { audio.ontimeupdate = () => audio.currentTime && heard(audio.duration) })"
-    )
+    sounding = "audio => new Promise(heard => { audio.ontimeupdate = () => audio.currentTime && heard(audio.duration) })"
     assert audio.evaluate(sounding) == pytest.approx(5, abs=0.1)
     assert page.locator(".mel").first.evaluate("image => image.naturalWidth") == sound.COLUMNS
 
 
 def test_the_mixed_clip_shows_two_labels_at_two_times(page: Page) -> None:
     timeline = page.locator(".card", has_text="mixed.m4a").locator(".timeline")
-    assert timeline.get_attribute("aria-label") == "Heard: speech from 0.0 to 10.0 s, siren from 10.0 to 17.0 s"
-    speech, siren = (timeline.locator("text", has_text=label).bounding_box() for label in ("speech", "siren"))
+    assert (
+        timeline.get_attribute("aria-label")
+        == "Heard: speech from 0.0 to 10.0 s, siren from 10.0 to 17.0 s"
+    )
+    speech, siren = (
+        timeline.locator("text", has_text=label).bounding_box() for label in ("speech", "siren")
+    )
     assert speech is not None
     assert siren is not None
     assert siren["x"] > speech["x"] + 100
@@ -88,12 +100,18 @@ def test_what_cannot_be_had_any_more_has_its_card_with_the_reason(page: Page) ->
     assert "gone.invalid" in gone.inner_text()
     assert gone.locator("audio").count() == 0
     assert "SECRET" not in page.content()
-    assert "nothing at this URL (HTTP 404)" in page.locator(".card", has_text="missing.wav").inner_text()
+    assert (
+        "nothing at this URL (HTTP 404)"
+        in page.locator(".card", has_text="missing.wav").inner_text()
+    )
 
 
 def test_a_smaller_page_says_what_it_leaves_out(heard: Heard, tmp_path: Path) -> None:
     assert report.write(*heard, tmp_path / "few.html", most=0) == 0
-    assert "0 of 6 clips, spread evenly over the list; the other 6 are left out" in (tmp_path / "few.html").read_text()
+    assert (
+        "0 of 6 clips, spread evenly over the list; the other 6 are left out"
+        in (tmp_path / "few.html").read_text()
+    )
 
 
 def test_words_from_outside_are_shown_as_text(page: Page) -> None:
@@ -103,8 +121,12 @@ def test_words_from_outside_are_shown_as_text(page: Page) -> None:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_it_is_accessible_and_fits_a_phone(browser: Browser, file: Path, width: int, scheme: str) -> None:
-    with browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme) as context:  # type: ignore[arg-type]
+def test_it_is_accessible_and_fits_a_phone(
+    browser: Browser, file: Path, width: int, scheme: str
+) -> None:
+    with browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme
+    ) as context:  # type: ignore[arg-type]
         page = context.new_page()
         page.goto(file.as_uri())
         assert serious(page) == []
@@ -125,7 +147,9 @@ def test_200_clips_of_noise_fit_in_five_megabytes(file: Path) -> None:
 
 
 def test_a_card_without_its_sound_is_as_small_as_planned(page: Page) -> None:
-    sizes = page.evaluate("cards.map(card => card.outerHTML.length - (card.querySelector('audio')?.src.length ?? 0))")
+    sizes = page.evaluate(
+        "cards.map(card => card.outerHTML.length - (card.querySelector('audio')?.src.length ?? 0))"
+    )
     assert 1000 < max(sizes) < report.BESIDE_SOUND
 
 

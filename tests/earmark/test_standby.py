@@ -72,7 +72,14 @@ def test_all_that_reads_works_there(standby_url: str, tmp_path: Path) -> None:
 def test_the_page_works_there(standby_url: str) -> None:
     engine = connect(standby_url, Database())
     with TestClient(page.application(engine, Settings()), base_url="http://localhost") as client:
-        for path in ("/", "/runs/march", "/runs/march/now", "/runs/march/charts", "/clips/1", "/sql?q=SELECT 1"):
+        for path in (
+            "/",
+            "/runs/march",
+            "/runs/march/now",
+            "/runs/march/charts",
+            "/clips/1",
+            "/sql?q=SELECT 1",
+        ):
             assert client.get(path).status_code == 200, path
     engine.dispose()
 
@@ -103,7 +110,10 @@ def test_all_that_writes_says_that_it_cannot(
     monkeypatch.setenv("EARMARK_DATA_DIR", str(tmp_path))
     url, sentence = standby_url, "is a standby, which can only be read: give the URL of its primary"
     if how == "read-only":
-        url, sentence = f"{postgres_url}?options=-cdefault_transaction_read_only%3Don", "can only be read now"
+        url, sentence = (
+            f"{postgres_url}?options=-cdefault_transaction_read_only%3Don",
+            "can only be read now",
+        )
     (tmp_path / "list.txt").write_text("https://example.org/a.wav\n")
     for words_ in (
         ("run", str(tmp_path / "list.txt")),

@@ -40,8 +40,14 @@ class Earmark:
     nursery: Nursery | None = None
     _background: list[subprocess.Popen[str] | Child] = field(default_factory=list)
 
-    def __call__(self, *words: str, status: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        ended = self._run(words, stdin) if self.nursery is None else self._fork(self.nursery, words, stdin)
+    def __call__(
+        self, *words: str, status: int = 0, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        ended = (
+            self._run(words, stdin)
+            if self.nursery is None
+            else self._fork(self.nursery, words, stdin)
+        )
         assert ended.returncode == status, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
         return ended
@@ -52,16 +58,22 @@ class Earmark:
             text=True, capture_output=True, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
 
-    def _fork(self, nursery: Nursery, words: tuple[str, ...], stdin: str) -> subprocess.CompletedProcess[str]:
+    def _fork(
+        self, nursery: Nursery, words: tuple[str, ...], stdin: str
+    ) -> subprocess.CompletedProcess[str]:
         with TemporaryDirectory() as folder:
             files = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
             files[0].write_text(stdin)
-            child = nursery.start(*words, folder=self.folder, environment=self._environment(), files=files)
+            child = nursery.start(
+                *words, folder=self.folder, environment=self._environment(), files=files
+            )
             try:
                 status = child.wait(TIMEOUT_S)
             finally:
                 child.kill()
-            return subprocess.CompletedProcess(words, status, files[1].read_text(), files[2].read_text())
+            return subprocess.CompletedProcess(
+                words, status, files[1].read_text(), files[2].read_text()
+            )
 
     def start(self, *command: str) -> subprocess.Popen[str] | Child:
         """Start a command in the background, its output going to a file named after it."""
@@ -99,7 +111,9 @@ class Earmark:
             sys.stdout.write(f"--- {log.name}\n{log.read_text(errors='replace')[-LOG_CHARS:]}\n")
 
     def _environment(self) -> dict[str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("EARMARK_")}
+        clean = {
+            name: value for name, value in os.environ.items() if not name.startswith("EARMARK_")
+        }
         return {**clean, "EARMARK_DATA_DIR": str(self.folder / "data"), **self.settings}
 
 
@@ -118,7 +132,9 @@ def valkey_url(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, valkey_url: str, postgres_url: str, nursery: Nursery) -> Iterator[Earmark]:
+def cluster(
+    tmp_path: Path, valkey_url: str, postgres_url: str, nursery: Nursery
+) -> Iterator[Earmark]:
     """The command line of every machine of a cluster whose workers may fetch from loopback."""
     settings = {
         "EARMARK_BROKER__URL": valkey_url,
@@ -166,4 +182,8 @@ def finished_chunks(port: int) -> int:
 
 def left_running() -> list[str]:
     """Return the names of the Valkeys that a command line has left behind."""
-    return [child.name() for child in psutil.Process().children(recursive=True) if "valkey" in child.name()]
+    return [
+        child.name()
+        for child in psutil.Process().children(recursive=True)
+        if "valkey" in child.name()
+    ]

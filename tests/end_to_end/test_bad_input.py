@@ -45,10 +45,16 @@ def lists(earmark: Earmark) -> Path:
         (["up", "--files", "nowhere"], 2, "nowhere"),
         (["explain", "7", "--db", "sqlite:///new.db"], 3, "earmark run"),
         (["run", "list.csv", "--top-k", "0"], 2, "top-k"),
-        (["run", "list.csv", "--url-col", "link", "--db", "list.csv/in/a/file.db"], 3, "EARMARK_DATA_DIR"),
+        (
+            ["run", "list.csv", "--url-col", "link", "--db", "list.csv/in/a/file.db"],
+            3,
+            "EARMARK_DATA_DIR",
+        ),
     ],
 )
-def test_a_mistake_is_one_sentence(earmark: Earmark, lists: Path, words: list[str], status: int, cure: str) -> None:
+def test_a_mistake_is_one_sentence(
+    earmark: Earmark, lists: Path, words: list[str], status: int, cure: str
+) -> None:
     refused = earmark(*words, status=status)
     assert cure in refused.stderr
     assert refused.stdout == ""
@@ -59,7 +65,9 @@ def test_to_look_into_a_database_that_is_not_there_leaves_nothing_behind(earmark
     assert not (earmark.folder / "new").exists()
 
 
-def test_a_broker_or_database_that_does_not_answer_is_one_sentence(earmark: Earmark, lists: Path) -> None:
+def test_a_broker_or_database_that_does_not_answer_is_one_sentence(
+    earmark: Earmark, lists: Path
+) -> None:
     earmark.settings["EARMARK_BROKER__URL"] = f"redis://127.0.0.1:{free_port()}/0"
     submit = ("submit", "list.csv", "--url-col", "link", "--db")
     assert "The broker does not answer" in earmark(*submit, "sqlite:///x.db", status=3).stderr
@@ -67,22 +75,30 @@ def test_a_broker_or_database_that_does_not_answer_is_one_sentence(earmark: Earm
     assert "Is it running" in earmark(*submit, nobody, status=3).stderr
 
 
-def test_flower_is_not_opened_to_other_machines_without_a_password(earmark: Earmark, valkey_url: str) -> None:
+def test_flower_is_not_opened_to_other_machines_without_a_password(
+    earmark: Earmark, valkey_url: str
+) -> None:
     earmark.settings["EARMARK_BROKER__URL"] = valkey_url
     assert "--basic-auth" in earmark("flower", "--address", "0.0.0.0", status=2).stderr
 
 
-def test_a_shared_database_is_never_upgraded_in_silence(earmark: Earmark, postgres: str, valkey_url: str) -> None:
+def test_a_shared_database_is_never_upgraded_in_silence(
+    earmark: Earmark, postgres: str, valkey_url: str
+) -> None:
     earmark.settings["EARMARK_BROKER__URL"] = valkey_url
     (earmark.folder / "list.txt").write_text("https://example.org/a.wav\n")
     assert "earmark db upgrade" in earmark("submit", "list.txt", "--db", postgres, status=3).stderr
 
 
 def test_db_upgrade_brings_a_new_database_to_our_schema(earmark: Earmark) -> None:
-    assert "no Earmark tables" in earmark("db", "check", "--db", "sqlite:///new.db", status=3).stderr
+    assert (
+        "no Earmark tables" in earmark("db", "check", "--db", "sqlite:///new.db", status=3).stderr
+    )
     assert "is ready" in earmark("db", "upgrade", "--db", "sqlite:///new.db").stderr
     assert "is ready" in earmark("db", "check", "--db", "sqlite:///new.db").stderr
-    tables = earmark("query", "SELECT name FROM sqlite_master", "--db", "sqlite:///new.db").stdout.split()
+    tables = earmark(
+        "query", "SELECT name FROM sqlite_master", "--db", "sqlite:///new.db"
+    ).stdout.split()
     assert set(Base.metadata.tables) <= set(tables)
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def test_submit_refuses_a_broker_url_before_it_writes_anything(earmark: Earmark) -> None:
     earmark.settings["EARMARK_BROKER__URL"] = "amqp://guest:seCret@localhost"
     refused = earmark("submit", str(EXAMPLES / "dog.ogg"), status=3).stderr
-    assert refused.startswith("earmark: The setting EARMARK_BROKER__URL is wrong: the queue needs Redis or Valkey")
+    assert refused.startswith(
+        "earmark: The setting EARMARK_BROKER__URL is wrong: the queue needs Redis or Valkey"
+    )
     assert "seCret" not in refused
     assert not (earmark.folder / "data").exists()
 
@@ -27,7 +29,10 @@ def test_a_cluster_takes_neither_a_list_nor_a_worker(earmark: Earmark) -> None:
         earmark.settings["EARMARK_BROKER__URL"] = url
         for words in (["submit", str(EXAMPLES / "dog.ogg")], ["worker"]):
             assert "This Redis is a cluster" in earmark(*words, status=3).stderr
-    assert earmark("query", "SELECT count(*) AS runs FROM run_progress").stdout.split() == ["runs", "0"]
+    assert earmark("query", "SELECT count(*) AS runs FROM run_progress").stdout.split() == [
+        "runs",
+        "0",
+    ]
 
 
 @pytest.mark.parametrize("verb", ["flower", "ui"])
@@ -38,4 +43,7 @@ def test_a_port_that_is_taken_is_one_sentence(earmark: Earmark, verb: str) -> No
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refused = earmark(verb, "--port", str(port), status=2).stderr
-    assert refused == f"earmark: Port {port} of 127.0.0.1 cannot be used (Address already in use): choose another.\n"
+    assert (
+        refused
+        == f"earmark: Port {port} of 127.0.0.1 cannot be used (Address already in use): choose another.\n"
+    )

@@ -10,7 +10,14 @@ import psycopg
 import pytest
 
 from earmark.demo import EXAMPLES
-from tests.end_to_end.conftest import TIMEOUT_S, Earmark, finished_chunks, get_json, scalar, wait_until
+from tests.end_to_end.conftest import (
+    TIMEOUT_S,
+    Earmark,
+    finished_chunks,
+    get_json,
+    scalar,
+    wait_until,
+)
 from tests.faults.nursery import HOOKS
 from tests.servers import answers, free_port
 
@@ -25,14 +32,20 @@ LEASE_S = 4.0
 @pytest.fixture
 def cluster(cluster: Earmark) -> Earmark:
     """A cluster that soon notices what a dead worker held."""
-    cluster.settings |= {"EARMARK_LEDGER__LEASE_S": str(LEASE_S), "EARMARK_LEDGER__LOST_AFTER_S": "2"}
+    cluster.settings |= {
+        "EARMARK_LEDGER__LEASE_S": str(LEASE_S),
+        "EARMARK_LEDGER__LOST_AFTER_S": "2",
+    }
     return cluster
 
 
 def write_list(cluster: Earmark, base: str) -> str:
     cluster.settings["EARMARK_FETCH__TIMEOUT_S"] = str(2 * TIMEOUT_S)
     cluster.settings["EARMARK_FETCH__PORTS"] = base.rpartition(":")[2]
-    urls = [f"{base}/{('dog.ogg', 'siren.wav', 'piano.flac')[number % 3]}?{number}" for number in range(CLIPS)]
+    urls = [
+        f"{base}/{('dog.ogg', 'siren.wav', 'piano.flac')[number % 3]}?{number}"
+        for number in range(CLIPS)
+    ]
     (cluster.folder / "list.txt").write_text("# sounds\n" + "\n".join(urls) + "\n")
     return "list.txt"
 
@@ -49,7 +62,19 @@ def worker_at_work(cluster: Earmark, base: str) -> subprocess.Popen[str]:
 def test_two_workers_and_flower_do_a_list(cluster: Earmark, serve: Callable[..., str]) -> None:
     words = write_list(cluster, serve(EXAMPLES, delay_s=0.3))
     port = free_port()
-    cluster.start("celery", "-A", "workers.app", "worker", "--pool", "threads", "-c", "2", "-E", "-n", "one@%h")
+    cluster.start(
+        "celery",
+        "-A",
+        "workers.app",
+        "worker",
+        "--pool",
+        "threads",
+        "-c",
+        "2",
+        "-E",
+        "-n",
+        "one@%h",
+    )
     cluster.start("earmark", "worker", "--concurrency", "2")
     cluster.start("earmark", "flower", "--port", str(port))
     wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
@@ -63,7 +88,9 @@ def test_two_workers_and_flower_do_a_list(cluster: Earmark, serve: Callable[...,
     assert {task["state"] for task in tasks} == {"SUCCESS"}
     # On a busy machine some clips are late: they end behind their chunk's back.
     assert all("'done'" in task["result"] or "'late'" in task["result"] for task in tasks)
-    assert all("8 clips: http://127.0.0.1" in task["args"] and "?" not in task["args"] for task in tasks)
+    assert all(
+        "8 clips: http://127.0.0.1" in task["args"] and "?" not in task["args"] for task in tasks
+    )
 
 
 def test_kill_9_of_the_only_worker_loses_nothing_and_doubles_nothing(
@@ -83,7 +110,9 @@ def test_kill_9_of_the_only_worker_loses_nothing_and_doubles_nothing(
     assert scalar(cluster, "SELECT max(attempts) FROM clips") == 1
 
 
-def test_sigterm_gives_back_what_has_not_begun_and_ends_in_time(cluster: Earmark, serve: Callable[..., str]) -> None:
+def test_sigterm_gives_back_what_has_not_begun_and_ends_in_time(
+    cluster: Earmark, serve: Callable[..., str]
+) -> None:
     worker = worker_at_work(cluster, serve(EXAMPLES, delay_s=0.3))
     worker.terminate()
     assert worker.wait(TIMEOUT_S) == 0
@@ -92,7 +121,9 @@ def test_sigterm_gives_back_what_has_not_begun_and_ends_in_time(cluster: Earmark
     assert scalar(cluster, "SELECT max(crashes) FROM clips") == 0
 
 
-def test_sigterm_does_not_wait_for_a_server_that_does_not_answer(cluster: Earmark, serve: Callable[..., str]) -> None:
+def test_sigterm_does_not_wait_for_a_server_that_does_not_answer(
+    cluster: Earmark, serve: Callable[..., str]
+) -> None:
     worker = worker_at_work(cluster, serve(EXAMPLES, delay_s=2 * TIMEOUT_S))
     worker.terminate()
     assert worker.wait(TIMEOUT_S) == 0
@@ -133,5 +164,7 @@ def last_sentence_of_a_worker(cluster: Earmark) -> str:
     """Start a worker that cannot work; return the last line it writes."""
     worker = cluster.start("earmark", "worker")
     assert worker.wait(120) == 3
-    log = max(cluster.folder.glob("earmark.cli-*.log"), key=lambda file: int(file.stem.rpartition("-")[2]))
+    log = max(
+        cluster.folder.glob("earmark.cli-*.log"), key=lambda file: int(file.stem.rpartition("-")[2])
+    )
     return log.read_text().splitlines()[-1]

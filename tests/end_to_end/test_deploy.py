@@ -41,9 +41,13 @@ def data(tmp_path: Path, postgres: str) -> Iterator[Earmark]:
         here = {
             "/etc/earmark": str(tmp_path),
             "data:6379": stack.enter_context(behind_tls(port_of(valkey), authority)),
-            "data:5432": stack.enter_context(behind_tls(port_of(postgres), authority, asked_first=True)),
+            "data:5432": stack.enter_context(
+                behind_tls(port_of(postgres), authority, asked_first=True)
+            ),
         }
-        said = re.sub("/etc/earmark|data:[0-9]+", lambda found: here[found[0]], "\n".join(blocks("env")))
+        said = re.sub(
+            "/etc/earmark|data:[0-9]+", lambda found: here[found[0]], "\n".join(blocks("env"))
+        )
         settings = dict(line.split("=", 1) for line in said.splitlines())
         # The page's machines can look up names of the internet.
         everywhere = Earmark({**settings, "HF_ENDPOINT": "http://localhost"}, tmp_path)

@@ -36,7 +36,9 @@ STORES = ("redis", "postgres")
 
 
 def test_the_file_is_what_the_compose_specification_allows() -> None:
-    schema = files("check_jsonschema").joinpath("builtin_schemas/vendor/compose-spec.json").read_text()
+    schema = (
+        files("check_jsonschema").joinpath("builtin_schemas/vendor/compose-spec.json").read_text()
+    )
     jsonschema.validate(COMPOSE, json.loads(schema))
 
 
@@ -58,7 +60,9 @@ def test_the_stores_keep_what_they_are_given_and_nobody_outside_reaches_them(nam
     assert service["networks"] == ["stores"]
     assert service["cap_drop"] == ["ALL"]
     assert service["healthcheck"]["test"]
-    assert service["volumes"] == [f"{name}:{'/data' if name == 'redis' else '/var/lib/postgresql/data'}"]
+    assert service["volumes"] == [
+        f"{name}:{'/data' if name == 'redis' else '/var/lib/postgresql/data'}"
+    ]
     assert COMPOSE["networks"]["stores"] == {"internal": True}
 
 
@@ -84,17 +88,25 @@ def test_what_must_live_is_started_again_and_looked_after(name: str) -> None:
 
 @pytest.mark.parametrize("name", WORKERS)
 def test_workers_wait_for_the_schema_and_have_time_to_stop(name: str) -> None:
-    assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    assert SERVICES[name]["depends_on"]["migrate"] == {
+        "condition": "service_completed_successfully"
+    }
     assert SERVICES[name]["stop_grace_period"] == "60s"
     assert SERVICES[name]["volumes"] == ["models:/models"]
 
 
 def test_each_gpu_worker_has_a_gpu_of_its_own() -> None:
-    assert all("profiles" not in SERVICES[name] for name in ("worker", "flower", "migrate", *STORES))
+    assert all(
+        "profiles" not in SERVICES[name] for name in ("worker", "flower", "migrate", *STORES)
+    )
     assert [SERVICES[name]["profiles"] for name in WORKERS[1:]] == [["gpu", "gpus"], ["gpus"]]
-    reserved = [SERVICES[name]["deploy"]["resources"]["reservations"]["devices"][0] for name in WORKERS[1:]]
+    reserved = [
+        SERVICES[name]["deploy"]["resources"]["reservations"]["devices"][0] for name in WORKERS[1:]
+    ]
     assert [device["device_ids"] for device in reserved] == [["0"], ["1"]]
-    assert all(SERVICES[name]["build"]["args"]["TORCH_INDEX"].endswith("/cu128") for name in WORKERS[1:])
+    assert all(
+        SERVICES[name]["build"]["args"]["TORCH_INDEX"].endswith("/cu128") for name in WORKERS[1:]
+    )
 
 
 def test_the_image_is_small_and_its_user_has_no_rights() -> None:
@@ -117,17 +129,25 @@ def test_a_worker_under_systemd_is_started_again_and_has_time_to_stop() -> None:
     assert (service["NoNewPrivileges"], service["CapabilityBoundingSet"]) == ("yes", "")
 
 
-def test_a_slurm_job_starts_its_worker_again_until_it_ends_well_or_a_setting_is_wrong(tmp_path: Path) -> None:
+def test_a_slurm_job_starts_its_worker_again_until_it_ends_well_or_a_setting_is_wrong(
+    tmp_path: Path,
+) -> None:
     ask, end = 'echo "$EARMARK_BROKER__URL $@" >> asked', "exit $(sed -n $(wc -l < asked)p ends)"
     for name, line in {"srun": f"cd {tmp_path}; {ask}; {end}", "sleep": ""}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "worker.env").write_text("EARMARK_BROKER__URL=redis://here\n")
-    here = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "EARMARK_ENV": str(tmp_path / "worker.env")}
+    here = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "EARMARK_ENV": str(tmp_path / "worker.env"),
+    }
     for ends, status in (("70\n137\n0\n", 0), ("70\n3\n", 3)):
         (tmp_path / "asked").unlink(missing_ok=True)
         (tmp_path / "ends").write_text(ends)
-        assert subprocess.run(["sh", ROOT / "deploy/slurm/workers.sh"], env=here).returncode == status
+        assert (
+            subprocess.run(["sh", ROOT / "deploy/slurm/workers.sh"], env=here).returncode == status
+        )
         asked = (tmp_path / "asked").read_text().splitlines()
         assert asked == ["redis://here earmark worker --log-json"] * len(ends.split())
 
@@ -136,15 +156,21 @@ def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
     tmp_path: Path, empty_postgres_url: str, serve: Callable[..., str]
 ) -> None:
     base = serve(EXAMPLES)
-    subprocess.run(["sh", ROOT / "deploy/secrets.sh", tmp_path / "secrets"], check=True, capture_output=True)
-    secrets = dict(line.split("=", 1) for line in (tmp_path / "secrets/earmark.env").read_text().splitlines())
+    subprocess.run(
+        ["sh", ROOT / "deploy/secrets.sh", tmp_path / "secrets"], check=True, capture_output=True
+    )
+    secrets = dict(
+        line.split("=", 1) for line in (tmp_path / "secrets/earmark.env").read_text().splitlines()
+    )
     words = SERVICES["redis"]["command"]
     assert words[:2] == ["valkey-server", "/run/secrets/valkey.conf"]
     port, metrics_port = free_port(), free_port()
     with running_valkey(tmp_path, str(tmp_path / "secrets/valkey.conf"), *words[2:]) as url:
         here = {
             **secrets,
-            "EARMARK_BROKER__URL": secrets["EARMARK_BROKER__URL"].replace("redis:6379/0", url.rpartition("//")[2]),
+            "EARMARK_BROKER__URL": secrets["EARMARK_BROKER__URL"].replace(
+                "redis:6379/0", url.rpartition("//")[2]
+            ),
             "EARMARK_DATABASE__URL": empty_postgres_url,
             "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
             "EARMARK_FETCH__PORTS": base.rpartition(":")[2],
@@ -154,7 +180,9 @@ def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
         try:
             stack(*SERVICES["migrate"]["command"])
             stack.start("earmark", *SERVICES["worker"]["command"])
-            flower = [word.replace("0.0.0.0", "127.0.0.1") for word in SERVICES["flower"]["command"]]
+            flower = [
+                word.replace("0.0.0.0", "127.0.0.1") for word in SERVICES["flower"]["command"]
+            ]
             stack.start("earmark", *flower, "--port", str(port), "--keep", str(tmp_path / "seen"))
             wait_until(lambda: answers(f"http://127.0.0.1:{metrics_port}/ready"))
             shown = stack("submit", f"{base}/dog.ogg", f"{base}/siren.wav", "--watch", "--strict")
@@ -163,11 +191,15 @@ def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
             assert not answers(f"http://127.0.0.1:{port}/api/workers")
             known = base64.b64encode(secrets["EARMARK_FLOWER__BASIC_AUTH"].encode()).decode()
             asked = urllib.request.Request(
-                f"http://127.0.0.1:{port}/api/workers?refresh=1", headers={"Authorization": f"Basic {known}"}
+                f"http://127.0.0.1:{port}/api/workers?refresh=1",
+                headers={"Authorization": f"Basic {known}"},
             )
             with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
                 assert len(json.load(answer)) == 1
-            keys = {key.partition(b":")[0] for key in redis.Redis.from_url(here["EARMARK_BROKER__URL"]).scan_iter()}
+            keys = {
+                key.partition(b":")[0]
+                for key in redis.Redis.from_url(here["EARMARK_BROKER__URL"]).scan_iter()
+            }
             assert keys == {b"earmark"}
         finally:
             stack.end()
@@ -178,12 +210,22 @@ def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
 
 
 def test_the_broker_s_user_may_not_steer_the_server_or_see_other_keys(tmp_path: Path) -> None:
-    subprocess.run(["sh", ROOT / "deploy/secrets.sh", tmp_path / "secrets"], check=True, capture_output=True)
+    subprocess.run(
+        ["sh", ROOT / "deploy/secrets.sh", tmp_path / "secrets"], check=True, capture_output=True
+    )
     (broker, *_) = (tmp_path / "secrets/earmark.env").read_text().splitlines()
     with running_valkey(tmp_path, str(tmp_path / "secrets/valkey.conf")) as url:
-        user = redis.Redis.from_url(broker.partition("=")[2].replace("redis:6379/0", url.rpartition("//")[2]))
+        user = redis.Redis.from_url(
+            broker.partition("=")[2].replace("redis:6379/0", url.rpartition("//")[2])
+        )
         assert user.set("earmark:key", 1)
-        for refused in (["FLUSHALL"], ["CONFIG", "GET", "*"], ["SET", "other", "1"], ["KEYS", "*"], ["SHUTDOWN"]):
+        for refused in (
+            ["FLUSHALL"],
+            ["CONFIG", "GET", "*"],
+            ["SET", "other", "1"],
+            ["KEYS", "*"],
+            ["SHUTDOWN"],
+        ):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 user.execute_command(*refused)
         with pytest.raises(redis.exceptions.AuthenticationError):

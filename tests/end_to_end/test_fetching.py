@@ -37,8 +37,13 @@ def test_a_signature_is_nowhere_but_in_its_own_column(
 ) -> None:
     base = serve(EXAMPLES)
     cluster.settings["EARMARK_FETCH__PORTS"] = base.rpartition(":")[2]
-    urls = [f"{base}/{name}?X-Amz-Signature={SECRET}#{SECRET}" for name in ("dog.ogg", "gone.wav", "broken.wav")]
-    (tmp_path / "list.txt").write_text("\n".join([*urls, f"http://me:{SECRET}@127.0.0.1/a", f"http://[bad/?{SECRET}"]))
+    urls = [
+        f"{base}/{name}?X-Amz-Signature={SECRET}#{SECRET}"
+        for name in ("dog.ogg", "gone.wav", "broken.wav")
+    ]
+    (tmp_path / "list.txt").write_text(
+        "\n".join([*urls, f"http://me:{SECRET}@127.0.0.1/a", f"http://[bad/?{SECRET}"])
+    )
     port = free_port()
     cluster.start("earmark", "flower", "--port", str(port))
     wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
@@ -59,7 +64,9 @@ def test_a_signature_is_nowhere_but_in_its_own_column(
     tasks = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/tasks").read()
     assert b"SUCCESS" in tasks
     assert not leaks(tasks)
-    columns = "coalesce(display_uri, uri), coalesce(error, ''), coalesce(worker, ''), coalesce(codec, '')"
+    columns = (
+        "coalesce(display_uri, uri), coalesce(error, ''), coalesce(worker, ''), coalesce(codec, '')"
+    )
     with psycopg.connect(cluster.settings["EARMARK_DATABASE__URL"]) as connection:
         assert not leaks(str(connection.execute(f"SELECT {columns} FROM clips").fetchall()))
     cluster.end()
@@ -70,16 +77,23 @@ def leaks(text: str | bytes) -> bool:
     return SECRET in (text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
 
 
-def test_a_slow_a_dead_and_an_unwilling_host_cost_the_other_47_nothing(cluster: Earmark, tmp_path: Path) -> None:
+def test_a_slow_a_dead_and_an_unwilling_host_cost_the_other_47_nothing(
+    cluster: Earmark, tmp_path: Path
+) -> None:
     with many_hosts() as port:
         cluster.settings["EARMARK_FETCH__PORTS"] = str(port)
         cluster.start("earmark", "worker")
-        urls = [url(port, host, number) for number in range(CLIPS_PER_HOST) for host in range(HOSTS)]
+        urls = [
+            url(port, host, number) for number in range(CLIPS_PER_HOST) for host in range(HOSTS)
+        ]
         (tmp_path / "list.txt").write_text("\n".join(urls))
         cluster("submit", "list.txt", "--watch")
     states = dict(rows(cluster, "SELECT error_code, count(*) FROM failures GROUP BY 1"))
     assert states == {"connect": CLIPS_PER_HOST}
-    assert scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'done'") == (HOSTS - 1) * CLIPS_PER_HOST
+    assert (
+        scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'done'")
+        == (HOSTS - 1) * CLIPS_PER_HOST
+    )
     assert scalar(cluster, "SELECT max(attempts) FROM clips") == 3
 
 
@@ -122,7 +136,11 @@ def many_hosts() -> Iterator[int]:
             pass
 
     port = free_port()
-    servers = [ThreadingHTTPServer((f"127.0.1.{host}", port), Handler) for host in range(HOSTS) if host != DEAD]
+    servers = [
+        ThreadingHTTPServer((f"127.0.1.{host}", port), Handler)
+        for host in range(HOSTS)
+        if host != DEAD
+    ]
     for server in servers:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()

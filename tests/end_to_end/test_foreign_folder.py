@@ -49,7 +49,11 @@ class Folder:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("EARMARK_", "PYTHON"))}
+        clean = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("EARMARK_", "PYTHON"))
+        }
         return {**clean, "EARMARK_DATA_DIR": str(self._data), "TRAPPED": str(self.trapped)}
 
     def start(self, *words: str) -> subprocess.Popen[str]:
@@ -81,7 +85,9 @@ def test_up_with_flower_imports_nothing_of_the_callers_folder(folder: Folder) ->
     port = free_port()
     up = folder.start("up", "--files", ".", "--flower-port", str(port))
     try:
-        wait_until(lambda: up.poll() is not None or _answers(f"http://127.0.0.1:{port}/healthcheck"), 60)
+        wait_until(
+            lambda: up.poll() is not None or _answers(f"http://127.0.0.1:{port}/healthcheck"), 60
+        )
         assert up.poll() is None, up.communicate()[0]
         assert "1 done" in folder.run("submit", "dog.ogg", "--watch")
     finally:

@@ -29,11 +29,15 @@ def slow_list(earmark: Earmark, serve: Callable[..., str]) -> str:
     base = serve(EXAMPLES, delay_s=0.4)
     earmark.settings["EARMARK_FETCH__ALLOW_NETWORKS"] = "127.0.0.1/32"
     earmark.settings["EARMARK_FETCH__PORTS"] = base.rpartition(":")[2]
-    (earmark.folder / "list.txt").write_text("".join(f"{base}/dog.ogg?{number}\n" for number in range(CLIPS)))
+    (earmark.folder / "list.txt").write_text(
+        "".join(f"{base}/dog.ogg?{number}\n" for number in range(CLIPS))
+    )
     return "list.txt"
 
 
-def interrupt_midway(earmark: Earmark, process: subprocess.Popen[str], how: signal.Signals = signal.SIGINT) -> str:
+def interrupt_midway(
+    earmark: Earmark, process: subprocess.Popen[str], how: signal.Signals = signal.SIGINT
+) -> str:
     """Press Ctrl-C, or send another signal, once some clips are done; return what was said."""
     wait_until(lambda: 0 < states(earmark).get("done", 0) < CLIPS)
     process.send_signal(how)
@@ -42,8 +46,13 @@ def interrupt_midway(earmark: Earmark, process: subprocess.Popen[str], how: sign
 
 
 def states(earmark: Earmark) -> dict[str, Any]:
-    with suppress(sqlite3.Error), closing(sqlite3.connect(earmark.folder / "data" / "earmark.db")) as database:
-        counts = database.execute("SELECT pending, queued, running, done, failed FROM run_progress").fetchone()
+    with (
+        suppress(sqlite3.Error),
+        closing(sqlite3.connect(earmark.folder / "data" / "earmark.db")) as database,
+    ):
+        counts = database.execute(
+            "SELECT pending, queued, running, done, failed FROM run_progress"
+        ).fetchone()
         named = zip(("pending", "queued", "running", "done", "failed"), counts or (), strict=False)
         return {state: count for state, count in named if count}
     return {}
@@ -60,10 +69,14 @@ def test_an_interrupted_run_is_gone_on_with_by_its_name(
     assert "running" not in states(earmark)
     earmark(*words[1:], "--name", "run-1")
     assert states(earmark) == {"done": CLIPS}
-    assert len(list((earmark.folder / "data").glob("run-*"))) == 1, "the second run left nothing behind"
+    assert len(list((earmark.folder / "data").glob("run-*"))) == 1, (
+        "the second run left nothing behind"
+    )
 
 
-def test_up_shares_the_cores_reads_the_folders_it_is_told_and_ends_with_ctrl_c(earmark: Earmark) -> None:
+def test_up_shares_the_cores_reads_the_folders_it_is_told_and_ends_with_ctrl_c(
+    earmark: Earmark,
+) -> None:
     folder = earmark.folder / "two, words"
     folder.mkdir()
     shutil.copy(EXAMPLES / "dog.ogg", folder)
@@ -72,7 +85,9 @@ def test_up_shares_the_cores_reads_the_folders_it_is_told_and_ends_with_ctrl_c(e
     )  # fmt: skip
     wait_until((earmark.folder / "data" / "broker.url").exists)
     workers = [child for child in psutil.Process(up.pid).children() if "worker" in child.cmdline()]
-    assert [worker.environ()["EARMARK_MODEL__THREADS"] for worker in workers] == [str(max(1, cores() // 2))] * 2
+    assert [worker.environ()["EARMARK_MODEL__THREADS"] for worker in workers] == [
+        str(max(1, cores() // 2))
+    ] * 2
     earmark("submit", str(folder), "--watch", "--strict")
     earmark("submit", str(EXAMPLES), "--watch", "--strict", status=1)
     assert "file_not_allowed" in earmark("failures", "run-2").stdout
@@ -89,6 +104,8 @@ def test_an_interrupted_submit_watch_says_how_to_watch_again(
     watching = earmark.start(*words)
     wait_until(lambda: "pending" in states(earmark) or "queued" in states(earmark))
     earmark.start("earmark", "worker")
-    assert "The run goes on; `earmark status slow --watch` shows it again." in interrupt_midway(earmark, watching)
+    assert "The run goes on; `earmark status slow --watch` shows it again." in interrupt_midway(
+        earmark, watching
+    )
     earmark("status", "slow", "--watch")
     assert states(earmark) == {"done": CLIPS}

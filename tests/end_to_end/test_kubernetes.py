@@ -20,10 +20,16 @@ OBJECTS: dict[str, Any] = {
     for file in KUSTOMIZATION["resources"]
     for one in yaml.safe_load_all((FOLDER / file).read_text())
 }
-PODS = {name: one["spec"]["template"]["spec"] for name, one in OBJECTS.items() if one["kind"] in ("Deployment", "Job")}
+PODS = {
+    name: one["spec"]["template"]["spec"]
+    for name, one in OBJECTS.items()
+    if one["kind"] in ("Deployment", "Job")
+}
 
 
-@pytest.mark.parametrize("name", [name for name, one in OBJECTS.items() if "keda" not in one["apiVersion"]])
+@pytest.mark.parametrize(
+    "name", [name for name, one in OBJECTS.items() if "keda" not in one["apiVersion"]]
+)
 def test_kubernetes_takes_the_object(name: str) -> None:
     for version in ("1.31", "1.36"):
         kubernetes_validate.validate(OBJECTS[name], version, strict=True)
@@ -58,8 +64,15 @@ def test_a_worker_has_time_to_stop_and_is_asked_whether_it_is_ready() -> None:
 
 def test_names_lead_to_what_there_is() -> None:
     made = {secret["name"] for secret in KUSTOMIZATION["secretGenerator"]}
-    asked = set(re.findall(r"secretName: ([\w-]+)", "".join(file.read_text() for file in FOLDER.glob("*.yaml"))))
-    scaled, login = OBJECTS["ScaledObject/worker"]["spec"], OBJECTS["TriggerAuthentication/redis"]["spec"]
+    asked = set(
+        re.findall(
+            r"secretName: ([\w-]+)", "".join(file.read_text() for file in FOLDER.glob("*.yaml"))
+        )
+    )
+    scaled, login = (
+        OBJECTS["ScaledObject/worker"]["spec"],
+        OBJECTS["TriggerAuthentication/redis"]["spec"],
+    )
     asked |= {reference["name"] for reference in login["secretTargetRef"]}
     assert asked == made
     assert f"Deployment/{scaled['scaleTargetRef']['name']}" in OBJECTS

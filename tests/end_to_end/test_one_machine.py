@@ -20,7 +20,16 @@ from tests.servers import readable_binaries, serving
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Earmark
 
-GOOD = ("dog.ogg", "siren.wav", "piano.flac", "music.mp3", "speech.wav", "rain.ogg", "silence.wav", "mixed.m4a")
+GOOD = (
+    "dog.ogg",
+    "siren.wav",
+    "piano.flac",
+    "music.mp3",
+    "speech.wav",
+    "rain.ogg",
+    "silence.wav",
+    "mixed.m4a",
+)
 
 
 @pytest.fixture
@@ -38,9 +47,13 @@ def recordings(tmp_path: Path) -> Path:
     return folder.parent
 
 
-def test_the_demo_names_the_sounds_and_the_reasons_and_leaves_nothing_running(earmark: Earmark) -> None:
+def test_the_demo_names_the_sounds_and_the_reasons_and_leaves_nothing_running(
+    earmark: Earmark,
+) -> None:
     shown = earmark("demo", "--report", "demo.html")
-    best = {line.split()[0]: line.split()[1] for line in shown.stdout.splitlines() if "." in line[:14]}
+    best = {
+        line.split()[0]: line.split()[1] for line in shown.stdout.splitlines() if "." in line[:14]
+    }
     assert best["dog.ogg"] == "dog"
     assert best["siren.wav"] == "siren"
     assert best["piano.flac"] == "piano"
@@ -53,7 +66,9 @@ def test_the_demo_names_the_sounds_and_the_reasons_and_leaves_nothing_running(ea
     assert left_running() == []
 
 
-def test_a_folder_of_200_files_ends_in_200_final_rows_in_sqlite(earmark: Earmark, recordings: Path) -> None:
+def test_a_folder_of_200_files_ends_in_200_final_rows_in_sqlite(
+    earmark: Earmark, recordings: Path
+) -> None:
     earmark("run", str(recordings), "--db", "sqlite:///x.db", "--name", "mixed")
     with closing(sqlite3.connect(earmark.folder / "x.db")) as database:
         counts = dict(database.execute("select label, count(*) from results group by 1").fetchall())
@@ -80,8 +95,16 @@ def test_the_same_folder_goes_to_postgresql_and_is_read_with_psql(
     assert sum(int(line.partition("|")[2]) for line in shown.splitlines()) == 196
 
 
-def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_what_is_new(earmark: Earmark) -> None:
-    rows = [("dog.ogg", "Rome"), ("siren.wav", "Oslo"), ("dog.ogg", "twice"), ("", "blank"), ("nonsense", "Rome")]
+def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_what_is_new(
+    earmark: Earmark,
+) -> None:
+    rows = [
+        ("dog.ogg", "Rome"),
+        ("siren.wav", "Oslo"),
+        ("dog.ogg", "twice"),
+        ("", "blank"),
+        ("nonsense", "Rome"),
+    ]
     for name in ("dog.ogg", "siren.wav"):
         shutil.copy(EXAMPLES / name, earmark.folder)
     with (earmark.folder / "list.csv").open("w", newline="") as file:
@@ -90,7 +113,10 @@ def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_what_is_new(
     first = earmark(*words)
     assert "6 lines: 3 new, 1 known already, 1 refused" in first.stderr
     query = "SELECT uri, label, json_extract(meta, '$.city') AS city FROM results ORDER BY uri"
-    found = [json.loads(line) for line in earmark("query", query, "--format", "jsonl").stdout.splitlines()]
+    found = [
+        json.loads(line)
+        for line in earmark("query", query, "--format", "jsonl").stdout.splitlines()
+    ]
     assert [(Path(row["uri"]).name, row["label"], row["city"]) for row in found] == [
         ("dog.ogg", "dog", "Rome"), ("siren.wav", "siren", "Oslo"),
     ]  # fmt: skip
@@ -108,7 +134,15 @@ def test_a_model_that_cannot_be_had_is_one_sentence(earmark: Earmark) -> None:
 
 
 def test_results_come_in_every_format(earmark: Earmark) -> None:
-    earmark("run", str(EXAMPLES / "dog.ogg"), str(EXAMPLES / "mixed.m4a"), "--window-s", "5", "--name", "two")
+    earmark(
+        "run",
+        str(EXAMPLES / "dog.ogg"),
+        str(EXAMPLES / "mixed.m4a"),
+        "--window-s",
+        "5",
+        "--name",
+        "two",
+    )
     windows = earmark("results", "two", "--windows", "--format", "jsonl").stdout.splitlines()
     assert [json.loads(line)["label"] for line in windows][1::3] == ["speech", "siren"]
     earmark("results", "two", "--format", "parquet", "-o", "two.parquet")
@@ -121,7 +155,9 @@ def test_results_come_in_every_format(earmark: Earmark) -> None:
     assert json.loads(earmark("status", "two", "--format", "jsonl").stdout)["done"] == 2
 
 
-def test_urls_that_another_run_has_are_not_downloaded_again_and_strict_tells_of_failures(earmark: Earmark) -> None:
+def test_urls_that_another_run_has_are_not_downloaded_again_and_strict_tells_of_failures(
+    earmark: Earmark,
+) -> None:
     with serving(EXAMPLES) as base:
         earmark.core.settings |= {
             "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
@@ -131,7 +167,12 @@ def test_urls_that_another_run_has_are_not_downloaded_again_and_strict_tells_of_
         urls = [f"{base}/{name}" for name in ("dog.ogg", "mixed.m4a")]
         earmark("run", *urls, "--window-s", "5")
     earmark("run", *urls, "--window-s", "5", "--reuse-urls", "--strict", "--name", "again")
-    again = [json.loads(line) for line in earmark("results", "again", "--format", "jsonl").stdout.splitlines()]
+    again = [
+        json.loads(line)
+        for line in earmark("results", "again", "--format", "jsonl").stdout.splitlines()
+    ]
     assert [(row["label"], row["reused"]) for row in again] == [("dog", 1), ("siren", 1)]
     assert len(earmark("results", "again", "--windows").stdout.splitlines()) == 1 + 1 + 4
-    earmark("run", *urls, "--window-s", "4", "--reuse-urls", "--strict", "--name", "other", status=1)
+    earmark(
+        "run", *urls, "--window-s", "4", "--reuse-urls", "--strict", "--name", "other", status=1
+    )

@@ -20,7 +20,9 @@ from workers.scoring import classifier
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import Earmark
 
-CLIPS = sorted(path for path in EXAMPLES.iterdir() if path.suffix in (".wav", ".ogg", ".flac", ".mp3", ".m4a"))
+CLIPS = sorted(
+    path for path in EXAMPLES.iterdir() if path.suffix in (".wav", ".ogg", ".flac", ".mp3", ".m4a")
+)
 STARTER = Path(classifier.__file__).with_name("starter")
 
 
@@ -38,7 +40,9 @@ def load(path: Path) -> Any:
 def test_every_example_clip_scores_as_in_the_pipeline(earmark: Earmark) -> None:
     earmark("run", str(EXAMPLES), "--window-s", "100", "--top-k", "17", "--name", "all")
     ours: dict[str, dict[str, float]] = defaultdict(dict)
-    for line in earmark("query", "SELECT uri, label, score FROM top_k", "--format", "jsonl").stdout.splitlines():
+    for line in earmark(
+        "query", "SELECT uri, label, score FROM top_k", "--format", "jsonl"
+    ).stdout.splitlines():
         row = json.loads(line)
         ours[Path(row["uri"]).name][row["label"]] = row["score"]
     reference = pipeline("audio-classification", model=str(STARTER))

@@ -53,7 +53,10 @@ def test_a_plan_of_a_small_list_is_told_without_a_speed(earmark: Earmark) -> Non
 
 @pytest.mark.parametrize("span", ["soon", "0h", "8", "-1h"])
 def test_a_time_that_is_none_is_refused(earmark: Earmark, span: str) -> None:
-    assert "say 90s, 30min, 8h or 2d" in earmark("plan", str(EXAMPLES), "--within", span, status=2).stderr
+    assert (
+        "say 90s, 30min, 8h or 2d"
+        in earmark("plan", str(EXAMPLES), "--within", span, status=2).stderr
+    )
 
 
 def test_a_list_without_clips_cannot_be_planned(earmark: Earmark) -> None:

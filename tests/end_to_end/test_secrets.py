@@ -19,23 +19,38 @@ SECRET = "CANARY0123456789"
 #: SQLAlchemy hides none of these by itself.
 OPTIONS = f"?user=postgres&password={SECRET}&sslpassword={SECRET}"
 READY = (("db", "upgrade"), ("db", "check"), ("status",))
-REFUSED = (("doctor",), ("db", "upgrade"), ("db", "check"), ("status",), ("retry", "1"), ("query", "SELECT 1"))
+REFUSED = (
+    ("doctor",),
+    ("db", "upgrade"),
+    ("db", "check"),
+    ("status",),
+    ("retry", "1"),
+    ("query", "SELECT 1"),
+)
 
 
 def refuse_connections(server: str, database: str) -> None:
     """Have PostgreSQL end every connection to a database and take no more."""
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")  # type: ignore[call-overload]
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database])
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database]
+        )
 
 
 def test_a_password_among_the_options_is_in_no_output_and_no_log(
-    cluster: Earmark, postgres: str, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Earmark,
+    postgres: str,
+    postgres_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     database = postgres_url.rpartition("/")[2]
     cluster.settings["EARMARK_DATABASE__URL"] = postgres_url.replace("postgres@", "") + OPTIONS
     cluster.settings["HF_ENDPOINT"] = "http://localhost"
-    monkeypatch.setattr(doctor, "_model", lambda _: "")  # it takes long to load, and knows no database
+    monkeypatch.setattr(
+        doctor, "_model", lambda _: ""
+    )  # it takes long to load, and knows no database
     for name, value in cluster.settings.items():
         monkeypatch.setenv(name, value)
     cluster.start("earmark", "worker")

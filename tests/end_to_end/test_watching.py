@@ -40,7 +40,9 @@ class Watched:
             "EARMARK_WORKER__METRICS_PORT": str(self.metrics),
             "EARMARK_WORKER__LOG_JSON": "true",
         }
-        urls = [f"{base}/{SOUNDS[number % len(SOUNDS)]}?{SECRET}{number}" for number in range(CLIPS)]
+        urls = [
+            f"{base}/{SOUNDS[number % len(SOUNDS)]}?{SECRET}{number}" for number in range(CLIPS)
+        ]
         (folder / "list.txt").write_text("\n".join(urls) + "\n")
         self.earmark = Earmark(settings, folder)
 
@@ -62,7 +64,10 @@ class Watched:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "data/clips/worker-1.log").read_text().splitlines()]
+        return [
+            json.loads(line)
+            for line in (self.folder / "data/clips/worker-1.log").read_text().splitlines()
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +84,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 def samples(watched: Watched) -> dict[str, float]:
     with urllib.request.urlopen(f"{watched.worker}/metrics", timeout=TIMEOUT_S) as answer:
         lines = answer.read().decode().splitlines()
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+    return {
+        name: float(value)
+        for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")
+    }
 
 
 def test_flower_knows_the_worker_and_every_chunk_as_done(watched: Watched) -> None:
@@ -89,12 +97,19 @@ def test_flower_knows_the_worker_and_every_chunk_as_done(watched: Watched) -> No
     assert {task["state"] for task in tasks} == {"SUCCESS"}
     results = [json.loads(task["result"].replace("'", '"')) for task in tasks]
     # On a busy machine some clips are late: they end behind their chunk's back.
-    assert all(set(result) <= {"done", "failed", "late"} and sum(result.values()) == CHUNK for result in results)
-    assert all(task["args"].startswith(f"(run 1, {CHUNK} clips: http://127.0.0.1") for task in tasks)
+    assert all(
+        set(result) <= {"done", "failed", "late"} and sum(result.values()) == CHUNK
+        for result in results
+    )
+    assert all(
+        task["args"].startswith(f"(run 1, {CHUNK} clips: http://127.0.0.1") for task in tasks
+    )
     assert all(SECRET not in json.dumps(task) for task in tasks)
 
 
-def test_flower_shows_the_chunks_in_a_browser_and_nothing_is_stuck(watched: Watched, browser: Browser) -> None:
+def test_flower_shows_the_chunks_in_a_browser_and_nothing_is_stuck(
+    watched: Watched, browser: Browser
+) -> None:
     page = browser.new_page(viewport={"width": 1500, "height": 700})
     page.goto(f"{watched.page}/tasks")
     rows = page.locator("#tasks-table tbody tr")
@@ -103,17 +118,24 @@ def test_flower_shows_the_chunks_in_a_browser_and_nothing_is_stuck(watched: Watc
     page.screenshot(path=watched.folder / "flower.png")
     page.close()
     assert len(shown) == CLIPS // CHUNK
-    assert all("SUCCESS" in row and "run 1, 8 clips" in row and ("'done'" in row or "'late'" in row) for row in shown)
+    assert all(
+        "SUCCESS" in row and "run 1, 8 clips" in row and ("'done'" in row or "'late'" in row)
+        for row in shown
+    )
     assert not any("RECEIVED" in row for row in shown)
 
 
 def test_flower_steers_nothing(watched: Watched) -> None:
-    asked = urllib.request.Request(f"{watched.page}/api/task/async-apply/earmark.classify", data=b'{"args": []}')
+    asked = urllib.request.Request(
+        f"{watched.page}/api/task/async-apply/earmark.classify", data=b'{"args": []}'
+    )
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(asked, timeout=TIMEOUT_S)
 
 
-def test_a_worker_tells_prometheus_what_came_of_the_clips_and_where_the_time_went(watched: Watched) -> None:
+def test_a_worker_tells_prometheus_what_came_of_the_clips_and_where_the_time_went(
+    watched: Watched,
+) -> None:
     found = samples(watched)
     assert found['earmark_clips_total{outcome="done"}'] == CLIPS * 4 / 5
     assert found['earmark_clips_total{outcome="failed"}'] == CLIPS / 5
@@ -121,7 +143,11 @@ def test_a_worker_tells_prometheus_what_came_of_the_clips_and_where_the_time_wen
     assert found["earmark_audio_seconds_total"] > CLIPS
     assert found["earmark_batch_windows_sum"] >= found["earmark_batch_windows_count"] > 0
     assert all(found[f'earmark_stage_seconds_total{{stage="{stage}"}}'] > 0 for stage in STAGES)
-    assert 0 < found["earmark_model_seconds_total"] <= found['earmark_stage_seconds_total{stage="classify"}']
+    assert (
+        0
+        < found["earmark_model_seconds_total"]
+        <= found['earmark_stage_seconds_total{stage="classify"}']
+    )
     assert found["earmark_queue_chunks"] == found["earmark_waiting_audio_bytes"] == 0
 
 
@@ -129,7 +155,9 @@ STAGES = ("fetch", "decode", "classify", "store")
 
 
 @pytest.mark.parametrize("name", ["grafana-dashboard.json", "prometheus-alerts.yml"])
-def test_a_dashboard_and_the_alerts_ask_for_nothing_that_no_worker_tells(watched: Watched, name: str) -> None:
+def test_a_dashboard_and_the_alerts_ask_for_nothing_that_no_worker_tells(
+    watched: Watched, name: str
+) -> None:
     told = {sample.partition("{")[0] for sample in samples(watched)}
     asked = set(re.findall(r"\bearmark_\w+", (DEPLOY / name).read_text()))
     assert len(asked) > 4
@@ -139,7 +167,9 @@ def test_a_dashboard_and_the_alerts_ask_for_nothing_that_no_worker_tells(watched
 def test_flower_tells_prometheus_of_its_chunks(watched: Watched) -> None:
     with urllib.request.urlopen(f"{watched.page}/metrics", timeout=TIMEOUT_S) as answer:
         told = answer.read().decode()
-    succeeded = re.findall(r'flower_events_total\{task="earmark.classify",type="task-succeeded".*\} ([\d.]+)', told)
+    succeeded = re.findall(
+        r'flower_events_total\{task="earmark.classify",type="task-succeeded".*\} ([\d.]+)', told
+    )
     assert [float(count) for count in succeeded] == [CLIPS / CHUNK]
 
 
@@ -149,12 +179,18 @@ def test_a_worker_logs_a_line_a_chunk_that_a_machine_can_read(watched: Watched) 
     assert {line["chunk_id"] for line in chunks} == tasks
     assert {line["run_id"] for line in chunks} == {1}
     assert sum(line["done"] for line in chunks) == CLIPS * 4 // 5
-    assert all(line["level"] == "info" and line[f"{stage}_s"] >= 0 for line in chunks for stage in STAGES)
+    assert all(
+        line["level"] == "info" and line[f"{stage}_s"] >= 0 for line in chunks for stage in STAGES
+    )
     assert SECRET not in json.dumps(watched.log)
 
 
-@pytest.mark.parametrize(("address", "basic_auth"), [("0.0.0.0", None), ("", None), ("0.0.0.0", "someone:")])
-def test_flower_is_not_opened_to_other_machines_without_a_password(address: str, basic_auth: str | None) -> None:
+@pytest.mark.parametrize(
+    ("address", "basic_auth"), [("0.0.0.0", None), ("", None), ("0.0.0.0", "someone:")]
+)
+def test_flower_is_not_opened_to_other_machines_without_a_password(
+    address: str, basic_auth: str | None
+) -> None:
     with pytest.raises(UsageError, match="USER:PASSWORD"):
         local.flower_arguments(5555, address, basic_auth)
 

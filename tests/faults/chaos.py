@@ -43,7 +43,10 @@ MOST_AGAIN = 0.06
 def have_chaos(world: World, clips: int, count: int) -> str:
     """Have so many faults happen to a run of so many clips; return what came of it, in one line."""
     kinds = FAULTS["postgresql" if world.postgres else "sqlite"]
-    chosen = [*world.random.sample(kinds, min(count, len(kinds))), *world.random.choices(kinds, k=count)][:count]
+    chosen = [
+        *world.random.sample(kinds, min(count, len(kinds))),
+        *world.random.choices(kinds, k=count),
+    ][:count]
     started = time.monotonic()
     world.submit(*world.uris(clips - len(ODD), *ODD))
     world.start_workers()
@@ -58,7 +61,9 @@ def have_chaos(world: World, clips: int, count: int) -> str:
     broken = broken_promises(world)
     share = world.classified_again / clips
     ends = ", ".join(f"{len(found)} {promise}" for promise, found in broken.items())
-    told = f"{clips} clips, {count} faults ({amid} before the end), {time.monotonic() - started:.0f} s"
+    told = (
+        f"{clips} clips, {count} faults ({amid} before the end), {time.monotonic() - started:.0f} s"
+    )
     assert not any(broken.values()), broken
     assert share <= MOST_AGAIN, f"{share:.1%} classified again"
     return f"{told}: {ends}; {world.classified_again} classified again ({share:.1%})"
@@ -79,7 +84,9 @@ def recovery(world: World, fault: Fault, clips: int = 100) -> str:
     world.submit(*world.uris(clips))
     world.start_workers()
     world.until_some_are_done()
-    in_hand = [row[0] for row in world.rows(sa.select(Lease.clip_id).where(Lease.token.is_not(None)))]
+    in_hand = [
+        row[0] for row in world.rows(sa.select(Lease.clip_id).where(Lease.token.is_not(None)))
+    ]
     left = sa.select(sa.func.count()).where(Clip.id.in_(in_hand), Clip.state.not_in(FINAL_STATES))
     started = time.monotonic()
     strike(world, fault)
@@ -92,7 +99,9 @@ def recovery(world: World, fault: Fault, clips: int = 100) -> str:
 
 
 @contextmanager
-def new_world(database: str, nursery: Nursery, postgres: Postgres | None, seed: int, delay_s: float) -> Iterator[World]:
+def new_world(
+    database: str, nursery: Nursery, postgres: Postgres | None, seed: int, delay_s: float
+) -> Iterator[World]:
     with tempfile.TemporaryDirectory(prefix="earmark-chaos-") as folder:
         url = f"sqlite:///{folder}/earmark.db" if postgres is None else postgres.new_database()
         with running_world(Path(folder), upgraded(url), nursery, postgres, seed, delay_s) as world:
@@ -115,15 +124,21 @@ def main() -> None:
             postgres = Postgres()
             stack.callback(postgres.remove)
         if asked.each:
-            print(f"| fault, on {asked.database} | it lasts, s | in hand final after, s | of 100 classified again |")
+            print(
+                f"| fault, on {asked.database} | it lasts, s | in hand final after, s | of 100 classified again |"
+            )
             print("|---|---|---|---|")
             for fault in FAULTS[asked.database]:
                 with new_world(asked.database, nursery, postgres, asked.seed, 0.2) as world:
-                    print(f"| {fault.__name__.replace('_', ' ')} | {recovery(world, fault)} |", flush=True)
+                    print(
+                        f"| {fault.__name__.replace('_', ' ')} | {recovery(world, fault)} |",
+                        flush=True,
+                    )
         else:
             with new_world(asked.database, nursery, postgres, asked.seed, DELAY_S) as world:
                 print(
-                    f"seed {asked.seed}, {asked.database}: {have_chaos(world, asked.clips, asked.faults)}", flush=True
+                    f"seed {asked.seed}, {asked.database}: {have_chaos(world, asked.clips, asked.faults)}",
+                    flush=True,
                 )
 
 

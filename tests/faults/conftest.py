@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def world(tmp_path: Path, database_url: str, nursery: Nursery, request: pytest.FixtureRequest) -> Iterator[World]:
+def world(
+    tmp_path: Path, database_url: str, nursery: Nursery, request: pytest.FixtureRequest
+) -> Iterator[World]:
     server: Postgres | None = None
     if database_url.startswith("postgresql"):
         server = request.getfixturevalue("postgres_server")

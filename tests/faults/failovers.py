@@ -118,7 +118,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=3000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--failovers", type=int, default=20)
-    parser.add_argument("--delay-s", type=float, default=0.5, help="how long each clip takes to come")
+    parser.add_argument(
+        "--delay-s", type=float, default=0.5, help="how long each clip takes to come"
+    )
     parser.add_argument("--pooler", action="store_true")
     asked = parser.parse_args()
     with ExitStack() as stack:

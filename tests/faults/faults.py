@@ -164,7 +164,9 @@ def restart_postgres_at_once(world: World) -> None:
     world.postgres.start()
 
 
-END_CONNECTIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+END_CONNECTIONS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+)
 
 
 def stop_postgres_for_10_s(world: World) -> None:

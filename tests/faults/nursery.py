@@ -29,7 +29,9 @@ class Nursery:
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "tests.faults.nursery"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def start_worker(self, folder: Path, environment: Mapping[str, str]) -> psutil.Process:
         """Start `earmark worker`, in a process group of its own, its output going to `worker.log`."""
@@ -40,11 +42,18 @@ class Nursery:
         return psutil.Process(child.pid)
 
     def start(
-        self, *words: str, folder: Path, environment: Mapping[str, str], files: Sequence[Path], group: bool = False
+        self,
+        *words: str,
+        folder: Path,
+        environment: Mapping[str, str],
+        files: Sequence[Path],
+        group: bool = False,
     ) -> Child:
         """Start `earmark` with these words, its standard streams being these files."""
         names = [str(file) for file in files]
-        pid = self._ask(words=words, folder=str(folder), environment=dict(environment), files=names, group=group)
+        pid = self._ask(
+            words=words, folder=str(folder), environment=dict(environment), files=names, group=group
+        )
         return Child(self, pid, files)
 
     def status(self, pid: int) -> int | None:
@@ -141,7 +150,9 @@ def _import_what_is_heavy() -> None:
     classifier.load(Model(threads=1))
 
 
-def _become_earmark(words: list[str], folder: str, environment: dict[str, str], files: list[str], group: bool) -> None:
+def _become_earmark(
+    words: list[str], folder: str, environment: dict[str, str], files: list[str], group: bool
+) -> None:
     from earmark import cli
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -150,7 +161,9 @@ def _become_earmark(words: list[str], folder: str, environment: dict[str, str], 
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    for descriptor, (file, flags) in enumerate(zip(files, (os.O_RDONLY, *[APPENDING] * 2), strict=True)):
+    for descriptor, (file, flags) in enumerate(
+        zip(files, (os.O_RDONLY, *[APPENDING] * 2), strict=True)
+    ):
         os.dup2(os.open(file, flags), descriptor)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
     runpy.run_path(str(HOOKS / "sitecustomize.py"))

@@ -37,7 +37,12 @@ if TYPE_CHECKING:
 
 FILES = 60
 #: As the default, all labels that are likely, and one that is sure: results differ visibly.
-OPTIONS = (RunOptions(), RunOptions(top_k=1), RunOptions(top_k=3, min_score=0.1), RunOptions(top_k=2))
+OPTIONS = (
+    RunOptions(),
+    RunOptions(top_k=1),
+    RunOptions(top_k=3, min_score=0.1),
+    RunOptions(top_k=2),
+)
 ALL = RunOptions(top_k=50)
 SHARED_QUEUE = "shared"
 #: Scores of other batches differ in the last digits.
@@ -72,7 +77,9 @@ class Member:
         )
         engine = connect(self.database_url, Database())
         try:
-            run = producer.submit(list(map(str, files)), engine, settings, options=options, name=name, chunk_size=4)
+            run = producer.submit(
+                list(map(str, files)), engine, settings, options=options, name=name, chunk_size=4
+            )
         finally:
             engine.dispose()
         self.submitted += run.added
@@ -89,9 +96,13 @@ class Member:
             "EARMARK_WORKER__CONCURRENCY": "2",
             "EARMARK_WORKER__DECODERS": "1",
             "EARMARK_MODEL__THREADS": "1",
-            **{f"EARMARK_LEDGER__{name.upper()}": str(value) for name, value in SHORT_TIMES.items()},
+            **{
+                f"EARMARK_LEDGER__{name.upper()}": str(value) for name, value in SHORT_TIMES.items()
+            },
         }
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("EARMARK_")}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith("EARMARK_")
+        }
         environment = {**inherited, **settings, **queue, **self.more}
         self.workers.append(self.nursery.start_worker(self.folder, environment))
 
@@ -143,13 +154,21 @@ def write_files(folder: Path, count: int = FILES) -> list[Path]:
     return sorted(folder.glob("*.wav"))
 
 
-def wrong_results(found: Scores, alone: Scores, files: list[Path], options: RunOptions) -> list[str]:
+def wrong_results(
+    found: Scores, alone: Scores, files: list[Path], options: RunOptions
+) -> list[str]:
     """Return the files whose result is not what the options make of the scores."""
     wrong = []
     for file in map(str, files):
-        wanted = [(label, score) for label, score in alone[file][: options.top_k] if score >= options.min_score]
+        wanted = [
+            (label, score)
+            for label, score in alone[file][: options.top_k]
+            if score >= options.min_score
+        ]
         ours = found.get(file, [])
-        close = all(abs(one[1] - other[1]) < ROUNDING for one, other in zip(ours, wanted, strict=False))
+        close = all(
+            abs(one[1] - other[1]) < ROUNDING for one, other in zip(ours, wanted, strict=False)
+        )
         borderline = any(abs(score - options.min_score) < ROUNDING for _, score in alone[file])
         if not close or (len(ours) != len(wanted) and not borderline):
             wrong.append(f"{file}: {ours}, not {wanted}")
@@ -166,7 +185,9 @@ def until(done: Callable[[], bool], seconds: float, tell: Callable[[], str] = st
 class Schedules:
     """Runs schedules one after the other, on one Valkey, with the scores of a ledger alone to compare with."""
 
-    def __init__(self, folder: Path, valkey: Valkey, nursery: Nursery, postgres: Postgres | None) -> None:
+    def __init__(
+        self, folder: Path, valkey: Valkey, nursery: Nursery, postgres: Postgres | None
+    ) -> None:
         self._folder = folder
         self._valkey = valkey
         self._nursery = nursery
@@ -190,7 +211,10 @@ class Schedules:
             for act in acts:
                 member = chance.choice(members)
                 if act == "submit":
-                    options, files = chance.choice(OPTIONS), chance.sample(self._files, chance.randint(10, FILES))
+                    options, files = (
+                        chance.choice(OPTIONS),
+                        chance.sample(self._files, chance.randint(10, FILES)),
+                    )
                     runs.append((member, member.submit(files, options), files, options))
                 elif act == "work":
                     member.start_worker()
@@ -202,14 +226,20 @@ class Schedules:
             for member in members:
                 if not member.workers:
                     member.start_worker()
-            until(lambda: all(member.final for member in members), END_S, lambda: str([m.states() for m in members]))
+            until(
+                lambda: all(member.final for member in members),
+                END_S,
+                lambda: str([m.states() for m in members]),
+            )
             self._check(runs, members)
         finally:
             for member in members:
                 member.kill_workers()
         return f"queue {queue or 'of each'}, {', '.join(acts)}: {time.monotonic() - began:.0f} s"
 
-    def _check(self, runs: list[tuple[Member, int, list[Path], RunOptions]], members: list[Member]) -> None:
+    def _check(
+        self, runs: list[tuple[Member, int, list[Path], RunOptions]], members: list[Member]
+    ) -> None:
         for member, run_id, files, options in runs:
             self.wrong += wrong_results(member.scores(run_id), self._alone, files, options)
             self.clips += len(files)

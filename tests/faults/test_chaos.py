@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+@pytest.mark.parametrize(
+    "database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
+)
 def test_600_clips_end_well_though_12_faults_happen(
     database: str, nursery: Nursery, request: pytest.FixtureRequest
 ) -> None:

@@ -78,11 +78,17 @@ def test_behind_a_pooler_nothing_is_lost_failed_or_doubled(world: World, pooler:
 
 
 def test_clips_that_fail_or_kill_cost_only_themselves(world: World) -> None:
-    world.submit(*world.uris(CLIPS, "busy", "broken", "cut", "gone", "endless", "poison", "unnamed", "renamed"))
+    world.submit(
+        *world.uris(
+            CLIPS, "busy", "broken", "cut", "gone", "endless", "poison", "unnamed", "renamed"
+        )
+    )
     world.start_workers()
     world.until_final(120)
     check_invariants(world)
-    assert world.rows(sa.select(Clip.crashes).where(Clip.error_code == "worker_lost")) == [(SUSPECT_CRASHES,)]
+    assert world.rows(sa.select(Clip.crashes).where(Clip.error_code == "worker_lost")) == [
+        (SUSPECT_CRASHES,)
+    ]
 
 
 def test_a_killed_worker_s_clips_go_on_within_its_lease_and_15_s(world: World) -> None:
@@ -128,7 +134,9 @@ def test_a_worker_whose_model_cannot_be_had_takes_nothing(world: World) -> None:
 
 def test_an_outage_longer_than_results_wait_loses_nothing(world: World) -> None:
     world.settings |= {"EARMARK_LEDGER__OUTAGE_S": "1", "EARMARK_LEDGER__LEASE_S": LONG_LEASE_S}
-    strike_amid_work(world, faults.stop_postgres_for_10_s if world.postgres else faults.lock_sqlite_for_20_s)
+    strike_amid_work(
+        world, faults.stop_postgres_for_10_s if world.postgres else faults.lock_sqlite_for_20_s
+    )
     assert world.rows(sa.select(sa.func.max(Clip.crashes))) == [(0,)]
 
 
@@ -136,7 +144,9 @@ def test_a_killed_flower_takes_nothing_with_it(world: World) -> None:
     port = free_port()
     command = [sys.executable, "-m", "earmark", "flower", "--port", str(port)]
     with (world.folder / "flower.log").open("wb") as log:
-        flower = subprocess.Popen(command, env=world.environment(), cwd=world.folder, stdout=log, stderr=log)
+        flower = subprocess.Popen(
+            command, env=world.environment(), cwd=world.folder, stdout=log, stderr=log
+        )
     try:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
         strike_amid_work(world, lambda _: flower.kill())
@@ -161,7 +171,9 @@ def kill_all_workers_at_work(world: World) -> list[int]:
     def stopped_at_work() -> bool:
         for process in world.workers:
             process.suspend()
-        held.extend(row[0] for row in world.rows(sa.select(Lease.clip_id).where(Lease.token.is_not(None))))
+        held.extend(
+            row[0] for row in world.rows(sa.select(Lease.clip_id).where(Lease.token.is_not(None)))
+        )
         if not held:
             for process in world.workers:
                 process.resume()
@@ -202,15 +214,23 @@ def test_the_check_notices_a_feeder_that_takes_nothing_back(world: World) -> Non
         check_invariants(world)
 
 
-def test_the_check_notices_a_ledger_without_fencing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_notices_a_ledger_without_fencing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.submit(*world.uris(1))
     with world.database() as engine:
         (clip_id,) = world.rows(sa.select(Clip.id))[0]
         labels = ledger.register_model(engine, ["dog"], **MODEL)[1]
-        zombie = ledger.claim(engine, chunk_of(engine, [clip_id]), worker="zombie", limits=Ledger(lease_s=-1.0))
+        zombie = ledger.claim(
+            engine, chunk_of(engine, [clip_id]), worker="zombie", limits=Ledger(lease_s=-1.0)
+        )
         feeding.take_back(engine, own_queue(ledger_id(engine)))
-        successor = ledger.claim(engine, chunk_of(engine, [clip_id]), worker="successor", limits=Ledger())
-        success = Success(clip_id, Source("ab", 1), AudioFacts(1.0, 8000, 1, "pcm"), (Prediction(0, 1.0),))
+        successor = ledger.claim(
+            engine, chunk_of(engine, [clip_id]), worker="successor", limits=Ledger()
+        )
+        success = Success(
+            clip_id, Source("ab", 1), AudioFacts(1.0, 8000, 1, "pcm"), (Prediction(0, 1.0),)
+        )
         ledger.finish(engine, successor, [success], labels, Ledger())
         late = [Failure(clip_id, NotFound(status=404))]
         ledger.finish(engine, zombie, late, labels, Ledger())

@@ -172,7 +172,9 @@ def test_a_worker_with_an_empty_file_of_its_own_says_so_and_is_not_ready(
     wrong.broker_url = wrong.broker_url.replace("127.0.0.1", "127.0.0.2")
     right.start_worker()
     wrong.start_worker()
-    until(lambda: "has no runs, while another database is at work" in wrong.log(), WITHIN_S, wrong.log)
+    until(
+        lambda: "has no runs, while another database is at work" in wrong.log(), WITHIN_S, wrong.log
+    )
     until(lambda: ready(port) == 503, WITHIN_S)
     right.submit(files, RunOptions())
     until(lambda: right.final, WITHIN_S, right.log)

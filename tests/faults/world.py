@@ -60,7 +60,10 @@ class World:
         """Return so many URIs that end well, and one of each odd kind, in any order."""
         port = self.files.server_port
         kinds = enumerate([*["sound"] * count, *odd])
-        uris = [f"http://{HOSTS.get(kind, '127.0.0.1').format(place)}:{port}/{kind}/{place}" for place, kind in kinds]
+        uris = [
+            f"http://{HOSTS.get(kind, '127.0.0.1').format(place)}:{port}/{kind}/{place}"
+            for place, kind in kinds
+        ]
         self.random.shuffle(uris)
         return uris
 
@@ -71,7 +74,9 @@ class World:
         path.write_text("\n".join(uris) + "\n")
         words = ["submit", str(path), "--name", "run", "--chunk-size", "4"]
         files = [Path(os.devnull), self.folder / f"{name}.out", self.folder / f"{name}.err"]
-        process = self.nursery.start(*words, folder=self.folder, environment=self.environment(), files=files)
+        process = self.nursery.start(
+            *words, folder=self.folder, environment=self.environment(), files=files
+        )
         self.producers.append(process)
         if wait:
             said = process.communicate(SUBMITTED_S)[1].decode()
@@ -80,7 +85,9 @@ class World:
 
     def start_workers(self, count: int = 2, **environment: str) -> None:
         for _ in range(count):
-            self.workers.append(self.nursery.start_worker(self.folder, {**self.environment(), **environment}))
+            self.workers.append(
+                self.nursery.start_worker(self.folder, {**self.environment(), **environment})
+            )
 
     def worker(self) -> psutil.Process:
         """Return one of the workers that live."""
@@ -100,7 +107,9 @@ class World:
             with suppress(DatabaseError):  # it may be what is out of order
                 if done():
                     return
-            assert time.monotonic() < deadline, f"not within {seconds} s: {self.states()}\n{self.log()}"
+            assert time.monotonic() < deadline, (
+                f"not within {seconds} s: {self.states()}\n{self.log()}"
+            )
             self.supervise()
             time.sleep(0.2)
 
@@ -152,13 +161,25 @@ class World:
 
     def environment(self) -> dict[str, str]:
         paths = [str(HOOKS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("EARMARK_")}
-        return {**inherited, **self.settings, "PYTHONPATH": os.pathsep.join(paths), "FAULT_CLIPS": "1"}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith("EARMARK_")
+        }
+        return {
+            **inherited,
+            **self.settings,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "FAULT_CLIPS": "1",
+        }
 
 
 @contextmanager
 def running_world(
-    folder: Path, database_url: str, nursery: Nursery, postgres: Postgres | None, seed: int = 0, delay_s: float = 0.1
+    folder: Path,
+    database_url: str,
+    nursery: Nursery,
+    postgres: Postgres | None,
+    seed: int = 0,
+    delay_s: float = 0.1,
 ) -> Iterator[World]:
     """Run a Valkey and a file server; submitting and starting workers is up to the caller."""
     with ExitStack() as stack:
@@ -195,7 +216,9 @@ def check_invariants(world: World) -> None:
 
 def broken_promises(world: World) -> dict[str, list[str]]:
     """Return by promise what broke it: every clip has one final state, the right one, and all that is told agrees."""
-    clips = world.rows(sa.select(Clip.id, Clip.uri, Clip.state, Clip.error_code, Clip.attempts, Clip.crashes))
+    clips = world.rows(
+        sa.select(Clip.id, Clip.uri, Clip.state, Clip.error_code, Clip.attempts, Clip.crashes)
+    )
     final = [uri for _, uri, state, *_ in clips if state in FINAL_STATES]
     best = [row[0] for row in world.rows(sa.text("SELECT clip_id FROM top_k WHERE rank = 1"))]
     done = {clip_id for clip_id, _, state, *_ in clips if state == "done"}
@@ -221,5 +244,7 @@ def _wrong_counts(world: World) -> list[str]:
         told = results.progress(engine, 1).states
     states = world.states()
     return [
-        f"{state}: {told[state]}, not {states.get(state, 0)}" for state in told if told[state] != states.get(state, 0)
+        f"{state}: {told[state]}, not {states.get(state, 0)}"
+        for state in told
+        if told[state] != states.get(state, 0)
     ]

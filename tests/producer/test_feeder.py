@@ -30,9 +30,15 @@ def feed(engine: sa.Engine, settings: Settings) -> int:
     return Feeder(engine, settings).feed()
 
 
-def new_run(engine: sa.Engine, count: int, *, host: str = "h", chunk_size: int = 8, priority: int = 1) -> int:
-    run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=chunk_size, priority=priority)
-    ledger.add_clips(engine, run_id, [ListedClip(f"https://{host}{n % 2}/{n}?key=secret") for n in range(count)])
+def new_run(
+    engine: sa.Engine, count: int, *, host: str = "h", chunk_size: int = 8, priority: int = 1
+) -> int:
+    run_id = ledger.open_run(
+        engine, None, RunOptions(), queue="clips", chunk_size=chunk_size, priority=priority
+    )
+    ledger.add_clips(
+        engine, run_id, [ListedClip(f"https://{host}{n % 2}/{n}?key=secret") for n in range(count)]
+    )
     return run_id
 
 
@@ -45,7 +51,9 @@ def taken_from_queue() -> list[dict[str, object]]:
     return decoded
 
 
-def test_the_queue_is_filled_to_its_mark_and_not_beyond(engine: sa.Engine, settings: Settings) -> None:
+def test_the_queue_is_filled_to_its_mark_and_not_beyond(
+    engine: sa.Engine, settings: Settings
+) -> None:
     new_run(engine, 1000)
     assert feed(engine, settings) == 4
     assert broker.queue_length() == 4
@@ -54,7 +62,9 @@ def test_the_queue_is_filled_to_its_mark_and_not_beyond(engine: sa.Engine, setti
     assert feed(engine, settings) >= 4
 
 
-def test_a_message_names_clips_without_their_signatures_and_mixes_hosts(engine: sa.Engine, settings: Settings) -> None:
+def test_a_message_names_clips_without_their_signatures_and_mixes_hosts(
+    engine: sa.Engine, settings: Settings
+) -> None:
     run_id = new_run(engine, 8)
     feed(engine, settings)
     (message,) = taken_from_queue()
@@ -83,13 +93,17 @@ def test_a_wiped_queue_is_filled_again(engine: sa.Engine, settings: Settings) ->
     assert feed(engine, settings) == 2
 
 
-def test_clips_whose_worker_died_before_it_claimed_them_are_sent_again(engine: sa.Engine, settings: Settings) -> None:
+def test_clips_whose_worker_died_before_it_claimed_them_are_sent_again(
+    engine: sa.Engine, settings: Settings
+) -> None:
     patient = settings.model_copy(update={"ledger": Ledger(lost_after_s=10.0)})
     impatient = settings.model_copy(update={"ledger": Ledger(lost_after_s=0.0)})
     new_run(engine, 16)
     feed(engine, settings)
     for message in taken_from_queue():
-        broker.client().hset("earmark:unacked:clips", str(message), "taken by a worker that is dead")
+        broker.client().hset(
+            "earmark:unacked:clips", str(message), "taken by a worker that is dead"
+        )
     assert feed(engine, patient) == 0
     assert feed(engine, impatient) == 2
 
@@ -117,7 +131,9 @@ def out_of_reach(feeder: Feeder) -> None:
     feeder._engine = engine
 
 
-def test_two_runs_go_side_by_side_in_proportion_to_their_priorities(engine: sa.Engine, settings: Settings) -> None:
+def test_two_runs_go_side_by_side_in_proportion_to_their_priorities(
+    engine: sa.Engine, settings: Settings
+) -> None:
     slow, fast = new_run(engine, 500), new_run(engine, 500, priority=3)
     feeder = Feeder(engine, settings)
     for _ in range(5):
@@ -147,7 +163,12 @@ def test_a_message_of_another_version_is_told_from_one_that_is_none_of_ours() ->
     for other in ({"v": 1, "run_id": 1, "clips": [[1, "u"]]}, {"v": 3}):
         with pytest.raises(broker.OtherVersionError):
             broker.decode(other)
-    for none in ({"v": 2, "ledger": "l", "run_id": 1, "clips": [["x"]]}, {"v": 2, "run_id": 1, "clips": []}, {}, "?"):
+    for none in (
+        {"v": 2, "ledger": "l", "run_id": 1, "clips": [["x"]]},
+        {"v": 2, "run_id": 1, "clips": []},
+        {},
+        "?",
+    ):
         with pytest.raises(broker.MessageError):
             broker.decode(none)
 

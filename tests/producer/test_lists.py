@@ -97,7 +97,9 @@ def test_a_list_on_a_web_server_and_its_relative_lines(tmp_path: Path) -> None:
 
 def test_a_url_that_does_not_end_like_a_list_is_a_clip_unless_the_format_is_said() -> None:
     assert read("https://h.org/list.wav")[0] == [("https://h.org/list.wav", {})]
-    with pytest.raises(UsageError, match="memory://nowhere/list cannot be read: there is no such file"):
+    with pytest.raises(
+        UsageError, match="memory://nowhere/list cannot be read: there is no such file"
+    ):
         read("memory://nowhere/list", input_format="txt")
     with pytest.raises(UsageError, match="No file matches"):
         read("memory://nowhere/*.txt")
@@ -106,13 +108,31 @@ def test_a_url_that_does_not_end_like_a_list_is_a_clip_unless_the_format_is_said
 @pytest.mark.parametrize(
     ("content", "uris", "refused"),
     [
-        pytest.param(b"\xef\xbb\xbfurl,n\r\nhttps://h/a,1\r\n", ["https://h/a"], {}, id="byte order mark and CRLF"),
-        pytest.param("url,n\nhttps://h/ä,1\n".encode("utf-16"), ["https://h/ä"], {}, id="UTF-16"),
-        pytest.param(b"url\nhttps://h/\xe4\nhttps://h/b\n", ["https://h/\\xe4", "https://h/b"], {}, id="encodings"),
-        pytest.param(b"url\nhttps://h/\0a\n", ["https://h/\\x00a"], {}, id="NUL"),
-        pytest.param(b'url,t\nhttps://h/a,"x\ny"\nhttps://h/b,\n', ["https://h/a", "https://h/b"], {}, id="newlines"),
         pytest.param(
-            b"t,url\n1,https://h/a\n2\n3,https://h/b\n", ["https://h/a", "https://h/b"], {3: "1 cells"}, id="cell"
+            b"\xef\xbb\xbfurl,n\r\nhttps://h/a,1\r\n",
+            ["https://h/a"],
+            {},
+            id="byte order mark and CRLF",
+        ),
+        pytest.param("url,n\nhttps://h/ä,1\n".encode("utf-16"), ["https://h/ä"], {}, id="UTF-16"),
+        pytest.param(
+            b"url\nhttps://h/\xe4\nhttps://h/b\n",
+            ["https://h/\\xe4", "https://h/b"],
+            {},
+            id="encodings",
+        ),
+        pytest.param(b"url\nhttps://h/\0a\n", ["https://h/\\x00a"], {}, id="NUL"),
+        pytest.param(
+            b'url,t\nhttps://h/a,"x\ny"\nhttps://h/b,\n',
+            ["https://h/a", "https://h/b"],
+            {},
+            id="newlines",
+        ),
+        pytest.param(
+            b"t,url\n1,https://h/a\n2\n3,https://h/b\n",
+            ["https://h/a", "https://h/b"],
+            {3: "1 cells"},
+            id="cell",
         ),
         pytest.param(b"url\n\n\nhttps://h/a\n", ["https://h/a"], {}, id="empty lines"),
         pytest.param(
@@ -128,9 +148,17 @@ def test_a_url_that_does_not_end_like_a_list_is_a_clip_unless_the_format_is_said
             id="a long line",
         ),
         pytest.param(
-            b"url\nhttps://h/" + b"x" * 9000 + b"\nhttps://h/b\n", ["https://h/b"], {2: "9010"}, id="a long URL"
+            b"url\nhttps://h/" + b"x" * 9000 + b"\nhttps://h/b\n",
+            ["https://h/b"],
+            {2: "9010"},
+            id="a long URL",
         ),
-        pytest.param(b"url\nhttps://h/a b.wav\nhttp://[::1\n", ["https://h/a b.wav", "http://[::1"], {}, id="odd URLs"),
+        pytest.param(
+            b"url\nhttps://h/a b.wav\nhttp://[::1\n",
+            ["https://h/a b.wav", "http://[::1"],
+            {},
+            id="odd URLs",
+        ),
     ],
 )
 def test_what_a_table_holds_is_read_or_told_by_its_line(
@@ -140,13 +168,23 @@ def test_what_a_table_holds_is_read_or_told_by_its_line(
     clips, tally = read(tmp_path / "list.csv")
     assert [uri for uri, _ in clips] == uris
     assert [example.line for example in tally.examples] == list(refused)
-    assert all(reason in example.reason for example, reason in zip(tally.examples, refused.values(), strict=True))
+    assert all(
+        reason in example.reason
+        for example, reason in zip(tally.examples, refused.values(), strict=True)
+    )
     if not content.startswith(b"\xff"):
         assert tally.lines == content.count(b"\n")
 
 
 def test_a_line_that_is_no_json_or_has_no_url_is_told(tmp_path: Path) -> None:
-    lines = ['{"url": "https://h/a", "n": [1, {"b": NaN}]}', "{", '{"url": 7}', '"https://h/b"', "", "[" * 100_000]
+    lines = [
+        '{"url": "https://h/a", "n": [1, {"b": NaN}]}',
+        "{",
+        '{"url": 7}',
+        '"https://h/b"',
+        "",
+        "[" * 100_000,
+    ]
     (tmp_path / "list.jsonl").write_text("\n".join([*lines, '{"url": "https://h/c"}']))
     clips, tally = read(tmp_path / "list.jsonl")
     assert [uri for uri, _ in clips] == ["https://h/a", "https://h/b", "https://h/c"]
@@ -156,17 +194,27 @@ def test_a_line_that_is_no_json_or_has_no_url_is_told(tmp_path: Path) -> None:
 
 def test_a_parquet_row_without_a_url_is_told_and_any_type_becomes_meta(tmp_path: Path) -> None:
     frame = pl.DataFrame(
-        {"url": ["https://h/a", None, "https://h/c"], "day": [date(2026, 1, day) for day in (1, 2, 3)]}
+        {
+            "url": ["https://h/a", None, "https://h/c"],
+            "day": [date(2026, 1, day) for day in (1, 2, 3)],
+        }
     )
     frame.write_parquet(tmp_path / "list.parquet")
     clips, tally = read(tmp_path / "list.parquet")
-    assert clips == [("https://h/a", {"day": date(2026, 1, 1)}), ("https://h/c", {"day": date(2026, 1, 3)})]
-    assert [(example.line, example.reason) for example in tally.examples] == [(2, "there is no text in 'url'")]
+    assert clips == [
+        ("https://h/a", {"day": date(2026, 1, 1)}),
+        ("https://h/c", {"day": date(2026, 1, 3)}),
+    ]
+    assert [(example.line, example.reason) for example in tally.examples] == [
+        (2, "there is no text in 'url'")
+    ]
 
 
 @pytest.mark.parametrize("compression", [".gz", ".bz2", ".zst"])
 @pytest.mark.parametrize("format_", ["txt", "csv", "jsonl"])
-def test_a_compressed_list_that_breaks_off_gives_what_it_has(tmp_path: Path, format_: str, compression: str) -> None:
+def test_a_compressed_list_that_breaks_off_gives_what_it_has(
+    tmp_path: Path, format_: str, compression: str
+) -> None:
     urls = [f"https://h.org/{os.urandom(40).hex()}" for _ in range(40_000)]
     lines = [json.dumps(url) for url in urls] if format_ == "jsonl" else urls
     content = "\n".join(["url", *lines] if format_ == "csv" else lines).encode()
@@ -182,7 +230,9 @@ def test_a_compressed_list_that_breaks_off_gives_what_it_has(tmp_path: Path, for
 
 @pytest.mark.parametrize("damage", [slice(0, 2000), slice(2000, None)])
 def test_a_damaged_parquet_is_told_and_no_traceback(tmp_path: Path, damage: slice) -> None:
-    pl.DataFrame({"url": [f"https://h/{n}" for n in range(5000)]}).write_parquet(tmp_path / "list.parquet")
+    pl.DataFrame({"url": [f"https://h/{n}" for n in range(5000)]}).write_parquet(
+        tmp_path / "list.parquet"
+    )
     (tmp_path / "list.parquet").write_bytes((tmp_path / "list.parquet").read_bytes()[damage])
     _, tally = read(tmp_path / "list.parquet", input_format="parquet")
     assert "breaks off here" in tally.examples[0].reason
@@ -202,7 +252,9 @@ def test_a_parquet_damaged_in_the_middle_gives_what_comes_before(
     assert (tally.lines, tally.refused, tally.examples[0].line) == (2001, 1, 2001)
 
 
-def test_home_and_relative_paths_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_and_relative_paths_are_resolved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b c.wav").touch()

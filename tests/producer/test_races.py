@@ -62,7 +62,10 @@ def race(settings: Settings, name: str, paths: list[Path]) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["producer.submit"])
     start = context.Barrier(len(paths))
-    submitters = [context.Process(target=submit_one, args=(start, settings, name, str(path))) for path in paths]
+    submitters = [
+        context.Process(target=submit_one, args=(start, settings, name, str(path)))
+        for path in paths
+    ]
     for submitter in submitters:
         submitter.start()
     for submitter in submitters:
@@ -85,6 +88,8 @@ def submit_one(start: Barrier, settings: Settings, name: str, path: str) -> None
 def clips_by_run(engine: sa.Engine, name: str) -> list[tuple[int, int]]:
     """Return, of each run of that name, its clips and how many different ones they are."""
     counted = sa.select(sa.func.count(), sa.func.count(Clip.uri.distinct()))
-    statement = counted.join_from(Run, Clip, Clip.run_id == Run.id).where(Run.name == name).group_by(Run.id)
+    statement = (
+        counted.join_from(Run, Clip, Clip.run_id == Run.id).where(Run.name == name).group_by(Run.id)
+    )
     with reading(engine) as connection:
         return [tuple(row) for row in connection.execute(statement)]

@@ -29,7 +29,9 @@ def uris(*sources: object, **how: object) -> list[str]:
 
 def test_a_text_list_gives_urls_paths_and_counts_what_it_passes_over(folder: Path) -> None:
     list_file = folder / "list.txt"
-    list_file.write_bytes(b"\xef\xbb\xbfhttps://h/a.wav\r\n\r\n# comment\r\nsounds/b.wav\r\n/abs/c.wav\r\nno such\r\n")
+    list_file.write_bytes(
+        b"\xef\xbb\xbfhttps://h/a.wav\r\n\r\n# comment\r\nsounds/b.wav\r\n/abs/c.wav\r\nno such\r\n"
+    )
     tally = Tally()
     assert uris(list_file, tally=tally) == [
         "https://h/a.wav",
@@ -46,14 +48,18 @@ def test_a_line_that_is_not_utf8_or_holds_a_nul_is_kept_as_text(folder: Path) ->
 
 
 def test_all_other_columns_of_a_table_become_meta(folder: Path) -> None:
-    (folder / "list.csv").write_text('city,url,note\nRome,https://h/a,"two\nlines"\nOslo,https://h/b\nBern,,none\n')
+    (folder / "list.csv").write_text(
+        'city,url,note\nRome,https://h/a,"two\nlines"\nOslo,https://h/b\nBern,,none\n'
+    )
     tally = Tally()
     clips = list(read_clips([str(folder / "list.csv")], tally=tally))
     assert [(clip.uri, dict(clip.meta)) for clip in clips] == [
         ("https://h/a", {"city": "Rome", "note": "two\nlines"}),
         ("https://h/b", {"city": "Oslo", "note": ""}),
     ]
-    assert [str(refused) for refused in tally.examples] == [f"{folder}/list.csv, line 5: there is no text in 'url'"]
+    assert [str(refused) for refused in tally.examples] == [
+        f"{folder}/list.csv, line 5: there is no text in 'url'"
+    ]
 
 
 def test_a_tsv_and_another_column_name(folder: Path) -> None:
@@ -69,15 +75,25 @@ def test_a_folder_is_walked_in_order_without_hidden_files(folder: Path) -> None:
 
 def test_a_glob_an_audio_file_and_a_url_are_sources(folder: Path) -> None:
     found = uris(folder / "**/*.FLAC", folder / "sounds/b.wav", "https://h/x.wav")
-    assert found == [str(folder / "sounds/deep/a.FLAC"), str(folder / "sounds/b.wav"), "https://h/x.wav"]
+    assert found == [
+        str(folder / "sounds/deep/a.FLAC"),
+        str(folder / "sounds/b.wav"),
+        "https://h/x.wav",
+    ]
 
 
 def test_a_url_typed_with_bytes_that_are_no_text_can_be_stored() -> None:
-    assert [clip.uri for clip in read_clips(["https://h.org/\udcff.wav"])] == ["https://h.org/\\udcff.wav"]
+    assert [clip.uri for clip in read_clips(["https://h.org/\udcff.wav"])] == [
+        "https://h.org/\\udcff.wav"
+    ]
 
 
-@pytest.mark.parametrize("content", [b"https://h/a\n\nhttps://h/b\n", b"n,url\n1,https://h/a\n2,https://h/b\n"])
-def test_standard_input_is_a_list_of_any_format(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content", [b"https://h/a\n\nhttps://h/b\n", b"n,url\n1,https://h/a\n2,https://h/b\n"]
+)
+def test_standard_input_is_a_list_of_any_format(
+    monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))  # type: ignore[arg-type]
     assert uris("-") == ["https://h/a", "https://h/b"]
 

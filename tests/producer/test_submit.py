@@ -37,7 +37,9 @@ ROWS = 60_000
 def count(engine: sa.Engine, run_id: int) -> tuple[int, int]:
     """Return a run's clips, and how many different URIs they have."""
     with reading(engine) as connection:
-        found = sa.select(sa.func.count(), sa.func.count(Clip.uri.distinct())).where(Clip.run_id == run_id)
+        found = sa.select(sa.func.count(), sa.func.count(Clip.uri.distinct())).where(
+            Clip.run_id == run_id
+        )
         return tuple(connection.execute(found).one())  # type: ignore[return-value]
 
 
@@ -54,7 +56,9 @@ def test_an_edited_and_reordered_list_adds_only_what_is_new(
     assert count(engine, first.run_id) == (45_000, 45_000)
 
 
-def test_the_report_accounts_for_every_line(engine: sa.Engine, settings: Settings, tmp_path: Path) -> None:
+def test_the_report_accounts_for_every_line(
+    engine: sa.Engine, settings: Settings, tmp_path: Path
+) -> None:
     path = tmp_path / "list.csv"
     path.write_text("n,url\n1,https://h.org/a\n2\n3,https://h.org/a\n\n")
     submitted = producer.submit(str(path), engine, settings)
@@ -68,16 +72,28 @@ def test_the_report_accounts_for_every_line(engine: sa.Engine, settings: Setting
         producer.submit(str(path), engine, settings)
 
 
-def test_any_meta_is_kept_and_found_with_sql(engine: sa.Engine, settings: Settings, tmp_path: Path) -> None:
+def test_any_meta_is_kept_and_found_with_sql(
+    engine: sa.Engine, settings: Settings, tmp_path: Path
+) -> None:
     path = tmp_path / "list.jsonl"
     odd = '"nul": "a\\u0000b", "half": "\\ud800", "number": NaN, "deep": {"n": [1, "\\u0000"]}'
-    path.write_text(f'{{"url": "https://h.org/a", "city": "Zürich", {odd}}}\n{{"url": "https://h.org/b", "n": 2}}\n')
+    path.write_text(
+        f'{{"url": "https://h.org/a", "city": "Zürich", {odd}}}\n{{"url": "https://h.org/b", "n": 2}}\n'
+    )
     run = producer.submit(str(path), engine, settings)
     field = "json_extract(meta, '$.city')" if engine.dialect.name == "sqlite" else "meta ->> 'city'"
     with reading(engine) as connection:
-        found = connection.execute(sa.text(f"SELECT uri FROM clips WHERE {field} = 'Zürich'")).scalars().all()
+        found = (
+            connection.execute(sa.text(f"SELECT uri FROM clips WHERE {field} = 'Zürich'"))
+            .scalars()
+            .all()
+        )
         meta = (
-            connection.execute(sa.select(Clip.meta).where(Clip.run_id == run.run_id).order_by(Clip.id)).scalars().all()
+            connection.execute(
+                sa.select(Clip.meta).where(Clip.run_id == run.run_id).order_by(Clip.id)
+            )
+            .scalars()
+            .all()
         )
     assert found == ["https://h.org/a"]
     assert meta[0] == {
@@ -133,7 +149,9 @@ def test_a_database_that_goes_away_in_the_midst_of_rows_is_a_sentence(
     def cut_off(*_: object) -> bytes:
         with reading(engine) as connection:
             others = "pid <> pg_backend_pid() AND datname = current_database()"
-            execute(connection, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+            execute(
+                connection, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"
+            )
         return b""
 
     monkeypatch.setattr(bulk_insert, "_copied", cut_off)
@@ -183,13 +201,22 @@ def test_two_ways_of_writing_a_url_are_one_clip() -> None:
     assert len({uri_key(uri) for uri in same}) == 1
     assert uri_key("http://h.org") == uri_key("http://h.org/")
     assert uri_key("https://bücher.example/a b") == uri_key("https://xn--bcher-kva.example/a%20b")
-    others = ["https://h.org/a", "https://h.org/A", "https://h.org/a/", "https://h.org/a?", "https://h.org/a?b", "/a"]
+    others = [
+        "https://h.org/a",
+        "https://h.org/A",
+        "https://h.org/a/",
+        "https://h.org/a?",
+        "https://h.org/a?b",
+        "/a",
+    ]
     assert len({uri_key(uri) for uri in others if uri != "https://h.org/a?"}) == 5
 
 
 @given(
     host=st.lists(st.sampled_from([*"aZ09-._:@", "xn--", ".org", ":443"])).map("".join),
-    rest=st.lists(st.sampled_from([*"aZ0-._~,;:@!$'()*&=/?+#% ä", "%C3%A4", "%FF", "%7e", "%2F", "/../"])).map("".join),
+    rest=st.lists(
+        st.sampled_from([*"aZ0-._~,;:@!$'()*&=/?+#% ä", "%C3%A4", "%FF", "%7e", "%2F", "/../"])
+    ).map("".join),
 )
 def test_the_short_way_to_a_key_is_right(host: str, rest: str) -> None:
     uri = f"https://{host}/{rest}"
@@ -226,7 +253,10 @@ def test_retries_that_are_due_go_before_what_was_never_begun(engine: sa.Engine) 
     (again,) = feeding.pick(engine, "clips", 1, Ledger(), after)
     assert again.clips == first.clips
     seen = [
-        clip.id for _ in range(9) for some in feeding.pick(engine, "clips", 1, Ledger(), after) for clip in some.clips
+        clip.id
+        for _ in range(9)
+        for some in feeding.pick(engine, "clips", 1, Ledger(), after)
+        for clip in some.clips
     ]
     assert len(set(seen)) == len(seen) == 36
 

@@ -85,11 +85,15 @@ def test_a_run_of_a_few_steps_writes_a_model_that_loads(folder: Path) -> None:
     assert {each.label for each in heard} <= set(LABELS)
 
 
-def test_what_is_held_out_is_not_trained_on_and_what_has_no_label_is_every_label_alike(folder: Path) -> None:
+def test_what_is_held_out_is_not_trained_on_and_what_has_no_label_is_every_label_alike(
+    folder: Path,
+) -> None:
     plan = starter.Plan((folder,), folder / "work", folder / "out", steps=1, batch=400)
     starter.prepare(plan)
     features = starter._features(plan)
-    held_out, whole = (starter.Trainer(plan, features, held_out=held_out) for held_out in (True, False))
+    held_out, whole = (
+        starter.Trainer(plan, features, held_out=held_out) for held_out in (True, False)
+    )
     splits = [{features.splits[place] for place in trainer._train} for trainer in (held_out, whole)]
     assert splits == [{"train"}, {"train", "valid"}]
     shares = sorted({tuple(share) for share in whole._draw()[0].shares.tolist()})

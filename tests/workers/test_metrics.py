@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def fake_batcher(device: str, *, waiting_bytes: int, lanes: int) -> Any:
     limits = SimpleNamespace(windows=64)
     return SimpleNamespace(
-        waiting_bytes=waiting_bytes, classifier=SimpleNamespace(device=device, lanes=lanes, limits=limits)
+        waiting_bytes=waiting_bytes,
+        classifier=SimpleNamespace(device=device, lanes=lanes, limits=limits),
     )
 
 
@@ -44,7 +45,9 @@ def told() -> Callable[..., dict[str, float]]:
 
 
 def test_two_models_are_one_worker(told: Callable[..., dict[str, float]]) -> None:
-    found = told(fake_batcher("cpu", waiting_bytes=5, lanes=2), fake_batcher("cpu", waiting_bytes=6, lanes=2))
+    found = told(
+        fake_batcher("cpu", waiting_bytes=5, lanes=2), fake_batcher("cpu", waiting_bytes=6, lanes=2)
+    )
     assert found["earmark_waiting_audio_bytes"] == 11
     assert found["earmark_model_lanes"] == 4
     assert found["earmark_leases_ended_total"] == 7

@@ -67,13 +67,18 @@ def test_windows_are_combined_and_kept() -> None:
     outcome = classify()
     assert isinstance(outcome, Success)
     assert (outcome.clip_id, outcome.source, outcome.facts) == (7, SOURCE, FACTS)
-    assert [(window.start_s, window.predictions[0].score) for window in outcome.windows] == [(0.0, 1.5), (1.0, 5.5)]
+    assert [(window.start_s, window.predictions[0].score) for window in outcome.windows] == [
+        (0.0, 1.5),
+        (1.0, 5.5),
+    ]
     assert (outcome.predictions[0].label, outcome.predictions[0].score) == (1, 3.5)
 
 
 def test_bytes_that_have_a_result_are_not_decoded_again() -> None:
     known = Success(7, SOURCE, FACTS, (), reused=True)
-    outcome = classify(known=lambda clip_id, source: known if (clip_id, source) == (7, SOURCE) else None)
+    outcome = classify(
+        known=lambda clip_id, source: known if (clip_id, source) == (7, SOURCE) else None
+    )
     assert outcome.reused
     assert outcome.timings.decode_ms == 0.0
 
@@ -95,7 +100,9 @@ def test_a_clip_is_put_off_for_what_is_not_its_fault(error: Exception) -> None:
     assert isinstance(classify(error), Postponed)
 
 
-@pytest.mark.parametrize("error", [DatabaseError(reason="away", bug=True), RuntimeError("the driver's own")])
+@pytest.mark.parametrize(
+    "error", [DatabaseError(reason="away", bug=True), RuntimeError("the driver's own")]
+)
 def test_a_look_up_that_fails_in_any_way_is_no_clip_s_fault(error: Exception) -> None:
     def known(_clip_id: int, _source: Source | None) -> None:
         raise error

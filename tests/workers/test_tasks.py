@@ -36,7 +36,9 @@ class BrokenModels:
 
 def test_clips_of_a_chunk_that_fails_unforeseen_are_not_held_for_ever(engine: sa.Engine) -> None:
     ids = submit(engine, 2)[1]
-    state = WorkerState(engine, Settings(), BrokenModels(), SimpleNamespace(offline=False), "worker")  # type: ignore[arg-type]
+    state = WorkerState(
+        engine, Settings(), BrokenModels(), SimpleNamespace(offline=False), "worker"
+    )  # type: ignore[arg-type]
     with pytest.raises(RuntimeError):
         state.work(chunk_of(engine, ids))
     expire_leases(engine)
@@ -70,14 +72,18 @@ class Server:
     def fail_over(self) -> None:
         """Leave a server that is read-only, as a standby is."""
         self._do(f"ALTER DATABASE {self._name} SET default_transaction_read_only = on")
-        self._do(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{self._name}'")
+        self._do(
+            f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{self._name}'"
+        )
 
     def promote(self) -> None:
         """Let new connections write; those that were made meanwhile stay read-only."""
         self._do(f"ALTER DATABASE {self._name} RESET default_transaction_read_only")
 
     def _do(self, statement: str) -> None:
-        with psycopg.connect(f"{self._url.rpartition('/')[0]}/postgres", autocommit=True) as connection:
+        with psycopg.connect(
+            f"{self._url.rpartition('/')[0]}/postgres", autocommit=True
+        ) as connection:
             connection.execute(statement)  # type: ignore[call-overload]
 
 
@@ -93,8 +99,12 @@ def postgres_engine(postgres_url: str) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
-def desk_that(engine: sa.Engine, classify: Callable[[int], Outcome], **limits: float) -> WorkerState:
-    pipeline = SimpleNamespace(offline=False, classify=lambda clip, _job: classify(clip.id), close=lambda: None)
+def desk_that(
+    engine: sa.Engine, classify: Callable[[int], Outcome], **limits: float
+) -> WorkerState:
+    pipeline = SimpleNamespace(
+        offline=False, classify=lambda clip, _job: classify(clip.id), close=lambda: None
+    )
     settings = Settings(ledger=Ledger(**limits))  # type: ignore[arg-type]
     return WorkerState(engine, settings, OneModel(labels(engine)), pipeline, "worker")  # type: ignore[arg-type]
 
@@ -104,7 +114,9 @@ def leases(engine: sa.Engine) -> int:
         return int(connection.scalar(sa.select(sa.func.count()).select_from(Lease)) or 0)
 
 
-def test_results_wait_for_a_server_that_is_read_only_for_a_while(postgres_engine: sa.Engine, server: Server) -> None:
+def test_results_wait_for_a_server_that_is_read_only_for_a_while(
+    postgres_engine: sa.Engine, server: Server
+) -> None:
     ids = submit(postgres_engine, 2)[1]
     promoted = threading.Timer(2.5, server.promote)
 
@@ -170,7 +182,11 @@ def test_values_of_one_clip_that_the_database_refuses_cost_its_neighbours_nothin
 
     def classify(clip_id: int) -> Outcome:
         result = success(clip_id)
-        return replace(result, facts=replace(result.facts, codec="\0")) if clip_id == ids[1] else result
+        return (
+            replace(result, facts=replace(result.facts, codec="\0"))
+            if clip_id == ids[1]
+            else result
+        )
 
     state = desk_that(postgres_engine, classify)
     with pytest.raises(DatabaseError, match="bug in Earmark"):

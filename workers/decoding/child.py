@@ -60,10 +60,15 @@ def warm_up() -> None:
 
 def confine(max_memory: int) -> None:
     """Give up, for good, all that decoding does not need."""
-    for name in (signal.SIGINT, signal.SIGTERM):  # meant for the worker, which ends us when it has drained
+    for name in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # meant for the worker, which ends us when it has drained
         signal.signal(name, signal.SIG_IGN)
     os.closerange(CLIP, 256)
-    allowances = dict.fromkeys((resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC), 0)
+    allowances = dict.fromkeys(
+        (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC), 0
+    )
     allowances[resource.RLIMIT_NOFILE] = CLIP + 1
     if sys.platform == "linux":  # elsewhere it is refused
         allowances[resource.RLIMIT_AS] = max_memory
@@ -116,7 +121,9 @@ def reply(parent: socket.socket, sample_rate: int, limits: settings.Audio) -> No
         parent.sendall(block.data)
 
 
-def decode(clip: int, sample_rate: int, limits: settings.Audio) -> tuple[list[np.ndarray], clips.AudioFacts]:
+def decode(
+    clip: int, sample_rate: int, limits: settings.Audio
+) -> tuple[list[np.ndarray], clips.AudioFacts]:
     """Return the mono samples of an open file at this rate, in blocks, and what it was before."""
     audio = readers.open_audio(clip)
     meter = _Meter(audio, limits)
@@ -136,7 +143,10 @@ class _Meter:
         self._audio, self._limits = audio, limits
         self._longest_s, self._setting = min(
             (limits.max_duration_s, "EARMARK_AUDIO__MAX_DURATION_S"),
-            (limits.max_samples / (audio.sample_rate * audio.channels), "EARMARK_AUDIO__MAX_SAMPLES"),
+            (
+                limits.max_samples / (audio.sample_rate * audio.channels),
+                "EARMARK_AUDIO__MAX_SAMPLES",
+            ),
         )
         self._frames, self._peak = 0, 0.0
         self._refuse_longer(audio.declared_frames)
@@ -152,7 +162,11 @@ class _Meter:
                     self._refuse_longer(frames)
             peak = float(max(block.max(), -block.min()))
             if not peak <= MAX_AMPLITUDE:
-                reason = f"{peak:g} times full scale" if math.isfinite(peak) else "not a number, or infinite"
+                reason = (
+                    f"{peak:g} times full scale"
+                    if math.isfinite(peak)
+                    else "not a number, or infinite"
+                )
                 raise errors.NotFinite(reason=reason)
             self._peak = max(self._peak, peak)
             yield block
@@ -171,7 +185,9 @@ class _Meter:
         if duration_s < self._limits.min_duration_s:
             raise errors.TooShort(min_duration_s=self._limits.min_duration_s)
         silent = not self._peak
-        return clips.AudioFacts(duration_s, audio.sample_rate, audio.channels, audio.codec, truncated, silent)
+        return clips.AudioFacts(
+            duration_s, audio.sample_rate, audio.channels, audio.codec, truncated, silent
+        )
 
 
 def downmix(block: np.ndarray) -> np.ndarray:
@@ -186,7 +202,9 @@ def downmix(block: np.ndarray) -> np.ndarray:
     return cast("np.ndarray", mono)
 
 
-def resample(blocks: Iterable[np.ndarray], source_rate: int, sample_rate: int) -> Iterator[np.ndarray]:
+def resample(
+    blocks: Iterable[np.ndarray], source_rate: int, sample_rate: int
+) -> Iterator[np.ndarray]:
     """Resample block by block to the very bits librosa.resample gives for the whole."""
     if source_rate == sample_rate:
         yield from blocks
@@ -194,7 +212,9 @@ def resample(blocks: Iterable[np.ndarray], source_rate: int, sample_rate: int) -
     stream = soxr.ResampleStream(source_rate, sample_rate, 1, dtype="float32", quality="HQ")
     frames = done = 0
     for block in chain(blocks, [None]):
-        output = stream.resample_chunk(np.empty(0, np.float32) if block is None else block, last=block is None)
+        output = stream.resample_chunk(
+            np.empty(0, np.float32) if block is None else block, last=block is None
+        )
         frames += 0 if block is None else len(block)
         done += len(output)
         yield output

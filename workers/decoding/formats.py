@@ -35,7 +35,10 @@ _FORMATS = [
     (rb"RIFX....WAVE", Format("rifx", "wav")),
     (rb"fLaC", Format("flac", "flac")),
     # libsndfile takes 2.4 times as long for Opus and knows no Speex and no video
-    (rb"OggS.{24,512}(OpusHead|Speex   |\x80theora|fishead)", Format("ogg", "ogg", ffmpeg_first=True)),
+    (
+        rb"OggS.{24,512}(OpusHead|Speex   |\x80theora|fishead)",
+        Format("ogg", "ogg", ffmpeg_first=True),
+    ),
     (rb"OggS", Format("ogg", "ogg")),
     (rb"\xff[\xf0\xf1\xf8\xf9]", Format("aac", "aac", ffmpeg_first=True)),
     (rb"\xff[\xe2-\xff]", _MP3),
@@ -102,7 +105,9 @@ def after_id3(clip: int) -> int:
         tag = os.pread(clip, 10, start)
         if len(tag) < 10 or tag[:3] != b"ID3":
             break
-        start += 10 + sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True))
+        start += 10 + sum(
+            (byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True)
+        )
     return start
 
 
@@ -120,7 +125,10 @@ def is_cut_short(clip: int, name: str) -> bool:
 def counts_mp3_frames(clip: int) -> bool:
     """Say whether an MP3 begins with a Xing, Info or LAME header, which holds the number of its frames."""
     return (
-        re.match(rb"\xff[\xe2-\xff].{2,220}?(Xing|Info)", os.pread(clip, 256, after_id3(clip)), re.DOTALL) is not None
+        re.match(
+            rb"\xff[\xe2-\xff].{2,220}?(Xing|Info)", os.pread(clip, 256, after_id3(clip)), re.DOTALL
+        )
+        is not None
     )
 
 

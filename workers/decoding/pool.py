@@ -110,7 +110,11 @@ class _Decoder:
 
     @property
     def usable(self) -> bool:
-        return self._process.poll() is None and self._clips < self._limits.clips_per_decoder and not self._swollen
+        return (
+            self._process.poll() is None
+            and self._clips < self._limits.clips_per_decoder
+            and not self._swollen
+        )
 
     def wait_until_ready(self) -> None:
         if self._ready:
@@ -118,7 +122,9 @@ class _Decoder:
         try:
             self._receive(1, time.monotonic() + START_TIMEOUT_S)
         except OSError as error:
-            raise errors.ServiceError(reason=f"The audio decoder does not start: {self._last_words()}.") from error
+            raise errors.ServiceError(
+                reason=f"The audio decoder does not start: {self._last_words()}."
+            ) from error
         assert self._process.stderr is not None
         self._process.stderr.close()
         self._ready = True
@@ -133,7 +139,12 @@ class _Decoder:
         except TimeoutError as error:
             self.stop()
             raise errors.DecoderTimeout(timeout_s=self._limits.decode_timeout_s) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:  # it died, or what it says makes no sense
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ) as error:  # it died, or what it says makes no sense
             raise self._post_mortem() from error
 
     def stop(self) -> None:
@@ -152,7 +163,11 @@ class _Decoder:
         assert self._process.stderr is not None
         lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
         self.stop()
-        how = f"no answer within {START_TIMEOUT_S:g} s" if status is None else f"it ended with status {status}"
+        how = (
+            f"no answer within {START_TIMEOUT_S:g} s"
+            if status is None
+            else f"it ended with status {status}"
+        )
         return lines[-1].rstrip(".") if lines else how
 
     def _exchange(self, descriptor: int, sample_rate: int) -> Decoded:

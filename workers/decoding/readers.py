@@ -99,7 +99,9 @@ class Sndfile(Audio):
         self.codec = f"{self._file.format}/{self._file.subtype}".lower()
         self.sample_rate, self.channels = self._file.samplerate, self._file.channels
         self.declared_frames = self._file.frames if self._file.frames < UNKNOWN_FRAMES else 0
-        if found.name == "flac" or formats.counts_mp3_frames(clip):  # in others it is no more than a guess
+        if found.name == "flac" or formats.counts_mp3_frames(
+            clip
+        ):  # in others it is no more than a guess
             self.least_frames = self.declared_frames
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -127,10 +129,18 @@ class Ffmpeg(Audio):
         file.name = "clip"  # else PyAV passes on the number; FFmpeg takes hints from names
         try:
             self._container = av.open(
-                file, "r", format=found.demuxer, options={"protocol_whitelist": ""}, metadata_errors="ignore"
+                file,
+                "r",
+                format=found.demuxer,
+                options={"protocol_whitelist": ""},
+                metadata_errors="ignore",
             )
-        except av.error.MemoryError as error:  # nothing is decoded yet: it is the header that asks for so much
-            raise errors.Corrupt(reason="its header asks for more memory than a clip may have") from error
+        except (
+            av.error.MemoryError
+        ) as error:  # nothing is decoded yet: it is the header that asks for so much
+            raise errors.Corrupt(
+                reason="its header asks for more memory than a clip may have"
+            ) from error
         except DAMAGE as error:
             raise errors.Corrupt(reason=str(getattr(error, "strerror", error))) from error
         if not self._container.streams.audio:
@@ -155,7 +165,9 @@ class Ffmpeg(Audio):
         return (self._container.duration or 0) / av.time_base if alone else 0.0
 
     def blocks(self) -> Iterator[np.ndarray]:
-        queue = av.AudioFifo()  # a codec's frames are so short that handling each would cost more than decoding it
+        queue = (
+            av.AudioFifo()
+        )  # a codec's frames are so short that handling each would cost more than decoding it
         with self._noting_damage():
             for packet in self._packets():
                 self.damaged |= packet.is_corrupt

@@ -22,7 +22,12 @@ class Breaker:
     """Open while nearly all of the last downloads, from many hosts, found no network; shared by a worker's threads."""
 
     def __init__(
-        self, window: int = 20, *, hosts: int = 5, pause_s: float = 15.0, clock: Callable[[], float] = time.monotonic
+        self,
+        window: int = 20,
+        *,
+        hosts: int = 5,
+        pause_s: float = 15.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._hosts = hosts
         self._shortest_s = self._pause_s = pause_s
@@ -50,5 +55,7 @@ class Breaker:
 
     def _network_is_down(self) -> bool:
         failed = [host for host in self._last if host is not None]
-        enough = len(self._last) == self._last.maxlen and len(failed) >= NEARLY_ALL * len(self._last)
+        enough = len(self._last) == self._last.maxlen and len(failed) >= NEARLY_ALL * len(
+            self._last
+        )
         return enough and len(set(failed)) >= self._hosts

@@ -54,7 +54,9 @@ class Fetcher:
         self._limits = limits
         self._max_bytes = limits.max_bytes
         self._guard = opener or guard.Guard(limits)
-        self._robots = robots.RobotsRules(lambda url: self._download(url).file) if limits.robots else None
+        self._robots = (
+            robots.RobotsRules(lambda url: self._download(url).file) if limits.robots else None
+        )
         self._roots = [os.path.realpath(root) for root in limits.file_roots]
 
     def close(self) -> None:
@@ -68,7 +70,9 @@ class Fetcher:
             return self._download(uri)
         if uri.partition("://")[0].lower() in self._limits.stores and "://" in uri:
             file = _new_file(None)
-            return self._fetched(file, _saved(object_stores.read(uri, self._limits.timeout_s), file))
+            return self._fetched(
+                file, _saved(object_stores.read(uri, self._limits.timeout_s), file)
+            )
         return self._open(_real(_path(uri)))
 
     def _download(self, url: str) -> Fetched:
@@ -155,7 +159,9 @@ def _received(answer: BaseHTTPResponse, declared: int | None) -> Iterator[bytes]
             received += len(block)
             yield block
         return
-    raise errors.Incomplete(received=received, declared="an unknown number" if declared is None else str(declared))
+    raise errors.Incomplete(
+        received=received, declared="an unknown number" if declared is None else str(declared)
+    )
 
 
 def _new_file(declared: int | None) -> FileIO:
@@ -182,7 +188,9 @@ def _path(uri: str) -> str:
             parts = urlsplit(uri)
             path = "" if parts.netloc or parts.query or parts.fragment else unquote(parts.path)
     if guard.CONTROL.search(uri + path) or not path.startswith("/"):
-        raise errors.BadUrl(reason="it starts with neither http://, https:// nor /, or holds control characters")
+        raise errors.BadUrl(
+            reason="it starts with neither http://, https:// nor /, or holds control characters"
+        )
     return path
 
 

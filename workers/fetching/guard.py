@@ -45,7 +45,9 @@ HOSTS_KEPT = 64
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 USER_INFO = re.compile(r"[^/]*//[^/?#]*@")
-HOST_NAME = re.compile(r"(?=.{1,254}$)([a-z0-9_][a-z0-9_-]{0,62}\.)*[a-z0-9_][a-z0-9_-]{0,62}\.?", re.ASCII)
+HOST_NAME = re.compile(
+    r"(?=.{1,254}$)([a-z0-9_][a-z0-9_-]{0,62}\.)*[a-z0-9_][a-z0-9_-]{0,62}\.?", re.ASCII
+)
 
 #: What some Python's `ipaddress` calls global: metadata of Azure and Oracle, 6to4, multicast, Teredo, examples.
 NOT_PUBLIC = "168.63.129.16 192.0.0.0/24 192.88.99.0/24 224.0.0.0/4 2001::/23 2001:db8::/32 2002::/16 3fff::/20"
@@ -55,7 +57,9 @@ PUBLIC_IPV6 = ip_network("2000::/3")
 #: Forms in which a network may dial an IPv4 address, and how far left in them it stands.
 TRANSLATED = {"::ffff:0:0/96": 0, "::ffff:0:0:0/96": 0, "64:ff9b::/96": 0, "2002::/16": 80}
 
-logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings quote whole URLs, signatures and all
+logging.getLogger("urllib3").setLevel(
+    logging.ERROR
+)  # its warnings quote whole URLs, signatures and all
 
 
 class Guard:
@@ -66,7 +70,9 @@ class Guard:
         self._addresses = Addresses(limits)
         # requests' sessions are not used: they read redirect bodies and keep cookies, proxies and .netrc passwords.
         self._adapter = _Adapter(HOSTS_KEPT, limits.host_concurrency)
-        self._headers = {"User-Agent": f"Earmark ({limits.contact})" if limits.contact else "Earmark"}
+        self._headers = {
+            "User-Agent": f"Earmark ({limits.contact})" if limits.contact else "Earmark"
+        }
         self.close = self._adapter.close
 
     @contextmanager
@@ -95,7 +101,9 @@ class Guard:
 
     def _next_url(self, url: str, location: str) -> str:
         try:
-            target = urljoin(url, location.encode("latin-1").decode())  # http.client reads headers as Latin-1
+            target = urljoin(
+                url, location.encode("latin-1").decode()
+            )  # http.client reads headers as Latin-1
         except ValueError:
             raise errors.BadUrl(reason="its redirect does not parse") from None
         target = check_url(target, self._limits)
@@ -115,7 +123,9 @@ class Guard:
         download.start_hop()
         try:
             request = requests.Request("GET", url, headers=self._headers).prepare()
-            answer: BaseHTTPResponse = self._adapter.send(request, stream=True, timeout=download.left_s()).raw
+            answer: BaseHTTPResponse = self._adapter.send(
+                request, stream=True, timeout=download.left_s()
+            ).raw
         except (requests.RequestException, http.client.HTTPException, OSError, ValueError) as error:
             raise download.error(error) from None  # its text quotes the URL
         download.start_body()

@@ -64,7 +64,9 @@ BLOCK = "if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then redis.call('SET
 class HostLimits:
     """Says when a host may be asked; one per worker process, shared by its threads."""
 
-    def __init__(self, redis_client: redis.Redis, limits: settings.Fetch, ledger: settings.Ledger) -> None:
+    def __init__(
+        self, redis_client: redis.Redis, limits: settings.Fetch, ledger: settings.Ledger
+    ) -> None:
         self._redis = redis_client
         self._go = redis_client.register_script(GO)
         self._block = redis_client.register_script(BLOCK)
@@ -111,7 +113,9 @@ class HostLimits:
 
     def _ask_to_go(self, host: str, member: str) -> float:
         """Return the milliseconds to stay away, and remember for a moment that there are none."""
-        wait_ms: float = self._asked(lambda: float(self._go(_keys(host), self._arguments(member)))) or 0.0
+        wait_ms: float = (
+            self._asked(lambda: float(self._go(_keys(host), self._arguments(member)))) or 0.0
+        )
         if not (wait_ms or self._limits.host_rate or self._limits.host_slots):
             if len(self._free_until) >= HOSTS:
                 self._free_until.clear()

@@ -32,7 +32,9 @@ def read(uri: str, timeout_s: float) -> Iterator[bytes]:
                 yield block
     except ImportError:
         scheme = uri.partition("://")[0]
-        raise errors.BadUrl(reason=f"this worker has no package for {scheme}://; install earmark[stores]") from None
+        raise errors.BadUrl(
+            reason=f"this worker has no package for {scheme}://; install earmark[stores]"
+        ) from None
     except FileNotFoundError:
         raise errors.NotFound(status=404) from None
     except PermissionError:

@@ -58,13 +58,18 @@ class Batcher:
         self._closed = threading.Event()
         self._busy_since: dict[int, float] = {}
         lanes = [classifier, *(classifier.twin() for _ in range(classifier.lanes - 1))]
-        self._threads = [threading.Thread(target=self._work, args=(lane,), name="model", daemon=True) for lane in lanes]
+        self._threads = [
+            threading.Thread(target=self._work, args=(lane,), name="model", daemon=True)
+            for lane in lanes
+        ]
         self._threads.append(threading.Thread(target=self._watch, name="model-watch", daemon=True))
         for thread in self._threads:
             thread.start()
         atexit.register(self._abandon)
 
-    def submit(self, samples: np.ndarray, function_to_apply: str | None = None) -> Future[np.ndarray]:
+    def submit(
+        self, samples: np.ndarray, function_to_apply: str | None = None
+    ) -> Future[np.ndarray]:
         """Queue one window, (samples,) float32, and return its future scores, (labels,), or ClipError.
 
         Blocks while the windows waiting hold `in_flight_bytes`, so that decoders run no further ahead. Cancelling
@@ -122,7 +127,11 @@ class Batcher:
         with self._changed:
             share = -(-len(self._waiting) // lane.lanes)
             ahead = list(islice(self._waiting, min(share, _LOOK_AHEAD)))
-            batch = [ahead[place] for place in lane.choose([len(ticket.samples) for ticket in ahead])] if ahead else []
+            batch = (
+                [ahead[place] for place in lane.choose([len(ticket.samples) for ticket in ahead])]
+                if ahead
+                else []
+            )
             for ticket in batch:
                 self._waiting.remove(ticket)
                 self._waiting_bytes -= ticket.samples.nbytes
@@ -133,7 +142,9 @@ class Batcher:
         if not batch:
             return
         self._busy_since[threading.get_ident()] = time.monotonic()
-        for ticket, outcome in zip(batch, lane.outcomes([ticket.samples for ticket in batch]), strict=True):
+        for ticket, outcome in zip(
+            batch, lane.outcomes([ticket.samples for ticket in batch]), strict=True
+        ):
             if isinstance(outcome, errors.ModelError) and not lane.healthy():
                 _die(f"the model fails on {lane.device} whatever it is given: {outcome}")
             if isinstance(outcome, errors.ClipError):
@@ -144,13 +155,17 @@ class Batcher:
 
     def _watch(self) -> None:
         while not self._closed.wait(self._silent_s / 4):
-            longest = max((time.monotonic() - since for since in list(self._busy_since.values())), default=0.0)
+            longest = max(
+                (time.monotonic() - since for since in list(self._busy_since.values())), default=0.0
+            )
             if longest > self._silent_s:
                 _die(f"the model has not answered for {longest:.0f} s")
 
 
 def _die(reason: str) -> NoReturn:
     """End the process at once; the supervisor starts another and the leases bring the clips back."""
-    logger.critical("%s; the worker ends", reason, exc_info=sys.exception(), extra={"action": "batcher_broken"})
+    logger.critical(
+        "%s; the worker ends", reason, exc_info=sys.exception(), extra={"action": "batcher_broken"}
+    )
     faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
     os._exit(errors.BROKEN_EXIT)

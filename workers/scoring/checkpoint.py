@@ -32,8 +32,19 @@ _FILES = ["config.json", "*processor_config.json", "*token*.json", "vocab.*", "m
 _SAFE_WEIGHTS, _PICKLES = "model*.safetensors*", "pytorch_model*.bin*"
 #: Parameters only training uses, absent from many good checkpoints.
 _TRAINING_ONLY = "masked_spec_embed"
-_UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
-_FUNCTIONS: dict[str | None, options.FunctionToApply] = {"regression": "none", "multi_label_classification": "sigmoid"}
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+_FUNCTIONS: dict[str | None, options.FunctionToApply] = {
+    "regression": "none",
+    "multi_label_classification": "sigmoid",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +90,9 @@ def open_checkpoint(name: str, revision: str | None) -> Checkpoint:
         extractors: Any = transformers.AutoFeatureExtractor
         extractor = extractors.from_pretrained(folder, trust_remote_code=False)
     except _UNREADABLE as error:
-        raise errors.ServiceError(reason=f"{name} cannot be read as a model: {_first_line(error)}") from error
+        raise errors.ServiceError(
+            reason=f"{name} cannot be read as a model: {_first_line(error)}"
+        ) from error
     return Checkpoint(name, folder, commit, config, extractor)
 
 
@@ -98,7 +111,9 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     if folder.is_dir():
         return folder, None
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise errors.ServiceError(reason=f"There is no folder {name} on this machine; check the model's path.")
+        raise errors.ServiceError(
+            reason=f"There is no folder {name} on this machine; check the model's path."
+        )
     snapshot = _download(name, revision, [*_FILES, _SAFE_WEIGHTS])
     if not any(snapshot.glob(_SAFE_WEIGHTS)):
         snapshot = _download(name, snapshot.name, [*_FILES, _PICKLES])
@@ -107,21 +122,29 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
 
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
+        )
     except hub_errors.GatedRepoError as error:
         cure = "accept its terms on huggingface.co and set HF_TOKEN"
-        raise errors.ServiceError(reason=f"The hub asks for permission to use {name}: {cure}.") from error
+        raise errors.ServiceError(
+            reason=f"The hub asks for permission to use {name}: {cure}."
+        ) from error
     except hub_errors.RepositoryNotFoundError as error:
         cure = "check the id, or set HF_TOKEN if it is private"
         raise errors.ServiceError(reason=f"The hub has no model {name}: {cure}.") from error
     except hub_errors.RevisionNotFoundError as error:
-        raise errors.ServiceError(reason=f"{name} has no revision {revision}; check --revision.") from error
+        raise errors.ServiceError(
+            reason=f"{name} has no revision {revision}; check --revision."
+        ) from error
     except hub_errors.HFValidationError as error:
         cure = "give `starter`, a folder, or a hub id such as owner/model"
         raise errors.ServiceError(reason=f"{name} names no model: {cure}.") from error
     except (OSError, hub_errors.EntryNotFoundError) as error:
         cure = "connect once to download it, or give a folder"
-        reason = f"{name} is not in this machine's model cache and the hub cannot be reached: {cure}."
+        reason = (
+            f"{name} is not in this machine's model cache and the hub cannot be reached: {cure}."
+        )
         raise errors.ServiceError(reason=reason) from error
 
 
@@ -130,22 +153,34 @@ def labels_of(checkpoint: Checkpoint, asked: Sequence[str] = ()) -> tuple[str, .
     name = checkpoint.name
     if checkpoint.zero_shot:
         if not asked:
-            raise errors.ServiceError(reason=f"{name} has no labels of its own; say what to listen for with --labels.")
+            raise errors.ServiceError(
+                reason=f"{name} has no labels of its own; say what to listen for with --labels."
+            )
         return tuple(asked)
     if asked:
-        raise errors.ServiceError(reason=f"{name} has its own labels; --labels is for zero-shot models (CLAP).")
+        raise errors.ServiceError(
+            reason=f"{name} has its own labels; --labels is for zero-shot models (CLAP)."
+        )
     named = {int(position): label for position, label in checkpoint.config.id2label.items()}
     if sorted(named) != list(range(len(named))):
-        raise errors.ServiceError(reason=f"The labels in config.json of {name} are not numbered 0 to {len(named) - 1}.")
+        raise errors.ServiceError(
+            reason=f"The labels in config.json of {name} are not numbered 0 to {len(named) - 1}."
+        )
     return tuple(named[position] for position in range(len(named)))
 
 
-def load_model(checkpoint: Checkpoint, dtype: torch.dtype, labels: Sequence[str]) -> torch.nn.Module:
+def load_model(
+    checkpoint: Checkpoint, dtype: torch.dtype, labels: Sequence[str]
+) -> torch.nn.Module:
     """Load the weights; the model returns `logits`, (windows, labels).
 
     Raises ServiceError if a file is damaged or a weight is missing: it would be random, and so would the scores.
     """
-    kind: Any = transformers.ClapModel if checkpoint.zero_shot else transformers.AutoModelForAudioClassification
+    kind: Any = (
+        transformers.ClapModel
+        if checkpoint.zero_shot
+        else transformers.AutoModelForAudioClassification
+    )
     try:
         model, found = kind.from_pretrained(
             checkpoint.folder,
@@ -159,7 +194,9 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, labels: Sequence[str]
         )
         _require_all_weights(checkpoint.name, found)
         if checkpoint.zero_shot:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                checkpoint.folder, trust_remote_code=False
+            )
             model = zero_shot.ZeroShot(model, tokenizer, labels)
     except _UNREADABLE as error:
         cure = "delete its files and get them again"
@@ -174,10 +211,14 @@ def _require_all_weights(name: str, found: dict[str, Any]) -> None:
     if missing:
         reason = f"{name} is no audio classifier: its checkpoint lacks {', '.join(missing[:4])}"
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        raise errors.ServiceError(reason=f"{reason}{more}; choose one fine-tuned for audio classification.")
+        raise errors.ServiceError(
+            reason=f"{reason}{more}; choose one fine-tuned for audio classification."
+        )
     for key, stored, expected in sorted(found["mismatched_keys"]):
         shapes = f"{key} is {tuple(stored)} and not {tuple(expected)}"
-        raise errors.ServiceError(reason=f"The weights of {name} do not fit its config.json: {shapes}.")
+        raise errors.ServiceError(
+            reason=f"The weights of {name} do not fit its config.json: {shapes}."
+        )
 
 
 def _weights_pattern(folder: Path) -> str:

@@ -142,7 +142,9 @@ class Classifier:
 
     def twin(self) -> Classifier:
         """Return a classifier for another thread: the same weights, but modules of its own (some cache positions)."""
-        weights = {id(tensor): tensor for tensor in [*self._model.parameters(), *self._model.buffers()]}
+        weights = {
+            id(tensor): tensor for tensor in [*self._model.parameters(), *self._model.buffers()]
+        }
         other = copy.copy(self)
         other._model = copy.deepcopy(self._model, weights)
         return other
@@ -161,14 +163,18 @@ def apply(logits: np.ndarray, function_to_apply: str) -> np.ndarray:
 def _checked(logits: np.ndarray) -> np.ndarray | errors.ModelError:
     if np.isfinite(logits).all():
         return logits
-    return errors.ModelError(reason="its scores are not numbers; with float16, EARMARK_MODEL__DTYPE=float32 mends it")
+    return errors.ModelError(
+        reason="its scores are not numbers; with float16, EARMARK_MODEL__DTYPE=float32 mends it"
+    )
 
 
 def _translated(error: Exception) -> errors.ClipError:
     if isinstance(error, errors.ClipError):
         return error
     exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if exhausted or any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+    if exhausted or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory")
+    ):
         return errors.OutOfMemory()
     return errors.ModelError(reason=f"{type(error).__name__}: {error}")
 
@@ -189,13 +195,21 @@ def load(model: settings.Model, labels: Sequence[str] = ()) -> Classifier:
     card = _card(found, names, inputs)
     limits = _limits(model, found, inputs, device)
     classifier = Classifier(
-        network, inputs, card, str(device), str(dtype).removeprefix("torch."), limits, _lanes(model, device)
+        network,
+        inputs,
+        card,
+        str(device),
+        str(dtype).removeprefix("torch."),
+        limits,
+        _lanes(model, device),
     )
     _warm_up(classifier)
     return classifier
 
 
-def _card(found: checkpoint.Checkpoint, labels: tuple[str, ...], inputs: features.Features) -> ModelCard:
+def _card(
+    found: checkpoint.Checkpoint, labels: tuple[str, ...], inputs: features.Features
+) -> ModelCard:
     return ModelCard(
         name=found.name,
         revision=found.revision,
@@ -210,7 +224,10 @@ def _card(found: checkpoint.Checkpoint, labels: tuple[str, ...], inputs: feature
 
 
 def _limits(
-    model: settings.Model, found: checkpoint.Checkpoint, inputs: features.Features, device: torch.device
+    model: settings.Model,
+    found: checkpoint.Checkpoint,
+    inputs: features.Features,
+    device: torch.device,
 ) -> Limits:
     on_cpu = device.type == "cpu"
     seconds = model.batch_s or (inputs.cpu_batch_s if on_cpu else _GPU_BATCH_S)
@@ -241,7 +258,13 @@ def _warm_up(classifier: Classifier) -> None:
 def pick_device(asked: str) -> torch.device:
     """Return the device asked for, or with `auto` the best there is; never another one in silence."""
     if asked == "auto":
-        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        best = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
         logger.info("device auto: %s", best, extra={"action": "device_chosen"})
         return torch.device(best)
     try:
@@ -254,10 +277,16 @@ def pick_device(asked: str) -> torch.device:
 
 
 def _require_present(device: torch.device) -> None:
-    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
     if (device.index or 0) >= present.get(device.type, 0):
         cure = "set it to auto or cpu, or install PyTorch and a driver for the device"
-        reason = f"EARMARK_MODEL__DEVICE asks for {device}, which PyTorch does not find here: {cure}."
+        reason = (
+            f"EARMARK_MODEL__DEVICE asks for {device}, which PyTorch does not find here: {cure}."
+        )
         raise errors.ServiceError(reason=reason)
 
 
@@ -271,7 +300,9 @@ def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     if asked not in known:
-        raise errors.ServiceError(reason=f"EARMARK_MODEL__DTYPE is {asked}; it may be auto, {', '.join(known)}.")
+        raise errors.ServiceError(
+            reason=f"EARMARK_MODEL__DTYPE is {asked}; it may be auto, {', '.join(known)}."
+        )
     return known[asked]
 
 

@@ -64,7 +64,9 @@ class LogMel:
         self.window_s = extractor.max_length * _HOP / extractor.sampling_rate
         self._frames = extractor.max_length
         self._device = device
-        self._normalization = (extractor.mean, extractor.std * 2) if extractor.do_normalize else (0.0, 1.0)
+        self._normalization = (
+            (extractor.mean, extractor.std * 2) if extractor.do_normalize else (0.0, 1.0)
+        )
         self._spectrum = torch.from_numpy(_spectrum()).to(device, torch.float32)
         self._mel = torch.from_numpy(_mel(extractor)).to(device, torch.float32)
 
@@ -117,7 +119,9 @@ class Waveforms:
 
     fixed = False
 
-    def __init__(self, extractor: Wav2Vec2FeatureExtractor, config: Any, device: torch.device) -> None:
+    def __init__(
+        self, extractor: Wav2Vec2FeatureExtractor, config: Any, device: torch.device
+    ) -> None:
         # Some checkpoints say what they were trained on; the starter does.
         self.window_s = float(getattr(extractor, "chunk_length_s", None) or _ANY_LENGTH_S)
         self.min_samples = _receptive_field(config)
@@ -131,7 +135,9 @@ class Waveforms:
         samples, lengths = _stack(windows, self._device)
         mask = _mask(lengths, samples.shape[1])
         values = _normalized(samples, mask) if self._normalize else samples
-        return {"input_values": values} | ({"attention_mask": mask.int()} if self._with_mask else {})
+        return {"input_values": values} | (
+            {"attention_mask": mask.int()} if self._with_mask else {}
+        )
 
 
 def _normalized(samples: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -157,10 +163,14 @@ class HubExtractor:
         self.fixed = isinstance(extractor, (WhisperFeatureExtractor, ClapFeatureExtractor))
         self.window_s = _own_window_s(extractor)
         # Per-bin variance takes two frames.
-        self.min_samples = _FRAME + _HOP if isinstance(extractor, SeamlessM4TFeatureExtractor) else 1
+        self.min_samples = (
+            _FRAME + _HOP if isinstance(extractor, SeamlessM4TFeatureExtractor) else 1
+        )
         self._extractor = extractor
         self._device = device
-        self._on_device = {"device": str(device)} if isinstance(extractor, WhisperFeatureExtractor) else {}
+        self._on_device = (
+            {"device": str(device)} if isinstance(extractor, WhisperFeatureExtractor) else {}
+        )
 
     def __call__(self, windows: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         each = [self._extract(window) for window in windows]
@@ -174,10 +184,16 @@ class HubExtractor:
 def _own_window_s(extractor: Any) -> float:
     if isinstance(extractor, WhisperFeatureExtractor):
         return float(extractor.chunk_length)
-    return float(extractor.max_length_s) if isinstance(extractor, ClapFeatureExtractor) else _ANY_LENGTH_S
+    return (
+        float(extractor.max_length_s)
+        if isinstance(extractor, ClapFeatureExtractor)
+        else _ANY_LENGTH_S
+    )
 
 
-def _stack(windows: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _stack(
+    windows: Sequence[np.ndarray], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return windows padded to one length, (windows, samples), and their lengths, on the device."""
     lengths = torch.tensor([len(window) for window in windows])
     samples = torch.zeros(len(windows), int(lengths.max()), pin_memory=device.type == "cuda")

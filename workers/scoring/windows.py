@@ -27,7 +27,9 @@ def split(
     hop = size if hop_s is None else max(1, round(hop_s * rate))
     for start in _starts(len(waveform.samples), size=size, hop=hop):
         samples = waveform.samples[start : start + size]
-        yield clips.Window(start / rate, (start + len(samples)) / rate, _padded(samples, min_samples))
+        yield clips.Window(
+            start / rate, (start + len(samples)) / rate, _padded(samples, min_samples)
+        )
 
 
 def _starts(total: int, *, size: int, hop: int) -> Iterator[int]:

@@ -33,7 +33,9 @@ class ZeroShot(torch.nn.Module):
 
 
 def _text_features(clap: Any, tokenizer: Any, labels: Sequence[str]) -> torch.Tensor:
-    tokens = tokenizer([_SENTENCE.format(label) for label in labels], return_tensors="pt", padding=True)
+    tokens = tokenizer(
+        [_SENTENCE.format(label) for label in labels], return_tensors="pt", padding=True
+    )
     with torch.inference_mode():
         return _unit(clap.text_projection(clap.text_model(**tokens).pooler_output))
 

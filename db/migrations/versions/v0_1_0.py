@@ -88,7 +88,9 @@ def upgrade() -> None:
         sa.Column("sha256", sa.LargeBinary(length=32)),
         sa.Column("label_ids", IDS),
         sa.Column("scores", SCORES),
-        sa.CheckConstraint("state IN ('pending', 'done', 'failed', 'cancelled')", name="clips_state"),
+        sa.CheckConstraint(
+            "state IN ('pending', 'done', 'failed', 'cancelled')", name="clips_state"
+        ),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("run_id", "uri_key"),
     )
@@ -99,7 +101,9 @@ def upgrade() -> None:
         ("clips_label", ["run_id", "label_id", "score"], "state = 'done'"),
         ("clips_sha256", [sa.text("substr(sha256, 1, 7)")], "state = 'done'"),
     ):
-        op.create_index(name, "clips", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+        op.create_index(
+            name, "clips", columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where)
+        )
     op.create_index("clips_run", "clips", ["run_id"])
     op.create_table(
         "leases",
@@ -144,7 +148,15 @@ def upgrade() -> None:
 def downgrade() -> None:
     for view in reversed(view_names()):
         op.execute(f"DROP VIEW {view}")
-    for table in ("window_predictions", "run_counts", "leases", "clips", "runs", "labels", "models"):
+    for table in (
+        "window_predictions",
+        "run_counts",
+        "leases",
+        "clips",
+        "runs",
+        "labels",
+        "models",
+    ):
         op.drop_table(table)
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION count_clips, count_clip")

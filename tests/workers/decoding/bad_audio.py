@@ -100,7 +100,9 @@ def tone(sample_rate: int, seconds: float = 1.0, channels: int = 1) -> np.ndarra
 
 
 @cache
-def written(container: str, subtype: str, sample_rate: int = 16000, channels: int = 1, seconds: float = 1.0) -> bytes:
+def written(
+    container: str, subtype: str, sample_rate: int = 16000, channels: int = 1, seconds: float = 1.0
+) -> bytes:
     with tempfile.NamedTemporaryFile() as file:
         samples = tone(sample_rate, seconds, channels)
         soundfile.write(file.name, samples, sample_rate, format=container, subtype=subtype)
@@ -141,7 +143,9 @@ FFMPEG_PAIRS = [
 
 
 @cache
-def encoded(container: str, codec: str, sample_rate: int, sample_format: str, with_picture: bool = False) -> bytes:
+def encoded(
+    container: str, codec: str, sample_rate: int, sample_format: str, with_picture: bool = False
+) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         picture = output.add_stream("mpeg4", rate=5) if with_picture else None
@@ -163,7 +167,9 @@ def _frames(sample_rate: int, sample_format: str, frame_size: int) -> Iterator[A
     whole = av.AudioFrame.from_ndarray(tone(sample_rate).T.copy(), format="fltp", layout="mono")
     whole.sample_rate = sample_rate
     queue = av.AudioFifo()
-    for frame in av.AudioResampler(format=sample_format, layout="mono", rate=sample_rate).resample(whole):
+    for frame in av.AudioResampler(format=sample_format, layout="mono", rate=sample_rate).resample(
+        whole
+    ):
         queue.write(frame)
     while frame := queue.read(frame_size):
         yield frame
@@ -174,12 +180,20 @@ def _frames(sample_rate: int, sample_format: str, frame_size: int) -> Iterator[A
 def through_ffmpeg() -> Iterator[Case]:
     for name, *arguments in FFMPEG_PAIRS:
         yield Case(f"valid/{name}", encoded(*arguments), valid=True)
-    yield Case("valid/video.mp4", encoded("mp4", "aac", 44100, "fltp", with_picture=True), valid=True)
-    yield Case("valid/video.mkv", encoded("matroska", "libopus", 48000, "flt", with_picture=True), valid=True)
+    yield Case(
+        "valid/video.mp4", encoded("mp4", "aac", 44100, "fltp", with_picture=True), valid=True
+    )
+    yield Case(
+        "valid/video.mkv",
+        encoded("matroska", "libopus", 48000, "flt", with_picture=True),
+        valid=True,
+    )
     for rate in (8000, 11025, 22050, 44101, 96000, 192000, 384000):
         yield Case(f"valid/wav-{rate}", written("WAV", "PCM_16", rate), valid=True)
     for channels in (3, 6, 8, 32):
-        yield Case(f"valid/wav-{channels}-channels", written("WAV", "PCM_16", 16000, channels), valid=True)
+        yield Case(
+            f"valid/wav-{channels}-channels", written("WAV", "PCM_16", 16000, channels), valid=True
+        )
 
 
 # files that lost or changed something --------------------------------------------------------------------------------
@@ -187,9 +201,17 @@ def through_ffmpeg() -> Iterator[Case]:
 
 def breakable() -> dict[str, bytes]:
     """One file of each of the formats people have."""
-    pairs = {"wav": "PCM_16", "flac": "PCM_16", "aiff": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
+    pairs = {
+        "wav": "PCM_16",
+        "flac": "PCM_16",
+        "aiff": "PCM_16",
+        "ogg": "VORBIS",
+        "mp3": "MPEG_LAYER_III",
+    }
     pairs |= {"rf64": "PCM_16", "w64": "PCM_16", "caf": "PCM_16"}
-    whole = {name: written(name.upper(), subtype, 22050, seconds=1.5) for name, subtype in pairs.items()}
+    whole = {
+        name: written(name.upper(), subtype, 22050, seconds=1.5) for name, subtype in pairs.items()
+    }
     names = {"m4a", "adts", "webm", "opus", "wma", "amr"}
     return whole | {name: encoded(*arguments) for name, *arguments in FFMPEG_PAIRS if name in names}
 
@@ -233,7 +255,16 @@ def wav(
     align = channels * bits // 8 if align is None else align
     form = struct.pack("<HHIIHH", code, channels, rate, rate * align % 2**32, align % 2**16, bits)
     size = len(data) if data_size is None else data_size
-    body = b"WAVE" + before + b"fmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", size) + data
+    body = (
+        b"WAVE"
+        + before
+        + b"fmt "
+        + struct.pack("<I", len(form))
+        + form
+        + b"data"
+        + struct.pack("<I", size)
+        + data
+    )
     return b"RIFF" + struct.pack("<I", len(body) % 2**32) + body
 
 
@@ -270,7 +301,13 @@ def _lies_in_other_headers() -> Iterator[Case]:
         yield Case(f"lie/w64-riff-{size}", w64[:16] + packed + w64[24:])
         at = caf.index(b"data") + 4
         yield Case(f"lie/caf-data-{size}", caf[:at] + struct.pack(">Q", size) + caf[at + 8 :])
-    for name, rate in (("zero", 0.0), ("one", 1.0), ("negative", -44100.0), ("nan", np.nan), ("huge", 1e300)):
+    for name, rate in (
+        ("zero", 0.0),
+        ("one", 1.0),
+        ("negative", -44100.0),
+        ("nan", np.nan),
+        ("huge", 1e300),
+    ):
         yield Case(f"lie/caf-rate-{name}", caf[:20] + struct.pack(">d", rate) + caf[28:])
     at = aiff.index(b"COMM") + 16
     for rate_80 in (bytes(10), b"\xff" * 10, b"\x7f\xff" + bytes(8), b"\x3f\xff\x80" + bytes(7)):
@@ -283,9 +320,13 @@ def _lies_in_other_headers() -> Iterator[Case]:
     yield Case("lie/flac-picture", flac[:4] + b"\x06\xff\xff\xff" + flac[4:])
     for table, offset in itertools.product((b"stts", b"stsz", b"stsc", b"stco"), (8, 12, 16)):
         for value in (2**24, 2**30 - 1, 2**31 - 1):
-            yield Case(f"lie/m4a-{table.decode()}-{offset}-{value}", with_entry(table, offset, value))
+            yield Case(
+                f"lie/m4a-{table.decode()}-{offset}-{value}", with_entry(table, offset, value)
+            )
     for offset, value in itertools.product((4, 8, 12, 16, 20), (0, 1, 2**31, 2**32 - 1)):
-        yield Case(f"lie/au-{offset}-{value}", au[:offset] + struct.pack(">I", value) + au[offset + 4 :])
+        yield Case(
+            f"lie/au-{offset}-{value}", au[:offset] + struct.pack(">I", value) + au[offset + 4 :]
+        )
 
 
 def with_total(flac: bytes, total: int) -> bytes:
@@ -301,19 +342,29 @@ def with_entry(table: bytes, offset: int, value: int) -> bytes:
 
 
 def not_finite() -> Iterator[Case]:
-    values = {"nan": np.nan, "inf": np.inf, "minus-inf": -np.inf, "huge": 1.7e308, "loud": 1e6, "denormal": 5e-324}
+    values = {
+        "nan": np.nan,
+        "inf": np.inf,
+        "minus-inf": -np.inf,
+        "huge": 1.7e308,
+        "loud": 1e6,
+        "denormal": 5e-324,
+    }
     for (name, value), kind, count in itertools.product(values.items(), ("f4", "f8"), (1, 16000)):
         with np.errstate(over="ignore"):
             samples = np.zeros(16000, np.float64)
             samples[:count] = value
             data = samples.astype(kind).tobytes()
-        yield Case(f"float/{name}-{kind}-{count}", wav(data, code=3, bits=8 * np.dtype(kind).itemsize))
+        yield Case(
+            f"float/{name}-{kind}-{count}", wav(data, code=3, bits=8 * np.dtype(kind).itemsize)
+        )
 
 
 # what is no audio, or does not look it -------------------------------------------------------------------------------
 
 NOT_AUDIO = {
-    "html": b"<!DOCTYPE html><html><head><title>404</title></head><body>Not found</body></html>" * 20,
+    "html": b"<!DOCTYPE html><html><head><title>404</title></head><body>Not found</body></html>"
+    * 20,
     "html-comment": b"\n <!-- a proxy says --> <html><body>Log in</body></html>",
     "json": json.dumps({"error": {"code": 403, "message": "quota"}}).encode(),
     "json-list": b'[{"id": 1}]',
@@ -351,7 +402,11 @@ def not_audio(rng: random.Random) -> Iterator[Case]:
 
 def disguises() -> Iterator[Case]:
     """Files of two kinds at once, and sound formats that need the sound of another."""
-    ogg, mp3, flac = written("OGG", "VORBIS"), written("MP3", "MPEG_LAYER_III"), written("FLAC", "PCM_16")
+    ogg, mp3, flac = (
+        written("OGG", "VORBIS"),
+        written("MP3", "MPEG_LAYER_III"),
+        written("FLAC", "PCM_16"),
+    )
     other = written("MP3", "MPEG_LAYER_III", 44100)
     tag = b"ID3\x04\0\0\0\0\x01\0" + bytes(128)
     yield Case("valid/mp3-tagged", tag + mp3, valid=True)
@@ -403,7 +458,8 @@ def references(canary_port: int) -> Iterator[Case]:
         yield Case(f"reference/{name}-after-zeros", bytes(16) + text.encode())
     yield Case("reference/mov", _mov_with_reference(url.encode()))
     yield Case(
-        "reference/mov-redirect", _box(b"moov", _box(b"rmra", _box(b"rmda", _box(b"rdrf", b"url " + url.encode()))))
+        "reference/mov-redirect",
+        _box(b"moov", _box(b"rmra", _box(b"rmda", _box(b"rdrf", b"url " + url.encode())))),
     )
 
 
@@ -430,7 +486,9 @@ def _mov_with_reference(url: bytes) -> bytes:
 @cache
 def silence(container: str, subtype: str, sample_rate: int, channels: int, seconds: int) -> bytes:
     with tempfile.NamedTemporaryFile() as file:
-        with soundfile.SoundFile(file.name, "w", sample_rate, channels, subtype, format=container) as sound:
+        with soundfile.SoundFile(
+            file.name, "w", sample_rate, channels, subtype, format=container
+        ) as sound:
             # Vorbis written in one go overflows libsndfile's stack
             for _ in range(seconds // 20):
                 sound.write(np.zeros((20 * sample_rate, channels), np.float32))
@@ -533,7 +591,11 @@ def deaths(verdicts: list[Verdict]) -> list[Verdict]:
 
 def seen(verdicts: list[Verdict], format_name: str) -> float:
     """Return the share of the files of this format without an end for which that was noticed."""
-    cut = [v for v in verdicts if v.case.truncated and v.case.name.startswith(f"truncated/{format_name}-")]
+    cut = [
+        v
+        for v in verdicts
+        if v.case.truncated and v.case.name.startswith(f"truncated/{format_name}-")
+    ]
     return sum(verdict.outcome != "ok" for verdict in cut) / len(cut)
 
 
@@ -546,8 +608,12 @@ def main() -> int:
         started = time.monotonic()
         verdicts = judge_all(files)
         took = time.monotonic() - started
-    header = f"seed {seed}: {len(verdicts)} files in {took:.0f} s, {canary.hits} calls to the canary"
-    bombs_here = [file for file in files if file.name.startswith("bomb/") and sys.platform == "linux"]
+    header = (
+        f"seed {seed}: {len(verdicts)} files in {took:.0f} s, {canary.hits} calls to the canary"
+    )
+    bombs_here = [
+        file for file in files if file.name.startswith("bomb/") and sys.platform == "linux"
+    ]
     sys.stdout.write("\n".join([header, *_summary(verdicts), *map(defuse, bombs_here)]) + "\n")
     left = psutil.Process().children(recursive=True)
     return bool(deaths(verdicts) or false_refusals(verdicts) or canary.hits or left)
@@ -569,7 +635,10 @@ def _summary(verdicts: list[Verdict]) -> Iterator[str]:
         yield f"{count:6} {outcome}"
     for name in breakable():
         yield f"{seen(verdicts, name):6.0%} of the {name} files without an end were noticed"
-    for title, found in (("died", deaths(verdicts)), ("refused though valid", false_refusals(verdicts))):
+    for title, found in (
+        ("died", deaths(verdicts)),
+        ("refused though valid", false_refusals(verdicts)),
+    ):
         yield from (f"{title}: {verdict.case.name}: {verdict.outcome}" for verdict in found)
     for verdict in sorted(verdicts, key=lambda verdict: verdict.seconds)[-5:]:
         yield f"slowest: {verdict.case.name}: {verdict.outcome} after {verdict.seconds:.2f} s"

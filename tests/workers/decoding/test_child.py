@@ -48,16 +48,26 @@ def test_a_confined_decoder_can_open_no_file_and_no_socket():
         cwd=Path(__file__).parents[2],
         stdin=subprocess.DEVNULL,
     )
-    assert child.stdout.decode().split() == ["AS=2147483648", "CORE=0", "FSIZE=0", "NPROC=0", "NOFILE=4"]
+    assert child.stdout.decode().split() == [
+        "AS=2147483648",
+        "CORE=0",
+        "FSIZE=0",
+        "NPROC=0",
+        "NOFILE=4",
+    ]
 
 
-@pytest.mark.parametrize("source_rate", [1000, 8000, 11025, 22050, 44100, 44101, 48000, 96000, 192000, 384000])
+@pytest.mark.parametrize(
+    "source_rate", [1000, 8000, 11025, 22050, 44100, 44101, 48000, 96000, 192000, 384000]
+)
 @pytest.mark.parametrize("block", [65536, 1009])
 def test_resampling_in_blocks_gives_the_bits_of_librosa(source_rate, block):
     samples = bad_audio.tone(source_rate, 1.3)[:, 0]
     blocks = (samples[start : start + block] for start in range(0, len(samples), block))
     expected = librosa.resample(samples, orig_sr=source_rate, target_sr=16000)
-    assert np.array_equal(np.concatenate(list(decoder_child.resample(blocks, source_rate, 16000))), expected)
+    assert np.array_equal(
+        np.concatenate(list(decoder_child.resample(blocks, source_rate, 16000))), expected
+    )
 
 
 @pytest.mark.parametrize("channels", range(1, 33))

@@ -70,9 +70,18 @@ def loaded_by_librosa(path, sample_rate=16000):
 @pytest.mark.parametrize("sample_rate", [8000, 16000, 22050, 44100, 48000])
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize(
-    "pair", [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")]
+    "pair",
+    [
+        ("WAV", "PCM_16"),
+        ("WAV", "FLOAT"),
+        ("FLAC", "PCM_16"),
+        ("OGG", "VORBIS"),
+        ("MP3", "MPEG_LAYER_III"),
+    ],
 )
-def test_a_waveform_is_to_the_bit_what_librosa_loads(decoders, tmp_path, pair, channels, sample_rate):
+def test_a_waveform_is_to_the_bit_what_librosa_loads(
+    decoders, tmp_path, pair, channels, sample_rate
+):
     content = bad_audio.written(*pair, sample_rate, channels, seconds=2.0)
     path = tmp_path / "clip"
     path.write_bytes(content)
@@ -147,7 +156,12 @@ def test_clips_of_many_threads_are_not_mixed_up(decoders):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("html", "an HTML page"), ("json", "JSON text"), ("s3", "an XML document"), ("lfs", "a Git LFS pointer")],
+    [
+        ("html", "an HTML page"),
+        ("json", "JSON text"),
+        ("s3", "an XML document"),
+        ("lfs", "a Git LFS pointer"),
+    ],
 )
 def test_what_is_no_audio_is_called_what_it_is(decoders, name, words):
     with pytest.raises(errors.NotAudio, match=words):
@@ -163,7 +177,10 @@ def test_what_is_no_audio_is_called_what_it_is(decoders, name, words):
         (bad_audio.wav(np.full(16000, np.nan, "<f4").tobytes(), code=3, bits=32), errors.NotFinite),
         (bad_audio.wav(np.full(16000, 1e6, "<f4").tobytes(), code=3, bits=32), errors.NotFinite),
         (whole_clip()[:44], errors.Corrupt),
-        (bad_audio.with_entry(b"stts", 8, 2**31 - 1), errors.Corrupt),  # FFmpeg would allocate what it asks for
+        (
+            bad_audio.with_entry(b"stts", 8, 2**31 - 1),
+            errors.Corrupt,
+        ),  # FFmpeg would allocate what it asks for
         (bad_audio.with_entry(b"stsz", 8, 2**30 - 1), errors.Corrupt),
     ],
 )
@@ -188,7 +205,11 @@ def test_many_channels_count_as_much_as_many_seconds(pool):
 def test_what_is_no_regular_file_is_refused_without_reading_it(decoders, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/zero")
-    for path, flags in ((tmp_path / "pipe", os.O_RDWR), (tmp_path / "link", os.O_RDONLY), (tmp_path, os.O_RDONLY)):
+    for path, flags in (
+        (tmp_path / "pipe", os.O_RDWR),
+        (tmp_path / "link", os.O_RDONLY),
+        (tmp_path, os.O_RDONLY),
+    ):
         descriptor = os.open(path, flags)
         with pytest.raises(errors.NotAudio):
             decoders.decode(Descriptor(descriptor), 16000)
@@ -235,7 +256,9 @@ def test_a_crash_costs_its_own_clip_alone(pool):
     decoders = pool()
     (child,) = set(children()) - others
     with pytest.raises(errors.DecoderCrashed):
-        act_on_the_child_at_work(decoders, psutil.Process(child), lambda child: child.send_signal(signal.SIGSEGV))
+        act_on_the_child_at_work(
+            decoders, psutil.Process(child), lambda child: child.send_signal(signal.SIGSEGV)
+        )
     assert decoded(decoders, whole_clip()).waveform.duration_s == 1.0
 
 
@@ -347,7 +370,9 @@ ORPHANS = """
 
 def test_children_of_a_killed_worker_end_by_themselves():
     worker = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(ORPHANS)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", textwrap.dedent(ORPHANS)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
     )
     with worker:
         assert worker.stdout.readline() == b"ready\n"
@@ -399,7 +424,16 @@ def test_no_file_makes_a_decoder_call_anyone(corpus):
 
 @pytest.mark.parametrize(
     ("name", "share"),
-    [("wav", 1), ("flac", 1), ("aiff", 1), ("rf64", 1), ("w64", 1), ("caf", 1), ("ogg", 0.95), ("mp3", 0.95)],
+    [
+        ("wav", 1),
+        ("flac", 1),
+        ("aiff", 1),
+        ("rf64", 1),
+        ("w64", 1),
+        ("caf", 1),
+        ("ogg", 0.95),
+        ("mp3", 0.95),
+    ],
 )
 def test_a_lost_end_is_noticed(corpus, name, share):
     assert bad_audio.seen(corpus[1], name) >= share
@@ -411,7 +445,9 @@ def test_bombs_are_refused_before_they_take_memory(pool):
     decoders = pool(max_duration_s=600, max_samples=50_000_000)
     (child,) = set(children()) - others
     outcomes = {case.name: bad_audio.judge(decoders, case).outcome for case in bad_audio.bombs(660)}
-    assert {name for name, outcome in outcomes.items() if outcome == "too_long"} == set(outcomes) - {
+    assert {name for name, outcome in outcomes.items() if outcome == "too_long"} == set(
+        outcomes
+    ) - {
         "bomb/wav-1-hz",
         "bomb/wav-1-khz",
     }
@@ -424,11 +460,15 @@ def test_a_bomb_that_hides_its_length_takes_no_memory_either(pool):
     decoders = pool()
     (child,) = set(children()) - others
     with pytest.raises(errors.TooLong, match="3600 s"):
-        decoded(decoders, bad_audio.with_total(bad_audio.silence("FLAC", "PCM_16", 8000, 1, 3660), 0))
+        decoded(
+            decoders, bad_audio.with_total(bad_audio.silence("FLAC", "PCM_16", 8000, 1, 3660), 0)
+        )
     assert bad_audio.peak_mb(child) < 150
 
 
 def test_a_clip_without_a_declared_length_is_decoded_whole(decoders, tmp_path):
     whole = bad_audio.written("FLAC", "PCM_16", 48000, 2, seconds=90.0)
     expected = decoded(decoders, whole).waveform.samples
-    assert np.array_equal(decoded(decoders, bad_audio.with_total(whole, 0)).waveform.samples, expected)
+    assert np.array_equal(
+        decoded(decoders, bad_audio.with_total(whole, 0)).waveform.samples, expected
+    )

@@ -31,7 +31,17 @@ class Case:
 
 
 def every_case() -> list[Case]:
-    groups = [addresses(), named(), unicode_hosts(), tricks(), schemes(), ports(), redirects(), bodies(), statuses()]
+    groups = [
+        addresses(),
+        named(),
+        unicode_hosts(),
+        tricks(),
+        schemes(),
+        ports(),
+        redirects(),
+        bodies(),
+        statuses(),
+    ]
     return [case for group in groups for case in group]
 
 
@@ -70,7 +80,10 @@ ANSWERS = {
 
 
 def addresses() -> list[Case]:
-    cases = [Case(f"literal {host}", f"http://{host}/", BLOCKED, plain_dials=True) for host in LITERALS.split()]
+    cases = [
+        Case(f"literal {host}", f"http://{host}/", BLOCKED, plain_dials=True)
+        for host in LITERALS.split()
+    ]
     cases += [
         Case("zone on link-local", "http://[fe80::1%25lo]/", BAD_URL),
         Case("zone on public", f"http://[{PUBLIC_6}%25lo]/", BAD_URL),
@@ -84,7 +97,13 @@ def addresses() -> list[Case]:
 
 def named() -> list[Case]:
     cases = [
-        Case(f"name {name}", f"http://{name}.test/", BLOCKED, names={f"{name}.test": [found]}, plain_dials=True)
+        Case(
+            f"name {name}",
+            f"http://{name}.test/",
+            BLOCKED,
+            names={f"{name}.test": [found]},
+            plain_dials=True,
+        )
         for name, found in ANSWERS.items()
         if found[0] not in (PUBLIC, PUBLIC_6)
     ]
@@ -96,10 +115,26 @@ def named() -> list[Case]:
     local = [["127.0.0.1", "::1"]]
     rebinding = {"rebind.test": [[PUBLIC], ["127.0.0.1"]]}
     cases += [
-        Case("localhost", "http://localhost/", BLOCKED, names={"localhost": local}, plain_dials=True),
-        Case("localhost.", "http://localhost./", BLOCKED, names={"localhost": local}, plain_dials=True),
-        Case("LOCALHOST", "http://LOCALHOST/", BLOCKED, names={"localhost": local}, plain_dials=True),
-        Case("sub.localhost", "http://a.localhost/", BLOCKED, names={"a.localhost": local}, plain_dials=True),
+        Case(
+            "localhost", "http://localhost/", BLOCKED, names={"localhost": local}, plain_dials=True
+        ),
+        Case(
+            "localhost.",
+            "http://localhost./",
+            BLOCKED,
+            names={"localhost": local},
+            plain_dials=True,
+        ),
+        Case(
+            "LOCALHOST", "http://LOCALHOST/", BLOCKED, names={"localhost": local}, plain_dials=True
+        ),
+        Case(
+            "sub.localhost",
+            "http://a.localhost/",
+            BLOCKED,
+            names={"a.localhost": local},
+            plain_dials=True,
+        ),
         Case(
             "metadata name",
             "http://metadata.google.internal/",
@@ -115,7 +150,9 @@ def named() -> list[Case]:
             names={"rebind.test": [["10.0.0.1"], [PUBLIC]]},
             plain_dials=True,
         ),
-        Case("500 public answers", "http://crowd.test/", OK, names={"crowd.test": [[PUBLIC] * 500]}),
+        Case(
+            "500 public answers", "http://crowd.test/", OK, names={"crowd.test": [[PUBLIC] * 500]}
+        ),
         Case("no answers", "http://none.test/", ("connect",), names={"none.test": [[]]}),
         Case("unknown name", "http://unknown.test/", ("dns",)),
         Case("trailing dot", "http://public.test./", OK),
@@ -127,11 +164,17 @@ def named() -> list[Case]:
 
 
 def unicode_hosts() -> list[Case]:
-    secret = {"xn--e1afmkfd.test": [["10.0.0.1"]], "localhost": [["127.0.0.1"]], "xn--pubic-n3a.test": [["10.0.0.1"]]}
+    secret = {
+        "xn--e1afmkfd.test": [["10.0.0.1"]],
+        "localhost": [["127.0.0.1"]],
+        "xn--pubic-n3a.test": [["10.0.0.1"]],
+    }
     return [
         Case("IDN public", "http://bücher.test/", OK, names={"xn--bcher-kva.test": [[PUBLIC]]}),
         Case("IDN private", "http://пример.test/", BLOCKED, names=secret, plain_dials=True),
-        Case("punycode private", "http://xn--e1afmkfd.test/", BLOCKED, names=secret, plain_dials=True),
+        Case(
+            "punycode private", "http://xn--e1afmkfd.test/", BLOCKED, names=secret, plain_dials=True
+        ),
         Case("homograph", "http://pubӏic.test/", NEVER_DIALLED, names=secret),
         Case("full-width digits", "http://１２７.0.0.1/", NEVER_DIALLED, names=secret),
         Case("circled digits", "http://①②⑦.⓪.⓪.①/", NEVER_DIALLED, names=secret),
@@ -183,9 +226,17 @@ def tricks() -> list[Case]:
         " http://public.test/",
         "http://public.test/" + "a" * 4096,
     ]
-    private = ["http://10.0.0.1#@public.test/", "http://10.0.0.1?@public.test/", "http://10.0.0.1/@public.test/"]
+    private = [
+        "http://10.0.0.1#@public.test/",
+        "http://10.0.0.1?@public.test/",
+        "http://10.0.0.1/@public.test/",
+    ]
     private += ["HTTP://10.0.0.1/", "http://10.0.0.1:/", "http://10.0.0.1:80/"]
-    accepted = ["http://public.test#@10.0.0.1/", "http://public.test?@10.0.0.1/", "http://public.test/a b?c=ü#d"]
+    accepted = [
+        "http://public.test#@10.0.0.1/",
+        "http://public.test?@10.0.0.1/",
+        "http://public.test/a b?c=ü#d",
+    ]
     return [
         *(Case(f"trick {url[:40]!r}", url, BAD_URL) for url in refused),
         *(Case(f"trick {url}", url, BLOCKED, plain_dials=True) for url in private),
@@ -291,9 +342,29 @@ def redirects() -> list[Case]:
         "http://inside.test/": BLOCKED,
         "https://10.0.0.1/": BLOCKED,
     }
-    refused = ["http://public.test@10.0.0.1/", "http://10.0.0.1\\@public.test/", "http://public.test:6379/", "ftp://a/"]
-    refused += ["file:///etc/passwd", "/\x01", "gopher://10.0.0.1/", "http://[", "data:,x", "//a b/"]
-    fine = ["/next", "next", "//public.test/next", f"http://{PUBLIC}/next", "/next#x", "/next?ü=1", "/./next"]
+    refused = [
+        "http://public.test@10.0.0.1/",
+        "http://10.0.0.1\\@public.test/",
+        "http://public.test:6379/",
+        "ftp://a/",
+    ]
+    refused += [
+        "file:///etc/passwd",
+        "/\x01",
+        "gopher://10.0.0.1/",
+        "http://[",
+        "data:,x",
+        "//a b/",
+    ]
+    fine = [
+        "/next",
+        "next",
+        "//public.test/next",
+        f"http://{PUBLIC}/next",
+        "/next#x",
+        "/next?ü=1",
+        "/./next",
+    ]
     return [
         *(
             Case(f"redirect to {to}", url, outcome, redirect(to), names, plain_dials=True)
@@ -302,11 +373,22 @@ def redirects() -> list[Case]:
         *(Case(f"redirect to {to!r}", url, BAD_URL, redirect(to), names) for to in refused),
         *(Case(f"redirect to {to!r}", url, OK, redirect(to), names) for to in fine),
         *(
-            Case(f"redirect {status} inside", url, BLOCKED, redirect("http://10.0.0.1/", status), plain_dials=True)
+            Case(
+                f"redirect {status} inside",
+                url,
+                BLOCKED,
+                redirect("http://10.0.0.1/", status),
+                plain_dials=True,
+            )
             for status in ("301 Moved", "303 See Other", "307 Temporary", "308 Permanent")
         ),
         Case("redirect 300", url, ("http_error",), redirect("http://10.0.0.1/", "300 Choices")),
-        Case("redirect from address to name", f"http://{PUBLIC}/", OK, redirect("http://public.test/next")),
+        Case(
+            "redirect from address to name",
+            f"http://{PUBLIC}/",
+            OK,
+            redirect("http://public.test/next"),
+        ),
         Case(
             "redirect to a rebinding name",
             "http://rebind.test/",
@@ -315,17 +397,37 @@ def redirects() -> list[Case]:
             {"rebind.test": [[PUBLIC], ["127.0.0.1"]]},
             plain_dials=True,
         ),
-        Case("redirect loop", url, ("http_error",), answer(b"", "Location: clip.wav", status="302 Found")),
+        Case(
+            "redirect loop",
+            url,
+            ("http_error",),
+            answer(b"", "Location: clip.wav", status="302 Found"),
+        ),
         Case("redirect 5 hops", f"{url}?5", OK, _hops),
         Case("redirect 6 hops", f"{url}?6", ("http_error",), _hops),
         Case("redirect without Location", url, ("http_error",), answer(b"", status="302 Found")),
         Case("redirect to nothing", url, ("http_error",), redirect("")),
-        Case("redirect https to http", "https://public.test/", ("http_error",), redirect("http://public.test/next")),
+        Case(
+            "redirect https to http",
+            "https://public.test/",
+            ("http_error",),
+            redirect("http://public.test/next"),
+        ),
         Case("redirect http to https", url, OK, redirect("https://public.test/next")),
         Case("redirect with endless body", url, OK, _redirect_with_body(b"")),
-        Case("redirect with endless chunk", url, OK, _redirect_with_body(b"Transfer-Encoding: chunked\r\n\r\nFFFFFFF")),
+        Case(
+            "redirect with endless chunk",
+            url,
+            OK,
+            _redirect_with_body(b"Transfer-Encoding: chunked\r\n\r\nFFFFFFF"),
+        ),
         Case("redirect with gzip bomb", url, OK, redirect("/next", body=GZIP_BOMB)),
-        Case("redirect in Latin-1", url, BAD_URL, raw(b"HTTP/1.1 302 Found\r\nLocation: /\xff\r\n\r\n")),
+        Case(
+            "redirect in Latin-1",
+            url,
+            BAD_URL,
+            raw(b"HTTP/1.1 302 Found\r\nLocation: /\xff\r\n\r\n"),
+        ),
         Case(
             "redirect folded over lines",
             url,
@@ -340,7 +442,9 @@ def redirects() -> list[Case]:
 
 def _two_steps(talk: Talk) -> None:
     """Redirect from a name to itself on a new connection."""
-    talk.send(b"HTTP/1.1 302 Found\r\nConnection: close\r\nContent-Length: 0\r\nLocation: /again\r\n\r\n")
+    talk.send(
+        b"HTTP/1.1 302 Found\r\nConnection: close\r\nContent-Length: 0\r\nLocation: /again\r\n\r\n"
+    )
     talk.close()
 
 
@@ -390,12 +494,18 @@ def bodies() -> list[Case]:
         "99 long headers": (_headers(*[b"X: " + b"y" * 60_000] * 99), "http_error"),
         "endless body": (_then_for_ever(head, bytes(65536)), "too_large"),
         "endless chunks": (_then_for_ever(CHUNKED, chunk), "too_large"),
-        "endless trailers": (_then_for_ever(CHUNKED + chunk + b"0\r\n", b"a: b\r\n" * 1000), "http_error"),
+        "endless trailers": (
+            _then_for_ever(CHUNKED + chunk + b"0\r\n", b"a: b\r\n" * 1000),
+            "http_error",
+        ),
         "endless trailer": (_then_for_ever(CHUNKED + chunk + b"0\r\n", b"a" * 65536), "incomplete"),
         "endless chunk extension": (_then_for_ever(CHUNKED + b"1000;", b"a" * 65536), "incomplete"),
         "chunk of -1": (_then_for_ever(CHUNKED + b"-1\r\n", bytes(65536)), "incomplete"),
         "chunk of -5": (_then_for_ever(CHUNKED + b"-5\r\n", bytes(65536)), "incomplete"),
-        "chunk of FFFFFFFFFFFFFFFF": (_then_for_ever(CHUNKED + b"F" * 16 + b"\r\n", bytes(65536)), "too_large"),
+        "chunk of FFFFFFFFFFFFFFFF": (
+            _then_for_ever(CHUNKED + b"F" * 16 + b"\r\n", bytes(65536)),
+            "too_large",
+        ),
         "chunk of nothing known": (raw(CHUNKED + b"zz\r\n"), "incomplete"),
         "cut chunk": (raw(CHUNKED + b"1000\r\n" + CLIP[:99]), "incomplete"),
         "cut between chunks": (raw(CHUNKED + chunk), "incomplete"),
@@ -416,7 +526,10 @@ def bodies() -> list[Case]:
         "length in hex": (_headers(b"Content-Length: 0x1000"), "http_error"),
         "length in words": (_headers(b"Content-Length: many"), "http_error"),
         "two lengths": (_headers(length, b"Content-Length: 100"), "http_error"),
-        "length and chunks": (raw(ok + length + b"\r\n" + CHUNKED[17:] + chunk + b"0\r\n\r\n"), "ok"),
+        "length and chunks": (
+            raw(ok + length + b"\r\n" + CHUNKED[17:] + chunk + b"0\r\n\r\n"),
+            "ok",
+        ),
         "huge length and chunks": (
             raw(ok + b"Content-Length: 999999999\r\n" + CHUNKED[17:] + chunk + b"0\r\n\r\n"),
             "ok",
@@ -432,8 +545,14 @@ def bodies() -> list[Case]:
         "unknown transfer encoding": (_headers(b"Transfer-Encoding: gzip, chunked"), "http_error"),
         "identity": (answer(CLIP, "Content-Encoding: identity"), "ok"),
         "gzip bomb": (answer(GZIP_BOMB, "Content-Encoding: gzip"), "http_error"),
-        "nested gzip bomb": (answer(gzip.compress(GZIP_BOMB), "Content-Encoding: gzip, gzip"), "http_error"),
-        "early hints": (raw(b"HTTP/1.1 100 Continue\r\n\r\n" + ok + length + b"\r\n\r\n" + CLIP), "ok"),
+        "nested gzip bomb": (
+            answer(gzip.compress(GZIP_BOMB), "Content-Encoding: gzip, gzip"),
+            "http_error",
+        ),
+        "early hints": (
+            raw(b"HTTP/1.1 100 Continue\r\n\r\n" + ok + length + b"\r\n\r\n" + CLIP),
+            "ok",
+        ),
     }
     scripts |= {
         f"compressed with {coding}": (answer(CLIP, f"Content-Encoding: {coding}"), "http_error")
@@ -462,10 +581,35 @@ def statuses() -> list[Case]:
     codes = {"not_found": (404, 410), "forbidden": (401, 403), "rate_limited": (429,)}
     codes |= {"server_error": (500, 502, 503, 504, 520, 599)}
     codes |= {
-        "http_error": (201, 202, 203, 204, 205, 206, 304, 305, 400, 402, 405, 406, 407, 408, 416, 418, 451, 101, 103)
+        "http_error": (
+            201,
+            202,
+            203,
+            204,
+            205,
+            206,
+            304,
+            305,
+            400,
+            402,
+            405,
+            406,
+            407,
+            408,
+            416,
+            418,
+            451,
+            101,
+            103,
+        )
     }
     return [
-        Case(f"status {status}", "http://public.test/", (code,), answer(CLIP, status=f"{status} Some Words"))
+        Case(
+            f"status {status}",
+            "http://public.test/",
+            (code,),
+            answer(CLIP, status=f"{status} Some Words"),
+        )
         for code, group in codes.items()
         for status in group
     ]

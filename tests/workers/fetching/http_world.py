@@ -119,9 +119,13 @@ class World:
         if place[0] in self.dead:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
         public = place[0] in (PUBLIC, PUBLIC_6)
-        host, port = ("127.0.0.1", self._ports[place[1]]) if public else ("127.0.0.2", self._ports[0])
+        host, port = (
+            ("127.0.0.1", self._ports[place[1]]) if public else ("127.0.0.2", self._ports[0])
+        )
         self._peers[sock] = place
-        _real_connect(sock, (f"::ffff:{host}", port, 0, 0) if sock.family == socket.AF_INET6 else (host, port))
+        _real_connect(
+            sock, (f"::ffff:{host}", port, 0, 0) if sock.family == socket.AF_INET6 else (host, port)
+        )
 
     def _getaddrinfo(self, host: str, port: int, *args: int, **kwargs: int) -> list:
         self.resolved.append(host)

@@ -54,15 +54,25 @@ def test_a_few_dead_hosts_are_not_the_network(breaker: Breaker) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [errors.NotFound(status=404), errors.Timeout(timeout_s=1), errors.ServerFailed(status=500), None]
+    "error",
+    [
+        errors.NotFound(status=404),
+        errors.Timeout(timeout_s=1),
+        errors.ServerFailed(status=500),
+        None,
+    ],
 )
-def test_what_a_server_said_is_proof_of_a_network(error: errors.ClipError | None, breaker: Breaker) -> None:
+def test_what_a_server_said_is_proof_of_a_network(
+    error: errors.ClipError | None, breaker: Breaker
+) -> None:
     for n in range(100):
         breaker.record(f"host{n}", error)
     assert not breaker.open
 
 
-def test_it_closes_for_a_try_and_one_failure_opens_it_for_twice_as_long(breaker: Breaker, clock: Clock) -> None:
+def test_it_closes_for_a_try_and_one_failure_opens_it_for_twice_as_long(
+    breaker: Breaker, clock: Clock
+) -> None:
     fail(breaker, 20)
     for pause_s in (15, 30, 60, LONGEST_PAUSE_S, LONGEST_PAUSE_S):
         clock.now += pause_s - 0.1
@@ -73,7 +83,9 @@ def test_it_closes_for_a_try_and_one_failure_opens_it_for_twice_as_long(breaker:
         assert breaker.open
 
 
-def test_downloads_under_way_when_it_opened_do_not_prolong_it(breaker: Breaker, clock: Clock) -> None:
+def test_downloads_under_way_when_it_opened_do_not_prolong_it(
+    breaker: Breaker, clock: Clock
+) -> None:
     fail(breaker, 50)
     clock.now += 15.1
     assert not breaker.open

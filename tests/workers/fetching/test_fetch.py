@@ -48,8 +48,12 @@ def open_files() -> int:
 # downloads ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1, 100, fetch.BLOCK_BYTES, fetch.BLOCK_BYTES + 1, fetch.IN_MEMORY_BYTES + 1])
-def test_a_download_is_an_open_file_with_its_size_and_hash(size: int, fetcher: Fetcher, httpserver: HTTPServer) -> None:
+@pytest.mark.parametrize(
+    "size", [1, 100, fetch.BLOCK_BYTES, fetch.BLOCK_BYTES + 1, fetch.IN_MEMORY_BYTES + 1]
+)
+def test_a_download_is_an_open_file_with_its_size_and_hash(
+    size: int, fetcher: Fetcher, httpserver: HTTPServer
+) -> None:
     body = os.urandom(size)
     httpserver.expect_request("/clip.wav").respond_with_data(body)
     fetched = fetcher.fetch(httpserver.url_for("/clip.wav"))
@@ -65,7 +69,9 @@ def test_small_bodies_stay_in_memory_and_large_or_undeclared_ones_go_to_disk(
 ) -> None:
     httpserver.expect_request("/small").respond_with_data(CLIP)
     httpserver.expect_request("/large").respond_with_data(bytes(fetch.IN_MEMORY_BYTES + 1))
-    httpserver.expect_request("/undeclared").respond_with_handler(lambda _request: Response(iter([CLIP, CLIP])))
+    httpserver.expect_request("/undeclared").respond_with_handler(
+        lambda _request: Response(iter([CLIP, CLIP]))
+    )
     in_memory = []
     for path in ("/small", "/large", "/undeclared"):
         with fetcher.fetch(httpserver.url_for(path)).file as file:
@@ -101,7 +107,9 @@ def test_a_full_disk_is_no_fault_of_the_clip(
 def test_failed_downloads_leave_no_file_open(fetcher: Fetcher, httpserver: HTTPServer) -> None:
     httpserver.expect_request("/404").respond_with_data("", status=404)
     httpserver.expect_request("/empty").respond_with_data(b"")
-    httpserver.expect_request("/302").respond_with_data("", status=302, headers={"Location": "/404"})
+    httpserver.expect_request("/302").respond_with_data(
+        "", status=302, headers={"Location": "/404"}
+    )
     failure(fetcher, httpserver.url_for("/404"))
     before = open_files()
     for path in ("/404", "/empty", "/302") * 20:
@@ -181,19 +189,28 @@ def test_a_file_under_a_root_is_read_and_hashed(reader: Fetcher, root: Path) -> 
 
 
 def test_paths_may_be_written_in_several_ways(reader: Fetcher, root: Path) -> None:
-    uris = [f"file://{root}/a%20b.wav", f"FILE://{root}/a b.wav", f"{root}//a b.wav", f"{root}/deep/../a b.wav"]
+    uris = [
+        f"file://{root}/a%20b.wav",
+        f"FILE://{root}/a b.wav",
+        f"{root}//a b.wav",
+        f"{root}/deep/../a b.wav",
+    ]
     assert [content(reader, uri) for uri in uris] == [CLIP] * 4
 
 
 def test_links_may_be_followed_inside_a_root(reader: Fetcher, root: Path) -> None:
     (root / "link.wav").symlink_to("deep/c.wav")
     (root / "folder").symlink_to(root / "deep")
-    assert content(reader, f"{root}/link.wav") == content(reader, f"{root}/folder/c.wav") == CLIP[:99]
+    assert (
+        content(reader, f"{root}/link.wav") == content(reader, f"{root}/folder/c.wav") == CLIP[:99]
+    )
 
 
 def test_a_root_may_be_a_link_or_a_single_file(root: Path) -> None:
     (root.parent / "alias").symlink_to(root)
-    with closing(Fetcher(settings.Fetch(file_roots=(root.parent / "alias", root / "a b.wav")))) as reader:
+    with closing(
+        Fetcher(settings.Fetch(file_roots=(root.parent / "alias", root / "a b.wav")))
+    ) as reader:
         assert content(reader, f"{root.parent}/alias/deep/c.wav") == CLIP[:99]
         assert content(reader, f"{root}/a b.wav") == CLIP
 
@@ -279,7 +296,9 @@ def test_the_size_limits_hold_for_files(reader: Fetcher, root: Path) -> None:
     assert open_files() == before
 
 
-def test_a_link_put_in_the_way_while_the_file_is_opened_is_not_followed(reader: Fetcher, root: Path) -> None:
+def test_a_link_put_in_the_way_while_the_file_is_opened_is_not_followed(
+    reader: Fetcher, root: Path
+) -> None:
     real, link = root / "swapped", root / "swapped.link"
     real.mkdir()
     (real / "secret").write_bytes(CLIP)

@@ -78,7 +78,9 @@ def memory_mb(field: str) -> float:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_no_refused_address_is_dialled_and_every_case_is_bounded(case: Case, world: World, fetcher: Fetcher) -> None:
+def test_no_refused_address_is_dialled_and_every_case_is_bounded(
+    case: Case, world: World, fetcher: Fetcher
+) -> None:
     world.script = case.script
     world.names |= {name: list(answers) for name, answers in case.names.items()}
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
@@ -95,7 +97,9 @@ def test_there_are_enough_cases_and_no_two_are_the_same() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 200
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.plain_dials], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.plain_dials], ids=lambda case: case.name
+)
 def test_plain_requests_dials_the_refused_address(case: Case, world: World) -> None:
     """A case on which the unguarded library passes could never fail."""
     world.script = case.script
@@ -158,7 +162,9 @@ def test_the_certificate_is_checked_against_the_name(world: World, fetcher: Fetc
     assert world.server_names == ["public.test", None, "other.test"]
 
 
-def test_an_expired_certificate_is_refused(world: World, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expired_certificate_is_refused(
+    world: World, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     yesterday = datetime.now(UTC) - timedelta(days=1)
     expired = world.authority.issue_cert("public.test", not_before=yesterday, not_after=yesterday)
     monkeypatch.setattr(world, "certificate", expired)
@@ -166,7 +172,9 @@ def test_an_expired_certificate_is_refused(world: World, fetcher: Fetcher, monke
         fetcher.fetch("https://public.test/")
 
 
-def test_an_unknown_authority_is_refused(world: World, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_authority_is_refused(
+    world: World, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(world, "certificate", trustme.CA().issue_cert("public.test"))
     assert outcome(fetcher, "https://public.test/") == "tls"
 
@@ -177,7 +185,11 @@ def test_an_unknown_authority_is_refused(world: World, fetcher: Fetcher, monkeyp
         pytest.param(raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na"), "tls", id="plain HTTP"),
         pytest.param(lambda talk: talk.stopped.wait(), "timeout", id="a stalled handshake"),
         pytest.param(lambda talk: talk.close(), "tls", id="a closed handshake"),
-        pytest.param(lambda talk: talk.send_for_ever(b"\x16\x03\x03\x40\x00" + bytes(16384)), "http_error", id="noise"),
+        pytest.param(
+            lambda talk: talk.send_for_ever(b"\x16\x03\x03\x40\x00" + bytes(16384)),
+            "http_error",
+            id="noise",
+        ),
         pytest.param(
             lambda talk: talk.send_for_ever(b"\x16\x03\x03\x00\x04\0\0\0\0", every_s=0.05),
             "timeout",
@@ -185,7 +197,9 @@ def test_an_unknown_authority_is_refused(world: World, fetcher: Fetcher, monkeyp
         ),
     ],
 )
-def test_what_is_not_tls_ends_in_time(script: Script, code: str, world: World, fetcher: Fetcher) -> None:
+def test_what_is_not_tls_ends_in_time(
+    script: Script, code: str, world: World, fetcher: Fetcher
+) -> None:
     world.tls, world.script = False, script
     start = time.monotonic()
     assert outcome(fetcher, "https://public.test/") == code
@@ -214,7 +228,9 @@ def test_a_resolver_that_hangs_costs_no_more_than_the_deadline(
     released.set()
 
 
-@pytest.mark.parametrize("error", [socket.gaierror(socket.EAI_AGAIN, "later"), UnicodeError("label too long")])
+@pytest.mark.parametrize(
+    "error", [socket.gaierror(socket.EAI_AGAIN, "later"), UnicodeError("label too long")]
+)
 def test_a_resolver_that_fails_is_a_dns_error(
     error: Exception, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,7 +279,9 @@ def test_connections_are_reused(world: World, fetcher: Fetcher) -> None:
     assert world.dialled == [PUBLIC]
 
 
-def test_a_kept_connection_the_server_closes_on_the_next_request_is_replaced(world: World, fetcher: Fetcher) -> None:
+def test_a_kept_connection_the_server_closes_on_the_next_request_is_replaced(
+    world: World, fetcher: Fetcher
+) -> None:
     served: list[str] = []
 
     def second_request_is_cut(talk: Talk) -> None:
@@ -281,9 +299,12 @@ def test_a_server_that_always_closes_is_asked_once(world: World, fetcher: Fetche
     assert len(world.heads) == 1
 
 
-def test_bytes_left_over_from_one_answer_never_become_the_next(world: World, fetcher: Fetcher) -> None:
+def test_bytes_left_over_from_one_answer_never_become_the_next(
+    world: World, fetcher: Fetcher
+) -> None:
     world.script = raw(
-        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nxyz", close=False
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nxyz",
+        close=False,
     )
     for _ in range(3):
         with fetcher.fetch("http://public.test/").file as file:
@@ -299,7 +320,11 @@ def test_bytes_left_over_from_one_answer_never_become_the_next(world: World, fet
         ({"allow_networks": "10.0.0.0/8"}, "10.1.2.3", None),
         ({"allow_networks": "10.0.0.0/8"}, "192.168.0.1", "blocked_address"),
         ({"allow_networks": "10.0.0.0/8"}, "::ffff:10.1.2.3", "blocked_address"),
-        ({"allow_networks": "10.0.0.0/8", "deny_networks": "10.1.0.0/16"}, "10.1.2.3", "blocked_address"),
+        (
+            {"allow_networks": "10.0.0.0/8", "deny_networks": "10.1.0.0/16"},
+            "10.1.2.3",
+            "blocked_address",
+        ),
         ({"allow_networks": "fd00::/8"}, "fd00::1", None),
         ({"allow_networks": "::1/128"}, "::1", None),
         ({"deny_networks": "93.184.216.0/24"}, PUBLIC, "blocked_address"),
@@ -316,7 +341,9 @@ def test_bytes_left_over_from_one_answer_never_become_the_next(world: World, fet
         ({"allow_networks": "::ffff:0:0/96,10.0.0.0/8"}, "::ffff:10.1.2.3", None),
     ],
 )
-def test_networks_can_be_allowed_and_denied(options: dict[str, str], address: str, code: str | None) -> None:
+def test_networks_can_be_allowed_and_denied(
+    options: dict[str, str], address: str, code: str | None
+) -> None:
     addresses = guard.Addresses(settings.Fetch(**options))
     if code is None:
         addresses.check(address)

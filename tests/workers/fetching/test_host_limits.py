@@ -67,7 +67,10 @@ def test_the_slot_of_a_dead_worker_is_free_again(client: redis.Redis) -> None:
     dead, living = workers(client, 2, host_slots=2, timeout_s=60 - host_limits.SLOT_GRACE_S)
     assert dead.wait_s("a") == 0
     age_slots(client, 40)
-    assert [living.wait_s("a"), living.wait_s("a") > 0] == [0, True]  # its slot keeps the host's list alive
+    assert [living.wait_s("a"), living.wait_s("a") > 0] == [
+        0,
+        True,
+    ]  # its slot keeps the host's list alive
     age_slots(client, 40)
     assert living.wait_s("a") == 0
 
@@ -88,7 +91,9 @@ def test_a_refused_clip_takes_nothing(client: redis.Redis) -> None:
     assert two.wait_s("a") == 0
 
 
-def test_early_requests_are_spread_one_interval_apart(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_requests_are_spread_one_interval_apart(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A hundred times slower than usual, so that the time the questions take does not matter.
     interval_s = 10
     monkeypatch.setattr(host_limits, "BURST_S", 2.5 * interval_s)
@@ -143,7 +148,9 @@ def test_four_processes_together_hold_the_rate(client: redis.Redis, server: str)
 
 @contextmanager
 def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
         try:
             yield process
         finally:
@@ -188,7 +195,9 @@ def test_without_redis_only_the_workers_own_limit_holds(monkeypatch: pytest.Monk
         assert worker.wait_s("a") == 0
 
 
-def test_redis_is_asked_again_after_a_while(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_is_asked_again_after_a_while(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(host_limits, "time", SimpleNamespace(monotonic=lambda: clock.now))
     (worker,) = workers(client, 1, host_slots=1)
@@ -227,7 +236,9 @@ RULES = "User-agent: *\nDisallow: /private/\n\nUser-agent: Earmark\nDisallow: /s
 def outcomes(httpserver: HTTPServer, *paths: str, robots: bool = True) -> list[str]:
     httpserver.expect_request("/open/a.wav").respond_with_data(b"clip")
     httpserver.expect_request("/secret/a.wav").respond_with_data(b"clip")
-    limits = settings.Fetch(allow_networks=("127.0.0.0/8", "::1/128"), ports=(httpserver.port,), robots=robots)
+    limits = settings.Fetch(
+        allow_networks=("127.0.0.0/8", "::1/128"), ports=(httpserver.port,), robots=robots
+    )
     with closing(Fetcher(limits)) as fetcher:
         return [_outcome(fetcher, httpserver.url_for(path)) for path in paths]
 
@@ -246,7 +257,11 @@ def asked_for_rules(httpserver: HTTPServer) -> int:
 
 def test_robots_txt_is_asked_once_a_site_and_obeyed(httpserver: HTTPServer) -> None:
     httpserver.expect_request("/robots.txt").respond_with_data(RULES)
-    assert outcomes(httpserver, "/open/a.wav", "/secret/a.wav", "/open/a.wav") == ["ok", "robots", "ok"]
+    assert outcomes(httpserver, "/open/a.wav", "/secret/a.wav", "/open/a.wav") == [
+        "ok",
+        "robots",
+        "ok",
+    ]
     assert asked_for_rules(httpserver) == 1
 
 
@@ -270,7 +285,9 @@ def test_a_site_that_fails_to_say_is_asked_again_later(httpserver: HTTPServer) -
 def test_a_url_that_does_not_parse_is_refused_before_its_robots_txt(httpserver: HTTPServer) -> None:
     limits = settings.Fetch(robots=True)
     with closing(Fetcher(limits)) as fetcher:
-        assert [_outcome(fetcher, url) for url in ("http://[", "http://u@h/", "http://10.0.0.1/")] == [
+        assert [
+            _outcome(fetcher, url) for url in ("http://[", "http://u@h/", "http://10.0.0.1/")
+        ] == [
             "bad_url",
             "bad_url",
             "blocked_address",

@@ -71,7 +71,9 @@ def _wav2vec2_bert() -> tuple[Any, Any]:
         **_SPECTROGRAM, feature_projection_input_dim=160, conv_depthwise_kernel_size=7, classifier_proj_size=24,
         output_hidden_size=32, id2label=LABELS,
     )  # fmt: skip
-    return transformers.Wav2Vec2BertForSequenceClassification(config), transformers.SeamlessM4TFeatureExtractor()
+    return transformers.Wav2Vec2BertForSequenceClassification(
+        config
+    ), transformers.SeamlessM4TFeatureExtractor()
 
 
 def _whisper() -> tuple[Any, Any]:
@@ -80,29 +82,39 @@ def _whisper() -> tuple[Any, Any]:
         decoder_attention_heads=2, decoder_ffn_dim=48, vocab_size=64, classifier_proj_size=24, id2label=LABELS,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
     )  # fmt: skip
-    return transformers.WhisperForAudioClassification(config), transformers.WhisperFeatureExtractor()
+    return transformers.WhisperForAudioClassification(
+        config
+    ), transformers.WhisperFeatureExtractor()
 
 
 #: One maker for each architecture `AutoModelForAudioClassification` knows, and for variants that batch differently.
 MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "audio-spectrogram-transformer": _ast,
-    "data2vec-audio": lambda: _family("Data2VecAudio", mask=True, conv_pos_kernel_size=5, num_conv_pos_embeddings=2),
+    "data2vec-audio": lambda: _family(
+        "Data2VecAudio", mask=True, conv_pos_kernel_size=5, num_conv_pos_embeddings=2
+    ),
     "hubert": lambda: _family("Hubert"),
     "hubert, layer norm": lambda: _family("Hubert", mask=True, **_LAYER_NORM),
     "sew": lambda: _family("SEW", squeeze_factor=2),
-    "sew-d": lambda: _family("SEWD", squeeze_factor=2, position_buckets=8, max_position_embeddings=64),
+    "sew-d": lambda: _family(
+        "SEWD", squeeze_factor=2, position_buckets=8, max_position_embeddings=64
+    ),
     "unispeech": lambda: _family("UniSpeech"),
     "unispeech, layer norm": lambda: _family("UniSpeech", mask=True, **_LAYER_NORM),
     "unispeech-sat": lambda: _family("UniSpeechSat"),
     "unispeech-sat, layer norm": lambda: _family("UniSpeechSat", mask=True, **_LAYER_NORM),
     "wav2vec2": lambda: _family("Wav2Vec2"),
-    "wav2vec2, layer norm": lambda: _family("Wav2Vec2", mask=True, do_stable_layer_norm=True, **_LAYER_NORM),
+    "wav2vec2, layer norm": lambda: _family(
+        "Wav2Vec2", mask=True, do_stable_layer_norm=True, **_LAYER_NORM
+    ),
     "wav2vec2-bert": _wav2vec2_bert,
     "wav2vec2-conformer": lambda: _family(
         "Wav2Vec2Conformer", mask=True, position_embeddings_type="rotary", **_LAYER_NORM
     ),
     "wavlm": lambda: _family("WavLM"),
-    "wavlm, layer norm": lambda: _family("WavLM", mask=True, do_stable_layer_norm=True, **_LAYER_NORM),
+    "wavlm, layer norm": lambda: _family(
+        "WavLM", mask=True, do_stable_layer_norm=True, **_LAYER_NORM
+    ),
     "whisper": _whisper,
 }
 
@@ -153,11 +165,32 @@ def save_clap(folder: Path, *, fusion: bool = False) -> Path:
 def _save_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = ["<s>", "<pad>", "</s>", "<unk>", "This", "is", "a", "sound", "of", ".", "dog", "barking", "piano", "siren"]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    words = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "This",
+        "is",
+        "a",
+        "sound",
+        "of",
+        ".",
+        "dog",
+        "barking",
+        "piano",
+        "siren",
+    ]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
     ).save_pretrained(folder)
 
 
@@ -169,11 +202,15 @@ def clip(seconds: float, *, rate: int = RATE, seed: int = 0) -> np.ndarray:
     """Return a chirp over noise, so that its windows differ in level and pitch."""
     generator = np.random.default_rng(seed)
     time_s = np.arange(round(seconds * rate)) / rate
-    tone = np.sin(2 * np.pi * (200 + 40 * seed + 100 * time_s) * time_s) * (0.2 + 0.05 * np.sin(3 * time_s))
+    tone = np.sin(2 * np.pi * (200 + 40 * seed + 100 * time_s) * time_s) * (
+        0.2 + 0.05 * np.sin(3 * time_s)
+    )
     return (tone + 0.05 * generator.standard_normal(len(time_s))).astype(np.float32)
 
 
-def scores(loaded: classifier.Classifier, windows: Sequence[np.ndarray], function: str | None = None) -> np.ndarray:
+def scores(
+    loaded: classifier.Classifier, windows: Sequence[np.ndarray], function: str | None = None
+) -> np.ndarray:
     """Return scores (windows, labels) without a queue."""
     return classifier.apply(logits(loaded, windows), function or loaded.card.function_to_apply)
 
@@ -182,8 +219,12 @@ def logits(loaded: classifier.Classifier, windows: Sequence[np.ndarray]) -> np.n
     """Return logits (windows, labels), scored in the batches the classifier chooses; raise the first ClipError."""
     found: dict[int, np.ndarray] = {}
     while waiting := [place for place in range(len(windows)) if place not in found]:
-        batch = [waiting[place] for place in loaded.choose([len(windows[place]) for place in waiting])]
-        for place, outcome in zip(batch, loaded.outcomes([windows[each] for each in batch]), strict=True):
+        batch = [
+            waiting[place] for place in loaded.choose([len(windows[place]) for place in waiting])
+        ]
+        for place, outcome in zip(
+            batch, loaded.outcomes([windows[each] for each in batch]), strict=True
+        ):
             if isinstance(outcome, errors.ClipError):
                 raise outcome
             found[place] = outcome

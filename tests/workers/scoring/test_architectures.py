@@ -42,23 +42,32 @@ class Case:
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     torch.set_num_threads(1)
     name = request.param
-    folder = name if name == "starter" else str(checkpoints.save(name, tmp_path_factory.mktemp("model")))
+    folder = (
+        name if name == "starter" else str(checkpoints.save(name, tmp_path_factory.mktemp("model")))
+    )
     loaded = classifier.load(settings.Model(name=folder, device="cpu", threads=2))
     waves = [checkpoints.clip(seconds, seed=number) for number, seconds in enumerate(SECONDS)]
     return Case(name, loaded, waves, _pipeline_scores(loaded, folder, waves))
 
 
-def _pipeline_scores(loaded: classifier.Classifier, folder: str, waves: list[np.ndarray]) -> np.ndarray:
+def _pipeline_scores(
+    loaded: classifier.Classifier, folder: str, waves: list[np.ndarray]
+) -> np.ndarray:
     """Ask the pipeline; it takes a clip shorter than the receptive field (the starter's is 0.5 s) only when padded."""
     path = str(classifier.checkpoint.STARTER) if folder == "starter" else folder
     ask: Any = transformers.pipeline("audio-classification", model=path, device="cpu")
-    answers = [{each["label"]: each["score"] for each in ask(padded(loaded, wave), top_k=None)} for wave in waves]
+    answers = [
+        {each["label"]: each["score"] for each in ask(padded(loaded, wave), top_k=None)}
+        for wave in waves
+    ]
     return np.array([[answer[label] for label in loaded.card.labels] for answer in answers])
 
 
 def padded(loaded: classifier.Classifier, wave: np.ndarray) -> np.ndarray:
     waveform = clips.Waveform(wave, loaded.card.sample_rate)
-    (window,) = windows.split(waveform, window_s=11, hop_s=None, min_samples=loaded.card.min_samples)
+    (window,) = windows.split(
+        waveform, window_s=11, hop_s=None, min_samples=loaded.card.min_samples
+    )
     return window.samples
 
 
@@ -69,7 +78,10 @@ def test_every_architecture_of_transformers_is_covered() -> None:
 
 def test_a_clip_alone_scores_as_in_the_pipeline(case: Case) -> None:
     scores = np.concatenate(
-        [checkpoints.scores(case.classifier, [padded(case.classifier, wave)]) for wave in case.waves]
+        [
+            checkpoints.scores(case.classifier, [padded(case.classifier, wave)])
+            for wave in case.waves
+        ]
     )
     assert np.abs(scores - case.expected).max() < 1e-4
     assert np.ptp(case.expected, axis=0).max() > 1e-3, "these clips would not show a difference"
@@ -77,7 +89,10 @@ def test_a_clip_alone_scores_as_in_the_pipeline(case: Case) -> None:
 
 def test_a_clip_among_fifteen_others_scores_as_in_the_pipeline(case: Case) -> None:
     mixed = [padded(case.classifier, wave) for wave in case.waves * 4]
-    assert np.abs(checkpoints.scores(case.classifier, mixed) - np.tile(case.expected, (4, 1))).max() < 1e-4
+    assert (
+        np.abs(checkpoints.scores(case.classifier, mixed) - np.tile(case.expected, (4, 1))).max()
+        < 1e-4
+    )
 
 
 def test_the_queue_and_its_lanes_change_no_score(case: Case) -> None:
@@ -101,7 +116,9 @@ def test_only_what_masks_padding_exactly_is_padded(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXACT_WHEN_PADDED)
 def test_padding_changes_no_score_where_it_is_used(name: str, tmp_path: Path) -> None:
-    loaded = classifier.load(settings.Model(name=str(checkpoints.save(name, tmp_path)), device="cpu"))
+    loaded = classifier.load(
+        settings.Model(name=str(checkpoints.save(name, tmp_path)), device="cpu")
+    )
     waves = [checkpoints.clip(seconds, seed=number) for number, seconds in enumerate(SECONDS)]
     alone = checkpoints.scores(loaded, waves)
     loaded.limits = classifier.Limits(windows=16, samples=1e9, padding=100)
@@ -120,11 +137,22 @@ def test_zero_shot_scores_equal_the_pipeline_s(tmp_path: Path, *, fusion: bool) 
     labels = ("dog barking", "piano", "siren")
     folder = str(checkpoints.save_clap(tmp_path, fusion=fusion))
     loaded = classifier.load(settings.Model(name=folder, device="cpu"), labels)
-    waves = [checkpoints.clip(seconds, rate=48_000, seed=number) for number, seconds in enumerate(SECONDS)]
+    waves = [
+        checkpoints.clip(seconds, rate=48_000, seed=number)
+        for number, seconds in enumerate(SECONDS)
+    ]
     ask: Any = transformers.pipeline("zero-shot-audio-classification", model=folder, device="cpu")
-    answers = [{each["label"]: each["score"] for each in ask(wave, candidate_labels=list(labels))} for wave in waves]
+    answers = [
+        {each["label"]: each["score"] for each in ask(wave, candidate_labels=list(labels))}
+        for wave in waves
+    ]
     expected = np.array([[answer[label] for label in labels] for answer in answers])
-    assert np.abs(np.concatenate([checkpoints.scores(loaded, [wave]) for wave in waves]) - expected).max() < 1e-4
+    assert (
+        np.abs(
+            np.concatenate([checkpoints.scores(loaded, [wave]) for wave in waves]) - expected
+        ).max()
+        < 1e-4
+    )
     assert np.abs(checkpoints.scores(loaded, waves * 4) - np.tile(expected, (4, 1))).max() < 1e-4
     assert loaded.card.labels == labels
     assert loaded.card.window_s == 10

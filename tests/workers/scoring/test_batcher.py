@@ -34,7 +34,10 @@ class Fake(classifier.Classifier):
         self.started.release()
         self.free.wait(timeout=30)
         self.batches.append([float(window[0]) for window in windows])
-        return [errors.OutOfMemory() if window[0] < 0 else np.array([window[0], -window[0]]) for window in windows]
+        return [
+            errors.OutOfMemory() if window[0] < 0 else np.array([window[0], -window[0]])
+            for window in windows
+        ]
 
     def twin(self) -> Fake:
         return self
@@ -71,7 +74,9 @@ def test_a_window_s_scores_come_back_with_its_own_function_applied(queue: batche
     assert sigmoid.result(timeout=30) == pytest.approx([0.880797, 0.119203])
 
 
-def test_what_is_ready_when_the_model_is_free_makes_a_batch(fake: Fake, queue: batcher.Batcher) -> None:
+def test_what_is_ready_when_the_model_is_free_makes_a_batch(
+    fake: Fake, queue: batcher.Batcher
+) -> None:
     hold(fake, queue)
     futures = [queue.submit(window(number)) for number in range(5)]
     fake.free.set()
@@ -79,7 +84,9 @@ def test_what_is_ready_when_the_model_is_free_makes_a_batch(fake: Fake, queue: b
     assert fake.batches == [[99], [0, 1, 2, 3], [4]]
 
 
-def test_batches_hold_like_lengths_and_the_oldest_window_goes_first(fake: Fake, queue: batcher.Batcher) -> None:
+def test_batches_hold_like_lengths_and_the_oldest_window_goes_first(
+    fake: Fake, queue: batcher.Batcher
+) -> None:
     hold(fake, queue)
     futures = [queue.submit(window(number, length=20 if number % 2 else 10)) for number in range(4)]
     fake.free.set()
@@ -149,7 +156,10 @@ def test_many_threads_get_their_own_scores() -> None:
     got: dict[int, list[float]] = {}
 
     def work(thread: int) -> None:
-        futures = [queue.submit(window(100 * thread + number, length=1 + number % 7)) for number in range(100)]
+        futures = [
+            queue.submit(window(100 * thread + number, length=1 + number % 7))
+            for number in range(100)
+        ]
         got[thread] = [float(future.result(timeout=30)[0]) for future in futures]
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
@@ -158,7 +168,9 @@ def test_many_threads_get_their_own_scores() -> None:
     for thread in threads:
         thread.join()
     queue.close()
-    assert got == {thread: [100.0 * thread + number for number in range(100)] for thread in range(8)}
+    assert got == {
+        thread: [100.0 * thread + number for number in range(100)] for thread in range(8)
+    }
 
 
 SILENT = """
@@ -187,7 +199,9 @@ def _has_a_bug(fake: Fake) -> None:
     fake.choose = None  # type: ignore[assignment, method-assign]
 
 
-@pytest.mark.parametrize(("fault", "says"), [(_fails_on_everything, "device lost"), (_has_a_bug, "the batcher failed")])
+@pytest.mark.parametrize(
+    ("fault", "says"), [(_fails_on_everything, "device lost"), (_has_a_bug, "the batcher failed")]
+)
 def test_a_model_or_batcher_that_can_only_fail_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, fake: Fake, fault: Callable[[Fake], None], says: str
 ) -> None:

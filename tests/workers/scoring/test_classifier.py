@@ -45,7 +45,12 @@ def model(tmp_path: Path) -> Path:
 def test_the_starter_says_which_model_it_is() -> None:
     card = load("starter").card
     weights = (checkpoint.STARTER / "model.safetensors").read_bytes()
-    assert (card.name, card.revision, card.sample_rate, card.function_to_apply) == ("starter", None, 16_000, "softmax")
+    assert (card.name, card.revision, card.sample_rate, card.function_to_apply) == (
+        "starter",
+        None,
+        16_000,
+        "softmax",
+    )
     assert card.sha256 == hashlib.sha256(hashlib.sha256(weights).digest()).hexdigest()
     assert card.labels[:2] == ("baby_cry", "chainsaw")
     assert card.min_samples == 8144
@@ -62,18 +67,24 @@ def test_the_windows_of_a_model_that_hears_no_further_are_never_longer(tmp_path:
     [(None, "softmax"), ("single_label_classification", "softmax"), ("multi_label_classification", "sigmoid"),
      ("regression", "none")],
 )  # fmt: skip
-def test_the_problem_type_decides_the_function(tmp_path: Path, problem_type: str | None, expected: str) -> None:
+def test_the_problem_type_decides_the_function(
+    tmp_path: Path, problem_type: str | None, expected: str
+) -> None:
     loaded = load(checkpoints.save("wav2vec2", tmp_path, problem_type=problem_type))
     logits = checkpoints.logits(loaded, [checkpoints.clip(1)])
     assert loaded.card.function_to_apply == expected
-    assert checkpoints.scores(loaded, [checkpoints.clip(1)]) == pytest.approx(classifier.apply(logits, expected))
+    assert checkpoints.scores(loaded, [checkpoints.clip(1)]) == pytest.approx(
+        classifier.apply(logits, expected)
+    )
 
 
 def test_the_function_asked_for_wins_over_the_problem_type(model: Path) -> None:
     loaded = load(model)
     logits = checkpoints.logits(loaded, [checkpoints.clip(1)])
     assert checkpoints.scores(loaded, [checkpoints.clip(1)], "none") == pytest.approx(logits)
-    assert checkpoints.scores(loaded, [checkpoints.clip(1)], "sigmoid") == pytest.approx(1 / (1 + np.exp(-logits)))
+    assert checkpoints.scores(loaded, [checkpoints.clip(1)], "sigmoid") == pytest.approx(
+        1 / (1 + np.exp(-logits))
+    )
 
 
 def test_large_logits_neither_overflow_nor_warn() -> None:
@@ -90,7 +101,9 @@ def test_a_speech_recogniser_is_refused_and_its_missing_weights_named(tmp_path: 
 
 
 def test_a_text_model_is_refused(model: Path) -> None:
-    checkpoints.edit_json(model / "config.json", model_type="bert", architectures=["BertForSequenceClassification"])
+    checkpoints.edit_json(
+        model / "config.json", model_type="bert", architectures=["BertForSequenceClassification"]
+    )
     assert "is a bert model" in refusal(model)
 
 
@@ -114,7 +127,9 @@ def test_missing_weights_are_refused(model: Path) -> None:
 
 
 def test_labels_that_do_not_fit_the_weights_are_refused(model: Path) -> None:
-    checkpoints.edit_json(model / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
+    checkpoints.edit_json(
+        model / "config.json", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1}
+    )
     sentence = refusal(model)
     assert "do not fit its config.json" in sentence
     assert "classifier" in sentence
@@ -194,7 +209,9 @@ def test_a_hub_model_that_cannot_be_had_is_explained(
     assert cure in refusal("owner/model")
 
 
-def test_a_hub_model_s_revision_is_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_model_s_revision_is_its_commit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     folder = checkpoints.save("wav2vec2", tmp_path / "snapshots" / commit)
     asked: list[Any] = []
@@ -242,7 +259,8 @@ def test_auto_is_bfloat16_only_on_cuda_that_computes_in_it(monkeypatch: pytest.M
 def test_a_half_precision_model_gives_float32_scores_near_the_full_ones(tmp_path: Path) -> None:
     folder = checkpoints.save("audio-spectrogram-transformer", tmp_path)
     full, half = (
-        checkpoints.scores(load(folder, dtype=dtype), [checkpoints.clip(1)]) for dtype in ("float32", "bfloat16")
+        checkpoints.scores(load(folder, dtype=dtype), [checkpoints.clip(1)])
+        for dtype in ("float32", "bfloat16")
     )
     assert half.dtype == np.float32
     assert np.abs(full - half).max() < 0.1
@@ -268,7 +286,9 @@ def bounded(room: int) -> tuple[classifier.Classifier, Bounded]:
     loaded, small = load("starter", batch_windows=8, batch_s=80), Bounded(room)
     loaded._model = small
     loaded._features = lambda windows: {"input_values": torch.tensor(np.stack(windows))}
-    loaded.card = SimpleNamespace(**{name: getattr(loaded.card, name) for name in loaded.card.__slots__})
+    loaded.card = SimpleNamespace(
+        **{name: getattr(loaded.card, name) for name in loaded.card.__slots__}
+    )
     loaded.card.labels = ("sum",)
     return loaded, small
 
@@ -276,7 +296,9 @@ def bounded(room: int) -> tuple[classifier.Classifier, Bounded]:
 def test_out_of_memory_halves_the_batch_and_remembers() -> None:
     loaded, small = bounded(room=300)
     windows = [np.full(100, number, np.float32) for number in range(8)]
-    assert checkpoints.logits(loaded, windows)[:, 0].tolist() == [100.0 * number for number in range(8)]
+    assert checkpoints.logits(loaded, windows)[:, 0].tolist() == [
+        100.0 * number for number in range(8)
+    ]
     assert small.batches == [8, 4, 2, 2, 4, 2, 2]
     small.batches.clear()
     checkpoints.logits(loaded, windows)
@@ -310,7 +332,9 @@ def test_windows_share_a_batch_only_at_equal_lengths_within_the_limits() -> None
 
 
 def test_windows_of_a_fixed_model_share_a_batch_at_any_length(tmp_path: Path) -> None:
-    loaded = load(checkpoints.save("audio-spectrogram-transformer", tmp_path), batch_windows=4, batch_s=40)
+    loaded = load(
+        checkpoints.save("audio-spectrogram-transformer", tmp_path), batch_windows=4, batch_s=40
+    )
     assert loaded.choose([16_000, 32_000, 8_000, 100]) == [0, 1, 2]
 
 

@@ -46,7 +46,9 @@ def test_a_batched_filterbank_equals_one_window_at_a_time() -> None:
 
 
 @pytest.mark.parametrize(("offset", "loudness"), [(0, 0), (0.5, 0), (0.5, 0.001), (0, 30_000)])
-def test_silence_offsets_and_extreme_levels_give_equal_features(offset: float, loudness: float) -> None:
+def test_silence_offsets_and_extreme_levels_give_equal_features(
+    offset: float, loudness: float
+) -> None:
     extractor = transformers.ASTFeatureExtractor()
     window = np.float32(offset) + np.float32(loudness) * checkpoints.clip(1, seed=2)
     ours = features.build(extractor, None, CPU)([window])["input_values"]
@@ -55,7 +57,9 @@ def test_silence_offsets_and_extreme_levels_give_equal_features(offset: float, l
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_waveforms_of_mixed_lengths_equal_the_extractor_s(*, normalize: bool) -> None:
-    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize, return_attention_mask=True)
+    extractor = transformers.Wav2Vec2FeatureExtractor(
+        do_normalize=normalize, return_attention_mask=True
+    )
     windows = [checkpoints.clip(seconds, seed=4) + 0.1 for seconds in SECONDS]
     config = SimpleNamespace(conv_kernel=(10,), conv_stride=(5,), conv_dim=(8,))
     ours = features.build(extractor, config, CPU)(windows)
@@ -66,12 +70,16 @@ def test_waveforms_of_mixed_lengths_equal_the_extractor_s(*, normalize: bool) ->
 
 def test_a_mask_is_given_only_where_the_checkpoint_asks_for_one() -> None:
     config = SimpleNamespace(conv_kernel=(10,), conv_stride=(5,), conv_dim=(8,))
-    given = features.build(transformers.Wav2Vec2FeatureExtractor(), config, CPU)([checkpoints.clip(1)])
+    given = features.build(transformers.Wav2Vec2FeatureExtractor(), config, CPU)(
+        [checkpoints.clip(1)]
+    )
     assert list(given) == ["input_values"]
 
 
 def test_the_shortest_window_is_the_receptive_field() -> None:
-    config = SimpleNamespace(conv_kernel=(10, 3, 3, 3, 3, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2), conv_dim=(8,))
+    config = SimpleNamespace(
+        conv_kernel=(10, 3, 3, 3, 3, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2), conv_dim=(8,)
+    )
     assert features.build(transformers.Wav2Vec2FeatureExtractor(), config, CPU).min_samples == 400
 
 

@@ -25,7 +25,11 @@ def rows(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-SINGLE = {row["file"]: row["label"] for row in rows("clips.csv") if row["label"] and "+" not in row["label"]}
+SINGLE = {
+    row["file"]: row["label"]
+    for row in rows("clips.csv")
+    if row["label"] and "+" not in row["label"]
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,10 @@ def scores(starter: Any, *windows: np.ndarray) -> torch.Tensor:
 
 
 def best(starter: Any, window: np.ndarray, count: int = 1) -> list[str]:
-    return [starter.config.id2label[number] for number in scores(starter, window)[0].topk(count).indices.tolist()]
+    return [
+        starter.config.id2label[number]
+        for number in scores(starter, window)[0].topk(count).indices.tolist()
+    ]
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -66,12 +73,20 @@ def test_the_sounds_of_the_long_recording_are_heard_when_they_sound(starter: Any
             assert best(starter, window) == [event["label"]], start
 
 
-def test_the_times_of_the_long_recording_s_sounds_are_right_within_two_seconds(starter: Any) -> None:
-    cut = windows.split(Waveform(load("long.ogg"), RATE), window_s=3, hop_s=None, min_samples=SHORTEST)
+def test_the_times_of_the_long_recording_s_sounds_are_right_within_two_seconds(
+    starter: Any,
+) -> None:
+    cut = windows.split(
+        Waveform(load("long.ogg"), RATE), window_s=3, hop_s=None, min_samples=SHORTEST
+    )
     stretches = groupby(cut, key=lambda window: best(starter, window.samples)[0])
     heard = [(label, [(each.start_s, each.end_s) for each in of]) for label, of in stretches]
-    events = [(row["label"], float(row["start_s"]), float(row["end_s"])) for row in rows("long.csv")]
-    events = [event for event in events if event[2] - event[1] >= 3]  # what is shorter than a window may go unheard
+    events = [
+        (row["label"], float(row["start_s"]), float(row["end_s"])) for row in rows("long.csv")
+    ]
+    events = [
+        event for event in events if event[2] - event[1] >= 3
+    ]  # what is shorter than a window may go unheard
     assert [label for label, _ in heard] == [label for label, _, _ in events]
     for (label, of), (_, start, end) in zip(heard, events, strict=True):
         assert abs(of[0][0] - start) <= 2, label

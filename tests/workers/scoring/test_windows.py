@@ -11,7 +11,9 @@ from workers.scoring import windows
 RATE = 1000
 
 
-def spans(seconds: float, *, window_s: float, hop_s: float | None = None) -> list[tuple[float, float]]:
+def spans(
+    seconds: float, *, window_s: float, hop_s: float | None = None
+) -> list[tuple[float, float]]:
     waveform = clips.Waveform(np.ones(round(seconds * RATE), np.float32), RATE)
     found = windows.split(waveform, window_s=window_s, hop_s=hop_s, min_samples=1)
     return [(window.start_s, window.end_s) for window in found]
@@ -42,7 +44,9 @@ def test_a_clip_shorter_than_the_model_takes_is_padded_with_zeros() -> None:
 
 def test_an_hour_is_cut_without_copying_it() -> None:
     samples = np.zeros(3600 * RATE, np.float32)
-    found = list(windows.split(clips.Waveform(samples, RATE), window_s=10, hop_s=None, min_samples=1))
+    found = list(
+        windows.split(clips.Waveform(samples, RATE), window_s=10, hop_s=None, min_samples=1)
+    )
     assert len(found) == 360
     assert all(window.samples.base is samples for window in found)
 
