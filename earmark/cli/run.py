@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -150,7 +151,7 @@ def _show(finished: Finished, settings: Settings, db: str | None, *, strict: boo
 
 
 def _next_commands(run: RunRow, db: str | None) -> list[str]:
-    where = f" --db {db}" if db else ""
+    where = f" --db {shlex.quote(db)}" if db else ""
     installed = Path(sys.argv[0])
     found = shutil.which("earmark") or installed.name != "earmark"
     program = "earmark" if found else os.path.relpath(installed)
