@@ -172,7 +172,7 @@ def details(engine: sa.Engine, ids: list[int]) -> Iterator[dict[str, Any]]:
     bound: sa.BindParameter[list[int]] = sa.bindparam("ids", ids, expanding=True)
     top = sa.text(f"SELECT clip_id, label, score FROM top_k {of_these} ORDER BY rank").bindparams(
         bound
-    )  # noqa: S608
+    )
     columns = "clip_id, start_s, end_s, label, score"
     best = f"SELECT {columns} FROM windows {of_these} AND rank = 1 ORDER BY start_s"  # noqa: S608
     with reading(engine) as connection:

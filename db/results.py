@@ -201,7 +201,7 @@ def clips(run_id: int) -> sa.TextClause:
     columns = "id AS clip_id, coalesce(display_uri, uri) AS uri, state, error_code, error"
     return sa.text(f"SELECT {columns} FROM clips WHERE run_id = :run_id ORDER BY id").bindparams(
         run_id=run_id
-    )  # noqa: S608
+    )
 
 
 def clip(engine: sa.Engine, clip_id: int) -> sa.Row[Any]:
