@@ -54,7 +54,7 @@ def find_broker(settings: Settings) -> Settings:
 
 
 def with_broker(settings: Settings, **changes: Any) -> Settings:
-    changed = settings.model_copy(update={"broker": settings.broker.model_copy(update=changes)})
+    changed = settings.changed(broker=changes)
     broker.configure(changed.broker)
     return changed
 

@@ -36,9 +36,7 @@ def read_settings(db: str | None = None) -> Settings:
     if db is None:
         return settings
     url = db if "://" in db else sqlite_url(_file(db))
-    return settings.model_copy(
-        update={"database": settings.database.model_copy(update={"url": url})}
-    )
+    return settings.changed(database={"url": url})
 
 
 def _file(name: str) -> Path:

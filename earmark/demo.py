@@ -6,7 +6,6 @@ import threading
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +48,7 @@ def demo(settings: Settings, report: Path | None = None) -> Finished:
 def _write_report(finished: Finished, settings: Settings, port: int, file: Path) -> None:
     from earmark.web import report
 
-    here = {"allow_networks": (ip_network(local.LOOPBACK),), "ports": (port,)}
-    allowed = settings.model_copy(update={"fetch": settings.fetch.model_copy(update=here)})
+    allowed = settings.changed(fetch={"allow_networks": f"{local.LOOPBACK}/32", "ports": str(port)})
     report.write(open_database(settings), finished.run, allowed, file)
 
 

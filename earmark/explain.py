@@ -104,9 +104,7 @@ def may_read(uri: str, settings: Settings) -> Settings:
 
 
 def with_roots(settings: Settings, *roots: Any) -> Settings:
-    return settings.model_copy(
-        update={"fetch": settings.fetch.model_copy(update={"file_roots": roots})}
-    )
+    return settings.changed(fetch={"file_roots": roots})
 
 
 @contextmanager

@@ -119,8 +119,7 @@ def _tried(
     with TemporaryDirectory(prefix="earmark-plan-") as folder:
         part = Path(folder, "sample.jsonl")
         part.write_text("".join(json.dumps({"url": uri}) + "\n" for uri in uris), encoding="utf-8")
-        database = settings.database.model_copy(update={"url": None})
-        here = settings.model_copy(update={"data_dir": Path(folder), "database": database})
+        here = settings.changed(data_dir=Path(folder), database={"url": None})
         # Tried once: a run of the whole list tries what fails for a while again meanwhile.
         changes = {"fetch__file_roots": api.as_setting(roots), "ledger__max_attempts": "1"}
         how: dict[str, Any] = {

@@ -159,7 +159,7 @@ def test_urls_that_another_run_has_are_not_downloaded_again_and_strict_tells_of_
     earmark: Earmark,
 ) -> None:
     with serving(EXAMPLES) as base:
-        earmark.core.settings |= {
+        earmark.settings |= {
             "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
             "EARMARK_FETCH__PORTS": base.rpartition(":")[2],
             "EARMARK_LEDGER__MAX_ATTEMPTS": "1",
