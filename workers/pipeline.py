@@ -7,7 +7,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from db.ledger import Claimed
     from earmark.core.clips import AudioFacts, Outcome, Window
-    from workers.decoding.pool import Decoders
-    from workers.fetching.polite import PoliteFetcher
+    from workers.decoding.pool import Decoded, Decoders
+    from workers.fetching.breaker import Breaker
+    from workers.fetching.fetch import Fetched
     from workers.models import RunPlan
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,37 @@ logger = logging.getLogger(__name__)
 SERVICE_PAUSE_S = 10.0
 
 
+class ClipFetcher(Protocol):
+    """What a pipeline fetches with; a worker's is a `PoliteFetcher`."""
+
+    @property
+    def breaker(self) -> Breaker: ...
+
+    def fetch(self, uri: str) -> Fetched: ...
+
+    def close(self) -> None: ...
+
+
+class Observer(Protocol):
+    """Sees a clip between the stages of a pipeline."""
+
+    def fetched(self, fetched: Fetched) -> None: ...
+
+    def decoded(self, decoded: Decoded) -> None: ...
+
+
 class Pipeline:
     """Classifies clips, called from many threads; each of them mostly waits."""
 
-    def __init__(self, fetcher: PoliteFetcher, decoders: Decoders, decoding_at_once: int) -> None:
+    def __init__(
+        self,
+        fetcher: ClipFetcher,
+        decoders: Decoders,
+        decoding_at_once: int,
+        observer: Observer | None = None,
+    ) -> None:
         self._fetcher = fetcher
+        self._observer = observer
         self._decoders = decoders
         # Held until the model's queue has taken the waveform: so decoded audio is bounded by that queue's bytes.
         self._decoding = threading.Semaphore(decoding_at_once)
@@ -74,6 +101,8 @@ class Pipeline:
         with journey.stage("fetch_ms"):
             fetched = self._fetcher.fetch(clip.uri)
         journey.source = fetched.source
+        if self._observer:
+            self._observer.fetched(fetched)
         try:
             known = _known(plan, clip.id, fetched.source)
         except ServiceError:
@@ -86,6 +115,8 @@ class Pipeline:
         with fetched.file, self._turn(journey):
             with journey.stage("decode_ms"):
                 decoded = self._decoders.decode(fetched.file, card.sample_rate)
+            if self._observer:
+                self._observer.decoded(decoded)
             with journey.stage("classify_ms"):
                 cut = windows.split(
                     decoded.waveform,

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin
 
 import certifi
@@ -62,11 +62,20 @@ logging.getLogger("urllib3").setLevel(
 )  # its warnings quote whole URLs, signatures and all
 
 
+class Observer(Protocol):
+    """Sees each request of a guard, redirects included, and the answer to it."""
+
+    def sending(self, url: str) -> None: ...
+
+    def answered(self, url: str, answer: BaseHTTPResponse) -> None: ...
+
+
 class Guard:
     """Opens http and https URLs, hop by hop, within the limits."""
 
-    def __init__(self, limits: settings.Fetch) -> None:
+    def __init__(self, limits: settings.Fetch, observer: Observer | None = None) -> None:
         self._limits = limits
+        self._observer = observer
         self._addresses = Addresses(limits)
         # requests' sessions are not used: they read redirect bodies and keep cookies, proxies and .netrc passwords.
         self._adapter = _Adapter(HOSTS_KEPT, limits.host_concurrency)
@@ -112,6 +121,14 @@ class Guard:
         return target
 
     def _ask(self, url: str, download: Download) -> BaseHTTPResponse:
+        if self._observer is None:
+            return self._send_twice(url, download)
+        self._observer.sending(url)
+        answer = self._send_twice(url, download)
+        self._observer.answered(url, answer)
+        return answer
+
+    def _send_twice(self, url: str, download: Download) -> BaseHTTPResponse:
         try:
             return self._send(url, download)
         except errors.Connect:
