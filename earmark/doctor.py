@@ -18,7 +18,6 @@ from db.identity import ledger_id, own_queue
 from db.session import now, prepares, reading
 from earmark import api, folders, local
 from earmark.core import broker
-from earmark.core.clips import Success
 from earmark.core.errors import EarmarkError, ServiceError
 from earmark.core.options import RunOptions
 from earmark.database import connect_to
@@ -145,19 +144,22 @@ def _proxy(_: Settings) -> str:
 
 def _model(settings: Settings) -> str:
     from earmark import explain
+    from earmark.in_process import classified
 
     options = RunOptions(model=settings.model.name, revision=settings.model.revision)
-    here, began = explain.with_roots(settings, EXAMPLES), time.monotonic()
-    with explain.classified(str(EXAMPLES / LOUD), here, options, lambda *_: None) as ended:
-        outcome, model = ended.outcome, ended.batcher.classifier
-        if not isinstance(outcome, Success):
-            reason = getattr(outcome, "error", "it was put off")
+    allowed = settings.changed(fetch={"file_roots": (EXAMPLES,)})
+    began = time.monotonic()
+    with classified(str(EXAMPLES / LOUD), allowed, options) as ended:
+        took_s = time.monotonic() - began
+        model = ended.batcher.classifier
+        try:
+            best = explain.in_words(ended.named(ended.success.predictions[:1]))
+        except EarmarkError as error:
             raise ServiceError(
-                reason=f"{options.model} does not classify the bundled {LOUD}: {reason}"
-            )
-        heard = ended.named(outcome.predictions[:1])
-        took = time.monotonic() - began
-        return f"{options.model} on {model.device}, {model.dtype}, ready in {took:.0f} s; hears {heard} in {LOUD}"
+                reason=f"{options.model} does not classify the bundled {LOUD}: {error}"
+            ) from error
+        device = f"{options.model} on {model.device}, {model.dtype}"
+        return f"{device}, ready in {took_s:.0f} s; hears {best} in {LOUD}"
 
 
 def _file_roots(settings: Settings) -> str:

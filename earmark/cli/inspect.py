@@ -103,11 +103,11 @@ def plot(
     labels: o.Labels = None,
 ) -> None:
     """Draw one clip: waveform, mel spectrogram, what is heard when, and the best labels."""
-    from earmark import explain, plots
+    from earmark import folders, plots
 
     uri = file if "://" in file else str(Path(file).expanduser().absolute())
     task = o.Task(sources=[], model=model, revision=revision, window_s=window_s, labels=labels)
-    drawn = plots.plot_clip(uri, explain.may_read(uri, read_settings()), task.options)
+    drawn = plots.plot_clip(uri, folders.readable(uri, read_settings()), task.options)
     plots.save(drawn, picture)
     typer.echo(str(picture))
 
