@@ -1,4 +1,4 @@
-"""Settings in; what works here and what to do about the rest, out, a line each."""
+"""`earmark doctor`: check all that a run needs here, and name the cure for each part that fails."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from pydantic import ByteSize
 from db import access, schema, urls
 from db.identity import ledger_id, own_queue
 from db.session import now, prepares, reading
-from earmark import api, folders, local
+from earmark import folders, machine, valkey
 from earmark.core import broker
 from earmark.core.errors import EarmarkError, ServiceError
 from earmark.core.options import RunOptions
@@ -39,20 +40,29 @@ PROBES = 20
 LOUD = "dog.ogg"
 
 
-def examine(settings: Settings) -> Iterator[tuple[str, bool, str]]:
-    """Yield what is looked at, whether it is well, and what was found or what to do."""
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One part that a run needs: what it is like, or what to do about it."""
+
+    name: str
+    ok: bool
+    sentence: str
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """Check each part that a run needs."""
     for check in (_broker, _database, _dns, _proxy, _model, _file_roots, _disk):
         name = check.__name__.strip("_").replace("_", " ")
         try:
-            yield name, True, check(settings)
+            yield Check(name, ok=True, sentence=check(settings))
         except EarmarkError as error:
-            yield name, False, str(error)
+            yield Check(name, ok=False, sentence=str(error))
 
 
 def _broker(settings: Settings) -> str:
     if settings.broker.url is None and not (settings.data_dir / broker.EMBEDDED_NOTE).is_file():
-        return f"EARMARK_BROKER__URL is not set; `run` and `up` start {local.valkey_program()}"
-    api.find_broker(_with_own_queue(settings))
+        return f"EARMARK_BROKER__URL is not set; `run` and `up` start {valkey.program()}"
+    machine.find_broker(_with_own_queue(settings))
     broker.check()
     found = broker.server_info()
     if not found:
@@ -84,7 +94,7 @@ def _with_own_queue(settings: Settings) -> Settings:
     ):
         return settings
     try:
-        return api.with_broker(settings, queue=own_queue(ledger_id(engine)))
+        return machine.use_broker(settings, queue=own_queue(ledger_id(engine)))
     except EarmarkError:  # which the database's own line tells
         return settings
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from more_itertools import sliced, spy
 
-from db import access, ledger, results, schema
+from db import access, ledger, schema
 from db.bulk_insert import Listed, listed
 from db.identity import with_queue
 from db.session import connect
 from earmark.core import broker
 from earmark.core.errors import ServiceError, UsageError
-from earmark.core.options import RunOptions
+from earmark.core.options import CHUNK_SIZE, RunOptions
 from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from producer.lists import InputFormat, Tally
@@ -43,18 +43,15 @@ WRITERS = {"sqlite": 1, "postgresql": 2}
 #: How long a thread waits for Python while another has it. The writer asks some ten times a statement: at Python's
 #: own 5 ms it would wait longer for the reader than for the database.
 TURN_S = 0.0005
-#: One message costs a worker 1.5 ms: a sixteenth of it a clip.
-CHUNK_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A run, what became of the lines of its list, and a way to wait for it and read from it."""
+    """A run, and the counts of its list: new clips, known ones, refused lines."""
 
     run_id: int
     tally: Tally
     added: int
-    engine: sa.Engine = field(repr=False, compare=False)
 
     @property
     def clips(self) -> int:
@@ -92,33 +89,6 @@ class Submitted:
             *examples,
             *([f"  and {more} more"] if more else []),
         ]
-
-    def progress(self) -> results.Progress:
-        """Return how far the run has come."""
-        return results.progress(self.engine, self.run_id)
-
-    def wait(self, timeout_s: float | None = None) -> results.Progress:
-        """Return what the run came to, once every clip is final; its clips are worked on by workers elsewhere.
-
-        Raises:
-            TimeoutError: it is still going after so many seconds.
-        """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while not (state := self.progress()).finished:
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{state.final} of {state.total} clips are final after {timeout_s} s."
-                )
-            time.sleep(0.5)
-        return state
-
-    def results(self, **conditions: Any) -> Iterator[dict[str, Any]]:
-        """Yield the clips that are done, each with its best label; conditions as in db.results.results."""
-        return results.rows(self.engine, results.results(self.run_id, **conditions))
-
-    def failures(self) -> Iterator[dict[str, Any]]:
-        """Yield the clips that failed, each with the reason."""
-        return results.rows(self.engine, results.failures(self.run_id))
 
 
 def submit(
@@ -169,7 +139,7 @@ def submit(
         engine, name, options or RunOptions(), queue=settings.broker.queue, **how
     )
     added = _add(clips, run_id, engine, settings)
-    return Submitted(run_id, tally, added, engine)
+    return Submitted(run_id, tally, added)
 
 
 def _open(settings: Settings) -> sa.Engine:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from earmark import local
+from earmark import flower
 from earmark.core.errors import UsageError
 from earmark.demo import EXAMPLES
 from tests.end_to_end.conftest import TIMEOUT_S, Earmark, finished_chunks, get_json, wait_until
@@ -192,7 +192,7 @@ def test_flower_is_not_opened_to_other_machines_without_a_password(
     address: str, basic_auth: str | None
 ) -> None:
     with pytest.raises(UsageError, match="USER:PASSWORD"):
-        local.flower_arguments(5555, address, basic_auth)
+        flower.arguments(5555, address, basic_auth)
 
 
 def test_alerts_are_rules_that_say_what_to_do() -> None:
