@@ -1,4 +1,4 @@
-"""Lists in, ledger rows and queue messages out; never imports torch. `producer.submit()` is the Python API."""
+"""Lists in, ledger rows and queue messages out; never imports torch."""
 
 from producer.submit import Submitted, submit
 

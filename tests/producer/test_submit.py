@@ -1,4 +1,4 @@
-"""Submitting: rows once each whatever happens, counts that add up, and a run to wait for and read from."""
+"""Submitting: rows once each whatever happens, and counts that add up."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_producer_that_is_killed_and_run_again_loses_and_doubles_nothing(
             child.send_signal(signal.SIGKILL)
     again = producer.submit(str(path), engine, settings, name="mine")
     assert count(engine, again.run_id) == (ROWS, ROWS)
-    assert again.progress().total == ROWS
+    assert results.progress(engine, again.run_id).total == ROWS
 
 
 def test_rows_that_another_submitter_adds_meanwhile_are_passed_over(
@@ -171,7 +171,7 @@ def test_duplicates_where_two_writers_meet_are_one_clip(
     submitted = producer.submit([str(path)], engine, settings)
     assert (submitted.added, submitted.known) == (400, 3600)
     assert count(engine, submitted.run_id) == (400, 400)
-    assert submitted.progress().total == 400
+    assert results.progress(engine, submitted.run_id).total == 400
 
 
 def test_memory_holds_one_window_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,15 +185,6 @@ def test_memory_holds_one_window_of_the_list(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(submit_module, "CHARS_SORTED", 1000)
     wide = (ListedClip(f"https://h.org/{n}", {"note": "x" * 600}) for n in range(20))
     assert max(map(len, submit_module._windows(wide))) == 2
-
-
-def test_a_run_is_waited_for_and_read_from(engine: sa.Engine, settings: Settings) -> None:
-    run = producer.submit(["https://h.org/a"], engine, settings)
-    with pytest.raises(TimeoutError, match="0 of 1 clips"):
-        run.wait(timeout_s=0)
-    ledger.cancel(engine, run.run_id)
-    assert run.wait().states["cancelled"] == 1
-    assert list(run.results()) == list(run.failures()) == []
 
 
 def test_two_ways_of_writing_a_url_are_one_clip() -> None:
