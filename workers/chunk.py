@@ -65,7 +65,7 @@ class ChunkInProgress:
             self.give_back(lambda future: not future.cancel())
 
     def run(self, patience_s: float, stopping: threading.Event) -> None:
-        """Run until each clip has an outcome, for `patience_s` at most, within the chunk's deadline."""
+        """Run until each clip has an outcome, or `patience_s` or the chunk's deadline is over."""
         until = min(monotonic() + patience_s, self._deadline)
         while self.unfinished and monotonic() < min(until, self._deadline):
             if stopping.is_set():

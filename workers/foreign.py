@@ -140,9 +140,9 @@ class WrongDatabase:
     def _suspect(self, suspected: bool) -> None:
         if suspected and not self.suspected:
             logger.warning(
-                "This worker's database is the SQLite file %s, which has no runs, while another database"
-                " is at work on this broker: set EARMARK_DATABASE__URL to that one. Until then this"
-                " worker does nothing.",
+                "This worker's database is the SQLite file %s, which has no runs, while another"
+                " database is at work on this broker: set EARMARK_DATABASE__URL to that one. Until"
+                " then this worker does nothing.",
                 self._engine.url.database,
                 extra={"action": "wrong_database"},
             )

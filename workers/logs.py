@@ -32,7 +32,7 @@ def set_up(*, as_json: bool) -> None:
 
 @contextmanager
 def about(**facts: object) -> Iterator[None]:
-    """Add these facts to every line of the block, and of threads started with a copy of its context."""
+    """Add these facts to all log lines of the block, and of threads with a copy of its context."""
     token = _about.set(facts)
     try:
         yield

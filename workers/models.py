@@ -42,7 +42,7 @@ class RunPlan:
 
     options: RunOptions
     model: LoadedModel
-    #: Looks up the result that a clip's bytes have already; its URL's result, if no source is given.
+    #: Looks up the result that a clip's bytes, or without a source its URL, have already.
     known: Callable[[int, Source | None], Success | None] = lambda _clip_id, _source: None
     reuse_urls: bool = False
 

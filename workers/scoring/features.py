@@ -91,7 +91,7 @@ class LogMel:
 
 
 def _spectrum() -> np.ndarray:
-    """Return the matrix (400, 514) from a frame to the real and then imaginary parts of its spectrum.
+    """Return the matrix (400, 514) from a frame to its spectrum: real, then imaginary parts.
 
     Removing the mean, pre-emphasis, the Hann window and the Fourier transform are all linear, so
     one product does them all.
