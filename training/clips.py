@@ -21,9 +21,11 @@ RATE = 16_000
 WINDOW_S = 5
 SAMPLES = WINDOW_S * RATE
 COLUMNS = ("path", "label", "split", "source", "original", "licence", "seconds")
-#: The manifest's words for sounds of no label, the first for those that are mixed underneath the others as well.
+#: The manifest's words for sounds of no label, the first for those that are mixed underneath the
+#: others as well.
 BACKGROUND, OTHER, SILENCE = "_background", "other", "silence"
-#: The example clips and the test set are made of these; two thirds of the csound font's samples are TimGM6mb's as well.
+#: The example clips and the test set are made of these; two thirds of the csound font's samples are
+#: TimGM6mb's as well.
 NOT_FOR_TRAINING = ("asterisk-core-sounds-it", "asterisk-core-sounds-es", "csound-soundfont", "librosa", "sonic-pi",
                     "timgm6mb", "wesnoth")  # fmt: skip
 _TONAL = ("guitar", "music", "piano", "speech")

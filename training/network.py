@@ -1,7 +1,8 @@
 """The network as it is trained, a small two-dimensional CNN, and as it is shipped, a stock Wav2Vec2 classifier.
 
-A convolution over frequency and time is one over time alone whose channels are pairs of channel and frequency, so the
-trained layers become `Conv1d` weights of a Wav2Vec2 feature encoder exactly, and no code of ours is needed to load it.
+A convolution over frequency and time is one over time alone whose channels are pairs of channel and
+frequency, so the trained layers become `Conv1d` weights of a Wav2Vec2 feature encoder exactly, and
+no code of ours is needed to load it.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ def save(model: Any, folder: Path) -> None:
     (folder / "model.safetensors").chmod(0o644)
     facts = json.loads((folder / "config.json").read_text()) | {"dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
-    # Transformers ignores `chunk_length_s` here, as its own EnCodec extractor names it; Earmark cuts windows by it.
+    # Transformers ignores `chunk_length_s` here, as its own EnCodec extractor names it; Earmark
+    # cuts windows by it.
     extractor: Any = transformers.Wav2Vec2FeatureExtractor
     extractor(
         sampling_rate=frontend.RATE,
