@@ -1,4 +1,4 @@
-"""The fixed first three layers: sound in, 48 bands of loudness from 0 to 6 out, as plain convolutions.
+"""The fixed first three layers, as convolutions: sound in, 48 bands of loudness (0 to 6) out.
 
 A Wav2Vec2 encoder begins with Conv1d layers. The first here is a bank of windowed sines and
 cosines, the second sums them to mel bands and clips each sum at eight heights, the third adds the
@@ -69,7 +69,7 @@ def _mel() -> torch.Tensor:
 
 
 def loudness(waves: torch.Tensor, layers: Weights) -> torch.Tensor:
-    """Return what the three layers make of waves (clips, samples): loudness (clips, frames, BANDS)."""
+    """Return the three layers' loudness (clips, frames, BANDS) of waves (clips, samples)."""
     tones = functional.conv1d(waves[:, None], layers.waves, stride=HOP)
     spread = (tones.var(2, unbiased=False, keepdim=True) + _EPSILON).sqrt()
     tones = functional.relu6((tones - tones.mean(2, keepdim=True)) / spread * layers.scale[:, None])

@@ -1,4 +1,4 @@
-"""Trains the starter model: folders of audio in, the directory workers/scoring/starter out (see training/README.md)."""
+"""Trains the starter model: folders of audio in, workers/scoring/starter out (see README.md)."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def publish(plan: Plan) -> None:
 
 
 def _features(plan: Plan) -> Features:
-    """Return the features of all folders, each made once: with their varied copies they take minutes."""
+    """Return the features of all folders, each made once, as they take minutes."""
     parts = [_folder_features(plan, number, folder) for number, folder in enumerate(plan.audio)]
     return Features(
         torch.cat([part.loud for part in parts]),
@@ -210,7 +210,7 @@ class Trainer:
         ]
 
     def _weights(self) -> np.ndarray:
-        """Draw each label as often as DRAWN says, and each of its sources by the root of its size."""
+        """Draw each label as often as in DRAWN, and each of its sources by the root of its size."""
         names = [*self._labels, clips.OTHER]
         keys = [
             (names[self._numbers[place]], self._features.sources[place]) for place in self._train
@@ -281,7 +281,7 @@ class Trainer:
         return model.eval()
 
     def report(self) -> str:
-        """Return how many clips of the validation split the averaged model hears right, and how sure it is."""
+        """Return the averaged model's correct clips of the validation split, and its certainty."""
         places = self._features.where("valid", plain=True)
         right, scores = self._hear(places)
         groups: dict[str, list[int]] = {}
