@@ -75,7 +75,7 @@ class Augment:
         return _gather_frames(loud, start + torch.arange(kept))
 
     def _colour(self, power: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Change distance (-20 to 11 dB) and microphone: a smooth equaliser, at times a telephone."""
+        """Change distance (-20 to 11 dB) and microphone: an equaliser, at times a telephone."""
         clips, _, bands = power.shape
         gain = self._uniform(clips) * 7 - 4.5
         gain = torch.where(batch.alone, gain / 3, gain)
