@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-import producer
 from db import results
 from earmark import folders, frames, machine, progress
 from earmark.core.errors import UsageError
 from earmark.core.options import RunOptions
 from earmark.database import open_database, read_settings, with_database
 from earmark.machine import find_broker
+from producer.submit import submit as submit_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,7 +51,7 @@ class Scoring(TypedDict, total=False):
 
 
 class Submission(Scoring, total=False):
-    """How a list is read and becomes a run: the arguments of `producer.submit`."""
+    """How a list is read and becomes a run: the arguments of `producer.submit.submit`."""
 
     name: str | None
     input_format: InputFormat
@@ -214,7 +214,7 @@ def submit(
     scoring, submission = _split(options)
     reachable = find_broker(_settings(settings, db))
     engine = open_database(reachable, create=True)
-    submitted = producer.submit(_listed(sources), engine, reachable, options=scoring, **submission)
+    submitted = submit_sources(_listed(sources), engine, reachable, options=scoring, **submission)
     return Run(engine, results.run(engine, submitted.run_id), submitted)
 
 
@@ -269,7 +269,7 @@ def run_here(
     Args:
         roots: the folders that the workers may read; default: those of the sources.
         on_interrupt: the sentence for Ctrl-C; default: how to go on with the run.
-        submission: further arguments of `producer.submit`.
+        submission: further arguments of `producer.submit.submit`.
     """
     folders.check(settings)
     engine = open_database(settings, create=True)
@@ -283,7 +283,7 @@ def run_here(
         machine.running(local, queue=queue, workers=workers) as here,
         progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
-        submitted = producer.submit(sources, engine, here.settings, options=options, **submission)
+        submitted = submit_sources(sources, engine, here.settings, options=options, **submission)
         state = progress.watch(
             engine,
             submitted.run_id,
