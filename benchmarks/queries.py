@@ -113,6 +113,18 @@ QUERIES = {
 def build(engine: sa.Engine, clips: int) -> tuple[int, ...]:
     """Fill a new database; return the ids of the labels."""
     schema.upgrade(engine)
+    label_ids = fill(engine, clips)
+    if engine.dialect.name == "postgresql":
+        # What autovacuum does within minutes; SQLite gets nothing, as with a user.
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE")
+    # Planners read their statistics when a connection opens.
+    engine.dispose()
+    return label_ids
+
+
+def fill(engine: sa.Engine, clips: int) -> tuple[int, ...]:
+    """Write a finished run of so many clips into an empty database; return the ids of its labels."""
     ledger.open_run(engine, "big", RunOptions(), queue="clips", chunk_size=CHUNK)
     identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
     names = [f"label {number}" for number in range(LABELS)]
@@ -147,12 +159,6 @@ def build(engine: sa.Engine, clips: int) -> tuple[int, ...]:
             # What the planner is told went with the indexes.
             connection.execute(sa.text("DELETE FROM sqlite_stat1"))
             connection.execute(sa.text(triggers[-1]))
-    if engine.dialect.name == "postgresql":
-        # What autovacuum does within minutes; SQLite gets nothing, as with a user.
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("VACUUM ANALYZE")
-    # Planners read their statistics when a connection opens.
-    engine.dispose()
     return label_ids
 
 
@@ -237,7 +243,7 @@ def _seconds(act: Callable[[], object]) -> float:
 
 
 @contextmanager
-def _database(kind: str, folder: Path | None) -> Iterator[str]:
+def database(kind: str, folder: Path | None) -> Iterator[str]:
     if kind == "postgresql":
         with running_postgres(POSTGRESQL) as url:
             yield url
@@ -285,7 +291,7 @@ def main() -> None:
     # Stopped from outside it takes its gigabytes and its server along.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for kind in asked.database or DIALECTS:
-        with _database(kind, asked.folder) as url, TemporaryDirectory(dir=asked.folder) as folder:
+        with database(kind, asked.folder) as url, TemporaryDirectory(dir=asked.folder) as folder:
             _report(connect(url, Database()), asked.clips, Path(folder), plans=asked.plans)
 
 

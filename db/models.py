@@ -162,7 +162,7 @@ class Clip(Base):
     state: Mapped[str] = mapped_column()
     uri: Mapped[str] = mapped_column()
     _display_uri: Mapped[str | None] = mapped_column("display_uri")
-    #: Hash of the normalised URI: what makes a clip the same clip within a run.
+    #: Hash of the normalised URI and the named part: unique within a run.
     uri_key: Mapped[Digest] = mapped_column(LargeBinary(KEY_BYTES))
     meta: Mapped[dict[str, Any] | None]
     worker: Mapped[str | None]
@@ -173,6 +173,13 @@ class Clip(Base):
     sha256: Mapped[Digest | None] = mapped_column(LargeBinary(32))
     label_ids: Mapped[list[int] | None] = mapped_column(Ids)
     scores: Mapped[list[float] | None] = mapped_column(Scores)
+    #: The span of the file that the list's row names, in seconds; null for the whole file.
+    start_s: Mapped[float | None]
+    end_s: Mapped[float | None]
+    #: 1-based, as recorded; null for the mix of all.
+    channel: Mapped[int | None] = mapped_column(SmallInteger)
+    #: The member of a container file, such as a ZIP.
+    member: Mapped[str | None]
     #: The column is null where it would only repeat the URI.
     display_uri: Mapped[str] = column_property(func.coalesce(_display_uri, uri))
     #: With `queued` and `running` told apart from `pending`.
@@ -232,6 +239,10 @@ class WindowPrediction(Base):
     end_s: Mapped[float]
     label_ids: Mapped[list[int]] = mapped_column(Ids)
     scores: Mapped[list[float]] = mapped_column(Scores)
+    #: 1-based; 0 for the mix, since a primary key cannot be null.
+    channel: Mapped[int] = mapped_column(
+        SmallInteger, primary_key=True, autoincrement=False, server_default="0"
+    )
 
 
 def state_is(state: str) -> ColumnElement[bool]:

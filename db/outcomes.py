@@ -57,6 +57,7 @@ def write(
             "clip_id": clip.clip_id,
             "start_s": window.start_s,
             "end_s": window.end_s,
+            "channel": window.channel or 0,
             **_top(window, label_ids),
         }
         for clip in mine
@@ -158,7 +159,7 @@ def _statements(dialect: str) -> tuple[str, str]:
         said = ", ".join(f"{name} = :{name}" for name in SAID)
         return (
             update.format(said=said, now=NOW_SQLITE, pause=":not_before") + " WHERE id = :id",
-            "INSERT INTO window_predictions VALUES (:clip_id, :start_s, :end_s, :label_ids, :scores)",
+            "INSERT INTO window_predictions VALUES (:clip_id, :start_s, :end_s, :label_ids, :scores, :channel)",
         )
     said = ", ".join(f"{name} = said.{name}" for name in SAID)
     return (

@@ -142,7 +142,7 @@ def view_statements(dialect: str) -> list[str]:
     statements = VIEWS.read_text(encoding="utf-8")
     for spelling, own in SPELLINGS.items():
         statements = statements.replace(spelling, own[dialect == "postgresql"])
-    return [statement for statement in statements.split(";") if statement.strip()]
+    return _statements(statements)
 
 
 def view_query(view: str, dialect: str) -> str:
@@ -155,9 +155,25 @@ def view_query(view: str, dialect: str) -> str:
     )
 
 
+def released_views(version: str, dialect: str) -> list[str]:
+    """Return the statements that create the views of a released version on a dialect."""
+    file = MIGRATIONS / "versions" / f"{version}_{dialect}.sql"
+    return _statements(file.read_text(encoding="utf-8"))
+
+
+def drop_views(created: list[str]) -> list[str]:
+    """Return the statements that drop these views, those that are made of others first."""
+    names = re.findall(r"CREATE VIEW (\w+)", ";".join(created))
+    return [f"DROP VIEW {name}" for name in reversed(names)]
+
+
 def view_names() -> list[str]:
     """Return the public views, those that others are made of first."""
     return re.findall(r"CREATE VIEW (\w+)", VIEWS.read_text(encoding="utf-8"))
+
+
+def _statements(text: str) -> list[str]:
+    return [statement for statement in text.split(";") if statement.strip()]
 
 
 def trigger_statements(dialect: str) -> list[str]:

@@ -41,6 +41,7 @@ SPELLED = {
         "now": NOW_SQLITE,
         "list": "json_each(:ids)",
         "lock": "",
+        "same": "IS",
         "writer": "0",
         "fresh": "not_before = 0 AND id > :after",
         "numbers": "(WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT :count) SELECT i FROM n)",
@@ -49,6 +50,7 @@ SPELLED = {
         "now": NOW_POSTGRESQL,
         "list": "unnest(CAST(:ids AS bigint[])) AS listed(value)",
         "lock": "FOR UPDATE",
+        "same": "IS NOT DISTINCT FROM",
         "writer": "pg_backend_pid()",
         "fresh": "(not_before, id) > (0, :after) AND not_before <= 0",
         "numbers": "generate_series(0, :count - 1) AS n(i)",
@@ -264,7 +266,8 @@ def ask(engine: sa.Engine, statement: str, **values: Any) -> Any:
 @cache
 def _marked(statement: str, dialect: str, names: tuple[str, ...]) -> str:
     mark = ":{}" if dialect == "sqlite" else "%({})s"
-    return statement.format(**{name: mark.format(name) for name in names})
+    marks = {name: mark.format(name) for name in names}
+    return statement.format(**marks, same=SPELLED[dialect]["same"])
 
 
 @contextmanager

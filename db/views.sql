@@ -1,17 +1,17 @@
 -- The public SQL interface. In braces: what is spelled differently on the two databases.
 
 CREATE VIEW results AS
-SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, l.name AS label, c.score, c.meta,
-       c.duration_s, c.source_sample_rate, c.channels, c.codec, c.truncated, c.silent, c.reused, c.bytes, {hex} AS sha256,
-       c.fetch_ms, c.decode_ms, c.classify_ms, c.worker, {time:}c.finished_at{:time} AS finished_at
+SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, c.start_s, c.end_s, c.channel, c.member,
+       l.name AS label, c.score, c.meta, c.duration_s, c.source_sample_rate, c.channels, c.codec, c.truncated, c.silent,
+       c.reused, c.bytes, {hex} AS sha256, c.fetch_ms, c.decode_ms, c.classify_ms, c.worker, {time:}c.finished_at{:time} AS finished_at
 FROM clips c
 JOIN runs r ON r.id = c.run_id
 LEFT JOIN labels l ON l.id = c.label_id
 WHERE c.state = 'done';
 
 CREATE VIEW top_k AS
-SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, {rank} AS rank,
-       l.name AS label, {score of c} AS score
+SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, c.start_s, c.end_s, c.channel, c.member,
+       {rank} AS rank, l.name AS label, {score of c} AS score
 FROM clips c
 JOIN runs r ON r.id = c.run_id
 CROSS JOIN {each of c}
@@ -19,14 +19,15 @@ JOIN labels l ON l.id = p.value;
 
 CREATE VIEW windows AS
 SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, w.start_s, w.end_s,
-       {rank} AS rank, l.name AS label, {score of w} AS score
+       coalesce(nullif(w.channel, 0), c.channel) AS channel, c.member, {rank} AS rank, l.name AS label, {score of w} AS score
 FROM clips c
 JOIN runs r ON r.id = c.run_id
 JOIN window_predictions w ON w.clip_id = c.id
 CROSS JOIN {each of w}
 JOIN labels l ON l.id = p.value
 UNION ALL
-SELECT c.id, c.run_id, r.name, coalesce(c.display_uri, c.uri), 0.0, c.duration_s, {rank}, l.name, {score of c}
+SELECT c.id, c.run_id, r.name, coalesce(c.display_uri, c.uri), coalesce(c.start_s, 0.0), coalesce(c.end_s, c.duration_s),
+       c.channel, c.member, {rank}, l.name, {score of c}
 FROM clips c
 JOIN runs r ON r.id = c.run_id
 CROSS JOIN {each of c}
@@ -35,22 +36,22 @@ WHERE NOT EXISTS (SELECT 1 FROM window_predictions w WHERE w.clip_id = c.id);
 
 -- DISTINCT over windows of rows, not GROUP BY: through that a condition on one clip would not get at SQLite's index.
 CREATE VIEW events AS
-SELECT DISTINCT clip_id, run_id, run, uri, label, min(start_s) OVER stretch AS start_s, max(end_s) OVER stretch AS end_s,
-       max(score) OVER stretch AS score, count(*) OVER stretch AS windows
+SELECT DISTINCT clip_id, run_id, run, uri, channel, member, label, min(start_s) OVER stretch AS start_s,
+       max(end_s) OVER stretch AS end_s, max(score) OVER stretch AS score, count(*) OVER stretch AS windows
 FROM (
-  SELECT changed.*, sum(change) OVER (PARTITION BY run_id, clip_id ORDER BY start_s) AS number
+  SELECT changed.*, sum(change) OVER (PARTITION BY run_id, clip_id, channel ORDER BY start_s) AS number
   FROM (
-    SELECT best.*, CASE WHEN label = lag(label) OVER (PARTITION BY run_id, clip_id ORDER BY start_s)
+    SELECT best.*, CASE WHEN label = lag(label) OVER (PARTITION BY run_id, clip_id, channel ORDER BY start_s)
                    THEN 0 ELSE 1 END AS change
     FROM windows best
     WHERE rank = 1
   ) changed
 ) numbered
-WINDOW stretch AS (PARTITION BY run_id, clip_id, label, number);
+WINDOW stretch AS (PARTITION BY run_id, clip_id, channel, label, number);
 
 CREATE VIEW failures AS
-SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, c.error_code, c.error_stage, c.error,
-       c.attempts, c.crashes, c.meta, c.worker, {time:}c.finished_at{:time} AS finished_at
+SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, c.start_s, c.end_s, c.channel, c.member,
+       c.error_code, c.error_stage, c.error, c.attempts, c.crashes, c.meta, c.worker, {time:}c.finished_at{:time} AS finished_at
 FROM clips c
 JOIN runs r ON r.id = c.run_id
 WHERE c.state = 'failed';
