@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from db import ledger, results, schema
+from db import ledger, runs, schema
 from db.bulk_insert import listed
 from db.identity import ledger_id
 from db.models import Clip, state_is
 from db.session import connect, reading, writing
-from earmark.core.clips import AudioFacts, Chunk, Prediction, Source, Success, Timings
+from earmark.core.clips import AudioFacts, Chunk, Prediction, Source, State, Success, Timings
 from earmark.core.clips import Clip as Listed
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger
@@ -209,7 +209,7 @@ def rates(engine: sa.Engine, label_ids: tuple[int, ...]) -> tuple[float, float]:
 def range_of_pending(engine: sa.Engine) -> list[int]:
     with reading(engine) as connection:
         return list(
-            connection.scalars(sa.select(Clip.id).where(state_is("pending")).order_by(Clip.id))
+            connection.scalars(sa.select(Clip.id).where(state_is(State.pending)).order_by(Clip.id))
         )
 
 
@@ -314,7 +314,7 @@ def _report(engine: sa.Engine, clips: int, folder: Path, *, plans: bool) -> None
         _show(f"{name}, ms", query_ms(engine, statement))
         if plans:
             print(plan(engine, statement))
-    looking = median(_seconds(lambda: results.progress(engine, 1)) for _ in range(REPEATS))
+    looking = median(_seconds(lambda: runs.progress(engine, 1)) for _ in range(REPEATS))
     _show("`earmark status`, one look, ms", looking * 1000)
     if engine.dialect.name == "sqlite":
         # The same code writes PostgreSQL's rows, and ten million take minutes.

@@ -16,8 +16,8 @@ SELECT known.id FROM clips known
 JOIN runs theirs ON theirs.id = known.run_id
 JOIN runs mine ON mine.model_id = theirs.model_id AND mine.options = theirs.options
 JOIN clips own ON own.run_id = mine.id
-WHERE mine.id = {run_id} AND own.id = {clip_id}
-AND known.state = 'done' AND substr(known.sha256, 1, 7) = {start} AND known.sha256 = {content}
+WHERE mine.id = :run_id AND own.id = :clip_id
+AND known.state = 'done' AND substr(known.sha256, 1, 7) = :start AND known.sha256 = :content
 AND known.start_s {same} own.start_s AND known.end_s {same} own.end_s
 AND known.channel {same} own.channel AND known.member {same} own.member
 LIMIT 1
@@ -27,8 +27,8 @@ SELECT_BY_URL = """
 SELECT known.id FROM clips known
 JOIN runs theirs ON theirs.id = known.run_id
 JOIN runs mine ON mine.model_id = theirs.model_id AND mine.options = theirs.options
-WHERE mine.id = {run_id} AND theirs.id <> {run_id} AND known.state = 'done'
-AND known.uri_key = (SELECT uri_key FROM clips WHERE id = {clip_id})
+WHERE mine.id = :run_id AND theirs.id <> :run_id AND known.state = 'done'
+AND known.uri_key = (SELECT uri_key FROM clips WHERE id = :clip_id)
 ORDER BY theirs.id DESC LIMIT 1
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import astuple, dataclass, field
+from enum import StrEnum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -16,8 +17,26 @@ if TYPE_CHECKING:
 
     from earmark.core.errors import ClipError
 
-STATES = ("pending", "queued", "running", "done", "failed", "cancelled")
-FINAL_STATES = ("done", "failed", "cancelled")
+
+class State(StrEnum):
+    """Where a clip is on its way: pending, queued, running, then one of the final states."""
+
+    #: Waits in the database: new, given back, or to be tried again.
+    pending = "pending"
+    #: Waits in a queue, as part of a chunk.
+    queued = "queued"
+    #: A worker has it.
+    running = "running"
+    #: Has a result.
+    done = "done"
+    #: Failed for good; its error says why.
+    failed = "failed"
+    #: Its run was cancelled before it was final.
+    cancelled = "cancelled"
+
+
+STATES = tuple(State)
+FINAL_STATES = (State.done, State.failed, State.cancelled)
 
 
 @dataclass(frozen=True, slots=True)

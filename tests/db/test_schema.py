@@ -15,8 +15,9 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from db import results, schema
+from db import results, runs, schema
 from db.models import Base
+from db.rows import select
 from db.session import connect, reading, writing
 from earmark.core.errors import DatabaseError, ServiceError
 from earmark.core.settings import Database
@@ -89,10 +90,10 @@ def test_data_of_the_first_version_is_there_after_every_later_one(empty: sa.Engi
             connection.execute(sa.text(statement.format(**LISTS[empty.dialect.name])))
     for version in [first, *later]:
         migrate(empty, version)
-        rows = list(results.rows(empty, results.results(1)))
+        rows = list(results.results(empty, 1))
         assert [(row["run"], row["label"], row["score"]) for row in rows] == [("old", "siren", 0.5)]
-        assert results.progress(empty, 1).states["done"] == 1
-        windows = [tuple(row.values()) for row in results.rows(empty, sa.text(WINDOWS))]
+        assert runs.progress(empty, 1).states["done"] == 1
+        windows = [tuple(row.values()) for row in select(empty, WINDOWS)]
         assert windows == [(0.0, 1.0, "siren", 0.5), (1.0, 2.0, "siren", 0.5)]
 
 
@@ -121,8 +122,8 @@ def test_each_channel_of_a_clip_has_its_own_windows(engine: sa.Engine) -> None:
                 " SELECT clip_id, 2, start_s, end_s, label_ids, scores FROM window_predictions"
             )
         )
-    per_channel = sa.text("SELECT channel, windows FROM events WHERE run_id = 1")
-    events = {row["channel"]: row["windows"] for row in results.rows(engine, per_channel)}
+    per_channel = "SELECT channel, windows FROM events WHERE run_id = 1"
+    events = {row["channel"]: row["windows"] for row in select(engine, per_channel)}
     assert events == {None: 2, 2: 2}
 
 
@@ -198,4 +199,4 @@ def test_a_missing_table_is_one_sentence_that_says_what_to_do(tmp_path: Path) ->
     with pytest.raises(
         DatabaseError, match=r"lacks a table \(no such table: runs\): run `earmark db upgrade`"
     ):
-        results.run(engine, 1)
+        runs.get_run(engine, 1)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import producer
-from db import bulk_insert, feeding, ledger, results
+from db import bulk_insert, feeding, ledger, runs
 from db.models import Clip
 from db.session import connect, execute, reading
 from earmark.core.clips import Clip as ListedClip
@@ -137,7 +137,7 @@ def test_rows_that_another_submitter_adds_meanwhile_are_passed_over(
     monkeypatch.setattr(bulk_insert, "lacking", lambda *_: rows)
     assert ledger.add_listed(engine, run_id, rows) == 5
     assert count(engine, run_id) == (10, 10)
-    assert results.progress(engine, run_id).total == 10
+    assert runs.progress(engine, run_id).total == 10
 
 
 def test_a_database_that_goes_away_in_the_midst_of_rows_is_a_sentence(
