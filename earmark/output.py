@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from db.results import Rows
+from db.rows import Rows
 from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
