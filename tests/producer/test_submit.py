@@ -134,7 +134,7 @@ def test_rows_that_another_submitter_adds_meanwhile_are_passed_over(
     rows = [bulk_insert.listed(ListedClip(f"https://h.org/{n}", {"n": n})) for n in range(10)]
     assert ledger.add_listed(engine, run_id, [*rows[:5], rows[0]]) == 5
     # Looked at a moment before the other's commit, all of them are new.
-    monkeypatch.setattr(bulk_insert, "lacking", lambda *_: rows)
+    monkeypatch.setattr(bulk_insert, "missing", lambda *_: rows)
     assert ledger.add_listed(engine, run_id, rows) == 5
     assert count(engine, run_id) == (10, 10)
     assert runs.progress(engine, run_id).total == 10
