@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from db import results
+from db import results, runs
 from earmark import folders, frames, machine, progress
 from earmark.core.errors import UsageError
 from earmark.core.options import RunOptions
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import pyarrow
     import sqlalchemy as sa
 
-    from db.results import Progress, Rows, RunRow
+    from db.rows import Rows
+    from db.runs import Progress, RunRow
     from earmark.core.options import Combine, FunctionToApply, InputFormat
     from earmark.core.settings import Settings
     from earmark.machine import Machine
@@ -118,7 +119,7 @@ class Run:
 
     def progress(self) -> Progress:
         """Return how many clips are in each state (`states`, `final`, `total`, `finished`)."""
-        return results.progress(self.engine, self.id)
+        return runs.progress(self.engine, self.id)
 
     def wait(self, timeout_s: float | None = None) -> Progress:
         """Return the progress once every clip is final; workers elsewhere do the work.
@@ -140,11 +141,11 @@ class Run:
 
         `label` and `min_score` choose among them; `windows=True` yields each window instead.
         """
-        return results.rows(self.engine, results.results(self.id, **conditions))
+        return results.results(self.engine, self.id, **conditions)
 
     def failures(self) -> Rows:
         """Yield the clips that failed, each with its error, as in the view `failures`."""
-        return results.rows(self.engine, results.failures(self.id))
+        return results.failures(self.engine, self.id)
 
     def to_polars(self, **conditions: Unpack[Conditions]) -> polars.DataFrame:
         """Return the results as a polars data frame with typed columns; conditions as above."""
@@ -215,7 +216,7 @@ def submit(
     reachable = find_broker(_settings(settings, db))
     engine = open_database(reachable, create=True)
     submitted = submit_sources(_listed(sources), engine, reachable, options=scoring, **submission)
-    return Run(engine, results.run(engine, submitted.run_id), submitted)
+    return Run(engine, runs.get_run(engine, submitted.run_id), submitted)
 
 
 def open(run: int | str, *, db: str | None = None, settings: Settings | None = None) -> Run:
@@ -226,7 +227,7 @@ def open(run: int | str, *, db: str | None = None, settings: Settings | None = N
         ServiceError: the database cannot be used.
     """
     engine = open_database(_settings(settings, db))
-    return Run(engine, results.find_run(engine, str(run)))
+    return Run(engine, runs.find_run(engine, str(run)))
 
 
 def classify(
@@ -294,7 +295,7 @@ def run_here(
     if not state.states["failed"] and not any(worker.restarts for worker in here.workers):
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
-    return Run(engine, results.run(engine, submitted.run_id), submitted)
+    return Run(engine, runs.get_run(engine, submitted.run_id), submitted)
 
 
 def _settings(settings: Settings | None, db: str | None = None) -> Settings:
@@ -327,7 +328,7 @@ def _watchers(here: Machine, engine: sa.Engine) -> Callable[[], None]:
 
 def _how_to_go_on(engine: sa.Engine, queue: str) -> str:
     try:
-        name = results.run_of(engine, queue).name
+        name = runs.run_on_queue(engine, queue).name
     except UsageError:
         return "Stopped before the first clip was submitted."
     return f"Stopping; the same command with --name {name} goes on where this stops."

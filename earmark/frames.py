@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas
     import pyarrow
 
-    from db.results import Rows
+    from db.rows import Rows
 
 #: Rows held as Python objects at once: some 50 MB.
 ROWS_AT_ONCE = 20_000
@@ -30,6 +30,8 @@ TYPES: dict[str, Any] = {
     "start_s": NUMBER,
     "end_s": NUMBER,
     "rank": WHOLE,
+    "channel": WHOLE,
+    "member": TEXT,
     "label": TEXT,
     "score": NUMBER,
     "meta": TEXT,

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import date
 from decimal import Decimal
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TextIO
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from db.results import Rows
+from db.rows import Rows
 from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ BRIEF = (
     "error_code",
     "error",
 )
+#: Of these, only columns with a value: most clips are whole files.
+SPAN = ("start_s", "end_s")
 BAR, LONGEST_URI = 10, 24
 #: The file name that means standard output.
 STANDARD_OUTPUT = Path("-")
@@ -118,18 +121,21 @@ def _write_table(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
 
 def _table(rows: Iterable[dict[str, Any]], *, brief: bool = False) -> Table:
     names, rows = _named(rows)
+    shown = list(islice(rows, TABLE_ROWS + 1))
     columns = [name for name in names if name != "meta" and (not brief or name in BRIEF)]
+    for name in SPAN:
+        if brief and name in columns and all(row[name] is None for row in shown):
+            columns.remove(name)
     table = Table(box=None, header_style="bold")
     for name in columns:
         is_number = name.endswith(("_s", "_id"))
         table.add_column(
             name, justify="right" if is_number else "left", no_wrap=brief and name != "error"
         )
+    if len(shown) > TABLE_ROWS:
+        table.caption = f"the first {TABLE_ROWS} rows; --format csv gives all"
     show = _brief_cell if brief else _full_cell
-    for number, row in enumerate(rows):
-        if number == TABLE_ROWS:
-            table.caption = f"the first {TABLE_ROWS} rows; --format csv gives all"
-            break
+    for row in shown[:TABLE_ROWS]:
         table.add_row(*(show(name, row[name]) for name in columns))
     return table
 

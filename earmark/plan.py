@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from more_itertools import sample as sampled
 from pydantic import ByteSize
 
-from db import results
+from db import charts
 from db.pace import measure
 from earmark import api, folders, progress
 from earmark.core.errors import UsageError
@@ -88,8 +88,8 @@ def plan(
     uris = [clip.uri for clip in chosen]
     with _tried(uris, settings, options, folders.file_roots(sources)) as run:
         seen = measure(run.engine, run.id)
-        hosts = list(results.rows(run.engine, results.hosts(run.id)))
-        errors = results.top_errors(run.engine, run.id)
+        hosts = list(charts.hosts(run.engine, run.id))
+        errors = charts.top_errors(run.engine, run.id)
     each = tally.clips / seen.clips
     alone_s = tally.clips / seen.clips_per_s if seen.clips_per_s else None
     return Plan(

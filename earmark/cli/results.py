@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from db import results
+from db import results, runs
 from earmark import label_files, output, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.database import find_run, known_labels, open_database, read_settings
@@ -27,11 +27,11 @@ def status(
     """Show how far the runs are, or one of them: counts, pace, time to go, and what holds it back."""
     settings = read_settings(db)
     engine = open_database(settings)
-    row = results.find_run(engine, run) if run or watch else None
+    row = runs.find_run(engine, run) if run or watch else None
     if row and watch:
         progress.follow(engine, row, settings)
     if row and format is None:
-        progress.summarise(engine, row, results.progress(engine, row.id), settings)
+        progress.summarise(engine, row, runs.progress(engine, row.id), settings)
     else:
         output.write(progress.rows(engine, row, settings), format, None)
 
@@ -50,8 +50,8 @@ def show_results(
 ) -> None:
     """Print a run's results: each clip with its best label."""
     engine, row = find_run(read_settings(db), run)
-    statement = results.results(row.id, label=label, min_score=min_score, windows=windows)
-    output.write(results.rows(engine, statement), format, file, brief=True)
+    rows = results.results(engine, row.id, label=label, min_score=min_score, windows=windows)
+    output.write(rows, format, file, brief=True)
 
 
 @commands.command(epilog="Example: earmark export march -o march.parquet")
@@ -69,7 +69,7 @@ def export(
 ) -> None:
     """Write all of a run's results to a file, however many."""
     engine, row = find_run(read_settings(db), run)
-    rows = results.rows(engine, results.results(row.id, windows=windows or labels is not None))
+    rows = results.results(engine, row.id, windows=windows or labels is not None)
     if labels:
         label_files.write(rows, labels, file)
     else:
@@ -122,7 +122,7 @@ def failures(
 ) -> None:
     """Print why clips of a run have no result."""
     engine, row = find_run(read_settings(db), run)
-    output.write(results.rows(engine, results.failures(row.id)), format, file, brief=True)
+    output.write(results.failures(engine, row.id), format, file, brief=True)
 
 
 @commands.command(epilog="Example: earmark labels starter")

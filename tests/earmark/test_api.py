@@ -199,7 +199,7 @@ def test_rows_of_postgresql_become_the_same_columns() -> None:
 
 
 def rows_of(row: dict[str, object]) -> frames.Rows:
-    from db.results import Rows
+    from db.rows import Rows
 
     return Rows(iter([list(row), list(row.values())]))
 
