@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from db import feeding, ledger
 from docs.reference import PAGES
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +35,26 @@ def test_the_readme_gives_both_commands_that_set_everything_up() -> None:
 def test_the_site_has_every_page() -> None:
     listed = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("folder", ["earmark", "workers", "producer", "db"])
+def test_the_architecture_page_names_every_module(folder: str) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for module in sorted((ROOT / folder).rglob("*.py")):
+        path = module.relative_to(ROOT / folder).as_posix().removeprefix("core/")
+        if not module.name.startswith("_") and not path.startswith("migrations/"):
+            assert f"`{path}`" in page, path
+
+
+def test_each_move_of_a_clip_names_a_function_that_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    diagram = page.partition("stateDiagram-v2")[2].partition("```")[0]
+    drawn = set()
+    for functions in re.findall(r": (.+)$", diagram, re.M):
+        drawn.update(functions.split(", "))
+    listed = set(re.findall(r"^\|[^|]*\|[^|]*\| `(\w+)` \|", page, re.M))
+    assert drawn == listed
+    assert all(hasattr(ledger, name) or hasattr(feeding, name) for name in drawn)
 
 
 def test_the_pictures_are_small() -> None:
