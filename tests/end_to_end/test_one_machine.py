@@ -159,7 +159,7 @@ def test_reuse_urls_downloads_nothing_and_strict_exits_with_1_on_failures(
     earmark: Earmark,
 ) -> None:
     with serving(EXAMPLES) as base:
-        earmark.core.settings |= {
+        earmark.settings |= {
             "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
             "EARMARK_FETCH__PORTS": base.rpartition(":")[2],
             "EARMARK_LEDGER__MAX_ATTEMPTS": "1",
