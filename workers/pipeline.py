@@ -113,7 +113,11 @@ class Pipeline:
 def _known(job: Job, clip_id: int, source: Source | None) -> Success | None:
     """Look a clip's result up; whatever goes wrong with that is the database's trouble, never the clip's."""
     try:
-        return job.known(clip_id, source)
+        try:
+            return job.known(clip_id, source)
+        except DatabaseError:
+            # The connection may have ended while it waited in the pool; by now all of them are replaced.
+            return job.known(clip_id, source)
     except EarmarkError:
         raise
     except Exception as error:
