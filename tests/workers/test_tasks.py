@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from db import conveyor
-from earmark.clips import Chunk
 from earmark.settings import Settings
+from tests.db.facts import chunk_of
 from tests.db.test_ledger import expire_leases, submit
 from workers.tasks import Desk
 
@@ -25,10 +25,10 @@ class BrokenModels:
 
 
 def test_clips_of_a_chunk_that_fails_unforeseen_are_not_held_for_ever(engine: sa.Engine) -> None:
-    run_id, ids = submit(engine, 2)
+    _, ids = submit(engine, 2)
     desk = Desk(engine, Settings(), BrokenModels(), SimpleNamespace(offline=False), "worker")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError):
-        desk.work(Chunk(run_id, tuple((clip_id, "https://h/") for clip_id in ids)))
+        desk.work(chunk_of(engine, ids))
     expire_leases(engine)
     desk.renew()
     assert conveyor.take_back(engine, "clips") == 2
