@@ -117,7 +117,11 @@ class Pipeline:
 def _known(plan: RunPlan, clip_id: int, source: Source | None) -> Success | None:
     """Look a clip's result up; whatever goes wrong with that is the database's trouble, never the clip's."""
     try:
-        return plan.known(clip_id, source)
+        try:
+            return plan.known(clip_id, source)
+        except DatabaseError:
+            # The connection may have ended while it waited in the pool; by now all of them are replaced.
+            return plan.known(clip_id, source)
     except EarmarkError:
         raise
     except Exception as error:
