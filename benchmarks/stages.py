@@ -55,7 +55,7 @@ def wrap() -> None:
     from workers import models, tasks
     from workers.decoding.pool import Decoders
     from workers.fetching.fetch import Fetcher
-    from workers.fetching.host_limits import Manners
+    from workers.fetching.host_limits import HostLimits
     from workers.pipeline import Pipeline
     from workers.scoring import features
     from workers.scoring.batcher import Batcher
@@ -68,7 +68,7 @@ def wrap() -> None:
     ]
     parts = {
         "fetch": [(Fetcher, "fetch")],
-        "manners": [(Manners, "wait_s"), (Manners, "done")],
+        "limits per host": [(HostLimits, "wait_s"), (HostLimits, "done")],
         "known already?": [(models, "reuse")],
         "decode, worker's side": [(Decoders, "decode")],
         "model's queue": [

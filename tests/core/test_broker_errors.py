@@ -106,7 +106,7 @@ def test_a_worker_waits_for_a_password_to_be_put_right(
         ("?ssl_ca_certs={folder}/ca.pem", "set ssl_certfile and ssl_keyfile"),
         (
             "?ssl_ca_certs={folder}/none.pem",
-            "A certificate file that EARMARK_BROKER__URL names cannot be read",
+            "A certificate file named in EARMARK_BROKER__URL cannot be read",
         ),
     ],
 )

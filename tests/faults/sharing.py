@@ -23,12 +23,12 @@ import psutil
 import redis
 import sqlalchemy as sa
 
-import producer
 from db.models import Clip
 from db.session import connect, reading
 from earmark.core.clips import FINAL_STATES
 from earmark.core.options import RunOptions
 from earmark.core.settings import Broker, Database, Ledger, Settings
+from producer.submit import submit
 from tests.faults.nursery import Nursery
 from tests.servers import Postgres, Valkey, upgraded
 
@@ -77,7 +77,7 @@ class Member:
         )
         engine = connect(self.database_url, Database())
         try:
-            run = producer.submit(
+            run = submit(
                 list(map(str, files)), engine, settings, options=options, name=name, chunk_size=4
             )
         finally:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
-import producer
 from db.models import Clip, Run
 from db.session import connect, reading
+from producer.submit import submit
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
@@ -82,7 +82,7 @@ def submit_one(start: Barrier, settings: Settings, name: str, path: str) -> None
     broker.configure(settings.broker)
     engine = connect(settings.database_url, settings.database)
     start.wait(LONGEST_S)
-    producer.submit([path], engine, settings, name=name)
+    submit([path], engine, settings, name=name)
 
 
 def clips_by_run(engine: sa.Engine, name: str) -> list[tuple[int, int]]:

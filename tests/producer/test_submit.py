@@ -15,7 +15,6 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-import producer
 from db import bulk_insert, feeding, ledger, results
 from db.models import Clip
 from db.session import connect, execute, reading
@@ -24,13 +23,14 @@ from earmark.core.clips import normal_uri, uri_key
 from earmark.core.errors import DatabaseError, UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger
+from producer import submit as submit_module
+from producer.submit import submit
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from earmark.core.settings import Settings
 
-submit_module = sys.modules["producer.submit"]
 ROWS = 60_000
 
 
@@ -48,10 +48,10 @@ def test_an_edited_and_reordered_list_adds_only_what_is_new(
 ) -> None:
     path = tmp_path / "list.txt"
     path.write_text("".join(f"https://h.org/{n}\n" for n in range(25_000)))
-    first = producer.submit([str(path)], engine, settings, name="mine")
+    first = submit([str(path)], engine, settings, name="mine")
     assert (first.added, first.known) == (25_000, 0)
     path.write_text("".join(f"https://h.org/{n}\n" for n in reversed(range(10, 45_000))))
-    second = producer.submit([str(path)], engine, settings, name="mine")
+    second = submit([str(path)], engine, settings, name="mine")
     assert (second.run_id, second.added, second.known) == (first.run_id, 20_000, 24_990)
     assert count(engine, first.run_id) == (45_000, 45_000)
 
@@ -61,7 +61,7 @@ def test_the_report_accounts_for_every_line(
 ) -> None:
     path = tmp_path / "list.csv"
     path.write_text("n,url\n1,https://h.org/a\n2\n3,https://h.org/a\n\n")
-    submitted = producer.submit(str(path), engine, settings)
+    submitted = submit(str(path), engine, settings)
     assert submitted.report() == [
         "Of the list's 5 lines: 1 new, 1 known already, 1 blank or comment, 1 refused, "
         "1 header or further line of a cell.",
@@ -69,7 +69,7 @@ def test_the_report_accounts_for_every_line(
     ]
     path.write_text("url,n\n,1\n")
     with pytest.raises(UsageError, match="line 2: there is no text"):
-        producer.submit(str(path), engine, settings)
+        submit(str(path), engine, settings)
 
 
 def test_any_meta_is_kept_and_found_with_sql(
@@ -80,7 +80,7 @@ def test_any_meta_is_kept_and_found_with_sql(
     path.write_text(
         f'{{"url": "https://h.org/a", "city": "Zürich", {odd}}}\n{{"url": "https://h.org/b", "n": 2}}\n'
     )
-    run = producer.submit(str(path), engine, settings)
+    run = submit(str(path), engine, settings)
     field = "json_extract(meta, '$.city')" if engine.dialect.name == "sqlite" else "meta ->> 'city'"
     with reading(engine) as connection:
         found = (
@@ -108,7 +108,10 @@ def test_a_producer_that_is_killed_and_run_again_loses_and_doubles_nothing(
 ) -> None:
     path = tmp_path / "list.txt"
     path.write_text("".join(f"https://h.org/{n}\n" for n in range(ROWS)))
-    program = "import sys, producer; print(flush=True); producer.submit(sys.argv[1], name='mine')"
+    program = (
+        "import sys; from producer.submit import submit; print(flush=True);"
+        " submit(sys.argv[1], name='mine')"
+    )
     environment = {
         **os.environ,
         "EARMARK_DATABASE__URL": str(settings.database.url),
@@ -122,7 +125,7 @@ def test_a_producer_that_is_killed_and_run_again_loses_and_doubles_nothing(
             child.stdout.readline()
             time.sleep(moment.uniform(0, 0.8))
             child.send_signal(signal.SIGKILL)
-    again = producer.submit(str(path), engine, settings, name="mine")
+    again = submit(str(path), engine, settings, name="mine")
     assert count(engine, again.run_id) == (ROWS, ROWS)
     assert again.progress().total == ROWS
 
@@ -168,7 +171,7 @@ def test_duplicates_where_two_writers_meet_are_one_clip(
     random.Random(2).shuffle(lines)
     path = tmp_path / "list.txt"
     path.write_text("".join(lines))
-    submitted = producer.submit([str(path)], engine, settings)
+    submitted = submit([str(path)], engine, settings)
     assert (submitted.added, submitted.known) == (400, 3600)
     assert count(engine, submitted.run_id) == (400, 400)
     assert submitted.progress().total == 400
@@ -188,7 +191,7 @@ def test_memory_holds_one_window_of_the_list(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_run_is_waited_for_and_read_from(engine: sa.Engine, settings: Settings) -> None:
-    run = producer.submit(["https://h.org/a"], engine, settings)
+    run = submit(["https://h.org/a"], engine, settings)
     with pytest.raises(TimeoutError, match="0 of 1 clips"):
         run.wait(timeout_s=0)
     ledger.cancel(engine, run.run_id)

@@ -14,11 +14,11 @@ from workers.decoding import formats
 
 CONFINED = """
     import os, resource, socket, subprocess
-    from workers import decoder
+    from workers.decoding import child
 
-    decoder.warm_up()
-    decoder.confine(2 * 1024**3)
-    assert os.dup(0) == decoder.CLIP
+    child.warm_up()
+    child.confine(2 * 1024**3)
+    assert os.dup(0) == child.CLIP
     attempts = {
         "open": lambda: open("/etc/passwd"),
         "create": lambda: open("/tmp/x", "w"),
@@ -45,7 +45,7 @@ def test_a_confined_decoder_can_open_no_file_and_no_socket():
     child = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CONFINED)],
         capture_output=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         stdin=subprocess.DEVNULL,
     )
     assert child.stdout.decode().split() == [

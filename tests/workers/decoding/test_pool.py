@@ -355,11 +355,11 @@ def test_a_decoder_works_within_a_limit_below_its_own(pool, tmp_path, monkeypatc
 
 ORPHANS = """
     import tempfile, threading
-    from earmark import settings
-    from tests.workers import bad_audio
-    from workers import decode
+    from earmark.core import settings
+    from tests.workers.decoding import bad_audio
+    from workers.decoding import pool
 
-    decoders = decode.Decoders(settings.Audio(decode_timeout_s=5), 2)
+    decoders = pool.Decoders(settings.Audio(decode_timeout_s=5), 2)
     clip = tempfile.TemporaryFile(buffering=0)
     clip.write(bad_audio.silence("FLAC", "PCM_16", 96000, 2, 600))
     threading.Thread(target=decoders.decode, args=(clip, 16000)).start()
@@ -372,7 +372,7 @@ def test_children_of_a_killed_worker_end_by_themselves():
     worker = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(ORPHANS)],
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     with worker:
         assert worker.stdout.readline() == b"ready\n"

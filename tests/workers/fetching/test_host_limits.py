@@ -109,7 +109,7 @@ def test_early_requests_are_spread_one_interval_apart(
 RATE, SECONDS = 20, 5
 LOOP = """
 import sys, time, redis
-from earmark import errors, settings
+from earmark.core import settings
 from workers.fetching.host_limits import BURST_S, HostLimits
 rate, seconds = map(int, sys.argv[2:])
 worker = HostLimits(redis.Redis.from_url(sys.argv[1]), settings.Fetch(host_rate=rate), settings.Ledger())

@@ -175,7 +175,7 @@ def test_many_threads_get_their_own_scores() -> None:
 
 SILENT = """
 import numpy as np
-from earmark import settings
+from earmark.core import settings
 from tests.workers.scoring.test_batcher import Fake, batcher
 fake = Fake()
 fake.free.clear()
