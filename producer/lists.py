@@ -89,7 +89,7 @@ def named_format(name: str) -> InputFormat | None:
 
 
 class ListReader:
-    """Reads one list, row by row, whatever its format, compression and place.
+    """Reads one list, row by row, of any format, compression and place.
 
     Use one per list, and iterate `rows()` once. A line that cannot be used goes into the tally
     with its number and the reason; reading goes on with the next line.

@@ -48,13 +48,16 @@ def chunk(counts: Counts[str], outcomes: Sequence[Outcome], stages: Mapping[str,
         _clips.labels(name).inc(clips)
     for stage, seconds in stages.items():
         _stages.labels(stage).inc(seconds)
+    fetched, audio_s = 0, 0.0
     for outcome in outcomes:
         if outcome.source:
-            _bytes.inc(outcome.source.bytes)
+            fetched += outcome.source.bytes
         if isinstance(outcome, Failure):
             _errors.labels(outcome.error.code).inc()
         elif not outcome.reused:
-            _audio.inc(outcome.facts.duration_s)
+            audio_s += outcome.facts.duration_s
+    _bytes.inc(fetched)
+    _audio.inc(audio_s)
 
 
 def stage_seconds(outcomes: Sequence[Outcome], store_s: float) -> dict[str, float]:

@@ -43,7 +43,7 @@ class Pipeline:
     def __init__(self, fetcher: PoliteFetcher, decoders: Decoders, decoding_at_once: int) -> None:
         self._fetcher = fetcher
         self._decoders = decoders
-        # Held until the model's queue has taken the waveform, whose bytes bound the decoded audio.
+        # Held until the model's queue has taken all windows, so that its limit bounds decoded audio.
         self._decoding = threading.Semaphore(decoding_at_once)
 
     def classify(self, clip: Claimed, plan: RunPlan) -> Outcome | Postponed:

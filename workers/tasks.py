@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: A clip is suspected of killing workers after it was in the hands of so many that died.
+#: A clip is suspected of killing workers once this many died while they held it.
 SUSPECT_CRASHES = 2
 #: The pause between two tries while the database is out of reach.
 OUTAGE_PAUSE_S = 1.0
 #: A statement that the database refuses is logged at most this often.
 LOG_EVERY_S = 60.0
-#: The clips of a refused statement are tried again after this. It needs a person, so rarely.
+#: The clips of a refused statement are tried again after this: rarely, as it needs a person.
 REFUSED_PAUSE_S = 60.0
 
 

@@ -1,4 +1,4 @@
-"""Submitting: rows once each whatever happens, counts that add up, and a run to wait for and read from."""
+"""Submitting: each clip has one row, the counts add up, and the run can be waited for and read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def count(engine: sa.Engine, run_id: int) -> tuple[int, int]:
         return tuple(connection.execute(found).one())  # type: ignore[return-value]
 
 
-def test_an_edited_and_reordered_list_adds_only_what_is_new(
+def test_an_edited_and_reordered_list_adds_only_its_new_clips(
     engine: sa.Engine, settings: Settings, tmp_path: Path
 ) -> None:
     path = tmp_path / "list.txt"
@@ -78,7 +78,8 @@ def test_any_meta_is_kept_and_found_with_sql(
     path = tmp_path / "list.jsonl"
     odd = '"nul": "a\\u0000b", "half": "\\ud800", "number": NaN, "deep": {"n": [1, "\\u0000"]}'
     path.write_text(
-        f'{{"url": "https://h.org/a", "city": "Zürich", {odd}}}\n{{"url": "https://h.org/b", "n": 2}}\n'
+        f'{{"url": "https://h.org/a", "city": "Zürich", {odd}}}\n'
+        '{"url": "https://h.org/b", "n": 2}\n'
     )
     run = submit(str(path), engine, settings)
     field = "json_extract(meta, '$.city')" if engine.dialect.name == "sqlite" else "meta ->> 'city'"
@@ -97,13 +98,17 @@ def test_any_meta_is_kept_and_found_with_sql(
         )
     assert found == ["https://h.org/a"]
     assert meta[0] == {
-        "city": "Zürich", "nul": "a\\x00b", "half": "\\ud800", "number": None, "deep": {"n": [1, "\\x00"]}
-    }  # fmt: skip
+        "city": "Zürich",
+        "nul": "a\\x00b",
+        "half": "\\ud800",
+        "number": None,
+        "deep": {"n": [1, "\\x00"]},
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_producer_that_is_killed_and_run_again_loses_and_doubles_nothing(
+def test_a_killed_and_repeated_submission_has_each_clip_once(
     engine: sa.Engine, settings: Settings, tmp_path: Path, seed: int
 ) -> None:
     path = tmp_path / "list.txt"
@@ -130,7 +135,7 @@ def test_a_producer_that_is_killed_and_run_again_loses_and_doubles_nothing(
     assert again.progress().total == ROWS
 
 
-def test_rows_that_another_submitter_adds_meanwhile_are_passed_over(
+def test_rows_added_by_another_submitter_meanwhile_are_skipped(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=16)
@@ -143,7 +148,7 @@ def test_rows_that_another_submitter_adds_meanwhile_are_passed_over(
     assert results.progress(engine, run_id).total == 10
 
 
-def test_a_database_that_goes_away_in_the_midst_of_rows_is_a_sentence(
+def test_a_database_lost_during_an_insert_raises_one_sentence(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = connect(postgres_url, Database())
@@ -163,7 +168,7 @@ def test_a_database_that_goes_away_in_the_midst_of_rows_is_a_sentence(
     engine.dispose()
 
 
-def test_duplicates_where_two_writers_meet_are_one_clip(
+def test_duplicates_in_batches_of_two_writers_are_one_clip(
     engine: sa.Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submit_module, "ROWS_AT_ONCE", 50)
@@ -177,7 +182,7 @@ def test_duplicates_where_two_writers_meet_are_one_clip(
     assert submitted.progress().total == 400
 
 
-def test_memory_holds_one_window_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_one_window_of_the_list_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit_module, "ROWS_AT_ONCE", 10)
     monkeypatch.setattr(submit_module, "ROWS_SORTED", 50)
     clips = (ListedClip(f"https://h.org/{n}") for n in range(200))
@@ -190,7 +195,7 @@ def test_memory_holds_one_window_of_the_list(monkeypatch: pytest.MonkeyPatch) ->
     assert max(map(len, submit_module._windows(wide))) == 2
 
 
-def test_a_run_is_waited_for_and_read_from(engine: sa.Engine, settings: Settings) -> None:
+def test_a_run_can_be_waited_for_and_read(engine: sa.Engine, settings: Settings) -> None:
     run = submit(["https://h.org/a"], engine, settings)
     with pytest.raises(TimeoutError, match="0 of 1 clips"):
         run.wait(timeout_s=0)
@@ -199,7 +204,7 @@ def test_a_run_is_waited_for_and_read_from(engine: sa.Engine, settings: Settings
     assert list(run.results()) == list(run.failures()) == []
 
 
-def test_two_ways_of_writing_a_url_are_one_clip() -> None:
+def test_two_spellings_of_a_url_are_one_clip() -> None:
     same = ["https://h.org/~a%2Fb?x=1", "HTTPS://H.ORG:443/c/../%7ea%2fb?x=1#part"]
     assert len({uri_key(uri) for uri in same}) == 1
     assert uri_key("http://h.org") == uri_key("http://h.org/")
@@ -221,7 +226,7 @@ def test_two_ways_of_writing_a_url_are_one_clip() -> None:
         st.sampled_from([*"aZ0-._~,;:@!$'()*&=/?+#% ä", "%C3%A4", "%FF", "%7e", "%2F", "/../"])
     ).map("".join),
 )
-def test_the_short_way_to_a_key_is_right(host: str, rest: str) -> None:
+def test_the_fast_path_to_a_key_agrees_with_the_normal_form(host: str, rest: str) -> None:
     uri = f"https://{host}/{rest}"
     assert uri_key(uri) == uri_key(normal_uri(uri))
 
@@ -247,7 +252,7 @@ def test_the_feeder_walks_its_index_and_sorts_nothing(engine: sa.Engine) -> None
         assert "b-tree" not in found.lower()
 
 
-def test_retries_that_are_due_go_before_what_was_never_begun(engine: sa.Engine) -> None:
+def test_due_retries_are_picked_before_new_clips(engine: sa.Engine) -> None:
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=4)
     ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(40)])
     after: dict[int, int] = {}
@@ -264,7 +269,7 @@ def test_retries_that_are_due_go_before_what_was_never_begun(engine: sa.Engine) 
     assert len(set(seen)) == len(seen) == 36
 
 
-def test_what_lies_behind_the_feeders_mark_is_found_at_the_end(engine: sa.Engine) -> None:
+def test_clips_before_the_feeders_mark_are_picked_at_the_end(engine: sa.Engine) -> None:
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=4)
     ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(4)])
     after = {run_id: 10**9}

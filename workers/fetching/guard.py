@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
@@ -181,7 +182,8 @@ class Addresses:
     def __init__(self, fetch_settings: settings.Fetch) -> None:
         self._denied = fetch_settings.deny_networks
         self._allowed = fetch_settings.allow_networks
-        self._own = {address.address for nic in psutil.net_if_addrs().values() for address in nic}
+        interfaces = psutil.net_if_addrs().values()
+        self._own = {address.address for address in chain.from_iterable(interfaces)}
         self._translated = {ip_network(text): shift for text, shift in TRANSLATED.items()}
 
     def check(self, address: str) -> None:

@@ -36,7 +36,9 @@ _LOOK_AHEAD = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Ticket:
+class _Entry:
+    """A queued window, with the future of its scores."""
+
     samples: np.ndarray
     function_to_apply: str
     scores: Future[np.ndarray] = field(default_factory=Future)
@@ -57,7 +59,7 @@ class Batcher:
         self.classifier = classifier
         self._max_bytes = int(worker.in_flight_bytes)
         self._silent_s = worker.silent_batcher_s
-        self._waiting: deque[_Ticket] = deque()
+        self._waiting: deque[_Entry] = deque()
         self._waiting_bytes = 0
         self._changed = threading.Condition()
         self._closed = threading.Event()
@@ -84,15 +86,15 @@ class Batcher:
         Raises:
             RuntimeError: the batcher is closed.
         """
-        ticket = _Ticket(samples, function_to_apply or self.classifier.card.function_to_apply)
+        entry = _Entry(samples, function_to_apply or self.classifier.card.function_to_apply)
         with self._changed:
             self._changed.wait_for(lambda: self._closed.is_set() or self._has_room(samples.nbytes))
             if self._closed.is_set():
                 raise RuntimeError("this batcher is closed")
-            self._waiting.append(ticket)
+            self._waiting.append(entry)
             self._waiting_bytes += samples.nbytes
             self._changed.notify_all()
-        return ticket.scores
+        return entry.scores
 
     def _has_room(self, nbytes: int) -> bool:
         return not self._waiting or self._waiting_bytes + nbytes <= self._max_bytes
@@ -132,37 +134,37 @@ class Batcher:
             self._changed.wait_for(lambda: self._closed.is_set() or self._waiting)
             return bool(self._waiting)
 
-    def _take(self, lane: Classifier) -> list[_Ticket]:
+    def _take(self, lane: Classifier) -> list[_Entry]:
         """Take a batch out of the queue, without its cancelled windows."""
         with self._changed:
             batch = self._choose(lane)
-            for ticket in batch:
-                self._waiting.remove(ticket)
-                self._waiting_bytes -= ticket.samples.nbytes
+            for entry in batch:
+                self._waiting.remove(entry)
+                self._waiting_bytes -= entry.samples.nbytes
             self._changed.notify_all()
-        return [ticket for ticket in batch if ticket.scores.set_running_or_notify_cancel()]
+        return [entry for entry in batch if entry.scores.set_running_or_notify_cancel()]
 
-    def _choose(self, lane: Classifier) -> list[_Ticket]:
+    def _choose(self, lane: Classifier) -> list[_Entry]:
         """Return a batch for a lane, out of its share of the waiting windows."""
         if not self._waiting:
             return []
         share = math.ceil(len(self._waiting) / lane.lanes)
         ahead = list(islice(self._waiting, min(share, _LOOK_AHEAD)))
-        lengths = [len(ticket.samples) for ticket in ahead]
+        lengths = [len(entry.samples) for entry in ahead]
         return [ahead[place] for place in lane.choose(lengths)]
 
-    def _deliver(self, lane: Classifier, batch: Sequence[_Ticket]) -> None:
+    def _deliver(self, lane: Classifier, batch: Sequence[_Entry]) -> None:
         if not batch:
             return
         self._busy_since[threading.get_ident()] = time.monotonic()
-        outcomes = lane.outcomes([ticket.samples for ticket in batch])
-        for ticket, outcome in zip(batch, outcomes, strict=True):
+        outcomes = lane.outcomes([entry.samples for entry in batch])
+        for entry, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, errors.ModelError) and not lane.healthy():
                 _die(f"the model fails on {lane.device} even on silence: {outcome}")
             if isinstance(outcome, errors.ClipError):
-                ticket.scores.set_exception(outcome)
+                entry.scores.set_exception(outcome)
             else:
-                ticket.scores.set_result(classifiers.apply(outcome, ticket.function_to_apply))
+                entry.scores.set_result(classifiers.apply(outcome, entry.function_to_apply))
         metrics.batch(len(batch), time.monotonic() - self._busy_since.pop(threading.get_ident()))
 
     def _watch(self) -> None:
