@@ -1,10 +1,11 @@
-"""Whether a long run stays as fast and as small as it began, and what one slow host does to its end.
+"""A long run's speed and memory from start to end, and the effect of one slow host on its end.
 
     python -m benchmarks.steady
     python -m benchmarks.steady --clips 2000 --slow 20
 
-One worker, its Valkey and SQLite classify clips of a loopback server in another process, no two alike: five seconds of
-16-bit, 16 kHz WAV each. With `--slow`, so many of them, spread over the list, come from a host that takes a second.
+One worker, its Valkey and SQLite classify clips of a loopback server in another process, no two
+alike: five seconds of 16-bit, 16 kHz WAV each. With `--slow`, so many of them, spread over the
+list, come from a host that takes a second.
 """
 
 from __future__ import annotations
@@ -106,10 +107,12 @@ def _report(finished: np.ndarray, held_mb: Sequence[float], here: Settings) -> N
     print(f"{len(finished)} clips at {len(finished) / finished[-1]:.1f} clips/s")
     print(f"clips/s of the first tenth {first:.1f}, of the last {last:.1f}: {last / first:.2f}")
     print(
-        f"memory, worker and decoders: {max(held_mb):.0f} MB at most; last tenth over second tenth {grown:+.1%}"
+        f"memory, worker and decoders: {max(held_mb):.0f} MB at most;"
+        f" last tenth over second tenth {grown:+.1%}"
     )
     print(
-        f"a chunk's time, by Little's law {chunk_s:.2f} s; the last hundredth of the clips {tail_s:.2f} s"
+        f"a chunk's time, by Little's law {chunk_s:.2f} s;"
+        f" the last hundredth of the clips {tail_s:.2f} s"
     )
     print(f"load {os.getloadavg()[0]:.1f}, ours included")
 
@@ -130,7 +133,7 @@ class _Served:
 
 
 def serve() -> None:
-    """Serve until standard input ends: bundled sound, in each answer with its path written into the first samples."""
+    """Serve bundled sound until stdin ends, with the path written into the first samples."""
     sound, _ = soundfile.read(EXAMPLES / "siren.wav", dtype="int16", always_2d=True)
     body = io.BytesIO()
     soundfile.write(body, np.resize(sound[:, 0], int(SECONDS * RATE)), RATE, format="WAV")

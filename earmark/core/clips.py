@@ -1,4 +1,4 @@
-"""The records that flow through Earmark: a list line becomes a clip, a chunk, a waveform, windows, an outcome."""
+"""The records that flow through Earmark: clip, chunk, waveform, window, prediction, outcome."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Postponed:
 
 
 def display_uri(uri: str) -> str:
-    """Return the URI without user-info, query and fragment: what may appear in messages, Flower and logs."""
+    """Return the URI without user-info, query and fragment, for messages, Flower and logs."""
     if "://" not in uri or not _SAYS_MORE.search(uri):
         return uri
     parts = _split(uri)
@@ -170,10 +170,11 @@ def uri_key(uri: str) -> bytes:
 
 
 def normal_uri(uri: str) -> str:
-    """Return the one way of writing a URL: RFC 3986, section 6.2.2, without the fragment; paths stay as they are.
+    """Return a URL in its normal form (RFC 3986, section 6.2.2), without the fragment.
 
-    Scheme and host are lower-cased, an international host becomes ASCII, a default port is dropped, dot segments are
-    resolved, and what need not be percent-encoded is not.
+    Scheme and host are lower-cased, an international host becomes ASCII, a default port is
+    dropped, dot segments are resolved, and needless percent-encoding is undone. A path of a file
+    stays as it is.
     """
     if "://" not in uri:
         return uri

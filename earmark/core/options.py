@@ -1,4 +1,4 @@
-"""The options of a run: what decides its scores, kept with the run as JSON."""
+"""The options of a run, which decide its scores; kept with the run as JSON."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any, Literal
 
 FunctionToApply = Literal["softmax", "sigmoid", "none"]
 Combine = Literal["mean", "max"]
-#: How a list is written.
+#: The format of a list.
 InputFormat = Literal["auto", "txt", "csv", "tsv", "jsonl", "parquet"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How the clips of a run are classified."""
+    """The way in which the clips of a run are classified."""
 
     #: `starter`, a hub id, or a local directory.
     model: str = "starter"
     revision: str | None = None
     #: Five labels answer "what is it" and cost a hundred bytes a clip.
     top_k: int = 5
-    #: None: what the checkpoint's problem type says, as transformers does.
+    #: None: by the checkpoint's problem type, as transformers does.
     function_to_apply: FunctionToApply | None = None
     #: None: the model's own length.
     window_s: float | None = None
-    #: None: windows stand side by side.
+    #: None: windows are side by side, without overlap.
     hop_s: float | None = None
     combine: Combine = "mean"
     #: Predictions below it are not stored.
     min_score: float = 0.0
-    #: What to listen for, where the model is a zero-shot one (CLAP).
+    #: The labels to listen for, if the model is a zero-shot one (CLAP).
     labels: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
