@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from db import ledger, results, schema
+from db import ledger, runs, schema
 from db.bulk_insert import listed
 from db.identity import ledger_id
 from db.models import Clip, state_is
 from db.session import connect, reading, writing
-from earmark.core.clips import AudioFacts, Chunk, Prediction, Source, Success, Timings
+from earmark.core.clips import AudioFacts, Chunk, Prediction, Source, State, Success, Timings
 from earmark.core.clips import Clip as Listed
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger
@@ -118,6 +118,18 @@ QUERIES = {
 def build(engine: sa.Engine, clips: int) -> tuple[int, ...]:
     """Fill a new database; return the ids of the labels."""
     schema.upgrade(engine)
+    label_ids = fill(engine, clips)
+    if engine.dialect.name == "postgresql":
+        # What autovacuum does within minutes; SQLite gets nothing, as with a user.
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE")
+    # Planners read their statistics when a connection opens.
+    engine.dispose()
+    return label_ids
+
+
+def fill(engine: sa.Engine, clips: int) -> tuple[int, ...]:
+    """Write a finished run of so many clips into an empty database; return the ids of its labels."""
     ledger.open_run(engine, "big", RunOptions(), queue="clips", chunk_size=CHUNK)
     identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
     names = [f"label {number}" for number in range(LABELS)]
@@ -152,12 +164,6 @@ def build(engine: sa.Engine, clips: int) -> tuple[int, ...]:
             # What the planner is told went with the indexes.
             connection.execute(sa.text("DELETE FROM sqlite_stat1"))
             connection.execute(sa.text(triggers[-1]))
-    if engine.dialect.name == "postgresql":
-        # What autovacuum does within minutes; SQLite gets nothing, as with a user.
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("VACUUM ANALYZE")
-    # Planners read their statistics when a connection opens.
-    engine.dispose()
     return label_ids
 
 
@@ -208,7 +214,7 @@ def rates(engine: sa.Engine, label_ids: tuple[int, ...]) -> tuple[float, float]:
 def range_of_pending(engine: sa.Engine) -> list[int]:
     with reading(engine) as connection:
         return list(
-            connection.scalars(sa.select(Clip.id).where(state_is("pending")).order_by(Clip.id))
+            connection.scalars(sa.select(Clip.id).where(state_is(State.pending)).order_by(Clip.id))
         )
 
 
@@ -242,7 +248,7 @@ def _seconds(act: Callable[[], object]) -> float:
 
 
 @contextmanager
-def _database(kind: str, folder: Path | None) -> Iterator[str]:
+def database(kind: str, folder: Path | None) -> Iterator[str]:
     if kind == "postgresql":
         with running_postgres(POSTGRESQL) as url:
             yield url
@@ -292,7 +298,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for kind in arguments.database or DIALECTS:
         with (
-            _database(kind, arguments.folder) as url,
+            database(kind, arguments.folder) as url,
             TemporaryDirectory(dir=arguments.folder) as folder,
         ):
             _report(connect(url, Database()), arguments.clips, Path(folder), plans=arguments.plans)
@@ -316,7 +322,7 @@ def _report(engine: sa.Engine, clips: int, folder: Path, *, plans: bool) -> None
         _show(f"{name}, ms", query_ms(engine, statement))
         if plans:
             print(plan(engine, statement))
-    looking = median(_seconds(lambda: results.progress(engine, 1)) for _ in range(REPEATS))
+    looking = median(_seconds(lambda: runs.progress(engine, 1)) for _ in range(REPEATS))
     _show("`earmark status`, one look, ms", looking * 1000)
     if engine.dialect.name == "sqlite":
         # The same code writes PostgreSQL's rows, and ten million take minutes.

@@ -26,7 +26,7 @@ import numpy as np
 import soundfile
 
 from benchmarks.watch import cpu_s
-from db import pace, results
+from db import pace, runs
 from db.session import connect
 from earmark import local
 from earmark.core import broker
@@ -142,7 +142,7 @@ class _Bench:
         )
         began = sum(map(cpu_s, workers))
         run_id = submit([str(listed)], self.engine, self.settings, chunk_size=8).run_id
-        while not results.progress(self.engine, run_id).finished:
+        while not runs.progress(self.engine, run_id).finished:
             time.sleep(LOOK_S)
         spent = sum(map(cpu_s, workers)) - began
         found = pace.measure(self.engine, run_id)

@@ -1,4 +1,4 @@
-"""What may be done with a database: a standby and a read-only file can be read only, and a role needs its grants."""
+"""What a database permits: standbys and read-only files are only read; a role needs grants."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from earmark.core.errors import ServiceError
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-#: In place of `leases`, which are UNLOGGED, so that PostgreSQL does not send them to a standby.
+#: In place of `leases` on a standby: the table is UNLOGGED, and PostgreSQL does not send it there.
 NO_LEASES = (
     "leases AS (SELECT CAST(NULL AS bigint) AS token, CAST(NULL AS integer) AS run_id WHERE false)"
 )
 READ_ONLY = "current_setting('default_transaction_read_only') = 'on'"
-MAY_CREATE = "SELECT quote_ident(current_user), quote_ident(current_schema()), has_schema_privilege(current_schema(), 'CREATE')"
+MAY_CREATE = """
+SELECT quote_ident(current_user), quote_ident(current_schema()),
+       has_schema_privilege(current_schema(), 'CREATE')
+"""
 _standby: MutableMapping[sa.Engine, bool] = WeakKeyDictionary()
 
 
@@ -46,11 +49,13 @@ def check_writable(engine: sa.Engine) -> None:
         ).one()
     if standby:
         raise ServiceError(
-            reason=f"The database {where} is a standby, which can only be read: give the URL of its primary."
+            reason=f"The database {where} is a standby, which can only be read: give the URL of its"
+            " primary."
         )
     if read_only:
         raise ServiceError(
-            reason=f"The database {where} can only be read now: default_transaction_read_only is on."
+            reason=f"The database {where} can only be read now: default_transaction_read_only is"
+            " on."
         )
 
 
@@ -61,10 +66,12 @@ def check_may_create(connection: sa.Connection) -> None:
     role, schema, may_create = connection.execute(sa.text(MAY_CREATE)).one()
     if schema is None:
         raise ServiceError(
-            reason=f"The role {role} has no schema to use: `CREATE SCHEMA AUTHORIZATION {role}` makes it one."
+            reason=f"The role {role} has no schema to use: `CREATE SCHEMA AUTHORIZATION {role}`"
+            " makes it one."
         )
     if not may_create:
         raise ServiceError(
-            reason=f"The role {role} may not create tables in the schema {schema}: have the database's owner run"
-            f" `GRANT CREATE ON SCHEMA {schema} TO {role}`, or `CREATE SCHEMA AUTHORIZATION {role}` for one of its own."
+            reason=f"The role {role} may not create tables in the schema {schema}: have the"
+            f" database's owner run `GRANT CREATE ON SCHEMA {schema} TO {role}`, or `CREATE SCHEMA"
+            f" AUTHORIZATION {role}` for one of its own."
         )

@@ -1,50 +1,68 @@
-"""What the feeder changes: clips that are due get a lease for the queue, and leases that have ended are taken back."""
+"""Leases for the feeder: pick clips that are due, take back clips whose lease has ended."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from db.dialects import now
 from db.models import Lease, Run
-from db.session import execute, now, reading, writing
+from db.session import execute, reading, writing
 
 if TYPE_CHECKING:
     from earmark.core.settings import Ledger
 
-#: Back to work, ahead of what was never begun; a worker's death is no try of the clip's own.
-_TAKE_BACK = "UPDATE clips SET not_before = {now}, crashes = crashes + {crash} WHERE state = 'pending' AND id IN {ids}"
-#: The list as one value: a fleet that dies leaves more leases than a statement may have parameters.
-_RELEASE = "DELETE FROM leases WHERE clip_id IN {ids}"
-_LEASE = (
-    "INSERT INTO leases (clip_id, run_id, until) SELECT value, :run_id, {now} + :lease_s FROM {list}"
-    " WHERE true ON CONFLICT DO NOTHING RETURNING clip_id"
-)
-#: PostgreSQL keeps the plan it made when there were hardly any leases: it must not be one that reads them all.
-_MY_TURN = "SELECT pg_try_advisory_xact_lock(hashtext(:queue)) FROM set_config('enable_seqscan', 'off', true)"
-_RUNS = """
+#: Due at once, ahead of clips that were never begun. A worker's death is no try of the clip's own.
+TAKE_BACK = """
+UPDATE clips SET not_before = {now}, crashes = crashes + :crashes
+WHERE state = 'pending' AND id IN {ids}
+"""
+#: The ids are one value: a fleet that dies leaves more leases than a statement has parameters.
+DELETE_LEASES = "DELETE FROM leases WHERE clip_id IN {ids}"
+INSERT_LEASES = """
+INSERT INTO leases (clip_id, run_id, until)
+SELECT value, :run_id, {now} + :lease_s FROM {id_rows}
+WHERE true ON CONFLICT DO NOTHING RETURNING clip_id
+"""
+#: Held until the transaction ends. PostgreSQL keeps the plans it made while there were hardly any
+#: leases, and they must not be sequential scans.
+TRY_LOCK_QUEUE = """
+SELECT pg_try_advisory_xact_lock(hashtext(:queue))
+FROM set_config('enable_seqscan', 'off', true)
+"""
+SELECT_UNFINISHED_RUNS = """
 SELECT id, chunk_size, priority, (SELECT id FROM ledger) AS ledger_id FROM runs
-WHERE queue = :queue AND (SELECT sum(clips) FROM run_counts WHERE run_id = runs.id AND state = 'pending') > 0
+WHERE queue = :queue AND (
+    SELECT sum(clips) FROM run_counts WHERE run_id = runs.id AND state = 'pending'
+) > 0
 ORDER BY id
 """
-# The lease is looked up for each clip, never joined: PostgreSQL would sort whatever it joins.
-_PENDING = """
-SELECT id, coalesce(display_uri, uri), crashes FROM clips
-WHERE run_id = :run_id AND state = 'pending' AND {due} AND (SELECT clip_id FROM leases WHERE clip_id = clips.id) IS NULL
+#: A run's clips that were begun before and whose time has come. The lease is looked up for each
+#: clip, never joined: PostgreSQL would sort the joined rows.
+DUE_AGAIN = """
+SELECT id, coalesce(display_uri, uri) AS display_uri, crashes FROM clips
+WHERE run_id = :run_id AND state = 'pending'
+AND not_before > 0 AND not_before <= (SELECT {now})
+AND (SELECT clip_id FROM leases WHERE clip_id = clips.id) IS NULL
+ORDER BY not_before, id LIMIT :count
+"""
+#: A run's clips behind `:after` that no worker has had.
+NEVER_BEGUN = """
+SELECT id, coalesce(display_uri, uri) AS display_uri, crashes FROM clips
+WHERE run_id = :run_id AND state = 'pending' AND {fresh}
+AND (SELECT clip_id FROM leases WHERE clip_id = clips.id) IS NULL
 ORDER BY not_before, id LIMIT :count
 """
 #: Chunks of one ledger that wait in a queue, or have been lost from it.
-_QUEUED = """
-SELECT coalesce(sum(1.0 / runs.chunk_size), 0) FROM leases JOIN runs ON runs.id = leases.run_id
+COUNT_QUEUED_CHUNKS = """
+SELECT coalesce(sum(1.0 / runs.chunk_size), 0)
+FROM leases JOIN runs ON runs.id = leases.run_id
 WHERE runs.queue = :queue AND leases.token IS NULL
 """
-#: A run's clips that were begun before and whose time has come.
-DUE_AGAIN = _PENDING.replace("{due}", "not_before > 0 AND not_before <= (SELECT {now})")
-#: A run's clips behind `:after` that no worker has had.
-NEVER_BEGUN = _PENDING.replace("{due}", "{fresh}")
 #: Read once a statement, so that an index can be used.
-_CLOCK = sa.select(now()).scalar_subquery()
+CLOCK = sa.select(now()).scalar_subquery()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +76,7 @@ class PickedClip:
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """What the feeder took from one run."""
+    """The clips that the feeder took from one run."""
 
     ledger_id: str
     run_id: int
@@ -71,20 +89,19 @@ def take_back(engine: sa.Engine, queue: str) -> int:
 
     A worker that let a lease end has died with the clip: that counts as a crash.
     """
-    return _take_back(engine, queue, Lease.until < _CLOCK)
+    return _take_back(engine, queue, Lease.until < CLOCK)
 
 
 def take_back_queued(engine: sa.Engine, queue: str, within_s: float) -> int:
-    """Take back the clips whose time in the queue would end within so many seconds; return how many."""
-    return _take_back(
-        engine, queue, sa.and_(Lease.token.is_(None), Lease.until < _CLOCK + within_s)
-    )
+    """Take back queued clips whose lease would end within so many seconds; return how many."""
+    ends_soon = sa.and_(Lease.token.is_(None), Lease.until < CLOCK + within_s)
+    return _take_back(engine, queue, ends_soon)
 
 
 def queued_chunks(engine: sa.Engine, queue: str) -> int:
     """Return about how many chunks of this ledger are in a queue."""
     with reading(engine) as connection:
-        return int(execute(connection, _QUEUED, queue=queue).scalar_one())
+        return int(execute(connection, COUNT_QUEUED_CHUNKS, queue=queue).scalar_one())
 
 
 def _take_back(engine: sa.Engine, queue: str, ended: sa.ColumnElement[bool]) -> int:
@@ -94,74 +111,77 @@ def _take_back(engine: sa.Engine, queue: str, ended: sa.ColumnElement[bool]) -> 
     with reading(engine) as connection:
         if connection.execute(leases.limit(1)).first() is None:
             return 0
+    locked = leases.order_by(Lease.clip_id).with_for_update(skip_locked=True)
     with writing(engine) as connection:
-        found = connection.execute(
-            leases.order_by(Lease.clip_id).with_for_update(skip_locked=True)
-        ).all()
-        execute(connection, _RELEASE, ids=[row.clip_id for row in found])
-        queued = [row.clip_id for row in found if row.token is None]
-        crashed = [row.clip_id for row in found if row.token is not None]
-        return sum(
-            execute(connection, _TAKE_BACK.replace("{crash}", crash), ids=ids).rowcount
-            for ids, crash in ((queued, "0"), (crashed, "1"))
-            if ids
-        )
+        rows = connection.execute(locked).all()
+        queued = [row.clip_id for row in rows if row.token is None]
+        crashed = [row.clip_id for row in rows if row.token is not None]
+        execute(connection, DELETE_LEASES, ids=queued + crashed)
+        taken = _make_due(connection, queued, crashes=0)
+        return taken + _make_due(connection, crashed, crashes=1)
+
+
+def _make_due(connection: sa.Connection, ids: list[int], *, crashes: int) -> int:
+    if not ids:
+        return 0
+    return execute(connection, TAKE_BACK, ids=ids, crashes=crashes).rowcount
 
 
 def pick(
     engine: sa.Engine, queue: str, chunks: int, limits: Ledger, after: dict[int, int] | None = None
 ) -> list[Picked]:
-    """Lease about so many chunks of clips that are due to the queue, shared among the runs by their priorities.
+    """Lease clips that are due to the queue: about so many chunks, shared by the runs' priorities.
 
     On PostgreSQL, while another feeder picks for the same queue, there is nothing to pick.
 
     Args:
-        after: by run, the last fresh clip picked before, and kept up to date. It spares the walk over the clips that
-            are on their way, and PostgreSQL that over the index entries of those final since its last vacuum.
+        after: by run, the last fresh clip picked before; kept up to date. Without it a statement
+            would walk over the clips in flight, and on PostgreSQL over the index entries of clips
+            that became final since the last vacuum.
     """
     after = {} if after is None else after
+    picked = []
     with writing(engine) as connection:
-        if not _my_turn(connection, queue):
+        if not _try_lock(connection, queue):
             return []
-        runs = execute(connection, _RUNS, queue=queue).all()
-        total = sum(run.priority for run in runs)
-        picked = []
+        runs = execute(connection, SELECT_UNFINISHED_RUNS, queue=queue).all()
+        priorities = sum(run.priority for run in runs)
         for run in runs:
-            count = -(-chunks * run.priority // total) * run.chunk_size
-            clips = _pick_clips(connection, run.id, count, limits, after)
-            picked.append(Picked(run.ledger_id, run.id, run.chunk_size, tuple(clips)))
-        return [some for some in picked if some.clips]
+            share = -(-chunks * run.priority // priorities)
+            clips = _pick_clips(connection, run.id, share * run.chunk_size, limits, after)
+            if clips:
+                picked.append(Picked(run.ledger_id, run.id, run.chunk_size, tuple(clips)))
+    return picked
 
 
-def _my_turn(connection: sa.Connection, queue: str) -> bool:
+def _try_lock(connection: sa.Connection, queue: str) -> bool:
     if connection.dialect.name == "sqlite":
         return True
-    return bool(execute(connection, _MY_TURN, queue=queue).scalar())
+    return bool(execute(connection, TRY_LOCK_QUEUE, queue=queue).scalar())
 
 
 def _pick_clips(
     connection: sa.Connection, run_id: int, count: int, limits: Ledger, after: dict[int, int]
 ) -> list[PickedClip]:
-    def lease(statement: str, **values: int) -> list[PickedClip]:
-        found = [
-            PickedClip(*row)
-            for row in execute(connection, statement, run_id=run_id, **values).all()
-        ]
-        if not found:
-            return []
-        ids = [clip.id for clip in found]
-        leased = set(
-            execute(connection, _LEASE, ids=ids, run_id=run_id, lease_s=limits.queue_lease_s)
-            .scalars()
-            .all()
-        )
-        return [clip for clip in found if clip.id in leased]
-
-    again = lease(DUE_AGAIN, count=count)
-    wanted = count - len(again)
-    fresh = lease(NEVER_BEGUN, count=wanted, after=after.get(run_id, 0)) if wanted else []
-    if wanted and not fresh and after.get(run_id):
-        fresh = lease(NEVER_BEGUN, count=wanted, after=0)
-    if wanted:
-        after[run_id] = fresh[-1].id if fresh else 0
+    again = _lease(connection, DUE_AGAIN, limits, run_id=run_id, count=count)
+    count -= len(again)
+    if not count:
+        return again
+    last = after.get(run_id, 0)
+    fresh = _lease(connection, NEVER_BEGUN, limits, run_id=run_id, count=count, after=last)
+    if last and not fresh:
+        # From the start again: clips that were given back or added meanwhile.
+        fresh = _lease(connection, NEVER_BEGUN, limits, run_id=run_id, count=count, after=0)
+    after[run_id] = fresh[-1].id if fresh else 0
     return again + fresh
+
+
+def _lease(
+    connection: sa.Connection, select: str, limits: Ledger, *, run_id: int, **values: Any
+) -> list[PickedClip]:
+    rows = execute(connection, select, run_id=run_id, **values).all()
+    if not rows:
+        return []
+    lease = {"run_id": run_id, "lease_s": limits.queue_lease_s, "ids": [row.id for row in rows]}
+    leased = set(execute(connection, INSERT_LEASES, **lease).scalars())
+    return [PickedClip(*row) for row in rows if row.id in leased]

@@ -1,4 +1,4 @@
-"""Which ledger a database holds, and the queue that is named after it."""
+"""The identity of a ledger, and the queue that is named after it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 #: The queue of every ledger in Earmark 0.1.0.
 OLD_QUEUE = "clips"
-#: Two of a thousand ledgers on one Redis share these characters once in 10,000 times; their messages differ still.
+#: Two of a thousand ledgers on one Redis share these characters with a probability of 1 in 10,000.
+#: Their messages still have different identities.
 NAME_CHARS = 8
 
 
 def ledger_id(engine: sa.Engine) -> str:
-    """Return the identity of a database's ledger: random, and the same for as long as the database lives."""
+    """Return the identity of a database's ledger: random, and never changed."""
     with reading(engine) as connection:
         return str(connection.execute(sa.select(LedgerIdentity.id)).scalar_one())
 

@@ -1,7 +1,8 @@
-"""Everything that changes what is known about a clip: submitted, claimed, finished, given back, cancelled.
+"""Changes of runs and clips: submit, claim, finish, give back, retry, cancel, prune.
 
-A clip's state moves pending -> queued -> running -> done | failed | cancelled; one that is queued or running has a
-lease. Each function is one transaction; times are the database's clock, so no machine's own clock matters.
+A clip's state moves pending -> queued -> running -> done | failed | cancelled. A queued or running
+clip has a lease. Each function is one transaction. Times are from the database's clock, so that no
+machine's own clock matters.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from db import outcomes, results
-from db.bulk_insert import Listed, insert, lacking, listed
+from db import outcomes
+from db.bulk_insert import Listed, insert, listed, missing
+from db.dialects import dialect_of, now
 from db.models import (
     Base,
     Clip,
@@ -28,7 +29,8 @@ from db.models import (
     state_is,
 )
 from db.outcomes import error_values
-from db.session import execute, now, reading, writing
+from db.session import execute, reading, writing
+from earmark.core.clips import State
 from earmark.core.errors import Cancelled, UsageError
 
 if TYPE_CHECKING:
@@ -39,26 +41,29 @@ if TYPE_CHECKING:
     from earmark.core.options import RunOptions
     from earmark.core.settings import Ledger
 
-
-# Whether a clip is still to do is asked by `not_before`, which is null once it is final: to ask for the state would
-# lead PostgreSQL to an index by state, which it takes for almost empty.
-_LEASE = """
+# An unfinished clip is found by `not_before`, which is null once it is final: the state would lead
+# PostgreSQL to an index by state, which it takes for almost empty.
+INSERT_LEASES = """
 INSERT INTO leases (clip_id, run_id, until, token, worker)
 SELECT id, run_id, {now} + :lease_s, :token, :worker FROM clips
 WHERE id IN {ids} AND not_before <= {now}
 AND run_id = (SELECT id FROM runs WHERE id = :run_id) AND :ledger_id = (SELECT id FROM ledger)
 ORDER BY id
-ON CONFLICT (clip_id) DO UPDATE SET until = excluded.until, token = excluded.token, worker = excluded.worker
+ON CONFLICT (clip_id) DO UPDATE
+SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
-_LEASED = "SELECT id, uri, attempts + 1, crashes FROM clips WHERE id IN {ids} AND not_before IS NOT NULL ORDER BY id"
+SELECT_LEASED = """
+SELECT id, uri, attempts + 1, crashes FROM clips
+WHERE id IN {ids} AND not_before IS NOT NULL ORDER BY id
+"""
 _NO_ERROR: dict[str, Any] = {"error_code": None, "error_stage": None, "error": None}
-#: Clips deleted in one transaction: a second or so in which no other writer of a SQLite file gets its turn.
+#: Clips deleted in one transaction: about a second in which other writers of a SQLite file wait.
 PRUNED_AT_ONCE = 5000
 
 
 class OtherLedgerError(Exception):
-    """The chunk is of another ledger: its ids mean other clips there."""
+    """The chunk is of another ledger: its ids are those of other clips there."""
 
     def __init__(self, ledger_id: str) -> None:
         super().__init__(ledger_id)
@@ -67,7 +72,7 @@ class OtherLedgerError(Exception):
 
 
 class NoSuchRunError(Exception):
-    """The chunk is of this ledger, and of a run that it does not have."""
+    """The chunk is of this ledger, which does not have its run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +104,12 @@ def open_run(
     priority: int = 1,
     reuse_urls: bool = False,
 ) -> int:
-    """Return the id of the run of that name, made now unless it exists; a run without a name gets `run-<id>`.
+    """Return the id of the run of that name, made now unless it exists.
+
+    A run without a name gets `run-<id>`.
 
     Raises:
-        UsageError: a run of that name exists with other options: its results would not be comparable.
+        UsageError: a run of that name has other options: its results would not be comparable.
     """
     changing = {"queue": queue, "priority": priority, "reuse_urls": reuse_urls}
     values = {**changing, "options": options.as_json(), "chunk_size": chunk_size}
@@ -120,10 +127,10 @@ def open_run(
 
 def _find_or_insert(connection: sa.Connection, name: str, values: dict[str, Any]) -> sa.Row[Any]:
     named = sa.select(Run.id, Run.options).where(Run.name == name)
-    found = connection.execute(named).first()
-    if found is not None:
-        return found
-    # Another submission may insert the same name meanwhile: then this statement waits for it and inserts nothing.
+    run = connection.execute(named).first()
+    if run is not None:
+        return run
+    # Another submission may insert the same name now: the statement then waits and inserts nothing.
     connection.execute(_insert_new(connection, Run).values(name=name, created_at=now(), **values))
     return connection.execute(named).one()
 
@@ -136,21 +143,23 @@ def _insert_unnamed(connection: sa.Connection, values: dict[str, Any]) -> int:
 
 
 def add_clips(engine: sa.Engine, run_id: int, clips: Iterable[words.Clip]) -> int:
-    """Add clips to a run as `pending`, passing over those it has already; return how many were new."""
+    """Add clips to a run as `pending`, except those it has; return how many were new."""
     return add_listed(engine, run_id, [listed(clip) for clip in clips])
 
 
 def add_listed(
     engine: sa.Engine, run_id: int, rows: list[Listed], *, mostly_known: bool = False
 ) -> int:
-    """Do what add_clips does; rows that are sorted by their key write each page of the index only once.
+    """Do the same as `add_clips`, for rows that are ready.
+
+    Rows sorted by their key write each page of the index only once.
 
     Args:
-        mostly_known: look first which are new, since looking costs a fraction of a failed insert.
+        mostly_known: look first which are new: that costs a fraction of a failed insert.
     """
     if mostly_known:
         with reading(engine) as connection:
-            rows = lacking(connection, run_id, rows)
+            rows = missing(connection, run_id, rows)
     if not rows:
         return 0
     with writing(engine) as connection:
@@ -158,12 +167,12 @@ def add_listed(
 
 
 def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> int:
-    """Put a run's failed clips (all, or those with these error codes) back to `pending`; return how many."""
-    statement = sa.update(Clip).where(Clip.run_id == run_id, state_is("failed"))
+    """Make failed clips of a run `pending` again: all, or those with these codes; count them."""
+    statement = sa.update(Clip).where(Clip.run_id == run_id, state_is(State.failed))
     if wanted := list(codes):
         statement = statement.where(Clip.error_code.in_(wanted))
     fresh = {
-        "state": "pending",
+        "state": State.pending,
         "not_before": now(),
         "attempts": 0,
         "crashes": 0,
@@ -176,11 +185,12 @@ def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> i
 def cancel(engine: sa.Engine, run_id: int) -> int:
     """Make every clip of a run that is not final `cancelled`; return how many.
 
-    Those being worked on too: what comes of them is let in no more, and else a failure could bring them back.
+    Clips that workers have are among them: their outcomes are no longer written, and a failure
+    cannot bring them back.
     """
     final = {
         **error_values(Cancelled()),
-        "state": "cancelled",
+        "state": State.cancelled,
         "not_before": None,
         "finished_at": now(),
     }
@@ -191,38 +201,42 @@ def cancel(engine: sa.Engine, run_id: int) -> int:
             sa.select(Lease.clip_id).where(of_run).order_by(Lease.clip_id).with_for_update()
         ).all()
         connection.execute(sa.delete(Lease).where(of_run))
-        return connection.execute(
-            sa.update(Clip).where(Clip.run_id == run_id, state_is("pending")).values(final)
-        ).rowcount
+        unfinished = sa.update(Clip).where(Clip.run_id == run_id, state_is(State.pending))
+        return connection.execute(unfinished.values(final)).rowcount
 
 
 def prune(engine: sa.Engine, run_id: int) -> int:
-    """Delete a run with its clips and results, some thousands in a transaction; return how many clips it had.
+    """Delete a run with its clips and results, in small transactions; return its number of clips.
 
     Raises:
         UsageError: the run is not at its end.
     """
-    if not results.progress(engine, run_id).finished:
+    if _unfinished(engine, run_id):
         raise UsageError(reason="This run is not at its end: `earmark cancel` it first.")
     pruned = 0
-    while some := _prune_some(engine, run_id):
-        pruned += some
+    while deleted := _delete_clips(engine, run_id):
+        pruned += deleted
     with writing(engine) as connection:
-        for run in (RunCount.run_id, Lease.run_id):
-            connection.execute(sa.delete(run.class_).where(run == run_id))
+        connection.execute(sa.delete(RunCount).where(RunCount.run_id == run_id))
+        connection.execute(sa.delete(Lease).where(Lease.run_id == run_id))
         connection.execute(sa.delete(Run).where(Run.id == run_id))
     return pruned
 
 
-def _prune_some(engine: sa.Engine, run_id: int) -> int:
+def _unfinished(engine: sa.Engine, run_id: int) -> int:
+    clips = sa.select(sa.func.coalesce(sa.func.sum(RunCount.clips), 0))
+    pending = clips.where(RunCount.run_id == run_id, RunCount.state == State.pending)
+    with reading(engine) as connection:
+        return int(connection.execute(pending).scalar_one())
+
+
+def _delete_clips(engine: sa.Engine, run_id: int) -> int:
+    first = sa.select(Clip.id).where(Clip.run_id == run_id).limit(PRUNED_AT_ONCE)
     with writing(engine) as connection:
-        ids = list(
-            connection.scalars(
-                sa.select(Clip.id).where(Clip.run_id == run_id).limit(PRUNED_AT_ONCE)
-            )
-        )
-        for clip_id in (WindowPrediction.clip_id, Clip.id):
-            connection.execute(sa.delete(clip_id.class_).where(clip_id.in_(ids)))
+        ids = connection.scalars(first).all()
+        of_windows = WindowPrediction.clip_id.in_(ids)
+        connection.execute(sa.delete(WindowPrediction).where(of_windows))
+        connection.execute(sa.delete(Clip).where(Clip.id.in_(ids)))
     return len(ids)
 
 
@@ -236,42 +250,36 @@ def claim(
 ) -> Claim:
     """Take the clips of a chunk's run that are still to do.
 
-    Clips that are final, running elsewhere, not yet due or of another run are left out: a message delivered twice does
-    no harm.
+    Clips that are final, running elsewhere, not yet due or of another run are left out. So a
+    message that is delivered twice does no harm.
 
     Args:
-        token: a claim whose answer was lost with the connection is repeated with its token, and gets the same clips.
+        token: a claim whose answer was lost with the connection is repeated with its token, and
+            gets the same clips.
 
     Raises:
         OtherLedgerError: the chunk is of another ledger.
         NoSuchRunError: the ledger does not have the chunk's run.
     """
     token = new_token() if token is None else token
-    ids = [clip_id for clip_id, _ in chunk.clips]
-    whose = {"ledger_id": chunk.ledger_id, "run_id": chunk.run_id}
+    lease = {
+        "ids": [clip_id for clip_id, _ in chunk.clips],
+        "run_id": chunk.run_id,
+        "ledger_id": chunk.ledger_id,
+        "token": token,
+        "worker": worker,
+        "lease_s": limits.lease_s,
+    }
     with writing(engine) as connection:
-        leased = (
-            execute(
-                connection,
-                _LEASE,
-                ids=ids,
-                token=token,
-                worker=worker,
-                lease_s=limits.lease_s,
-                **whose,
-            )
-            .scalars()
-            .all()
-        )
+        leased = execute(connection, INSERT_LEASES, **lease).scalars().all()
         if not leased:
-            _check_whose(connection, chunk)
-        # Looked at once they are ours: a moment before, another may have brought them to their end.
-        return Claim(
-            token, tuple(Claimed(*row) for row in execute(connection, _LEASED, ids=leased).all())
-        )
+            _check_origin(connection, chunk)
+        # Read once they are leased: a moment before, another worker may have finished them.
+        rows = execute(connection, SELECT_LEASED, ids=leased).all()
+        return Claim(token, tuple(Claimed(*row) for row in rows))
 
 
-def _check_whose(connection: sa.Connection, chunk: Chunk) -> None:
+def _check_origin(connection: sa.Connection, chunk: Chunk) -> None:
     here = str(connection.execute(sa.select(LedgerIdentity.id)).scalar_one())
     if chunk.ledger_id != here:
         raise OtherLedgerError(here)
@@ -289,14 +297,16 @@ def renew(engine: sa.Engine, tokens: Iterable[int], limits: Ledger) -> None:
 
 def release(engine: sa.Engine, token: int, delays_s: Mapping[int, float]) -> None:
     """Give clips back untried, each to be taken up again after its delay in seconds."""
-    if delays_s:
-        with writing(engine) as connection:
-            held = outcomes.held(connection, token, delays_s)
-            later = sa.update(Clip).where(Clip.id == sa.bindparam("clip_id"))
-            rows = [{"clip_id": clip_id, "pause_s": delays_s[clip_id]} for clip_id in held]
-            if rows:
-                connection.execute(later.values(not_before=now() + sa.bindparam("pause_s")), rows)
-            outcomes.let_go(connection, token, delays_s)
+    if not delays_s:
+        return
+    later = sa.update(Clip).where(Clip.id == sa.bindparam("clip_id"))
+    later = later.values(not_before=now() + sa.bindparam("pause_s"))
+    with writing(engine) as connection:
+        held = outcomes.held(connection, token, delays_s)
+        rows = [{"clip_id": clip_id, "pause_s": delays_s[clip_id]} for clip_id in held]
+        if rows:
+            connection.execute(later, rows)
+        outcomes.release(connection, token, delays_s)
 
 
 def finish(
@@ -306,19 +316,20 @@ def finish(
     label_ids: Sequence[int],
     limits: Ledger,
 ) -> dict[str, int]:
-    """Write results and final states in one transaction, of the clips this claim still holds.
+    """Write results and final states of the clips that this claim still holds, in one transaction.
 
-    A transient failure with tries left goes back to `pending` instead, with a pause. Returns how many clips were
-    `done`, `failed`, to be `retried`, and `lost` to another worker after the lease had ended.
+    A transient failure with tries left goes back to `pending` instead, with a pause. Returns how
+    many clips were `done`, `failed`, to be `retried`, and `lost` to another worker after the lease
+    had ended.
     """
     tries = {clip.id: clip.attempts for clip in claim.clips}
     with writing(engine) as connection:
         counts = outcomes.write(connection, claim.token, ended, tries, label_ids, limits)
     lost = len(ended) - counts.total()
     return {
-        "done": counts["done"],
-        "failed": counts["failed"],
-        "retried": counts["pending"],
+        "done": counts[State.done],
+        "failed": counts[State.failed],
+        "retried": counts[State.pending],
         "lost": lost,
     }
 
@@ -330,9 +341,13 @@ def register_model(
 
     Args:
         labels: the model's label names, by position.
-        identity: the columns of `models` that say which model it is.
+        identity: the columns of `models` that identify it.
     """
-    same = [getattr(Model, column) == identity[column] for column in ("name", "revision", "sha256")]
+    same = (
+        Model.name == identity["name"],
+        Model.revision == identity["revision"],
+        Model.sha256 == identity["sha256"],
+    )
     with writing(engine) as connection:
         connection.execute(_insert_new(connection, Model).values(**identity, created_at=now()))
         model_id = connection.execute(sa.select(Model.id).where(*same)).scalar_one()
@@ -345,14 +360,13 @@ def register_model(
 
 
 def settle_model(engine: sa.Engine, run_id: int, model_id: int) -> int:
-    """Make this the run's model unless another worker has said which it is; return the one it is."""
+    """Make this the run's model, unless another worker has settled it; return the run's model."""
+    unsettled = sa.update(Run).where(Run.id == run_id, Run.model_id.is_(None))
+    settled = sa.select(Run.model_id).where(Run.id == run_id)
     with writing(engine) as connection:
-        connection.execute(
-            sa.update(Run).where(Run.id == run_id, Run.model_id.is_(None)).values(model_id=model_id)
-        )
-        return connection.execute(sa.select(Run.model_id).where(Run.id == run_id)).scalar_one()  # type: ignore[return-value]
+        connection.execute(unsettled.values(model_id=model_id))
+        return connection.execute(settled).scalar_one()  # type: ignore[return-value]
 
 
 def _insert_new(connection: sa.Connection, table: type[Base]) -> Any:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    return dialect.insert(table).on_conflict_do_nothing()
+    return dialect_of(connection).insert(table).on_conflict_do_nothing()

@@ -1,4 +1,4 @@
-"""The tables: the ledger's identity, runs, models, labels, clips, leases, counts of clips, windows of long ones."""
+"""The tables: ledger identity, runs, models, labels, clips, leases, counts, windows."""
 
 from __future__ import annotations
 
@@ -26,39 +26,44 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
-from earmark.core.clips import FINAL_STATES, KEY_BYTES
+from earmark.core.clips import KEY_BYTES, State
 
 # SQLite counts rows only in a column that is exactly INTEGER.
 Id = BigInteger().with_variant(Integer, "sqlite")
 Json = JSON().with_variant(JSONB, "postgresql")
-# A clip's top-k, best first, in two lists of its row: rows of their own would take five times the disk and the writing.
+# A clip's top-k, best first, in two lists of its row: rows of their own would take five times the
+# disk and the writing.
 Ids = JSON().with_variant(ARRAY(Integer), "postgresql")
 Scores = JSON().with_variant(ARRAY(REAL), "postgresql")
-#: By another name, since a column of ours is called `bytes`.
+#: The builtin by another name, since a column is called `bytes`.
 Digest = bytes
-#: What an index knows of a file's content: enough to find it, a quarter of the whole.
-CONTENT = text("substr(sha256, 1, 7)")
-LEASED = (
+#: The start of a digest, for an index: enough to find a file, in a quarter of the room.
+DIGEST_START = text("substr(sha256, 1, 7)")
+#: The state of a clip that has a lease.
+SELECT_LEASED_STATE = (
     "(SELECT CASE WHEN token IS NULL THEN 'queued' ELSE 'running' END FROM leases"
     " WHERE clip_id = clips.id AND clips.state = 'pending')"
 )
 
 
-def _index(name: str, *columns: str | TextClause, where: str) -> Index:
+def _partial_index(name: str, *columns: str | TextClause, where: str) -> Index:
     return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
 class Base(DeclarativeBase):
-    """Maps the tables; `metadata` is what the migrations must arrive at.
+    """Maps the tables. The migrations must arrive at its `metadata`.
 
     Times are seconds since 1970, UTC, on the database's clock.
     """
 
-    type_annotation_map = {dict[str, Any]: Json, float: Double()}  # noqa: RUF012 - read by SQLAlchemy
+    type_annotation_map = {  # noqa: RUF012 - read by SQLAlchemy
+        dict[str, Any]: Json,
+        float: Double(),
+    }
 
 
 class LedgerIdentity(Base):
-    """The one row that says which ledger this database is: messages of other ledgers are not its own."""
+    """One row with the identity of this ledger, by which it knows its own messages."""
 
     __tablename__ = "ledger"
 
@@ -105,33 +110,33 @@ class Run(Base):
     #: What the first worker of the run loaded.
     model_id: Mapped[int | None] = mapped_column(ForeignKey("models.id"))
     options: Mapped[dict[str, Any]]
-    #: The conveyor that carries its chunks.
+    #: The Celery queue of its chunks.
     queue: Mapped[str]
     chunk_size: Mapped[int]
-    #: Its share of the conveyor, in proportion to the other runs'.
+    #: Its share of the queue, in proportion to the other runs'.
     priority: Mapped[int] = mapped_column(server_default="1")
-    #: A URL that a comparable run has a result of is not downloaded again.
+    #: Take the result that a comparable run has for the same URL, without a download.
     reuse_urls: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[float]
 
 
 class Clip(Base):
-    """One URL or path of a run, and how far it has come."""
+    """One URL or path of a run, or a part of it, with its state and its result."""
 
     __tablename__ = "clips"
     __table_args__ = (
         UniqueConstraint("run_id", "uri_key"),
-        CheckConstraint(f"state IN {('pending', *FINAL_STATES)}", name="clips_state"),
+        CheckConstraint("state IN ('pending', 'done', 'failed', 'cancelled')", name="clips_state"),
         # The order in which the feeder picks.
-        _index("clips_pending", "run_id", "not_before", "id", where="state = 'pending'"),
+        _partial_index("clips_pending", "run_id", "not_before", "id", where="state = 'pending'"),
         # A run's clips in the order of their ids, which is that of the file.
         Index("clips_run", "run_id"),
-        # What ended last, for the pace of a run.
-        _index("clips_finished", "run_id", "finished_at", where="finished_at IS NOT NULL"),
-        _index("clips_failed", "run_id", where="state = 'failed'"),
+        # The clips that ended last, for the pace of a run.
+        _partial_index("clips_finished", "run_id", "finished_at", where="finished_at IS NOT NULL"),
+        _partial_index("clips_failed", "run_id", where="state = 'failed'"),
         # A label from a score up, and how often each label came first, without a look at the rows.
-        _index("clips_label", "run_id", "label_id", "score", where="state = 'done'"),
-        _index("clips_sha256", CONTENT, where="state = 'done'"),
+        _partial_index("clips_label", "run_id", "label_id", "score", where="state = 'done'"),
+        _partial_index("clips_sha256", DIGEST_START, where="state = 'done'"),
     )
 
     # The widest columns first: PostgreSQL pads each to its own width.
@@ -141,9 +146,9 @@ class Clip(Base):
     finished_at: Mapped[float | None]
     #: Null once a clip is final.
     not_before: Mapped[float | None] = mapped_column(server_default="0")
-    # Only the ledger writes these: to have PostgreSQL look each up would be a third of the cost of submitting.
+    # Only the ledger writes these. A foreign key would add a third to the cost of submitting.
     run_id: Mapped[int] = mapped_column(info={"of": "runs"})
-    #: The best label and its score: the first of label_ids and scores, here too because most questions are about it.
+    #: The best label and its score: the first of label_ids and scores, repeated for the index.
     label_id: Mapped[int | None] = mapped_column(info={"of": "labels"})
     score: Mapped[float | None] = mapped_column(REAL)
     source_sample_rate: Mapped[int | None]
@@ -158,11 +163,11 @@ class Clip(Base):
     reused: Mapped[bool] = mapped_column(server_default=text("false"))
     truncated: Mapped[bool | None]
     silent: Mapped[bool | None]
-    #: `pending` until it is final: what is queued or running has a lease besides, so that its row stays as it is.
+    #: `pending` until it is final. While a clip is queued or running, it has a lease instead.
     state: Mapped[str] = mapped_column()
     uri: Mapped[str] = mapped_column()
     _display_uri: Mapped[str | None] = mapped_column("display_uri")
-    #: Hash of the normalised URI: what makes a clip the same clip within a run.
+    #: Hash of the normalised URI and the named part: unique within a run.
     uri_key: Mapped[Digest] = mapped_column(LargeBinary(KEY_BYTES))
     meta: Mapped[dict[str, Any] | None]
     worker: Mapped[str | None]
@@ -173,19 +178,26 @@ class Clip(Base):
     sha256: Mapped[Digest | None] = mapped_column(LargeBinary(32))
     label_ids: Mapped[list[int] | None] = mapped_column(Ids)
     scores: Mapped[list[float] | None] = mapped_column(Scores)
+    #: The span of the file that the list's row names, in seconds; null for the whole file.
+    start_s: Mapped[float | None]
+    end_s: Mapped[float | None]
+    #: 1-based, as recorded; null for the mix of all.
+    channel: Mapped[int | None] = mapped_column(SmallInteger)
+    #: The member of a container file, such as a ZIP.
+    member: Mapped[str | None]
     #: The column is null where it would only repeat the URI.
     display_uri: Mapped[str] = column_property(func.coalesce(_display_uri, uri))
-    #: With `queued` and `running` told apart from `pending`.
+    #: The state, with `queued` and `running` taken from the lease.
     state_now: Mapped[str] = column_property(
-        func.coalesce(literal_column(LEASED), state).label("state_now"), deferred=True
+        func.coalesce(literal_column(SELECT_LEASED_STATE), state).label("state_now"), deferred=True
     )
 
 
 class Lease(Base):
     """The right of the queue, or with a token of a worker, to an unfinished clip until some time.
 
-    What is submitted and what is final is in `clips`; this is the little in between, written often and soon gone. On
-    PostgreSQL it is not logged: after a crash of the server, what was in flight is fed again.
+    Leases are written often and deleted soon. On PostgreSQL the table is UNLOGGED: after a crash of
+    the server, clips in flight are fed again.
     """
 
     __tablename__ = "leases"
@@ -200,9 +212,9 @@ class Lease(Base):
 
 
 class RunCount(Base):
-    """How many clips of a run are in a state (leased ones are `pending`): the sum over writers, kept by triggers.
+    """Clips of a run by state (leased ones are `pending`): the sum over writers, kept by triggers.
 
-    Each PostgreSQL connection adds to rows of its own, so that no writer ever waits for another's count.
+    Each PostgreSQL connection adds to rows of its own, so that writers never wait for each other.
     """
 
     __tablename__ = "run_counts"
@@ -232,9 +244,13 @@ class WindowPrediction(Base):
     end_s: Mapped[float]
     label_ids: Mapped[list[int]] = mapped_column(Ids)
     scores: Mapped[list[float]] = mapped_column(Scores)
+    #: 1-based; 0 for the mix, since a primary key cannot be null.
+    channel: Mapped[int] = mapped_column(
+        SmallInteger, primary_key=True, autoincrement=False, server_default="0"
+    )
 
 
-def state_is(state: str) -> ColumnElement[bool]:
+def state_is(state: State) -> ColumnElement[bool]:
     """Return the condition that a clip's state is this one."""
-    # Spelled into the statement as in the partial indexes, which SQLite does not see behind anything else.
-    return Clip.state == literal(state, literal_execute=True)
+    # A literal, since SQLite uses a partial index only for its own condition.
+    return Clip.state == literal(state.value, literal_execute=True)

@@ -1,15 +1,14 @@
-"""Outcomes in; the rows of a chunk out to the database, in one statement a table."""
+"""Outcomes of a chunk written to the database: one statement for its clips, one for its windows."""
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from db.session import NOW_POSTGRESQL, NOW_SQLITE, execute
-from earmark.core.clips import Success
+from db.dialects import dialect_of, spelled
+from db.session import execute
+from earmark.core.clips import State, Success
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -17,23 +16,51 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from earmark.core import clips as words
-    from earmark.core.clips import AudioFacts, Outcome, Source, Timings
+    from earmark.core.clips import AudioFacts, Outcome, Timings
     from earmark.core.errors import ClipError
     from earmark.core.settings import Ledger
 
-#: What an outcome says of a clip; what it leaves out becomes null.
-SAID = (
-    "state", "attempts", "worker", "label_id", "score", "sha256", "bytes", "duration_s", "source_sample_rate",
-    "channels", "codec", "truncated", "silent", "reused", "fetch_ms", "decode_ms", "classify_ms", "error_code",
-    "error_stage", "error", "label_ids", "scores",
-)  # fmt: skip
-HELD = (
-    "SELECT l.clip_id, l.worker FROM leases l JOIN clips c ON c.id = l.clip_id"
-    " WHERE l.token = :token AND l.clip_id IN {ids} AND c.not_before IS NOT NULL ORDER BY l.clip_id {lock}"
+#: Columns that an outcome sets. Missing ones become NULL.
+OUTCOME_COLUMNS = (
+    "state",
+    "attempts",
+    "worker",
+    "label_id",
+    "score",
+    "sha256",
+    "bytes",
+    "duration_s",
+    "source_sample_rate",
+    "channels",
+    "codec",
+    "truncated",
+    "silent",
+    "reused",
+    "fetch_ms",
+    "decode_ms",
+    "classify_ms",
+    "error_code",
+    "error_stage",
+    "error",
+    "label_ids",
+    "scores",
 )
-LET_GO = "DELETE FROM leases WHERE token = :token AND clip_id IN {ids}"
-#: Until it is in the database, `not_before` is the pause in seconds that a clip to be tried again gets.
-NOTHING_SAID = dict.fromkeys((*SAID, "not_before"))
+#: In a row to write, `not_before` is the pause in seconds before a clip is tried again.
+EMPTY_OUTCOME = dict.fromkeys((*OUTCOME_COLUMNS, "not_before"))
+#: Clips that a token still holds, locked until the transaction ends.
+SELECT_HELD = """
+SELECT l.clip_id, l.worker FROM leases l JOIN clips c ON c.id = l.clip_id
+WHERE l.token = :token AND l.clip_id IN {ids} AND c.not_before IS NOT NULL
+ORDER BY l.clip_id {lock}
+"""
+DELETE_HELD = "DELETE FROM leases WHERE token = :token AND clip_id IN {ids}"
+UPDATE_CLIPS = f"""
+UPDATE clips SET {", ".join(f"{name} = {{value}}{name}" for name in OUTCOME_COLUMNS)},
+not_before = {{now}} + {{value}}not_before,
+finished_at = CASE WHEN {{value}}not_before IS NULL THEN {{now}} END
+{{matching_clips}}
+"""  # noqa: S608 - our own column names
+INSERT_WINDOWS = "INSERT INTO window_predictions {window_rows}"
 
 
 def write(
@@ -44,45 +71,30 @@ def write(
     label_ids: Sequence[int],
     limits: Ledger,
 ) -> Counter[str]:
-    """Write final or next states and windows of the clips a claim still holds; return how many came to which state."""
+    """Write next states and windows of the clips a claim still holds; return the clips by state."""
     workers = held(connection, token, [outcome.clip_id for outcome in outcomes])
-    mine = [outcome for outcome in outcomes if outcome.clip_id in workers]
-    states = [
-        _state(outcome, tries[outcome.clip_id], label_ids, limits)
-        | {"worker": workers[outcome.clip_id]}
-        for outcome in mine
-    ]
-    windows = [
-        {
-            "clip_id": clip.clip_id,
-            "start_s": window.start_s,
-            "end_s": window.end_s,
-            **_top(window, label_ids),
-        }
-        for clip in mine
-        if isinstance(clip, Success)
-        for window in clip.windows
-    ]
-    for statement, rows in zip(
-        _statements(connection.dialect.name), (states, windows), strict=True
-    ):
-        if rows:
-            sent: Any = (
-                rows if connection.dialect.name == "sqlite" else (json.dumps(rows, default=_hex),)
-            )
-            connection.exec_driver_sql(statement, sent)
-    let_go(connection, token, workers)
-    return Counter(state["state"] for state in states)
+    clips, windows = [], []
+    for outcome in outcomes:
+        if outcome.clip_id not in workers:
+            continue
+        clip = _clip_row(outcome, tries[outcome.clip_id], label_ids, limits)
+        clip["worker"] = workers[outcome.clip_id]
+        clips.append(clip)
+        windows += _window_rows(outcome, label_ids)
+    _write_rows(connection, UPDATE_CLIPS, clips)
+    _write_rows(connection, INSERT_WINDOWS, windows)
+    release(connection, token, workers)
+    return Counter(clip["state"] for clip in clips)
 
 
 def held(connection: sa.Connection, token: int, clip_ids: Iterable[int]) -> dict[int, str]:
-    """Return which of these clips a token still holds, by whom; they stay so until the transaction's end."""
-    return dict(execute(connection, HELD, token=token, ids=list(clip_ids)).all())
+    """Return the workers of the clips that a token still holds, and lock them."""
+    return dict(execute(connection, SELECT_HELD, token=token, ids=list(clip_ids)).all())
 
 
-def let_go(connection: sa.Connection, token: int, clip_ids: Iterable[int]) -> None:
+def release(connection: sa.Connection, token: int, clip_ids: Iterable[int]) -> None:
     """End a token's leases of these clips."""
-    execute(connection, LET_GO, token=token, ids=list(clip_ids))
+    execute(connection, DELETE_HELD, token=token, ids=list(clip_ids))
 
 
 def error_values(error: ClipError) -> dict[str, Any]:
@@ -90,45 +102,65 @@ def error_values(error: ClipError) -> dict[str, Any]:
     return {"error_code": error.code, "error_stage": error.stage, "error": str(error)}
 
 
-def _state(
+def _write_rows(connection: sa.Connection, statement: str, rows: list[dict[str, Any]]) -> None:
+    # The driver itself: SQLAlchemy would look at every value of every row.
+    if rows:
+        dialect = dialect_of(connection)
+        connection.exec_driver_sql(spelled(statement, dialect), dialect.pack(rows))
+
+
+def _clip_row(
     outcome: Outcome, tries: int, label_ids: Sequence[int], limits: Ledger
 ) -> dict[str, Any]:
-    clip = {
-        **NOTHING_SAID,
-        "id": outcome.clip_id,
-        "attempts": tries,
-        "reused": False,
-        **_values(outcome.timings),
-    }
+    row: dict[str, Any] = {**EMPTY_OUTCOME, "id": outcome.clip_id, "attempts": tries}
+    row.update(_values(outcome.timings))
     if outcome.source:
-        clip |= {"bytes": outcome.source.bytes, "sha256": bytes.fromhex(outcome.source.sha256)}
+        row["bytes"] = outcome.source.bytes
+        row["sha256"] = bytes.fromhex(outcome.source.sha256)
     if isinstance(outcome, Success):
-        top = _top(outcome, label_ids)
-        best = (
-            {"label_id": top["label_ids"][0], "score": top["scores"][0]}
-            if outcome.predictions
-            else {}
-        )
-        return {
-            **clip,
-            "state": "done",
-            "reused": outcome.reused,
-            **_values(outcome.facts),
-            **top,
-            **best,
-        }
-    failed = {**clip, "state": "failed", **error_values(outcome.error)}
-    if outcome.error.transient and tries < limits.max_attempts:
-        return {**failed, "state": "pending", "not_before": _pause_s(outcome.error, tries, limits)}
-    return failed
+        row.update(_success_values(outcome, label_ids))
+    else:
+        row.update(_failure_values(outcome.error, tries, limits))
+    return row
 
 
-def _values(record: AudioFacts | Source | Timings) -> dict[str, Any]:
+def _success_values(success: Success, label_ids: Sequence[int]) -> dict[str, Any]:
+    values = {
+        "state": State.done,
+        "reused": success.reused,
+        **_values(success.facts),
+        **_top_k(success, label_ids),
+    }
+    if success.predictions:
+        values["label_id"] = values["label_ids"][0]
+        values["score"] = values["scores"][0]
+    return values
+
+
+def _failure_values(error: ClipError, tries: int, limits: Ledger) -> dict[str, Any]:
+    values = {"state": State.failed, "reused": False, **error_values(error)}
+    if error.transient and tries < limits.max_attempts:
+        values["state"] = State.pending
+        values["not_before"] = _pause_s(error, tries, limits)
+    return values
+
+
+def _window_rows(outcome: Outcome, label_ids: Sequence[int]) -> list[dict[str, Any]]:
+    if not isinstance(outcome, Success):
+        return []
+    rows = []
+    for window in outcome.windows:
+        place = {"start_s": window.start_s, "end_s": window.end_s, "channel": window.channel or 0}
+        rows.append({"clip_id": outcome.clip_id, **place, **_top_k(window, label_ids)})
+    return rows
+
+
+def _values(record: AudioFacts | Timings) -> dict[str, Any]:
     # `dataclasses.asdict` copies deeply and took a third of the time.
     return {name: getattr(record, name) for name in record.__slots__}
 
 
-def _top(heard: Success | words.WindowPredictions, label_ids: Sequence[int]) -> dict[str, Any]:
+def _top_k(heard: Success | words.WindowPredictions, label_ids: Sequence[int]) -> dict[str, Any]:
     return {
         "label_ids": [label_ids[prediction.label] for prediction in heard.predictions],
         # To the digits a float32 has, which SQLite writes out.
@@ -138,31 +170,6 @@ def _top(heard: Success | words.WindowPredictions, label_ids: Sequence[int]) -> 
 
 def _pause_s(error: ClipError, tries: int, limits: Ledger) -> float:
     # Half the pause is chance, so that clips that failed together do not come back together.
-    backoff = limits.retry_base_s * 2 ** (tries - 1) * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+    chance = random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+    backoff = limits.retry_base_s * 2 ** (tries - 1) * chance
     return float(min(limits.retry_cap_s, max(backoff, error.facts.get("retry_after_s") or 0.0)))
-
-
-def _hex(digest: bytes) -> str:
-    return rf"\x{digest.hex()}"
-
-
-@cache
-def _statements(dialect: str) -> tuple[str, str]:
-    """Return what sets states and what adds windows: plain SQL, for SQLAlchemy would look at every value of every row.
-
-    SQLite is fastest at one statement a row. To PostgreSQL a chunk's rows travel as one JSON document: several times as
-    fast as a statement a row, and its triggers run once.
-    """
-    update = "UPDATE clips SET {said}, not_before = {now} + {pause}, finished_at = CASE WHEN {pause} IS NULL THEN {now} END"
-    if dialect == "sqlite":
-        said = ", ".join(f"{name} = :{name}" for name in SAID)
-        return (
-            update.format(said=said, now=NOW_SQLITE, pause=":not_before") + " WHERE id = :id",
-            "INSERT INTO window_predictions VALUES (:clip_id, :start_s, :end_s, :label_ids, :scores)",
-        )
-    said = ", ".join(f"{name} = said.{name}" for name in SAID)
-    return (
-        update.format(said=said, now=NOW_POSTGRESQL, pause="said.not_before")
-        + " FROM json_populate_recordset(NULL::clips, %s) AS said WHERE clips.id = said.id",
-        "INSERT INTO window_predictions SELECT * FROM json_populate_recordset(NULL::window_predictions, %s)",
-    )

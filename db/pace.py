@@ -1,54 +1,58 @@
-"""How fast a run goes, and what holds it back: read from the clips that came to their end last."""
+"""How fast a run goes, and how its workers spend the time: read from the clips that ended last."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from db.access import is_standby
+from db.dialects import now
 from db.models import Clip, Lease, Run
-from db.session import now, reading
+from db.session import reading
+from earmark.core.clips import State
 
 if TYPE_CHECKING:
-    from db.results import Progress
-    from earmark.core.settings import Worker
+    from db.runs import Progress
 
-#: Looked at: enough to even out bursts, few enough for a look each half second at any size of run.
+#: Clips to look at: enough to even out bursts, few enough for a look each half second.
 LAST_CLIPS = 10_000
 LAST_S = 300.0
-#: Fewer clips (of a worker, where it is about workers), or a shorter time, tell nothing.
+#: Pace is shown from so many clips (of a worker, where it is about workers) and seconds on.
 LEAST_CLIPS = 40
 LEAST_S = 5.0
-#: A model that waits less than this of the time has nothing to gain.
-WAITS = 0.1
-#: Clips that spend most of their time at the model wait for it.
-MOSTLY = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Clips that each worker has in each stage at once, on average."""
+
+    fetching: float
+    decoding: float
+    classifying: float
+    chunk_size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What may be said of a run's speed; None where there is too little to go by."""
+    """A run's speed; None where there are too few clips to tell."""
 
     clips_per_s: float | None = None
     audio_s_per_s: float | None = None
     #: Until the last clip, at this pace.
     eta_s: float | None = None
-    #: A sentence: what the workers wait for, and its cure.
-    bottleneck: str | None = None
-    #: What a clip spends in each stage, waits included.
+    #: Milliseconds of a clip in each stage, waits included.
     fetch_ms: float | None = None
     decode_ms: float | None = None
     classify_ms: float | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+    #: None too where workers have other runs as well, or the run is about to end.
+    workload: Workload | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Recent:
-    """Sums over the clips that ended last, without the first moment's: those had begun before."""
+    """Sums over the clips that ended last, except the first moment's: those had begun before."""
 
     clips: int
     seconds: float
@@ -59,12 +63,12 @@ class _Recent:
     workers: int
     chunk_size: int
 
-    def at_once(self, ms: float) -> float:
-        """Return how many clips a worker has in a stage, on average: the time spent there over the time gone by."""
-        return ms / 1000 / self.seconds / self.workers
+    def at_once(self, stage_ms: float) -> float:
+        """Return the clips of a worker in a stage: the time spent there over the time gone by."""
+        return stage_ms / 1000 / self.seconds / self.workers
 
 
-def pace(engine: sa.Engine, run_id: int, state: Progress, limits: Worker) -> Pace:
+def pace(engine: sa.Engine, run_id: int, state: Progress) -> Pace:
     """Return how fast a run goes now, or went if it is at its end."""
     if state.finished:
         seconds = max(state.seconds, 0.1)
@@ -72,102 +76,113 @@ def pace(engine: sa.Engine, run_id: int, state: Progress, limits: Worker) -> Pac
     recent = _recent(engine, run_id)
     if recent is None:
         return Pace()
-    rate = recent.clips / recent.seconds
-    left = state.total - state.final
-    # The last clips, a glance at few of many workers, and a model that works for other runs too say nothing.
-    waiting = (
-        state.states["pending"] + state.states["queued"]
-        and recent.clips >= LEAST_CLIPS * recent.workers
+    clips_per_s = recent.clips / recent.seconds
+    return Pace(
+        clips_per_s=clips_per_s,
+        audio_s_per_s=recent.audio_s / recent.seconds,
+        eta_s=(state.total - state.final) / clips_per_s,
+        fetch_ms=recent.fetch_ms / recent.clips,
+        decode_ms=recent.decode_ms / recent.clips,
+        classify_ms=recent.classify_ms / recent.clips,
+        workload=_workload(engine, run_id, state, recent),
     )
-    bottleneck = (
-        _bottleneck(recent, limits) if waiting and not _others_at_work(engine, run_id) else None
+
+
+def _workload(engine: sa.Engine, run_id: int, state: Progress, recent: _Recent) -> Workload | None:
+    # The last clips of a run, a few clips of many workers, and workers that have other runs too
+    # are no measure.
+    waiting = state.states[State.pending] + state.states[State.queued]
+    if not waiting or recent.clips < LEAST_CLIPS * recent.workers:
+        return None
+    if _others_at_work(engine, run_id):
+        return None
+    return Workload(
+        recent.at_once(recent.fetch_ms),
+        recent.at_once(recent.decode_ms),
+        recent.at_once(recent.classify_ms),
+        recent.chunk_size,
     )
-    each = [ms / recent.clips for ms in (recent.fetch_ms, recent.decode_ms, recent.classify_ms)]
-    return Pace(rate, recent.audio_s / recent.seconds, left / rate, bottleneck, *each)
 
 
 def _recent(engine: sa.Engine, run_id: int) -> _Recent | None:
-    since = sa.select(now() - LAST_S).scalar_subquery()
-    wanted = [
-        getattr(Clip, name)
-        for name in ("duration_s", "fetch_ms", "decode_ms", "classify_ms", "worker")
-    ]
-    last = sa.select(Clip.finished_at, *wanted).where(
-        Clip.run_id == run_id, Clip.finished_at > since
+    last = (
+        sa.select(
+            Clip.finished_at,
+            Clip.duration_s,
+            Clip.fetch_ms,
+            Clip.decode_ms,
+            Clip.classify_ms,
+            Clip.worker,
+        )
+        .where(
+            Clip.run_id == run_id,
+            Clip.finished_at > sa.select(now() - LAST_S).scalar_subquery(),
+        )
+        .order_by(Clip.finished_at.desc())
+        .limit(LAST_CLIPS)
+        .cte("ended")
     )
-    ended = last.order_by(Clip.finished_at.desc()).limit(LAST_CLIPS).cte("ended")
-    begin = sa.select(sa.func.min(ended.c.finished_at)).scalar_subquery()
-    sums = [sa.func.coalesce(sa.func.sum(column), 0.0) for column in list(ended.c)[1:5]]
+    begin = sa.select(sa.func.min(last.c.finished_at)).scalar_subquery()
     figures = sa.select(
-        sa.func.count(), now() - begin, *sums, sa.func.count(ended.c.worker.distinct())
-    )
-    size = sa.select(Run.chunk_size).where(Run.id == run_id).scalar_subquery()
+        sa.func.count().label("clips"),
+        (now() - begin).label("seconds"),
+        _sum(last.c.duration_s).label("audio_s"),
+        _sum(last.c.fetch_ms).label("fetch_ms"),
+        _sum(last.c.decode_ms).label("decode_ms"),
+        _sum(last.c.classify_ms).label("classify_ms"),
+        sa.func.count(last.c.worker.distinct()).label("workers"),
+        sa.select(Run.chunk_size).where(Run.id == run_id).scalar_subquery().label("chunk_size"),
+    ).where(last.c.finished_at > begin)
     with reading(engine) as connection:
-        row = connection.execute(figures.add_columns(size).where(ended.c.finished_at > begin)).one()
-    enough = row[0] >= LEAST_CLIPS and row[1] >= LEAST_S and row[-2]
-    return _Recent(*row[:2], *map(float, row[2:6]), *row[6:]) if enough else None
+        row = connection.execute(figures).one()
+    if row.clips < LEAST_CLIPS or row.seconds < LEAST_S or not row.workers:
+        return None
+    return _Recent(**row._mapping)
+
+
+def _sum(column: sa.ColumnElement[float]) -> sa.ColumnElement[float]:
+    return sa.cast(sa.func.coalesce(sa.func.sum(column), 0.0), sa.Double)
 
 
 def _others_at_work(engine: sa.Engine, run_id: int) -> bool:
     if is_standby(engine):
-        return True  # it may be: who is at work is not known there
-    running = (
-        sa.select(Lease.clip_id).where(Lease.run_id != run_id, Lease.token.is_not(None)).limit(1)
-    )
+        return True  # Perhaps: a standby has no leases.
+    running = sa.select(Lease.clip_id).where(Lease.run_id != run_id, Lease.token.is_not(None))
     with reading(engine) as connection:
-        return connection.scalar(running) is not None
-
-
-def _bottleneck(recent: _Recent, limits: Worker) -> str | None:
-    fetching, decoding, classifying = map(
-        recent.at_once, (recent.fetch_ms, recent.decode_ms, recent.classify_ms)
-    )
-    # No clip is at the model at least so much of the time, however its clips overlap.
-    waits = 1 - classifying
-    if waits < WAITS:
-        share = classifying / (fetching + decoding + classifying)
-        cure = "add workers, each with a device of its own, or take a faster one"
-        return (
-            f"Clips spend {share:.0%} of their time at the model: {cure}."
-            if share > MOSTLY
-            else None
-        )
-    if decoding > fetching:
-        return f"The model waits at least {waits:.0%} of the time for decoding: add workers on other processors."
-    in_chunks = limits.concurrency * recent.chunk_size
-    if fetching > MOSTLY * min(limits.clips_in_flight, in_chunks):
-        cure = (
-            "EARMARK_WORKER__CLIPS_IN_FLIGHT"
-            if limits.clips_in_flight <= in_chunks
-            else "--concurrency"
-        )
-        return f"The model waits at least {waits:.0%} of the time for downloads: raise {cure} or add workers."
-    cure = "raise EARMARK_FETCH__HOST_CONCURRENCY if the limits on one host hold them back"
-    return f"The model waits at least {waits:.0%} of the time, with {fetching:.1f} downloads a worker at once: {cure}."
+        return connection.scalar(running.limit(1)) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the clips of a finished run took."""
+    """Totals of a finished run, and its rate."""
 
     clips: int
     done: int
     bytes: int
     audio_s: float
-    #: Between a tenth and nine tenths of the clips: neither the start nor the last stragglers. None of too few.
+    #: Between a tenth and nine tenths of the clips, without start and stragglers; None of too few.
     clips_per_s: float | None
 
 
 def measure(engine: sa.Engine, run_id: int) -> Measured:
-    """Return what the clips of a finished run took; keeps their times in memory, so it is for small ones."""
+    """Return the totals and the rate of a finished, small run: its clips are held in memory."""
     columns = Clip.finished_at, Clip.state, Clip.bytes, Clip.duration_s
+    clips = sa.select(*columns).where(Clip.run_id == run_id).order_by(Clip.finished_at)
     with reading(engine) as connection:
-        rows = connection.execute(
-            sa.select(*columns).where(Clip.run_id == run_id).order_by(Clip.finished_at)
-        ).all()
-    done = [row for row in rows if row.state == "done"]
-    first, last = len(rows) // 10, len(rows) * 9 // 10 - 1
-    seconds = rows[last].finished_at - rows[first].finished_at if len(rows) >= LEAST_CLIPS else 0.0
-    rate = (last - first) / seconds if seconds > 0 else None
-    sums = sum(row.bytes or 0 for row in rows), sum(row.duration_s or 0.0 for row in done)
-    return Measured(len(rows), len(done), *sums, rate)
+        rows = connection.execute(clips).all()
+    done = [row for row in rows if row.state == State.done]
+    return Measured(
+        clips=len(rows),
+        done=len(done),
+        bytes=sum(row.bytes or 0 for row in rows),
+        audio_s=sum(row.duration_s or 0.0 for row in done),
+        clips_per_s=_rate([row.finished_at for row in rows]),
+    )
+
+
+def _rate(ended_at: list[float]) -> float | None:
+    if len(ended_at) < LEAST_CLIPS:
+        return None
+    first, last = len(ended_at) // 10, len(ended_at) * 9 // 10 - 1
+    seconds = ended_at[last] - ended_at[first]
+    return (last - first) / seconds if seconds > 0 else None

@@ -1,4 +1,4 @@
-"""One SQL statement of a person's in, its rows out; read-only for real, and bounded in time."""
+"""Runs one SELECT of a person: read-only, enforced by the database, and bounded in time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from db.results import Rows
+from db.rows import ROWS_AT_ONCE, Rows
 from db.sqlite_file import is_read_only, read_only_uri
 from earmark.core.errors import ServiceError, UsageError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
+#: SQLite's codes of what a query does; anything else is denied.
 READING = {
     sqlite3.SQLITE_SELECT,
     sqlite3.SQLITE_READ,
@@ -27,7 +28,6 @@ READING = {
 }
 #: SQLite virtual machine steps between two looks at the clock: about a millisecond.
 STEPS_PER_LOOK = 10_000
-ROWS_AT_ONCE = 2000
 
 
 def query(engine: sa.Engine, statement: str, *, timeout_s: float) -> Rows:
@@ -37,8 +37,9 @@ def query(engine: sa.Engine, statement: str, *, timeout_s: float) -> Rows:
         UsageError: it is not valid SQL, would write, or takes longer than the timeout.
         ServiceError: there is no database.
     """
-    run = _sqlite if engine.dialect.name == "sqlite" else _postgresql
-    return Rows(run(engine, statement, timeout_s))
+    if engine.dialect.name == "sqlite":
+        return Rows(_sqlite(engine, statement, timeout_s))
+    return Rows(_postgresql(engine, statement, timeout_s))
 
 
 def _sqlite(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[Sequence[Any]]:
@@ -55,11 +56,9 @@ def _sqlite(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[Seq
 
 
 def _open_read_only(file: str) -> sqlite3.Connection:
-    uri = (
-        read_only_uri(Path(file))
-        if is_read_only(file)
-        else f"{Path(file).absolute().as_uri()}?mode=ro"
-    )
+    uri = f"{Path(file).absolute().as_uri()}?mode=ro"
+    if is_read_only(file):
+        uri = read_only_uri(Path(file))
     try:
         return sqlite3.connect(uri, uri=True)
     except sqlite3.OperationalError as error:
@@ -106,15 +105,17 @@ def _sentences(timeout_s: float) -> Iterator[None]:
         yield
     except (sqlite3.Error, sqlite3.Warning, psycopg.Error) as error:
         detail = (str(error).strip() or repr(error)).splitlines()[0]
-        if detail == "interrupted" or "statement timeout" in detail:
-            raise UsageError(
-                reason=f"The query took longer than {timeout_s:g} s (--timeout-s)."
-            ) from error
-        if "unlogged" in detail:
-            cure = "`earmark status` counts a run's clips there, and so does the table `run_counts`"
-            raise UsageError(
-                reason=f"A standby has no `leases`, and so no `run_progress`: {cure}."
-            ) from error
-        if detail == "not authorized" or "read-only" in detail:
-            raise UsageError(reason="A query may only read.") from error
-        raise UsageError(reason=f"The query cannot be run: {detail}.") from error
+        raise UsageError(reason=_sentence(detail, timeout_s)) from error
+
+
+def _sentence(detail: str, timeout_s: float) -> str:
+    if detail == "interrupted" or "statement timeout" in detail:
+        return f"The query took longer than {timeout_s:g} s (--timeout-s)."
+    if "unlogged" in detail:
+        return (
+            "A standby has no `leases`, and so no `run_progress`: `earmark status` counts a run's"
+            " clips there, and so does the table `run_counts`."
+        )
+    if detail == "not authorized" or "read-only" in detail:
+        return "A query may only read."
+    return f"The query cannot be run: {detail}."

@@ -1,4 +1,4 @@
-"""A SQLite file that this process may read and not write: whether it is one, and how it is opened."""
+"""SQLite files that this process may read but not write: how to notice and open them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ def is_read_only(name: str | None) -> bool:
     file = Path(name or "")
     if not file.is_file():
         return False
-    # A writer makes a file beside it, unless another writer has.
+    # A writer creates a file beside it, unless another writer has done so.
     beside = _log(file).exists() or os.access(file.parent, os.W_OK)
     return not (os.access(file, os.W_OK) and beside)
 
 
 def read_only_uri(file: Path) -> str:
     """Return how to open a file for reading, in the form of SQLite's URIs."""
-    # Of a file in WAL mode, a reader too would write beside it, unless it is told that nobody changes the file.
+    # A reader of a file in WAL mode writes beside it too, unless the file is declared immutable.
     option = "mode=ro" if _log(file).exists() else "immutable=1"
     return f"{file.absolute().as_uri()}?{option}"
 

@@ -1,6 +1,7 @@
--- Keeps run_counts true, in the transaction that moves the clips; then tells the planner what a large run looks like.
--- What is submitted is counted where it is inserted (db/bulk_insert.py): here it would cost as much as the row.
--- Statements are parted by empty lines.
+-- Keep run_counts true in the transaction that changes clips, then give the planner the statistics
+-- of a large run.
+-- Submitted clips are counted in db/bulk_insert.py: a trigger would cost as much as the row.
+-- Empty lines separate the statements.
 
 CREATE TRIGGER clips_added AFTER INSERT ON clips WHEN new.state <> 'pending' BEGIN
   INSERT INTO run_counts (run_id, state, writer, clips, audio_s, finished_at)
@@ -26,6 +27,7 @@ END;
 ANALYZE;
 
 INSERT INTO sqlite_stat1 (tbl, idx, stat)
-VALUES ('clips', 'clips_run', '1000000 500000'), ('clips', 'sqlite_autoindex_clips_1', '1000000 600000 1'),
+VALUES ('clips', 'clips_run', '1000000 500000'),
+       ('clips', 'sqlite_autoindex_clips_1', '1000000 600000 1'),
        ('clips', 'clips_label', '1000000 500000 1000 2'), ('labels', 'ix_labels_name', '1000 2'),
        ('runs', 'sqlite_autoindex_runs_1', '100 1');

@@ -1,4 +1,4 @@
-"""Database URLs: what can be used, and how one is shown to people without its password."""
+"""Database URLs: parsed, checked, and shown to people without their secrets."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ POSTGRESQL_DRIVERS = ("postgresql", "postgres", "postgresql+psycopg")
 PREFIXES = {"sqlite": "sqlite:///", "postgresql": "postgresql://", "postgres": "postgresql://"}
 #: SQLAlchemy hides the password of a URL's user part only, and shows every option.
 SECRET_OPTIONS = ("sslpassword", "oauth_client_secret")
-#: What follows an option's name, up to the next option.
+#: The value of an option.
 VALUE = re.compile("=[^&]*")
 ENCODE = (
-    "This database URL cannot be read: percent-encode its user and password (@ is %40, : is %3A, / is %2F, ? is %3F,"
-    " # is %23, % is %25)."
+    "This database URL cannot be read: percent-encode its user and password (@ is %40, : is %3A,"
+    " / is %2F, ? is %3F, # is %23, % is %25)."
 )
 
 
 def parse(text: str) -> sa.URL:
-    """Return a database URL with the driver we use, and its user and password where SQLAlchemy hides them.
+    """Return a database URL with our driver, and user and password where SQLAlchemy hides them.
 
     Raises:
-        ServiceError: the URL cannot be used. The sentence has the cure, and no part of the URL that may be secret.
+        ServiceError: the URL cannot be used. The sentence has the cure, and no secret of the URL.
     """
     _check_signs(text)
     try:
@@ -46,7 +46,7 @@ def parse(text: str) -> sa.URL:
 
 
 def shown(url: sa.URL) -> str:
-    """Return how people are told where a database is: a file's path, or a URL without its secrets."""
+    """Return a database URL for people: a file's path, or a URL without its secrets."""
     if url.get_backend_name() == "sqlite":
         return url.database or ":memory:"
     plain = url.set(drivername="postgresql").difference_update_query(SECRET_OPTIONS)
@@ -54,7 +54,7 @@ def shown(url: sa.URL) -> str:
 
 
 def _check_signs(text: str) -> None:
-    # SQLAlchemy may read such a URL with a part of the password as its host, which the driver's error would print.
+    # SQLAlchemy may take a part of the password for the host, which the driver's error would print.
     before, _, options = text.partition("?")
     signs = before.count("@") + VALUE.sub("", options).count("@")
     if signs > 1 and not before.startswith("sqlite"):
@@ -64,7 +64,10 @@ def _check_signs(text: str) -> None:
 def _wrong_port(text: str) -> str:
     hosts = text.partition("?")[0].rpartition("@")[2]
     if "," in hosts:
-        return "A database URL names several hosts as options: postgresql://USER@/earmark?host=h1:5432&host=h2:5432."
+        return (
+            "A database URL names several hosts as options:"
+            " postgresql://USER@/earmark?host=h1:5432&host=h2:5432."
+        )
     return f"{ENCODE} Its port must be a number."
 
 
@@ -73,7 +76,10 @@ def _wrong_driver(url: sa.URL) -> str:
     prefix = PREFIXES.get(kind)
     if prefix is None:
         return f"The database must be sqlite or postgresql, not {kind}."
-    return f"Earmark brings its own driver: begin the database URL with {prefix}, not {url.drivername}://."
+    return (
+        f"Earmark brings its own driver: begin the database URL with {prefix}, not"
+        f" {url.drivername}://."
+    )
 
 
 def _check_options(url: sa.URL) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from db import results
+from db import runs
 from db.identity import with_queue
 from earmark import folders, local, progress
 from earmark.core import broker
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from db.results import RunRow
+    from db.runs import RunRow
     from earmark.core.options import RunOptions
     from earmark.core.settings import Settings
 
@@ -36,7 +36,7 @@ class Finished:
     """A run that has come to its end."""
 
     run: RunRow
-    progress: results.Progress
+    progress: runs.Progress
     submitted: Submitted
 
 
@@ -101,7 +101,7 @@ def run(
     if not state.states["failed"] and not any(child.restarts for child in children):
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
-    return Finished(results.run(engine, submitted.run_id), state, submitted)
+    return Finished(runs.get_run(engine, submitted.run_id), state, submitted)
 
 
 def _written(settings: Settings, engine: sa.Engine) -> Iterator[Path]:
@@ -117,7 +117,7 @@ def _look_after(children: list[local.Worker], disks: folders.DiskWatch) -> None:
 
 def _how_to_go_on(engine: sa.Engine, queue: str) -> str:
     try:
-        name = results.run_of(engine, queue).name
+        name = runs.run_on_queue(engine, queue).name
     except UsageError:
         return "Stopped before the first clip was submitted."
     return f"Stopping; the same command with --name {name} goes on where this stops."

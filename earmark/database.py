@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from db import access, results, schema
+from db import access, results, runs, schema
 from db.session import connect
 from earmark.core.errors import ServiceError, UsageError
 from earmark.core.settings import Settings, sqlite_url
@@ -15,7 +15,7 @@ from earmark.core.settings import Settings, sqlite_url
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from db.results import RunRow
+    from db.runs import RunRow
 
 
 def read_settings(db: str | None = None) -> Settings:
@@ -77,12 +77,12 @@ def find_runs(settings: Settings, run: str, *, change: bool = False) -> tuple[sa
     engine = open_database(settings)
     if change:
         access.check_writable(engine)
-    return engine, results.find_run(engine, run)
+    return engine, runs.find_run(engine, run)
 
 
 def known_labels(settings: Settings, model: str) -> list[str]:
     """Return a model's labels as a worker has loaded them."""
-    found = results.labels(open_database(settings), model)
+    found = results.model_labels(open_database(settings), model)
     if not found:
         raise UsageError(reason=f"No worker has loaded the model {model!r} into this database yet.")
     return found

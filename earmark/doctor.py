@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 from pydantic import ByteSize
 
 from db import access, schema, urls
+from db.dialects import now
 from db.identity import ledger_id, own_queue
-from db.session import now, prepares, reading
+from db.session import prepares, reading
 from earmark import api, folders, local
 from earmark.core import broker
 from earmark.core.clips import Success

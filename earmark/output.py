@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from datetime import date
 from decimal import Decimal
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TextIO
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from db.results import Rows
+from db.rows import Rows
 from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ BRIEF = (
     "error_code",
     "error",
 )
+#: Of these, only columns with a value: most clips are whole files.
+SPAN = ("start_s", "end_s")
 BAR, LONGEST_URI = 10, 24
 #: As a file's name.
 STANDARD_OUTPUT = Path("-")
@@ -101,17 +104,20 @@ def _write_table(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
 
 def _table(rows: Iterable[dict[str, Any]], *, brief: bool = False) -> Table:
     names, rows = _named(rows)
+    shown = list(islice(rows, TABLE_ROWS + 1))
     columns = [name for name in names if name != "meta" and (not brief or name in BRIEF)]
+    for name in SPAN:
+        if brief and name in columns and all(row[name] is None for row in shown):
+            columns.remove(name)
     table = Table(box=None, header_style="bold")
     for name in columns:
         is_number = name.endswith(("_s", "_id"))
         table.add_column(
             name, justify="right" if is_number else "left", no_wrap=brief and name != "error"
         )
-    for number, row in enumerate(rows):
-        if number == TABLE_ROWS:
-            table.caption = f"the first {TABLE_ROWS} rows; --format csv gives all"
-            break
+    if len(shown) > TABLE_ROWS:
+        table.caption = f"the first {TABLE_ROWS} rows; --format csv gives all"
+    for row in shown[:TABLE_ROWS]:
         table.add_row(
             *(_shown(name, row[name]) if brief else Text(_cell(row[name])) for name in columns)
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from more_itertools import sample as sampled
 from pydantic import ByteSize
 
-from db import results
+from db import charts
 from db.pace import measure
 from earmark import api, folders, progress
 from earmark.core.errors import UsageError
@@ -92,8 +92,8 @@ def plan(
         run_id,
     ):
         seen = measure(engine, run_id)
-        hosts = list(results.rows(engine, results.hosts(run_id)))
-        errors = results.top_errors(engine, run_id)
+        hosts = list(charts.hosts(engine, run_id))
+        errors = charts.top_errors(engine, run_id)
     each = tally.clips / seen.clips
     alone_s = tally.clips / seen.clips_per_s if seen.clips_per_s else None
     return Plan(

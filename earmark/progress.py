@@ -16,8 +16,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from db import results
+from db import charts, results, runs
 from db.pace import Pace, pace
+from earmark.advice import bottleneck
+from earmark.core.clips import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from rich.console import RenderableType
 
-    from db.results import RunRow
+    from db.runs import RunRow
     from earmark.core.settings import Settings
     from producer.submit import Submitted
 
@@ -63,17 +65,18 @@ def watch(
     settings: Settings,
     *,
     meanwhile: Callable[[], None] = lambda: None,
-) -> results.Progress:
+) -> runs.Progress:
     """Show a run's progress until every clip is final; return what it came to."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with _Bar(*columns, console=screen, transient=True) as bar:
         task = bar.add_task("starting")
         looked = float("-inf")
         while True:
-            state = results.progress(engine, run_id)
+            state = runs.progress(engine, run_id)
             if time.monotonic() - looked > LOOK_AT_PACE_S:
-                going, looked = pace(engine, run_id, state, settings.worker), time.monotonic()
-            bar.stages, bar.advice = stages_in_words(going), going.bottleneck
+                going, looked = pace(engine, run_id, state), time.monotonic()
+            bar.stages = stages_in_words(going)
+            bar.advice = bottleneck(going.workload, settings.worker)
             bar.update(
                 task, total=state.total, completed=state.final, description=_doing(state, going)
             )
@@ -83,7 +86,7 @@ def watch(
             time.sleep(LOOK_S)
 
 
-def follow(engine: sa.Engine, run: RunRow, settings: Settings) -> results.Progress:
+def follow(engine: sa.Engine, run: RunRow, settings: Settings) -> runs.Progress:
     """Watch a run that workers elsewhere do, until its end or Ctrl-C."""
     with interruptible(
         lambda: f"The run goes on; `earmark status {run.name} --watch` shows it again."
@@ -93,12 +96,22 @@ def follow(engine: sa.Engine, run: RunRow, settings: Settings) -> results.Progre
 
 def rows(engine: sa.Engine, run: RunRow | None, settings: Settings) -> Iterator[dict[str, Any]]:
     """Yield the counts and the pace of one run or of all, the newest first."""
-    for row in results.run_progress(engine, run.id if run else None):
-        state = results.progress(engine, row["run_id"])
-        yield {**row, **pace(engine, row["run_id"], state, settings.worker).as_json()}
+    for row in runs.run_progress(engine, run.id if run else None):
+        state = runs.progress(engine, row["run_id"])
+        going = pace(engine, row["run_id"], state)
+        yield {
+            **row,
+            "clips_per_s": going.clips_per_s,
+            "audio_s_per_s": going.audio_s_per_s,
+            "eta_s": going.eta_s,
+            "bottleneck": bottleneck(going.workload, settings.worker),
+            "fetch_ms": going.fetch_ms,
+            "decode_ms": going.decode_ms,
+            "classify_ms": going.classify_ms,
+        }
 
 
-def exit_if_strict(state: results.Progress, *, strict: bool) -> None:
+def exit_if_strict(state: runs.Progress, *, strict: bool) -> None:
     if strict and state.states["failed"]:
         raise typer.Exit(1)
 
@@ -143,7 +156,7 @@ def _interrupt(number: int, _: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _doing(state: results.Progress, going: Pace) -> str:
+def _doing(state: runs.Progress, going: Pace) -> str:
     if not state.final:
         return "listening" if state.states["running"] else "loading the model"
     failed = f"[red]{state.states['failed']} failed[/]" if state.states["failed"] else ""
@@ -187,7 +200,7 @@ def report_lines(submitted: Submitted) -> None:
         screen.print(line, markup=False, soft_wrap=True)
 
 
-def show_results(engine: sa.Engine, run: RunRow, state: results.Progress) -> None:
+def show_results(engine: sa.Engine, run: RunRow, state: runs.Progress) -> None:
     """Print a small run clip by clip, of a large one how often each label came first."""
     table = (
         _clip_table(engine, run.id)
@@ -199,9 +212,9 @@ def show_results(engine: sa.Engine, run: RunRow, state: results.Progress) -> Non
 
 def _clip_table(engine: sa.Engine, run_id: int) -> Table:
     table = Table("clip", "what is heard", box=None, header_style="bold", padding=(0, 2, 0, 0))
-    heard = groupby(results.rows(engine, results.top_k(run_id)), itemgetter("clip_id"))
+    heard = groupby(results.top_k(engine, run_id), itemgetter("clip_id"))
     lines = {clip_id: _labels(list(predictions)) for clip_id, predictions in heard}
-    for row in results.rows(engine, results.clips(run_id)):
+    for row in results.clips(engine, run_id):
         text = (
             f"[red]{row['error_code']}[/]: {escape(row['error'])}"
             if row["error"]
@@ -224,29 +237,30 @@ def _short(uri: str) -> str:
 
 def _label_table(engine: sa.Engine, run_id: int) -> Table:
     table = Table("label", "clips", box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for label, clips in results.label_counts(engine, run_id, CLIPS_ON_SCREEN):
+    for label, clips in charts.label_counts(engine, run_id, CLIPS_ON_SCREEN):
         table.add_row(escape(label), str(clips))
     return table
 
 
-def summarise(engine: sa.Engine, run: RunRow, state: results.Progress, settings: Settings) -> None:
+def summarise(engine: sa.Engine, run: RunRow, state: runs.Progress, settings: Settings) -> None:
     """Print how far a run is or what it came to: counts, pace and the reasons of its failures."""
-    going = pace(engine, run.id, state, settings.worker)
+    going = pace(engine, run.id, state)
+    advice = bottleneck(going.workload, settings.worker)
     counts = "".join(f", {number} {name}" for name, number in state.states.items() if number)
     screen.print(
         f"[bold]{escape(run.name)}[/]: {state.total} clips{counts}. {state.audio_s / 60:.1f} minutes of audio in "
         f"{in_words(state.seconds)}."
     )
-    for line in filter(None, (pace_in_words(going), stages_in_words(going), going.bottleneck)):
+    for line in filter(None, (pace_in_words(going), stages_in_words(going), advice)):
         screen.print(f"  {line}")
-    failures = results.top_errors(engine, run.id)
+    failures = charts.top_errors(engine, run.id)
     for code, count, example in failures[:CODES_ON_SCREEN]:
         screen.print(f"  [red]{count} {code}[/], such as: {escape(example)}")
     if (others := len(failures) - CODES_ON_SCREEN) > 0:
         screen.print(f"  and {others} other kinds of failure: earmark failures {escape(run.name)}")
-    if hosts := results.failing_hosts(engine, run.id):
+    if hosts := charts.failing_hosts(engine, run.id):
         screen.print(
             f"  most failures: {', '.join(f'{escape(host)} ({failed})' for host, failed in hosts)}"
         )
-    for code, count, example in results.top_errors(engine, run.id, "pending")[:CODES_ON_SCREEN]:
+    for code, count, example in charts.top_errors(engine, run.id, State.pending)[:CODES_ON_SCREEN]:
         screen.print(f"  [yellow]{count} {code}, to be tried again[/], such as: {escape(example)}")

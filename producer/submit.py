@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from more_itertools import sliced, spy
 
-from db import access, ledger, results, schema
+from db import access, ledger, results, runs, schema
 from db.bulk_insert import Listed, listed
 from db.identity import with_queue
 from db.session import connect
@@ -91,11 +91,11 @@ class Submitted:
             lines.append(f"  and {more} more")
         return lines
 
-    def progress(self) -> results.Progress:
+    def progress(self) -> runs.Progress:
         """Return how far the run has come."""
-        return results.progress(self.engine, self.run_id)
+        return runs.progress(self.engine, self.run_id)
 
-    def wait(self, timeout_s: float | None = None) -> results.Progress:
+    def wait(self, timeout_s: float | None = None) -> runs.Progress:
         """Wait until workers have brought every clip to a final state; return the final counts.
 
         Raises:
@@ -115,11 +115,11 @@ class Submitted:
 
         The conditions are those of `db.results.results`.
         """
-        return results.rows(self.engine, results.results(self.run_id, **conditions))
+        return results.results(self.engine, self.run_id, **conditions)
 
     def failures(self) -> Iterator[dict[str, Any]]:
         """Yield the clips that failed, each with the reason."""
-        return results.rows(self.engine, results.failures(self.run_id))
+        return results.failures(self.engine, self.run_id)
 
 
 def submit(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from db import ledger, results
+from db import ledger, runs
 from db.reuse import reuse
 from earmark.core.errors import ModelError
 
@@ -77,7 +77,7 @@ class Models:
             ServiceError: the run's model cannot be loaded.
             ModelError: this worker's copy of the model is not the one that the run began with.
         """
-        run = results.run(self._engine, run_id)
+        run = runs.get_run(self._engine, run_id)
         options = run.options
         with self._changing:
             loaded = self._in_memory((options.model, options.revision, options.labels))

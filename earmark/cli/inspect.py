@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from db import results
+from db import results, runs
 from earmark import output
 from earmark.cli import options as o
 from earmark.core.errors import SERVICE_EXIT
@@ -86,7 +86,7 @@ def explain(
     if clip.isascii() and clip.isdigit():
         engine = open_database(settings)
         row = results.clip(engine, int(clip))
-        uri, options = row.uri, results.run(engine, row.run_id).options
+        uri, options = row.uri, runs.get_run(engine, row.run_id).options
         explain.tell_row(row, _say)
     elif "://" not in clip:
         uri = str(Path(clip).expanduser().absolute())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from db import results
+from db import results, runs
 from earmark import label_files, output, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.database import find_runs, known_labels, open_database, read_settings
@@ -27,11 +27,11 @@ def status(
     """Show how far the runs are, or one of them: counts, pace, time to go, and what holds it back."""
     settings = read_settings(db)
     engine = open_database(settings)
-    found = results.find_run(engine, run) if run or watch else None
+    found = runs.find_run(engine, run) if run or watch else None
     if found and watch:
         progress.follow(engine, found, settings)
     if found and how is None:
-        progress.summarise(engine, found, results.progress(engine, found.id), settings)
+        progress.summarise(engine, found, runs.progress(engine, found.id), settings)
     else:
         output.write(progress.rows(engine, found, settings), how, None)
 
@@ -50,8 +50,8 @@ def show_results(
 ) -> None:
     """Print a run's results: each clip with its best label."""
     engine, found = find_runs(read_settings(db), run)
-    statement = results.results(found.id, label=label, min_score=min_score, windows=windows)
-    output.write(results.rows(engine, statement), how, file, brief=True)
+    rows = results.results(engine, found.id, label=label, min_score=min_score, windows=windows)
+    output.write(rows, how, file, brief=True)
 
 
 @commands.command(epilog="Example: earmark export march -o march.parquet")
@@ -69,7 +69,7 @@ def export(
 ) -> None:
     """Write all of a run's results to a file, however many."""
     engine, found = find_runs(read_settings(db), run)
-    rows = results.rows(engine, results.results(found.id, windows=windows or labels is not None))
+    rows = results.results(engine, found.id, windows=windows or labels is not None)
     if labels:
         label_files.write(rows, labels, file)
     else:
@@ -120,7 +120,7 @@ def ui(
 def failures(run: o.Run, how: o.As = None, file: o.Out = None, db: o.Db = None) -> None:
     """Print why clips of a run have no result."""
     engine, found = find_runs(read_settings(db), run)
-    output.write(results.rows(engine, results.failures(found.id)), how, file, brief=True)
+    output.write(results.failures(engine, found.id), how, file, brief=True)
 
 
 @commands.command(epilog="Example: earmark labels starter")

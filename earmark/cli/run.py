@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from db import results
+from db import runs
 from earmark import progress
 from earmark.cli import options as o
 from earmark.database import open_database, read_settings
 from earmark.output import EXAMPLE_QUERY
 
 if TYPE_CHECKING:
-    from db.results import RunRow
+    from db.runs import RunRow
     from earmark.api import Finished
     from earmark.core.settings import Settings
 
@@ -63,7 +63,7 @@ def submit(submission: o.Submission, watch: o.Watch = False) -> None:
     progress.report_lines(submitted)
     sys.stdout.write(f"{submitted.run_id}\n")
     if watch:
-        found = results.run(engine, submitted.run_id)
+        found = runs.get_run(engine, submitted.run_id)
         state = progress.follow(engine, found, settings)
         progress.summarise(engine, found, state, settings)
         progress.exit_if_strict(state, strict=submission.strict)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from enum import StrEnum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -15,8 +17,26 @@ if TYPE_CHECKING:
 
     from earmark.core.errors import ClipError
 
-STATES = ("pending", "queued", "running", "done", "failed", "cancelled")
-FINAL_STATES = ("done", "failed", "cancelled")
+
+class State(StrEnum):
+    """Where a clip is on its way: pending, queued, running, then one of the final states."""
+
+    #: Waits in the database: new, given back, or to be tried again.
+    pending = "pending"
+    #: Waits in a queue, as part of a chunk.
+    queued = "queued"
+    #: A worker has it.
+    running = "running"
+    #: Has a result.
+    done = "done"
+    #: Failed for good; its error says why.
+    failed = "failed"
+    #: Its run was cancelled before it was final.
+    cancelled = "cancelled"
+
+
+STATES = tuple(State)
+FINAL_STATES = (State.done, State.failed, State.cancelled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +45,19 @@ class Clip:
 
     uri: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The part of a file that a list row names."""
+
+    #: A span in seconds.
+    start_s: float | None = None
+    end_s: float | None = None
+    #: 1-based, as recorded; None for the mix of all.
+    channel: int | None = None
+    #: The member of a container file, such as a ZIP.
+    member: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +121,8 @@ class WindowPredictions:
     start_s: float
     end_s: float
     predictions: tuple[Prediction, ...]
+    #: 1-based, as recorded; None for the mix of all.
+    channel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +198,14 @@ def display_uri(uri: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def uri_key(uri: str) -> bytes:
-    """Return what makes a clip the same clip within a run: a hash of the URI in its normal form."""
+def uri_key(uri: str, part: Part | None = None) -> bytes:
+    """Return the key of a clip within a run: a hash of the normal form of its URI, and of the part it names."""
     normal = uri if _NORMAL.fullmatch(uri) and "/." not in uri else normal_uri(uri)
-    return blake2b(normal.encode("utf-8", "surrogateescape"), digest_size=KEY_BYTES).digest()
+    key = normal.encode("utf-8", "surrogateescape")
+    if part is not None:
+        # No URI has a NUL, so that no other URI has the same key.
+        key += b"\0" + json.dumps(astuple(part)).encode()
+    return blake2b(key, digest_size=KEY_BYTES).digest()
 
 
 def normal_uri(uri: str) -> str:

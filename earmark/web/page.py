@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from db import browse, query, results
+from db import browse, query, runs
 from earmark.core.errors import BY_CODE, EarmarkError, UsageError
 from earmark.local import HERE, check_port
 from earmark.progress import screen
@@ -162,7 +162,7 @@ class _Pages:
         return self._page("runs_now.html", runs=self._runs())
 
     def run(self, request: Request) -> HTMLResponse:
-        run = results.find_run(self._engine, request.path_params["run"])
+        run = runs.find_run(self._engine, request.path_params["run"])
         wanted = _wanted(request)
         page = browse.page(self._engine, run.id, wanted, request.query_params.get("after", ""))
         asked = {name: value for name, value in request.query_params.items() if name != "after"}
@@ -173,17 +173,17 @@ class _Pages:
             page=page,
             asked=asked,
             following=following,
-            labels=browse.labels(self._engine, run.model_id),
+            labels=browse.label_choices(self._engine, run.model_id),
             codes=list(BY_CODE),
         )
 
     def run_now(self, request: Request) -> HTMLResponse:
-        run = results.find_run(self._engine, request.path_params["run"])
+        run = runs.find_run(self._engine, request.path_params["run"])
         return self._page("run_now.html", **overview(self._engine, run, self._settings))
 
     def run_charts(self, request: Request) -> HTMLResponse:
-        run = results.find_run(self._engine, request.path_params["run"])
-        state = results.progress(self._engine, run.id)
+        run = runs.find_run(self._engine, request.path_params["run"])
+        state = runs.progress(self._engine, run.id)
         if state.total > COUNTED:
             return self._page("uncounted.html", run=run)
         return self._page("charts.html", run=run, **charts(self._engine, run))
@@ -214,7 +214,7 @@ class _Pages:
         )
 
     def _runs(self) -> list[dict[str, Any]]:
-        return list(islice(results.run_progress(self._engine), RUNS))
+        return list(islice(runs.run_progress(self._engine), RUNS))
 
     def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(render(template, flower=self._flower, **values), status)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from db import browse, results
+from db import browse, runs
+from db import charts as counts
 from db.pace import pace
 from earmark import output
+from earmark.advice import bottleneck
 from earmark.core.errors import ClipError
 from earmark.progress import in_words
 from earmark.sound import Heard, Listener, Segment, segments
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from db.results import RunRow
+    from db.runs import RunRow
     from earmark.core.settings import Settings
 
 #: Clips a page shows: it opens at once on a phone, and in five megabytes each has a few seconds of sound.
@@ -120,20 +122,22 @@ def card(clip: dict[str, Any], hear: Callable[[str], Heard]) -> Card:
 
 def overview(engine: sa.Engine, run: RunRow, settings: Settings) -> dict[str, Any]:
     """Return what is known of a run at once, whatever its size."""
-    state = results.progress(engine, run.id)
-    return {"run": run, "state": state, "pace": pace(engine, run.id, state, settings.worker)}
+    state = runs.progress(engine, run.id)
+    going = pace(engine, run.id, state)
+    advice = bottleneck(going.workload, settings.worker)
+    return {"run": run, "state": state, "pace": going, "bottleneck": advice}
 
 
 def charts(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
     """Return what looks at every clip of a run: seconds for ten million."""
-    seconds, clips = browse.throughput(engine, run.id, TIME_BINS)
-    hosts = [row for row in results.rows(engine, results.hosts(run.id)) if row["failed"]]
+    seconds, clips = counts.throughput(engine, run.id, TIME_BINS)
+    hosts = [row for row in counts.hosts(engine, run.id) if row["failed"]]
     return {
-        "labels": results.label_counts(engine, run.id, LABELS_SHOWN),
-        "scores": browse.score_histogram(engine, run.id, SCORE_BINS),
+        "labels": counts.label_counts(engine, run.id, LABELS_SHOWN),
+        "scores": counts.score_histogram(engine, run.id, SCORE_BINS),
         "throughput": clips,
         "throughput_s": seconds,
-        "errors": results.top_errors(engine, run.id),
+        "errors": counts.top_errors(engine, run.id),
         "hosts": sorted(hosts, key=lambda row: -row["failed"])[:LABELS_SHOWN],
     }
 

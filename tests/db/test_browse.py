@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from db import browse, results
+from db import browse, charts, runs
 from db.browse import Wanted
 from earmark.core.errors import UsageError
 from tests.db.facts import two_runs
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def every(engine: sa.Engine, wanted: Wanted) -> list[str]:
     """Return the scores, or the error codes, of the clips of all pages of `march`."""
-    run_id, found, after = results.find_run(engine, "march").id, [], ""
+    run_id, found, after = runs.find_run(engine, "march").id, [], ""
     for _ in range(9):
         page = browse.page(engine, run_id, wanted, after)
         found += [clip.error_code or f"{clip.score:.2f}" for clip in page.clips]
@@ -43,7 +43,7 @@ def test_all_pages_together_have_each_clip_once(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two_runs(engine)
-    monkeypatch.setattr(browse, "LOOKED_THROUGH", 2)
+    monkeypatch.setattr(browse, "READ_FOR_PAGE", 2)
     for page in (1, 2, 50):
         monkeypatch.setattr(browse, "PAGE", page)
         assert len(every(engine, Wanted(text="oslo"))) == 2
@@ -61,20 +61,18 @@ def test_a_key_that_is_none_is_refused(engine: sa.Engine) -> None:
 
 def test_a_sample_is_spread_over_the_run_and_its_charts_count_every_clip(engine: sa.Engine) -> None:
     two_runs(engine)
-    march = results.find_run(engine, "march").id
+    march = runs.find_run(engine, "march").id
     assert len(browse.sample(engine, march, 4)) == 4
     first, third = browse.sample(engine, march, 2)
     assert third - first in (1, 2)
-    assert browse.score_histogram(engine, march, 10) == [0, 0, 0, 0, 1, 0, 0, 0, 1, 1]
-    seconds, counts = browse.throughput(engine, march, 4)
+    assert charts.score_histogram(engine, march, 10) == [0, 0, 0, 0, 1, 0, 0, 0, 1, 1]
+    seconds, counts = charts.throughput(engine, march, 4)
     assert (seconds, counts) == (0.0, []) or sum(counts) == 4
 
 
 def test_all_that_is_known_of_a_clip(engine: sa.Engine) -> None:
     two_runs(engine)
-    first, *_ = browse.details(
-        engine, browse.sample(engine, results.find_run(engine, "march").id, 4)
-    )
+    first, *_ = browse.details(engine, browse.sample(engine, runs.find_run(engine, "march").id, 4))
     assert [label for label, _ in first["top"]] == ["siren", "dog"]
     assert [(start, label) for start, _, label, _ in first["windows"]] == [
         (0, "siren"), (4, "siren"), (8, "dog"), (12, "siren"),

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from db import feeding, ledger, results
+from db import feeding, ledger, runs
 from db.models import Lease
 from db.session import reading, writing
 from earmark.core import clips as words
@@ -215,7 +215,7 @@ def test_a_cancelled_run_is_over_at_once_and_nothing_brings_it_back(engine: sa.E
     feeding.pick(engine, "clips", 10, LIMITS)
     claim = ledger.claim(engine, chunk_of(engine, ids[:2]), worker="a", limits=LIMITS)
     assert ledger.cancel(engine, run_id) == 3
-    assert results.progress(engine, run_id).finished
+    assert runs.progress(engine, run_id).finished
     ended = [words.Failure(ids[0], Dns(host="h")), success(ids[1])]
     assert ledger.finish(engine, claim, ended, labels(engine), LIMITS)["lost"] == 2
     assert {row(engine, clip_id).state for clip_id in ids} == {"cancelled"}

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from db import feeding, ledger, results
+from db import feeding, ledger, runs
 from db.models import Clip, Lease
 from db.session import reading, writing
 from earmark.core import clips as words
@@ -152,7 +152,7 @@ class LedgerStates(RuleBasedStateMachine):
 
     @invariant()
     def counts_equal_rows(self) -> None:
-        told = results.progress(self.engine, self.run_id).states
+        told = runs.progress(self.engine, self.run_id).states
         states = list(self._states().values())
         assert {state: count for state, count in told.items() if count} == {
             each: states.count(each) for each in states

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from db import ledger, results
+from db import ledger, runs
+from db.dialects import now
 from db.models import Clip
 from db.pace import LAST_S, Pace, pace
-from db.session import now, reading, writing
+from db.session import reading, writing
+from earmark.advice import bottleneck
 from earmark.core import clips as words
 from earmark.core.settings import Ledger, Worker
 from tests.db.facts import FACTS, chunk_of, labels, submit
@@ -44,8 +46,8 @@ def going(
     return run_id
 
 
-def look(engine: sa.Engine, run_id: int, **limits: Any) -> Pace:
-    return pace(engine, run_id, results.progress(engine, run_id), Worker(**limits))
+def look(engine: sa.Engine, run_id: int) -> Pace:
+    return pace(engine, run_id, runs.progress(engine, run_id))
 
 
 def test_the_pace_is_that_of_the_last_minutes(engine: sa.Engine) -> None:
@@ -78,7 +80,7 @@ def test_the_one_bottleneck_is_told_with_its_cure(
     run_id = going(
         engine, **dict(zip(("fetch_ms", "decode_ms", "classify_ms"), timings, strict=True))
     )
-    found = look(engine, run_id, **limits).bottleneck
+    found = bottleneck(look(engine, run_id).workload, Worker(**limits))
     assert found is None if said is None else said in str(found)
 
 
@@ -96,14 +98,14 @@ def test_a_model_that_works_for_other_runs_too_is_not_called_idle(engine: sa.Eng
     ledger.claim(engine, chunk_of(engine, others), worker="w", limits=Ledger())
     found = look(engine, run_id)
     assert found.clips_per_s
-    assert found.bottleneck is None
+    assert found.workload is None
 
 
 def test_few_clips_of_many_workers_say_nothing_of_a_worker(engine: sa.Engine) -> None:
     run_id = going(engine, fetch_ms=2500)
     with writing(engine) as connection:
         connection.execute(sa.update(Clip).values(worker=sa.cast(Clip.id % 50, sa.String)))
-    assert look(engine, run_id).bottleneck is None
+    assert look(engine, run_id).workload is None
 
 
 def test_a_finished_run_has_the_pace_it_had(engine: sa.Engine) -> None:
@@ -111,7 +113,7 @@ def test_a_finished_run_has_the_pace_it_had(engine: sa.Engine) -> None:
     finish(engine, ids)
     found = look(engine, run_id)
     assert found.clips_per_s
-    assert (found.eta_s, found.bottleneck) == (None, None)
+    assert (found.eta_s, found.workload) == (None, None)
 
 
 def test_looking_goes_by_the_index(engine: sa.Engine) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psycopg
 
-from db import feeding, ledger, results
+from db import feeding, ledger, results, runs
 from db.session import connect
 from earmark.core.settings import Database, Ledger
 from tests.db.facts import chunk_of, labels, submit, success, two_runs
@@ -23,8 +23,8 @@ def test_runs_in_partitions_work_alike_and_one_is_dropped_at_once(postgres_url: 
         )
     engine = connect(postgres_url, Database())
     two_runs(engine)
-    assert len(list(results.rows(engine, results.results(1)))) == 3
-    assert len(list(results.rows(engine, results.failures(1)))) == 1
+    assert len(list(results.results(engine, 1))) == 3
+    assert len(list(results.failures(engine, 1))) == 1
     run_id, _ = submit(engine, 40)
     assert submit(engine, 40)[0] == run_id + 1
     for picked in feeding.pick(engine, "clips", 20, Ledger()):
@@ -37,9 +37,9 @@ def test_runs_in_partitions_work_alike_and_one_is_dropped_at_once(postgres_url: 
         ledger.finish(
             engine, claim, [success(clip.id) for clip in claim.clips], labels(engine), Ledger()
         )
-    assert results.progress(engine, run_id).finished
+    assert runs.progress(engine, run_id).finished
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("DROP TABLE clips_of_runs_1_to_1000")
-    assert list(results.rows(engine, results.results(1))) == []
-    assert len(list(results.rows(engine, results.results(2)))) == 1
+    assert list(results.results(engine, 1)) == []
+    assert len(list(results.results(engine, 2))) == 1
     engine.dispose()

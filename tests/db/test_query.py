@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from db import results
+from db import results, runs
 from db.query import query
 from earmark import output
 from earmark.core.errors import UsageError
@@ -68,8 +68,8 @@ def test_the_python_of_the_page_runs(
 ) -> None:
     two_runs(engine)
     monkeypatch.chdir(tmp_path)
-    run = results.find_run(engine, "march").id
-    output.write(results.rows(engine, results.results(run)), None, tmp_path / "march.parquet")
+    run = runs.find_run(engine, "march").id
+    output.write(results.results(engine, run), None, tmp_path / "march.parquet")
     (block,) = re.findall(r"```python\n(.+?)```", PAGE.read_text(), re.S)
     found = {}
     for line in block.splitlines():

@@ -103,9 +103,51 @@ def test_looking_is_one_statement_and_uses_the_index(
         engine, "before_cursor_execute", lambda *event: seen.append((event[2], event[3]))
     )
     reuse(engine, run_id, ids[-1], source)
-    statements = [some for some in seen if some[0].startswith("SELECT")]
+    statements = [some for some in seen if some[0].lstrip().startswith("SELECT")]
     assert len(statements) == 1
     explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
     with reading(engine) as connection:
         plan = connection.exec_driver_sql(explain + statements[0][0], statements[0][1])  # type: ignore[arg-type]
         assert re.search(index, "\n".join(str(line) for line in plan))
+
+
+PARTS = (
+    {},
+    {"start_s": 2.0, "end_s": 4.0},
+    {"start_s": 2.0, "end_s": 5.0},
+    {"start_s": 2.0},
+    {"channel": 1},
+    {"channel": 2},
+    {"member": "a.wav"},
+)
+
+
+def test_only_the_same_part_of_the_same_bytes_has_the_result_already(engine: sa.Engine) -> None:
+    label_ids = classified(engine)
+    run_id, ids = submit(engine, len(PARTS))
+    ledger.settle_model(engine, run_id, 1)
+    with writing(engine) as connection:
+        for clip_id, part in zip(ids, PARTS, strict=True):
+            if part:
+                connection.execute(sa.update(Clip).where(Clip.id == clip_id).values(**part))
+    whole, *parts = ids
+    assert reuse(engine, run_id, whole, SOURCE) is not None
+    for known, clip_id in enumerate(parts):
+        assert reuse(engine, run_id, clip_id, SOURCE) is None, PARTS[known + 1]
+        finish(engine, words.Success(clip_id, SOURCE, FACTS, WHOLE), label_ids)
+        assert reuse(engine, run_id, clip_id, SOURCE) is not None
+
+
+def test_the_windows_of_each_channel_are_taken_over(engine: sa.Engine) -> None:
+    label_ids = labels(engine)
+    run_id, ids = submit(engine, 2)
+    ledger.settle_model(engine, run_id, 1)
+    windows = tuple(
+        words.WindowPredictions(start_s, start_s + 1, WHOLE, channel)
+        for channel in (None, 1, 2)
+        for start_s in (0.0, 1.0)
+    )
+    finish(engine, words.Success(ids[0], SOURCE, FACTS, WHOLE, windows), label_ids)
+    reused = reuse(engine, run_id, ids[1], SOURCE)
+    assert reused is not None
+    assert reused.windows == windows

@@ -15,8 +15,9 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from db import results, schema
+from db import results, runs, schema
 from db.models import Base
+from db.rows import select
 from db.session import connect, reading, writing
 from earmark.core.errors import DatabaseError, ServiceError
 from earmark.core.settings import Database
@@ -33,7 +34,10 @@ FIRST_DATA = (
     " VALUES (1, 'old', 1, '{{}}', 'clips', 16, 1)",
     "INSERT INTO clips (id, run_id, uri, uri_key, state, label_id, score, sha256, bytes, duration_s, finished_at,"
     " label_ids, scores) VALUES (1, 1, 'u', '0123456789a', 'done', 1, 0.5, 'ab', 7, 2, 3, {ids}, {scores})",
+    "INSERT INTO window_predictions (clip_id, start_s, end_s, label_ids, scores)"
+    " VALUES (1, 0, 1, {ids}, {scores}), (1, 1, 2, {ids}, {scores})",
 )
+WINDOWS = "SELECT start_s, end_s, label, score FROM windows WHERE run_id = 1 ORDER BY start_s"
 
 LISTS = {
     "sqlite": {"ids": "'[1]'", "scores": "'[0.5]'"},
@@ -86,9 +90,41 @@ def test_data_of_the_first_version_is_there_after_every_later_one(empty: sa.Engi
             connection.execute(sa.text(statement.format(**LISTS[empty.dialect.name])))
     for version in [first, *later]:
         migrate(empty, version)
-        rows = list(results.rows(empty, results.results(1)))
+        rows = list(results.results(empty, 1))
         assert [(row["run"], row["label"], row["score"]) for row in rows] == [("old", "siren", 0.5)]
-        assert results.progress(empty, 1).states["done"] == 1
+        assert runs.progress(empty, 1).states["done"] == 1
+        windows = [tuple(row.values()) for row in select(empty, WINDOWS)]
+        assert windows == [(0.0, 1.0, "siren", 0.5), (1.0, 2.0, "siren", 0.5)]
+
+
+def test_the_released_views_are_frozen_and_the_new_ones_replace_them(empty: sa.Engine) -> None:
+    migrate(empty, "v0_1_0")
+    assert "channel" not in columns(empty, "results")
+    migrate(empty, "v0_2_0")
+    for view in ("results", "top_k", "windows", "failures"):
+        assert {"start_s", "end_s", "channel", "member"} <= columns(empty, view)
+    migrate(empty, "v0_1_0", back=True)
+    assert "channel" not in columns(empty, "results")
+
+
+def columns(engine: sa.Engine, view: str) -> set[str]:
+    with reading(engine) as connection:
+        return {column["name"] for column in sa.inspect(connection).get_columns(view)}
+
+
+def test_each_channel_of_a_clip_has_its_own_windows(engine: sa.Engine) -> None:
+    with writing(engine) as connection:
+        for statement in FIRST_DATA:
+            connection.execute(sa.text(statement.format(**LISTS[engine.dialect.name])))
+        connection.execute(
+            sa.text(
+                "INSERT INTO window_predictions (clip_id, channel, start_s, end_s, label_ids, scores)"
+                " SELECT clip_id, 2, start_s, end_s, label_ids, scores FROM window_predictions"
+            )
+        )
+    per_channel = "SELECT channel, windows FROM events WHERE run_id = 1"
+    events = {row["channel"]: row["windows"] for row in select(engine, per_channel)}
+    assert events == {None: 2, 2: 2}
 
 
 def test_versions_are_in_the_order_of_their_numbers(
@@ -163,4 +199,4 @@ def test_a_missing_table_is_one_sentence_that_says_what_to_do(tmp_path: Path) ->
     with pytest.raises(
         DatabaseError, match=r"lacks a table \(no such table: runs\): run `earmark db upgrade`"
     ):
-        results.run(engine, 1)
+        runs.get_run(engine, 1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from db import feeding, ledger, results, schema
+from db import charts, feeding, ledger, runs, schema
 from db.models import Clip
 from db.query import query
 from db.session import connect, reading
@@ -45,11 +45,11 @@ def counted(engine: sa.Engine) -> dict[tuple[int, str], int]:
 
 
 def kept(engine: sa.Engine) -> dict[tuple[int, str], int]:
-    runs = [row["run_id"] for row in ask(engine, "SELECT run_id FROM run_progress")]
-    states = {run_id: results.progress(engine, run_id).states for run_id in runs}
+    ids = [row["run_id"] for row in ask(engine, "SELECT run_id FROM run_progress")]
+    states = {run_id: runs.progress(engine, run_id).states for run_id in ids}
     return {
         (run_id, state): clips
-        for run_id in runs
+        for run_id in ids
         for state, clips in states[run_id].items()
         if clips
     }
@@ -100,7 +100,7 @@ def test_hosts_models_and_labels_are_counted(engine: sa.Engine) -> None:
         ["h0.org", 2, 2, 0, 0.0],
         ["h1.org", 2, 1, 1, 0.5],
     ]
-    assert results.failing_hosts(engine, 1) == [("h1.org", 1)]
+    assert charts.failing_hosts(engine, 1) == [("h1.org", 1)]
     models = ask(engine, "SELECT run, model, labels FROM models_used ORDER BY run")
     assert [tuple(row.values()) for row in models] == [("april", "n", 3), ("march", "m", 3)]
     labels = ask(engine, "SELECT label, clips FROM label_counts WHERE run = 'march' ORDER BY label")
@@ -110,8 +110,8 @@ def test_hosts_models_and_labels_are_counted(engine: sa.Engine) -> None:
 def test_kept_counts_agree_with_the_clips_whatever_happens(engine: sa.Engine) -> None:
     two_runs(engine)
     assert kept(engine) == counted(engine)
-    run_id = results.find_run(engine, "march").id
-    assert results.progress(engine, run_id).audio_s == 24.0
+    run_id = runs.find_run(engine, "march").id
+    assert runs.progress(engine, run_id).audio_s == 24.0
     ledger.retry_failed(engine, run_id)
     assert kept(engine) == counted(engine)
     ledger.cancel(engine, run_id)
@@ -152,7 +152,7 @@ def test_kept_counts_agree_with_the_clips_when_many_write_at_once(
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, range(6)))
     assert kept(engine) == counted(engine)
-    progress = results.progress(engine, run_id)
+    progress = runs.progress(engine, run_id)
     assert progress.total == 96
     assert progress.states["done"] > 0
     assert progress.audio_s == 5.0 * progress.states["done"]
@@ -160,7 +160,7 @@ def test_kept_counts_agree_with_the_clips_when_many_write_at_once(
 
 def test_a_pruned_run_leaves_nothing_and_takes_nothing_else_along(engine: sa.Engine) -> None:
     two_runs(engine)
-    march, april = results.find_run(engine, "march").id, results.find_run(engine, "april").id
+    march, april = runs.find_run(engine, "march").id, runs.find_run(engine, "april").id
     with pytest.raises(UsageError, match="cancel"):
         ledger.prune(engine, april)
     before = ask(engine, "SELECT * FROM top_k WHERE run = 'april'")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 import sqlalchemy as sa
 
-from db import ledger, results
+from db import ledger, runs
 from db.models import Clip
 from db.session import connect, reading
 from earmark.core import clips as words
@@ -34,7 +34,7 @@ class Heard(NamedTuple):
     """A database with one run in it, named with hostile words too."""
 
     engine: sa.Engine
-    run: results.RunRow
+    run: runs.RunRow
     settings: Settings
 
 
@@ -67,7 +67,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Heard]:
     )
     ledger.settle_model(engine, run_id, model_id)
     ledger.finish(engine, claim, outcomes, label_ids, Ledger())
-    yield Heard(engine, results.run(engine, run_id), Settings(database=Database(url=url)))
+    yield Heard(engine, runs.get_run(engine, run_id), Settings(database=Database(url=url)))
     engine.dispose()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from db import ledger, results
+from db import ledger, runs
 from earmark import progress
 from earmark.core.clips import Failure
 from earmark.core.errors import Connect, NotFound
@@ -30,7 +30,7 @@ def test_status_names_final_failures_and_what_waits_for_another_try(
     failures = [Failure(ids[0], NotFound(status=404)), Failure(ids[1], Connect(reason="no route"))]
     ledger.finish(engine, claim, failures, (), Ledger())
     progress.summarise(
-        engine, results.run(engine, run_id), results.progress(engine, run_id), Settings()
+        engine, runs.get_run(engine, run_id), runs.progress(engine, run_id), Settings()
     )
     shown = " ".join(capsys.readouterr().err.split())
     assert "1 not_found, such as: The server says there is nothing at this URL (HTTP 404)." in shown

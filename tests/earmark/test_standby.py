@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from starlette.testclient import TestClient
 
-from db import ledger, pace, results
+from db import ledger, pace, results, runs
 from db.session import connect
 from earmark.core import clips as words
 from earmark.core.errors import NotAudio
@@ -44,7 +44,7 @@ def standby_url(standby: Standby, postgres_url: str) -> str:
     run_id = ledger.open_run(engine, "march", RunOptions(), queue="clips", chunk_size=16)
     listed = [words.Clip(f"https://example.org/{number}.wav", {}) for number in range(CLIPS)]
     ledger.add_clips(engine, run_id, listed)
-    ids = [row["clip_id"] for row in results.rows(engine, results.clips(run_id))]
+    ids = [row["clip_id"] for row in results.clips(engine, run_id)]
     claim = ledger.claim(engine, chunk_of(engine, ids[:CLAIMED]), worker="w", limits=Ledger())
     ledger.finish(engine, claim, [words.Failure(ids[0], NotAudio(kind="a web page"))], (), Ledger())
     engine.dispose()
@@ -86,10 +86,10 @@ def test_the_page_works_there(standby_url: str) -> None:
 
 def test_what_workers_hold_counts_as_pending_there(standby_url: str) -> None:
     engine = connect(standby_url, Database())
-    run = results.find_run(engine, "march")
-    states = results.progress(engine, run.id).states
+    run = runs.find_run(engine, "march")
+    states = runs.progress(engine, run.id).states
     assert (states["pending"], states["running"], states["failed"]) == (CLIPS - 1, 0, 1)
-    held = [row["clip_id"] for row in results.rows(engine, results.clips(run.id))][1]
+    held = [row["clip_id"] for row in results.clips(engine, run.id)][1]
     assert results.clip(engine, held).state_now == "pending"
     # A bottleneck is told only if no other run is at work.
     assert pace._others_at_work(engine, run.id)

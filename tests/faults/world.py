@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import sqlalchemy as sa
 
-from db import results
+from db import runs
 from db.models import Clip
 from db.session import connect, reading
 from earmark.core.clips import FINAL_STATES
@@ -241,7 +241,7 @@ def ends_as_it_should(uri: str, state: str, code: str | None, attempts: int, cra
 
 def _wrong_counts(world: World) -> list[str]:
     with world.database() as engine:
-        shown = results.progress(engine, 1).states
+        shown = runs.progress(engine, 1).states
     states = world.states()
     return [
         f"{state}: {shown[state]}, not {states.get(state, 0)}"

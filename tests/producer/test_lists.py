@@ -54,9 +54,11 @@ CONTENTS = {
 }
 
 
-def read(source: object, **how: Any) -> tuple[list[tuple[str, dict[str, Any]]], Tally]:
+def read(source: object, **options: Any) -> tuple[list[tuple[str, dict[str, Any]]], Tally]:
     tally = Tally()
-    clips = [(clip.uri, dict(clip.meta)) for clip in read_clips([str(source)], tally=tally, **how)]
+    clips = [
+        (clip.uri, dict(clip.meta)) for clip in read_clips([str(source)], tally=tally, **options)
+    ]
     assert tally.clips + tally.blank + tally.refused + tally.extra == tally.lines
     assert tally.clips == len(clips)
     return clips, tally

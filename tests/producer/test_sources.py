@@ -23,8 +23,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def uris(*sources: object, **how: object) -> list[str]:
-    return [clip.uri for clip in read_clips([str(source) for source in sources], **how)]  # type: ignore[arg-type]
+def uris(*sources: object, **options: object) -> list[str]:
+    return [clip.uri for clip in read_clips([str(source) for source in sources], **options)]  # type: ignore[arg-type]
 
 
 def test_a_text_list_gives_urls_and_paths_and_counts_its_skipped_lines(folder: Path) -> None:
@@ -104,7 +104,7 @@ def test_an_undecodable_file_name_becomes_a_file_url(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "how", "sentence"),
+    ("name", "text", "options", "sentence"),
     [
         ("gone.txt", None, {}, "no file or folder"),
         ("list.xyz", "a", {}, "input-format"),
@@ -113,12 +113,12 @@ def test_an_undecodable_file_name_becomes_a_file_url(tmp_path: Path) -> None:
     ],
 )
 def test_an_unreadable_source_raises_one_sentence(
-    tmp_path: Path, name: str, text: str | None, how: dict[str, object], sentence: str
+    tmp_path: Path, name: str, text: str | None, options: dict[str, object], sentence: str
 ) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=sentence):
-        uris(tmp_path / name, **how)
+        uris(tmp_path / name, **options)
 
 
 def test_a_list_is_read_lazily(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db import bulk_insert, feeding, ledger, results
+from db import bulk_insert, feeding, ledger, runs
 from db.models import Clip
 from db.session import connect, execute, reading
 from earmark.core.clips import Clip as ListedClip
-from earmark.core.clips import normal_uri, uri_key
+from earmark.core.clips import Part, normal_uri, uri_key
 from earmark.core.errors import DatabaseError, UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger
@@ -145,7 +145,7 @@ def test_rows_added_by_another_submitter_meanwhile_are_skipped(
     monkeypatch.setattr(bulk_insert, "lacking", lambda *_: rows)
     assert ledger.add_listed(engine, run_id, rows) == 5
     assert count(engine, run_id) == (10, 10)
-    assert results.progress(engine, run_id).total == 10
+    assert runs.progress(engine, run_id).total == 10
 
 
 def test_a_database_lost_during_an_insert_raises_one_sentence(
@@ -218,6 +218,25 @@ def test_two_spellings_of_a_url_are_one_clip() -> None:
         "/a",
     ]
     assert len({uri_key(uri) for uri in others if uri != "https://h.org/a?"}) == 5
+
+
+def test_each_part_of_a_file_is_a_clip_of_its_own() -> None:
+    uri = "https://h.org/a.wav"
+    parts = [
+        None,
+        Part(0.0, 1.0),
+        Part(0.0, 2.0),
+        Part(channel=1),
+        Part(channel=2),
+        Part(member="a.wav"),
+        Part(0.0, 1.0, 1, "a.wav"),
+    ]
+    assert len({uri_key(uri, part) for part in parts}) == len(parts)
+    assert uri_key("HTTPS://H.org/a.wav", Part(0.0, 1.0)) == uri_key(uri, Part(0.0, 1.0))
+
+
+def test_keys_of_whole_files_are_those_of_earmark_0_1_0() -> None:
+    assert uri_key("https://h.org/a.wav").hex() == "631c087c49a8f1e1c052f2"
 
 
 @given(

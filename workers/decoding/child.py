@@ -63,14 +63,13 @@ def confine(max_memory: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.closerange(CLIP, 256)
-    if sys.platform == "linux":
+    if sys.platform == "linux":  # other systems refuse RLIMIT_AS
         ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        _limit(resource.RLIMIT_AS, max_memory)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, 0)
     _limit(resource.RLIMIT_NPROC, 0)
     _limit(resource.RLIMIT_NOFILE, CLIP + 1)
-    if sys.platform == "linux":  # other systems refuse it
-        _limit(resource.RLIMIT_AS, max_memory)
     os.dup2(1, 2)
 
 
@@ -134,11 +133,8 @@ class _Meter:
     """Counts and checks the samples that pass; raises a DecodeError for those over a limit."""
 
     def __init__(self, audio: readers.Audio, audio_settings: settings.Audio) -> None:
-        if (
-            not audio_settings.min_sample_rate
-            <= audio.sample_rate
-            <= audio_settings.max_sample_rate
-        ):
+        lowest, highest = audio_settings.min_sample_rate, audio_settings.max_sample_rate
+        if not lowest <= audio.sample_rate <= highest:
             raise errors.Unsupported(reason=f"a sample rate of {audio.sample_rate:,} Hz")
         if not 1 <= audio.channels <= audio_settings.max_channels:
             raise errors.Unsupported(reason=f"{audio.channels:,} channels")

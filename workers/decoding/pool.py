@@ -50,7 +50,7 @@ class Decoded:
 
 
 class Decoders:
-    """A pool of sandboxed decoder processes, for files that nobody vouches for.
+    """A pool of sandboxed decoder processes, for untrusted files.
 
     Use one per worker, shared by its threads, and close it. Each process decodes one clip at a
     time; further callers wait for a free one. A file that crashes, hangs or swells its process
@@ -111,16 +111,11 @@ class _Decoder:
         self._swollen = False
         self._settings = audio_settings
         self._ready = False
+        program = [sys.executable, "-P", "-m", "workers.decoding.child"]
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "workers.decoding.child",
-                    audio_settings.model_dump_json(),
-                ],
+                [*program, audio_settings.model_dump_json()],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 # The child closes it when it is ready.

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from db.schema import trigger_statements, view_names, view_statements
+from db.schema import drop_views, released_views, trigger_statements
 
 revision = "v0_1_0"
 down_revision = None
@@ -141,13 +141,13 @@ def upgrade() -> None:
     dialect = op.get_bind().dialect.name
     if dialect == "postgresql":
         op.execute("ALTER TABLE leases SET UNLOGGED")
-    for statement in trigger_statements(dialect) + view_statements(dialect):
+    for statement in trigger_statements(dialect) + released_views(revision, dialect):
         op.execute(statement)
 
 
 def downgrade() -> None:
-    for view in reversed(view_names()):
-        op.execute(f"DROP VIEW {view}")
+    for statement in drop_views(released_views(revision, op.get_bind().dialect.name)):
+        op.execute(statement)
     for table in (
         "window_predictions",
         "run_counts",

@@ -1,23 +1,89 @@
-"""Each ledger has an identity, by which its messages and its queue are known."""
+"""The ledger's identity; a clip is a part of a file, and a window is of a channel."""
 
 import secrets
 
 import sqlalchemy as sa
 from alembic import op
 
+from db.migrations.versions import v0_1_0
+from db.schema import drop_views, released_views, view_statements
+
 revision = "v0_2_0"
 down_revision = "v0_1_0"
 
 
 def upgrade() -> None:
+    dialect = op.get_bind().dialect.name
     ledger = op.create_table(
         "ledger", sa.Column("id", sa.String(), nullable=False), sa.PrimaryKeyConstraint("id")
     )
     op.bulk_insert(ledger, [{"id": secrets.token_hex(16)}])
+    _replace_views(released_views(down_revision, dialect), [])
+    _add_parts()
+    if dialect == "sqlite":
+        _rebuild_windows(
+            ["clip_id", "channel", "start_s"], "clip_id, start_s, end_s, label_ids, scores, 0"
+        )
+    else:
+        op.add_column(
+            "window_predictions",
+            sa.Column("channel", sa.SmallInteger(), server_default="0", nullable=False),
+        )
+        _replace_key(["clip_id", "channel", "start_s"])
+    _replace_views([], view_statements(dialect))
 
 
 def downgrade() -> None:
+    dialect = op.get_bind().dialect.name
+    _replace_views(view_statements(dialect), [])
+    op.execute("DELETE FROM window_predictions WHERE channel <> 0")
+    if dialect == "sqlite":
+        _rebuild_windows(["clip_id", "start_s"], "clip_id, start_s, end_s, label_ids, scores")
+    else:
+        _replace_key(["clip_id", "start_s"])
+        op.drop_column("window_predictions", "channel")
+    for column in ("start_s", "end_s", "channel", "member"):
+        op.drop_column("clips", column)
+    _replace_views([], released_views(down_revision, dialect))
     op.execute(
-        "UPDATE runs SET queue = 'clips' WHERE queue = 'clips-' || (SELECT substr(id, 1, 8) FROM ledger)"
+        "UPDATE runs SET queue = 'clips'"
+        " WHERE queue = 'clips-' || (SELECT substr(id, 1, 8) FROM ledger)"
     )
     op.drop_table("ledger")
+
+
+def _replace_views(old: list[str], new: list[str]) -> None:
+    for statement in drop_views(old) + new:
+        op.execute(statement)
+
+
+def _add_parts() -> None:
+    op.add_column("clips", sa.Column("start_s", sa.Double()))
+    op.add_column("clips", sa.Column("end_s", sa.Double()))
+    op.add_column("clips", sa.Column("channel", sa.SmallInteger()))
+    op.add_column("clips", sa.Column("member", sa.String()))
+
+
+def _rebuild_windows(key: list[str], columns: str) -> None:
+    # SQLite cannot change the primary key of a table.
+    channel = sa.Column("channel", sa.SmallInteger(), server_default="0", nullable=False)
+    op.create_table(
+        "new_windows",
+        sa.Column("clip_id", v0_1_0.ID, autoincrement=False, nullable=False),
+        sa.Column("start_s", sa.Double(), nullable=False),
+        sa.Column("end_s", sa.Double(), nullable=False),
+        sa.Column("label_ids", v0_1_0.IDS, nullable=False),
+        sa.Column("scores", v0_1_0.SCORES, nullable=False),
+        *([channel] if "channel" in key else []),
+        sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
+        sa.PrimaryKeyConstraint(*key),
+        sqlite_with_rowid=False,
+    )
+    op.execute(f"INSERT INTO new_windows SELECT {columns} FROM window_predictions")  # noqa: S608
+    op.drop_table("window_predictions")
+    op.rename_table("new_windows", "window_predictions")
+
+
+def _replace_key(columns: list[str]) -> None:
+    op.drop_constraint("window_predictions_pkey", "window_predictions")
+    op.create_primary_key("window_predictions_pkey", "window_predictions", columns)

@@ -1,0 +1,49 @@
+"""Rows of a statement, by column name, one by one as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from db.session import reading
+from earmark.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Rows of a large result held in memory at once.
+ROWS_AT_ONCE = 2000
+
+
+class Rows(Iterator[dict[str, Any]]):
+    """An iterator of rows, each a dictionary; it knows its columns even where there are no rows.
+
+    Reads of any number of rows return it. Take all at once with `list(rows)`.
+    """
+
+    def __init__(self, lines: Iterator[Sequence[Any]]) -> None:
+        """Take lines of which the first has the names of the columns."""
+        self.columns = tuple(next(lines))
+        self._lines = lines
+        for name in self.columns:
+            if self.columns.count(name) > 1:
+                raise UsageError(
+                    reason=f"Two columns are called {name}: give one another name with AS."
+                )
+
+    def __next__(self) -> dict[str, Any]:
+        return dict(zip(self.columns, next(self._lines), strict=True))
+
+
+def select(engine: sa.Engine, statement: str, **values: Any) -> Rows:
+    """Return the rows of plain SQL."""
+    return Rows(_lines(engine, sa.text(statement).bindparams(**values)))
+
+
+def _lines(engine: sa.Engine, statement: sa.TextClause) -> Iterator[Sequence[Any]]:
+    with reading(engine) as connection:
+        result = connection.execution_options(yield_per=ROWS_AT_ONCE).execute(statement)
+        yield tuple(result.keys())
+        yield from result

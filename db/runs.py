@@ -1,0 +1,135 @@
+"""Runs and their progress, as read from the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from db.access import NO_LEASES, is_standby
+from db.dialects import now
+from db.models import Run
+from db.rows import select
+from db.schema import view_query
+from db.session import reading
+from earmark.core.clips import FINAL_STATES, STATES, State
+from earmark.core.errors import UsageError
+from earmark.core.options import RunOptions
+
+if TYPE_CHECKING:
+    from db.rows import Rows
+
+#: One statement, so that each clip is counted in one state. Leased clips are among the pending.
+COUNT_BY_STATE = """
+SELECT state, sum(clips) AS clips, sum(audio_s) AS audio_s, max(finished_at) AS finished_at
+FROM run_counts WHERE run_id = :run_id GROUP BY state
+UNION ALL
+SELECT CASE WHEN token IS NULL THEN 'queued' ELSE 'running' END, count(*), 0.0, 0.0
+FROM leases WHERE run_id = :run_id GROUP BY 1
+"""
+SELECT_PROGRESS = "SELECT * FROM run_progress"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run as the ledger knows it."""
+
+    id: int
+    name: str
+    options: RunOptions
+    model_id: int | None
+    reuse_urls: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How many clips of a run are in each state, and how long it has been going."""
+
+    states: dict[str, int]
+    #: From submission to the last final clip, or to now.
+    seconds: float
+    #: Audio of the clips that are done.
+    audio_s: float
+
+    @property
+    def total(self) -> int:
+        return sum(self.states.values())
+
+    @property
+    def final(self) -> int:
+        return sum(self.states[state] for state in FINAL_STATES)
+
+    @property
+    def finished(self) -> bool:
+        return self.final == self.total
+
+
+def get_run(engine: sa.Engine, run_id: int) -> RunRow:
+    """Return a run by its id, or raise UsageError."""
+    return _run_where(engine, Run.id == run_id, str(run_id))
+
+
+def find_run(engine: sa.Engine, id_or_name: str | None) -> RunRow:
+    """Return a run by id or name, or the newest.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    if id_or_name is None:
+        newest = sa.select(sa.func.max(Run.id)).scalar_subquery()
+        return _run_where(engine, Run.id == newest, "(none yet)")
+    same = Run.name == id_or_name
+    if id_or_name.isascii() and id_or_name.isdigit():
+        same = sa.or_(same, Run.id == int(id_or_name))
+    return _run_where(engine, same, id_or_name)
+
+
+def run_on_queue(engine: sa.Engine, queue: str) -> RunRow:
+    """Return the run that has this queue to itself, or raise UsageError."""
+    return _run_where(engine, Run.queue == queue, f"on {queue}")
+
+
+def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], name: str) -> RunRow:
+    with reading(engine) as connection:
+        row = connection.execute(sa.select(Run.__table__).where(condition)).first()
+    if row is None:
+        raise UsageError(reason=f"There is no run {name}; `earmark status` lists them.")
+    return RunRow(row.id, row.name, RunOptions.from_json(row.options), row.model_id, row.reuse_urls)
+
+
+def progress(engine: sa.Engine, run_id: int) -> Progress:
+    """Return the clips of a run by state, and its times."""
+    count = COUNT_BY_STATE
+    if is_standby(engine):
+        count = f"WITH {NO_LEASES} {count}"
+    times = sa.select(Run.created_at, now().label("now")).where(Run.id == run_id)
+    with reading(engine) as connection:
+        counts = connection.execute(sa.text(count), {"run_id": run_id}).all()
+        run = connection.execute(times).one()
+
+    states: dict[str, int] = dict.fromkeys(STATES, 0)
+    audio_s = last = 0.0
+    for row in counts:
+        state = State(row.state)
+        states[state] = int(row.clips)
+        if state in FINAL_STATES:
+            last = max(last, row.finished_at)
+        if state is State.done:
+            audio_s = row.audio_s
+    states[State.pending] -= states[State.queued] + states[State.running]
+
+    going = any(states[state] for state in STATES if state not in FINAL_STATES)
+    end = run.now if going or not last else last
+    return Progress(states, end - run.created_at, audio_s)
+
+
+def run_progress(engine: sa.Engine, run_id: int | None = None) -> Rows:
+    """Return the counts of one run or of all, the newest first."""
+    statement = SELECT_PROGRESS
+    if is_standby(engine):
+        view = view_query("run_progress", engine.dialect.name)
+        statement = f"WITH {NO_LEASES}, run_progress AS ({view}) {statement}"
+    if run_id is None:
+        return select(engine, f"{statement} ORDER BY run_id DESC")
+    return select(engine, f"{statement} WHERE run_id = :run_id", run_id=run_id)
