@@ -156,7 +156,11 @@ def _submit(waveform: Waveform, plan: RunPlan) -> list[tuple[Window, Future[np.n
 def _known(plan: RunPlan, clip_id: int, source: Source | None) -> Success | None:
     """Look up a clip's result; any failure of this is the database's, never the clip's."""
     try:
-        return plan.known(clip_id, source)
+        try:
+            return plan.known(clip_id, source)
+        except DatabaseError:
+            # The connection may have ended while it waited in the pool; by now all of them are replaced.
+            return plan.known(clip_id, source)
     except EarmarkError:
         raise
     except Exception as error:

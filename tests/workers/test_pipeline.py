@@ -109,3 +109,15 @@ def test_a_failed_look_up_postpones_the_clip(error: Exception) -> None:
 
     assert isinstance(classify(known=known), Postponed)
     assert isinstance(classify(known=known, reuse_urls=True), Postponed)
+
+
+def test_a_look_up_whose_connection_had_ended_is_made_again() -> None:
+    errors = [DatabaseError(reason="ended")]
+    known = Success(7, SOURCE, FACTS, (), reused=True)
+
+    def look_up(_clip_id: int, _source: Source | None) -> Success:
+        if errors:
+            raise errors.pop()
+        return known
+
+    assert classify(known=look_up).reused
