@@ -1,4 +1,4 @@
-"""Earmark from Python, as `import earmark` offers it; the verbs of the command line call the same."""
+"""Earmark from Python: what `import earmark` offers and the verbs of the command line call."""
 
 from __future__ import annotations
 
@@ -186,14 +186,8 @@ def run(
         ServiceError: the database cannot be used, or the workers cannot work.
     """
     scoring, submission = _split(options)
-    return run_here(
-        _listed(sources),
-        _settings(settings, db),
-        scoring,
-        workers=workers,
-        quiet=quiet,
-        **submission,
-    )
+    settings = _settings(settings, db)
+    return run_here(_listed(sources), settings, scoring, workers=workers, quiet=quiet, **submission)
 
 
 def submit(
@@ -275,9 +269,9 @@ def run_here(
     folders.check(settings)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
+    roots = folders.file_roots(sources) if roots is None else roots
     local = settings.changed(
-        fetch={"file_roots": folders.file_roots(sources) if roots is None else roots},
-        model={"name": options.model, "revision": options.revision},
+        fetch={"file_roots": roots}, model={"name": options.model, "revision": options.revision}
     )
     with (
         progress.terminable(),
@@ -285,12 +279,9 @@ def run_here(
         progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
         submitted = submit_sources(sources, engine, here.settings, options=options, **submission)
+        look_after = _look_after(here, engine)
         state = progress.watch(
-            engine,
-            submitted.run_id,
-            here.settings,
-            meanwhile=_watchers(here, engine),
-            quiet=quiet,
+            engine, submitted.run_id, here.settings, meanwhile=look_after, quiet=quiet
         )
     if not state.states["failed"] and not any(worker.restarts for worker in here.workers):
         # Nobody needs its logs.
@@ -312,8 +303,8 @@ def _split(given: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
     return RunOptions.from_arguments(given), others
 
 
-def _watchers(here: Machine, engine: sa.Engine) -> Callable[[], None]:
-    """Return what is done between two looks at a run: restart workers, look at the disks."""
+def _look_after(here: Machine, engine: sa.Engine) -> Callable[[], None]:
+    """Return a function for between two looks at a run: restart workers, check the disks."""
     written = [here.settings.data_dir]
     if engine.dialect.name == "sqlite":
         written.append(Path(str(engine.url.database)).absolute().parent)

@@ -37,7 +37,7 @@ def read_settings(db: str | None = None) -> Settings:
 
 
 def with_database(settings: Settings, db: str | None) -> Settings:
-    """Return settings with another database, a URL or the name of a SQLite file, if one is given."""
+    """Return settings with another database, if its URL or the name of its file is given."""
     if db is None:
         return settings
     url = db if "://" in db else sqlite_url(_file(db))

@@ -1,4 +1,4 @@
-"""The ten-line script grown up: the bundled example clips served on loopback, classified by URL, and shown."""
+"""`earmark demo`: the bundled example clips, served on loopback and classified by URL."""
 
 from __future__ import annotations
 

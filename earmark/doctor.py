@@ -65,21 +65,22 @@ def _broker(settings: Settings) -> str:
         return f"EARMARK_BROKER__URL is not set; `run` and `up` start {valkey.program()}"
     machine.find_broker(_with_own_queue(settings))
     broker.check()
-    found = broker.server_info()
-    if not found:
+    info = broker.server_info()
+    if not info:
         return f"Redis of unknown version, as its user may not run INFO; {_waiting()}"
-    version = str(found["redis_version"])
+    version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
         raise ServiceError(reason=f"Redis {version} is too old; Celery needs 6.2 or newer.")
-    policy = found.get("maxmemory_policy", "unknown")
+    policy = info.get("maxmemory_policy", "unknown")
     if policy not in ("noeviction", "unknown"):
-        cure = "set maxmemory-policy to noeviction, or a full Redis drops chunks, each found again only after minutes"
+        cure = (
+            "set maxmemory-policy to noeviction, or a full Redis drops chunks, each found again"
+            " only after minutes"
+        )
         raise ServiceError(reason=f"Redis evicts keys ({policy}): {cure}.")
-    kept = (
-        "append-only file"
-        if found.get("aof_enabled")
-        else "no append-only file: the database refills the queue"
-    )
+    kept = "no append-only file: the database refills the queue"
+    if info.get("aof_enabled"):
+        kept = "append-only file"
     return f"Redis {version}, {policy}, {kept}; {_waiting()}"
 
 
@@ -140,17 +141,21 @@ def _dns(_: Settings) -> str:
             reason=f"{host} was not resolved within 5 s: see /etc/resolv.conf."
         ) from error
     took = time.monotonic() - began
-    slow = "; slow: a caching resolver on this machine helps" if took > SLOW_DNS_S else ""
+    slow = ""
+    if took > SLOW_DNS_S:
+        slow = "; slow: a caching resolver on this machine helps"
     return f"{host} resolved in {took * 1000:.0f} ms{slow}"
 
 
 def _proxy(_: Settings) -> str:
-    found = sorted(
-        name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")
-    )
-    if not found:
+    proxies = ("http_proxy", "https_proxy", "all_proxy")
+    names = sorted(name for name in os.environ if name.lower() in proxies)
+    if not names:
         return "no proxy variables"
-    return f"{', '.join(found)}: used for models only; clips are fetched directly, so workers need a way out"
+    return (
+        f"{', '.join(names)}: used for models only; clips are fetched directly, so workers need a"
+        " way out"
+    )
 
 
 def _model(settings: Settings) -> str:
@@ -188,17 +193,16 @@ def _file_roots(settings: Settings) -> str:
 
 def _disk(settings: Settings) -> str:
     folders.check_temporary()
-    told = []
+    parts = []
     for use, folder in (("downloads", Path(tempfile.gettempdir())), ("data", settings.data_dir)):
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         free = ByteSize(shutil.disk_usage(there).free)
         if free < LEAST_FREE:
             least = LEAST_FREE.human_readable()
-            raise ServiceError(
-                reason=f"{folder} ({use}) has {free.human_readable()} free: give it {least} or more."
-            )
-        told.append(f"{free.human_readable()} free in {folder} ({use})")
-    return ", ".join(told)
+            room = f"{free.human_readable()} free"
+            raise ServiceError(reason=f"{folder} ({use}) has {room}: give it {least} or more.")
+        parts.append(f"{free.human_readable()} free in {folder} ({use})")
+    return ", ".join(parts)
 
 
 def _ms(act: Callable[[], object]) -> float:

@@ -57,7 +57,7 @@ def check_temporary() -> None:
 def _is_full(folder: Path) -> bool:
     try:
         return shutil.disk_usage(folder).free < FULL_BYTES
-    except OSError:  # the folder was removed: what writes there says so
+    except OSError:  # the folder was removed: the process that writes there says so
         return False
 
 

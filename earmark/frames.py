@@ -1,4 +1,4 @@
-"""Result rows as data frames, each column with one type whatever the database and the first rows."""
+"""Result rows as data frames: each column has one type, on both databases alike."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def polars_frame(rows: Rows) -> polars.DataFrame:
     schema = {name: TYPES.get(name) for name in rows.columns}
     parts = [polars.DataFrame(schema=schema)]
     for group in chunked(rows, ROWS_AT_ONCE):
-        typed = [[_typed(name, value) for name, value in row.items()] for row in group]
+        typed = [_typed_row(row) for row in group]
         parts.append(polars.DataFrame(typed, schema=schema, orient="row"))
     return polars.concat(parts, how="vertical_relaxed")
 
@@ -80,6 +80,10 @@ def pandas_frame(rows: Rows) -> pandas.DataFrame:
     """
     _require("to_pandas", "pandas", "pyarrow")
     return polars_frame(rows).to_pandas()
+
+
+def _typed_row(row: dict[str, Any]) -> list[Any]:
+    return [_typed(name, value) for name, value in row.items()]
 
 
 def _typed(name: str, value: Any) -> Any:

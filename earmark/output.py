@@ -45,7 +45,7 @@ BRIEF = (
     "error_code",
     "error",
 )
-#: Of these, only columns with a value: most clips are whole files.
+#: Of these, a terminal shows only columns with a value: most clips are whole files.
 SPAN = ("start_s", "end_s")
 BAR, LONGEST_URI = 10, 24
 #: The file name that means standard output.
@@ -128,9 +128,10 @@ def _table(rows: Iterable[dict[str, Any]], *, brief: bool = False) -> Table:
             columns.remove(name)
     table = Table(box=None, header_style="bold")
     for name in columns:
-        is_number = name.endswith(("_s", "_id"))
         table.add_column(
-            name, justify="right" if is_number else "left", no_wrap=brief and name != "error"
+            name,
+            justify="right" if name.endswith(("_s", "_id")) else "left",
+            no_wrap=brief and name != "error",
         )
     if len(shown) > TABLE_ROWS:
         table.caption = f"the first {TABLE_ROWS} rows; --format csv gives all"
@@ -157,7 +158,7 @@ def _brief_cell(name: str, value: Any) -> Text:
 
 
 def bar(share: float, width: int = BAR) -> str:
-    """Return a bar of a width in characters for a share from 0 to 1, to an eighth of a character."""
+    """Return a bar for a share from 0 to 1, exact to an eighth of a character."""
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
@@ -253,7 +254,7 @@ def _write_parquet(rows: Iterable[dict[str, Any]], file: Path | None) -> None:
 def _parquet_parts(rows: Iterable[dict[str, Any]], folder: Path) -> Iterator[Path]:
     import polars
 
-    # Polars has no writer that goes on, and a later part may have text where an earlier had only nulls.
+    # Polars cannot append to a file, and a later part may have text where an earlier has nulls.
     for number, group in enumerate(chunked(rows, ROWS_IN_PART)):
         part = folder / f"{number}.parquet"
         plain = [_plain_row(row) for row in group]
@@ -279,13 +280,13 @@ def opened(file: Path | None) -> Iterator[TextIO]:
 
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
-    """Yield a path to write a file or a folder at, which takes its name at the end if all went well."""
+    """Yield a path for a file or a folder; it takes the real name at the end if all went well."""
     if file.exists() and not (file.is_file() or file.is_dir()):
         # A device or a pipe, whose place a file must not take.
         with _sentence(str(file)):
             yield file
         return
-    # Whoever has a link to a file wants the file written.
+    # A person who has a link to a file wants the file written.
     target = file.resolve()
     part = target.with_name(f".{target.name}.part")
     try:

@@ -24,7 +24,7 @@ LONGEST_FOLDER = 70
 
 @contextmanager
 def running(folder: Path) -> Iterator[str]:
-    """Run a Valkey on a private socket, with an append-only file in the folder; yield its broker URL.
+    """Run a Valkey on a private socket, with its append-only file in the folder; yield its URL.
 
     Raises:
         ServiceError: there is no Valkey or Redis program here, or it does not start.

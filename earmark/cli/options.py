@@ -50,7 +50,8 @@ OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write t
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="URLs, audio files, folders, globs, lists (txt, csv, tsv, jsonl, parquet), - for stdin."
+        help="URLs, audio files, folders, globs, lists (txt, csv, tsv, jsonl, parquet),"
+        " - for stdin."
     ),
 ]
 Model = Annotated[str, typer.Option(help="starter, a Hugging Face id, or a model directory.")]

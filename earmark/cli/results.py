@@ -24,7 +24,7 @@ def status(
     format: o.OutputFormat = None,
     db: o.Db = None,
 ) -> None:
-    """Show how far the runs are, or one of them: counts, pace, time to go, and what holds it back."""
+    """Show how far the runs are, or one of them: counts, pace, time to go, bottleneck."""
     settings = read_settings(db)
     engine = open_database(settings)
     row = runs.find_run(engine, run) if run or watch else None
@@ -108,7 +108,7 @@ def ui(
     ] = "http://127.0.0.1:5555",
     db: o.Db = None,
 ) -> None:
-    """Serve a read-only page in the browser: runs as they go, their clips to see and hear, and SQL."""
+    """Serve a read-only page: runs as they go, their clips to see and hear, and SQL."""
     from earmark.web import page
 
     settings = read_settings(db)
@@ -130,9 +130,9 @@ def labels(
     model: Annotated[str, typer.Argument(help="A model's name.")] = "starter", db: o.Db = None
 ) -> None:
     """Print the labels of a model that some worker has loaded."""
-    names = known_labels(read_settings(db), model)
     with output.opened(None) as out:
-        out.writelines(f"{name}\n" for name in names)
+        for name in known_labels(read_settings(db), model):
+            out.write(f"{name}\n")
 
 
 @commands.command(epilog=f"Example: earmark {EXAMPLE_QUERY}")

@@ -199,7 +199,7 @@ def display_uri(uri: str) -> str:
 
 
 def uri_key(uri: str, part: Part | None = None) -> bytes:
-    """Return the key of a clip within a run: a hash of the normal form of its URI, and of the part it names."""
+    """Return the key of a clip within a run: a hash of its URI in normal form, and of its part."""
     normal = uri if _NORMAL.fullmatch(uri) and "/." not in uri else normal_uri(uri)
     key = normal.encode("utf-8", "surrogateescape")
     if part is not None:

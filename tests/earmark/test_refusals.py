@@ -1,4 +1,4 @@
-"""What this machine or a database does not allow is one sentence with its cure, before anything is written."""
+"""A machine or database that does not allow a run is one sentence, before any write."""
 
 from __future__ import annotations
 

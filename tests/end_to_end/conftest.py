@@ -54,7 +54,8 @@ class Earmark:
 
     def _run(self, words: tuple[str, ...], stdin: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "earmark", *words], env=self._environment(), cwd=self.folder, input=stdin,
+            [sys.executable, "-m", "earmark", *words],
+            env=self._environment(), cwd=self.folder, input=stdin,
             text=True, capture_output=True, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
 
@@ -87,7 +88,8 @@ class Earmark:
             return child
         with log_file.open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", *command], env=self._environment(), cwd=self.folder, stdout=log, stderr=log,
+                [sys.executable, "-m", *command],
+                env=self._environment(), cwd=self.folder, stdout=log, stderr=log,
                 text=True,
             )  # fmt: skip
         self._background.append(process)

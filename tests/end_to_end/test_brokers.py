@@ -44,6 +44,6 @@ def test_a_port_in_use_is_one_sentence(earmark: Earmark, verb: str) -> None:
         port = taken.getsockname()[1]
         refused = earmark(verb, "--port", str(port), status=2).stderr
     assert (
-        refused
-        == f"earmark: Port {port} of 127.0.0.1 cannot be used (Address already in use): choose another.\n"
+        refused == f"earmark: Port {port} of 127.0.0.1 cannot be used (Address already in use):"
+        " choose another.\n"
     )

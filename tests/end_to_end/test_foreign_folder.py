@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 EARMARK = str(Path(sysconfig.get_path("scripts"), "earmark"))
 MODULES = (
-    "celery", "celeryconfig", "console", "db", "earmark", "flowerconfig", "multiprocessing", "numpy", "pickle",
-    "sitecustomize", "soundfile", "soxr", "torch", "usercustomize",
+    "celery", "celeryconfig", "console", "db", "earmark", "flowerconfig", "multiprocessing",
+    "numpy", "pickle", "sitecustomize", "soundfile", "soxr", "torch", "usercustomize",
 )  # fmt: skip
 PACKAGES = ("flower", "producer", "workers")
 #: Records that it was imported.

@@ -80,7 +80,8 @@ def test_a_folder_of_200_files_gives_200_final_rows_in_sqlite(
     assert counts["dog"] == 25
     assert counts["piano"] == 25
     assert {Path(uri).name: code for uri, code in codes.items()} == {
-        "page.wav": "not_audio", "empty.wav": "empty", "half.flac": "corrupt", "notes.txt": "not_audio",
+        "page.wav": "not_audio", "empty.wav": "empty", "half.flac": "corrupt",
+        "notes.txt": "not_audio",
     }  # fmt: skip
 
 

@@ -66,8 +66,8 @@ def test_a_plan_of_an_empty_list_is_refused(earmark: Earmark) -> None:
 
 def test_a_sample_without_failures_still_has_a_margin() -> None:
     found = Plan(
-        clips=1_000_000, refused_lines=2, sampled=200, done=200, bytes=10**11, audio_s=5e6, clips_per_s=12.5,
-        eta_s=80_000.0, workers=3, hosts=[], errors=[],
+        clips=1_000_000, refused_lines=2, sampled=200, done=200, bytes=10**11, audio_s=5e6,
+        clips_per_s=12.5, eta_s=80_000.0, workers=3, hosts=[], errors=[],
     )  # fmt: skip
     assert list(sentences(found, "8h")) == [
         "1000000 clips (2 lines refused), 200 of them tried on this machine; nothing is kept.",
