@@ -270,20 +270,17 @@ def run_here(
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
     roots = folders.file_roots(sources) if roots is None else roots
-    local = settings.changed(
-        fetch={"file_roots": roots}, model={"name": options.model, "revision": options.revision}
-    )
+    model = {"name": options.model, "revision": options.revision}
+    local = settings.changed(fetch={"file_roots": roots}, model=model)
     with (
         progress.terminable(),
         machine.running(local, queue=queue, workers=workers) as here,
         progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
         submitted = submit_sources(sources, engine, here.settings, options=options, **submission)
-        look_after = _look_after(here, engine)
-        state = progress.watch(
-            engine, submitted.run_id, here.settings, meanwhile=look_after, quiet=quiet
-        )
-    if not state.states["failed"] and not any(worker.restarts for worker in here.workers):
+        look = _look_after(here, engine)
+        state = progress.watch(engine, submitted.run_id, settings, meanwhile=look, quiet=quiet)
+    if not state.states["failed"] and not here.restarts:
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
     return Run(engine, runs.get_run(engine, submitted.run_id), submitted)

@@ -44,6 +44,11 @@ class Machine:
     settings: Settings
     workers: list[Worker]
 
+    @property
+    def restarts(self) -> int:
+        """How often a worker had to be started again."""
+        return sum(worker.restarts for worker in self.workers)
+
     def keep_alive(self) -> None:
         """Restart the workers that have died.
 

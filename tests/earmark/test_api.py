@@ -88,6 +88,12 @@ def test_the_package_offers_what_it_lists() -> None:
         earmark.runs  # noqa: B018
 
 
+def test_the_version_is_printed(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "earmark", "--version"]
+    shown = subprocess.check_output(program, text=True, cwd=tmp_path)
+    assert shown.strip() == earmark.__version__
+
+
 def test_a_module_of_the_users_in_place_of_ours_is_named_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "db.py").write_text("raise SystemExit('the wrong db')")
     program = """
