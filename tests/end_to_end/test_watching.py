@@ -62,7 +62,8 @@ class Watched:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "data/clips/worker-1.log").read_text().splitlines()]
+        (log,) = self.folder.glob("data/clips-*/worker-1.log")
+        return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
