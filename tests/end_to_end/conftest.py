@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: How long a child may take on a machine with much other work; it only ends a test that hangs.
 TIMEOUT_S = 180
 LOG_CHARS = 4000
+#: In the log of a worker that takes chunks.
+READY = "ready, with the model"
 
 
 @dataclass
@@ -80,6 +82,10 @@ class Earmark:
             )  # fmt: skip
         self._background.append(process)
         return process
+
+    def wait_for_workers(self, count: int) -> None:
+        """Wait until so many of the workers started here take chunks."""
+        wait_until(lambda: sum(READY in log.read_text() for log in self.folder.glob("*.log")) >= count)
 
     def end(self) -> None:
         """End what runs in the background; what all have said is shown if the test has failed."""
