@@ -49,7 +49,9 @@ def worker_at_work(cluster: Earmark, base: str) -> subprocess.Popen[str]:
 def test_two_workers_and_flower_do_a_list(cluster: Earmark, serve: Callable[..., str]) -> None:
     words = write_list(cluster, serve(EXAMPLES, delay_s=0.3))
     port = free_port()
-    cluster.start("celery", "-A", "workers.app", "worker", "--pool", "threads", "-c", "2", "-E", "-n", "one@%h")
+    cluster.start(
+        "celery", "-A", "workers.app", "worker", "--pool", "threads", "-c", "2", "-E", "-l", "INFO", "-n", "one@%h"
+    )
     cluster.start("console.cli", "worker", "--concurrency", "2")
     cluster.start("console.cli", "flower", "--port", str(port))
     wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
