@@ -150,10 +150,10 @@ def submit(
     if not first:
         reasons = "".join(f" {refused}." for refused in tally.examples)
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.{reasons}")
-    broker.check()
     how: dict[str, Any] = {"chunk_size": chunk_size, "priority": priority, "reuse_urls": reuse_urls}
     settings = with_queue(settings, engine)
     broker.configure(settings.broker)
+    broker.check()
     assert settings.broker.queue
     run_id = ledger.open_run(engine, name, options or RunOptions(), queue=settings.broker.queue, **how)
     added = _add(clips, run_id, engine, settings)
