@@ -226,10 +226,8 @@ def _scored(
 @contextmanager
 def earmark(model: str, _threads: int, database: str) -> Iterator[Label]:
     """One Earmark worker with a lane per core, as in `earmark run`, until each clip is final."""
-    from earmark import api
-    from earmark.core.options import RunOptions
-    from earmark.database import open_database
-    from producer.submit import submit
+    import earmark
+    from earmark import machine
     from tests.servers import running_postgres, upgraded
 
     turns = itertools.count(1)
@@ -248,18 +246,17 @@ def earmark(model: str, _threads: int, database: str) -> Iterator[Label]:
             os.environ["EARMARK_DATABASE__URL"] = upgraded(
                 servers.enter_context(running_postgres())
             )
-        engine = open_database(Settings(), create=True)
-        here, _ = servers.enter_context(api.machine(Settings(), queue="contender", workers=1))
+        here = servers.enter_context(machine.running(Settings(), queue="contender", workers=1))
 
         def label(uris: list[str]) -> list[str]:
             listed = Path(folder, "list.txt")
             listed.write_text("\n".join(uris))
             # Other options than last time, or the ledger would have the answers.
-            options = RunOptions(model=model, top_k=TOP_K, min_score=1e-9 * next(turns))
-            submitted = submit(str(listed), engine, here, options=options)
-            while not submitted.progress().finished:
+            options = {"model": model, "top_k": TOP_K, "min_score": 1e-9 * next(turns)}
+            run = earmark.submit(str(listed), settings=here.settings, **options)
+            while not run.progress().finished:
                 time.sleep(0.05)
-            found = {row["uri"]: row["label"] for row in submitted.results()}
+            found = {row["uri"]: row["label"] for row in run.results()}
             return [found[uri] for uri in uris]
 
         yield label

@@ -130,7 +130,7 @@ def _served(folder: Path, count: int, running: ExitStack) -> list[str]:
 
 
 def _work(folder: Path, clips: list[str], database: str, running: ExitStack) -> None:
-    from earmark import api, local
+    from earmark import machine, valkey, worker
     from earmark.core.settings import Settings
     from earmark.database import open_database
     from tests.servers import running_postgres, upgraded
@@ -138,29 +138,23 @@ def _work(folder: Path, clips: list[str], database: str, running: ExitStack) -> 
     servers = {child.pid for child in psutil.Process().children()}
     if database == "postgresql":
         os.environ["EARMARK_DATABASE__URL"] = upgraded(running.enter_context(running_postgres()))
-    os.environ["EARMARK_BROKER__URL"] = running.enter_context(local.valkey(folder / "valkey"))
-    settings = api.find_broker(Settings())
-    engine = open_database(settings, create=True)
-    threading.Thread(
-        target=_submit, args=(clips, engine, settings, servers, running), daemon=True
-    ).start()
+    os.environ["EARMARK_BROKER__URL"] = running.enter_context(valkey.running(folder / "valkey"))
+    settings = machine.find_broker(Settings())
+    open_database(settings, create=True)
+    threading.Thread(target=_submit, args=(clips, settings, servers, running), daemon=True).start()
     wrap()
-    api.worker()
+    worker.work()
 
 
-def _submit(
-    clips: list[str], engine: Any, settings: Any, servers: set[int], running: ExitStack
-) -> None:
-    from earmark.core.options import RunOptions
-    from producer.submit import submit
+def _submit(clips: list[str], settings: Any, servers: set[int], running: ExitStack) -> None:
+    import earmark
 
     listed = settings.data_dir / "list.txt"
     listed.write_text("\n".join(clips))
     for turn in (1, 2):
         spent.clear()
         before, start, mine = _processes(servers), time.perf_counter(), time.thread_time()
-        submitted = submit(str(listed), engine, settings, options=RunOptions(min_score=1e-9 * turn))
-        submitted.wait()
+        earmark.submit(str(listed), settings=settings, min_score=1e-9 * turn).wait()
         seconds = time.perf_counter() - start
         after, submitting = _processes(servers), time.thread_time() - mine
     parts = {**spent, "submit": submitting}

@@ -29,15 +29,13 @@ import numpy as np
 import soundfile
 import sqlalchemy as sa
 
+import earmark
 from benchmarks.watch import Memory, held_mb
 from db.models import Clip
 from db.session import reading
-from earmark import api
-from earmark.core.options import RunOptions
+from earmark import machine
 from earmark.core.settings import Settings
-from earmark.database import open_database
 from earmark.demo import EXAMPLES
-from producer.submit import submit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,20 +60,19 @@ def main() -> None:
             "EARMARK_FETCH__PORTS": str(port),
             "EARMARK_FETCH__HOST_CONCURRENCY": "32",
         }
-        engine = open_database(Settings(), create=True)
-        here, [worker] = running.enter_context(api.machine(Settings(), queue="steady", workers=1))
+        here = running.enter_context(machine.running(Settings(), queue="steady", workers=1))
+        [worker] = here.workers
         _run(
             folder,
             [f"http://{HOST}:{port}/warm-{number}.wav" for number in range(200)],
-            engine,
-            here,
+            here.settings,
         )
         print(f"idle after 200 clips, with its decoders: {held_mb(worker.process.pid):.0f} MB")
         hosts = _hosts(arguments.clips, arguments.slow)
         urls = [f"http://{host}:{port}/{number}.wav" for number, host in enumerate(hosts)]
         with Memory(worker.process.pid) as memory:
-            finished = _run(folder, urls, engine, here)
-        _report(finished, memory.held_mb, here)
+            finished = _run(folder, urls, here.settings)
+        _report(finished, memory.held_mb, here.settings)
 
 
 def _hosts(clips: int, slow: int) -> list[str]:
@@ -83,16 +80,14 @@ def _hosts(clips: int, slow: int) -> list[str]:
     return [SLOW_HOST if number % every == every // 2 else HOST for number in range(clips)]
 
 
-def _run(folder: Path, urls: list[str], engine: sa.Engine, here: Settings) -> np.ndarray:
+def _run(folder: Path, urls: list[str], here: Settings) -> np.ndarray:
     """Return when each clip became final, in seconds since the first chunk's end, in order."""
     listed = folder / "list.txt"
     listed.write_text("\n".join(urls))
-    submitted = submit(str(listed), engine, here, options=RunOptions())
-    submitted.wait()
-    with reading(engine) as connection:
-        found = connection.scalars(
-            sa.select(Clip.finished_at).where(Clip.run_id == submitted.run_id)
-        ).all()
+    run = earmark.submit(str(listed), settings=here)
+    run.wait()
+    with reading(run.engine) as connection:
+        found = connection.scalars(sa.select(Clip.finished_at).where(Clip.run_id == run.id)).all()
     moments = np.sort(np.array(found, float))
     return moments - moments[0]
 

@@ -1,1 +1,1 @@
-"""What is known about each run and clip."""
+"""The ledger of runs, clips and results: every read and write of the database."""

@@ -132,10 +132,12 @@ def _copy(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
 
 
 def _insert_arrays(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
-    keys = [key for key, _, _ in rows]
-    uris = [uri for _, uri, _ in rows]
-    metas = [meta for _, _, meta in rows]
-    shown = [_shown(uri) for uri in uris]
+    keys, uris, metas, shown = [], [], [], []
+    for key, uri, meta in rows:
+        keys.append(key)
+        uris.append(uri)
+        metas.append(meta)
+        shown.append(_shown(uri))
     values = (run_id, keys, uris, metas, shown)
     return connection.exec_driver_sql(INSERT_ARRAYS, values).rowcount
 

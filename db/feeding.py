@@ -114,8 +114,12 @@ def _take_back(engine: sa.Engine, queue: str, ended: sa.ColumnElement[bool]) -> 
     locked = leases.order_by(Lease.clip_id).with_for_update(skip_locked=True)
     with writing(engine) as connection:
         rows = connection.execute(locked).all()
-        queued = [row.clip_id for row in rows if row.token is None]
-        crashed = [row.clip_id for row in rows if row.token is not None]
+        queued, crashed = [], []
+        for row in rows:
+            if row.token is None:
+                queued.append(row.clip_id)
+            else:
+                crashed.append(row.clip_id)
         execute(connection, DELETE_LEASES, ids=queued + crashed)
         taken = _make_due(connection, queued, crashes=0)
         return taken + _make_due(connection, crashed, crashes=1)

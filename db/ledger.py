@@ -351,9 +351,9 @@ def register_model(
     with writing(engine) as connection:
         connection.execute(_insert_new(connection, Model).values(**identity, created_at=now()))
         model_id = connection.execute(sa.select(Model.id).where(*same)).scalar_one()
-        rows = [
-            {"model_id": model_id, "position": at, "name": name} for at, name in enumerate(labels)
-        ]
+        rows = []
+        for position, name in enumerate(labels):
+            rows.append({"model_id": model_id, "position": position, "name": name})
         connection.execute(_insert_new(connection, Label), rows)
         ids = sa.select(Label.id).where(Label.model_id == model_id).order_by(Label.position)
         return model_id, tuple(connection.scalars(ids))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from db.models import Base
 
@@ -27,15 +27,16 @@ def schema_page() -> str:
 def _entity(table: sa.Table) -> Iterator[str]:
     yield f"  {table.name} {{"
     for column in table.columns:
-        key = (
-            " PK"
-            if column.primary_key
-            else " FK"
-            if column.foreign_keys or "of" in column.info
-            else ""
-        )
-        yield f"    {type(column.type).__name__.lower()} {column.name}{key}"
+        yield f"    {type(column.type).__name__.lower()} {column.name}{_key(column)}"
     yield "  }"
+
+
+def _key(column: sa.Column[Any]) -> str:
+    if column.primary_key:
+        return " PK"
+    if column.foreign_keys or "of" in column.info:
+        return " FK"
+    return ""
 
 
 def _relations(table: sa.Table) -> Iterator[str]:

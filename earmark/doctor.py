@@ -1,4 +1,4 @@
-"""Settings in; what works here and what to do about the rest, out, a line each."""
+"""`earmark doctor`: check all that a run needs here, and name the cure for each part that fails."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -17,9 +18,8 @@ from db import access, schema, urls
 from db.dialects import now
 from db.identity import ledger_id, own_queue
 from db.session import prepares, reading
-from earmark import api, folders, local
+from earmark import folders, machine, valkey
 from earmark.core import broker
-from earmark.core.clips import Success
 from earmark.core.errors import EarmarkError, ServiceError
 from earmark.core.options import RunOptions
 from earmark.database import connect_to
@@ -41,20 +41,29 @@ PROBES = 20
 LOUD = "dog.ogg"
 
 
-def examine(settings: Settings) -> Iterator[tuple[str, bool, str]]:
-    """Yield what is looked at, whether it is well, and what was found or what to do."""
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One part that a run needs: what it is like, or what to do about it."""
+
+    name: str
+    ok: bool
+    sentence: str
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """Check each part that a run needs."""
     for check in (_broker, _database, _dns, _proxy, _model, _file_roots, _disk):
         name = check.__name__.strip("_").replace("_", " ")
         try:
-            yield name, True, check(settings)
+            yield Check(name, ok=True, sentence=check(settings))
         except EarmarkError as error:
-            yield name, False, str(error)
+            yield Check(name, ok=False, sentence=str(error))
 
 
 def _broker(settings: Settings) -> str:
     if settings.broker.url is None and not (settings.data_dir / broker.EMBEDDED_NOTE).is_file():
-        return f"EARMARK_BROKER__URL is not set; `run` and `up` start {local.valkey_program()}"
-    api.find_broker(_with_own_queue(settings))
+        return f"EARMARK_BROKER__URL is not set; `run` and `up` start {valkey.program()}"
+    machine.find_broker(_with_own_queue(settings))
     broker.check()
     found = broker.server_info()
     if not found:
@@ -86,7 +95,7 @@ def _with_own_queue(settings: Settings) -> Settings:
     ):
         return settings
     try:
-        return api.with_broker(settings, queue=own_queue(ledger_id(engine)))
+        return machine.use_broker(settings, queue=own_queue(ledger_id(engine)))
     except EarmarkError:  # which the database's own line tells
         return settings
 
@@ -146,19 +155,22 @@ def _proxy(_: Settings) -> str:
 
 def _model(settings: Settings) -> str:
     from earmark import explain
+    from earmark.in_process import classified
 
     options = RunOptions(model=settings.model.name, revision=settings.model.revision)
-    here, began = explain.with_roots(settings, EXAMPLES), time.monotonic()
-    with explain.classified(str(EXAMPLES / LOUD), here, options, lambda *_: None) as ended:
-        outcome, model = ended.outcome, ended.batcher.classifier
-        if not isinstance(outcome, Success):
-            reason = getattr(outcome, "error", "it was put off")
+    allowed = settings.changed(fetch={"file_roots": (EXAMPLES,)})
+    began = time.monotonic()
+    with classified(str(EXAMPLES / LOUD), allowed, options) as ended:
+        took_s = time.monotonic() - began
+        model = ended.batcher.classifier
+        try:
+            best = explain.in_words(ended.named(ended.success.predictions[:1]))
+        except EarmarkError as error:
             raise ServiceError(
-                reason=f"{options.model} does not classify the bundled {LOUD}: {reason}"
-            )
-        heard = ended.named(outcome.predictions[:1])
-        took = time.monotonic() - began
-        return f"{options.model} on {model.device}, {model.dtype}, ready in {took:.0f} s; hears {heard} in {LOUD}"
+                reason=f"{options.model} does not classify the bundled {LOUD}: {error}"
+            ) from error
+        device = f"{options.model} on {model.device}, {model.dtype}"
+        return f"{device}, ready in {took_s:.0f} s; hears {best} in {LOUD}"
 
 
 def _file_roots(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""Windows in; files that Audacity and Raven show as labels over the sound."""
+"""Write windows as files that Audacity and Raven show as labels over the sound."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LabelFormat(StrEnum):
-    """Whose label files are written."""
+    """The program that a label file is for."""
 
     audacity = "audacity"
     raven = "raven"
@@ -31,9 +31,9 @@ RAVEN_COLUMNS = (
 BOX_HZ = (0, 20_000)
 
 
-def write(rows: Iterable[dict[str, Any]], how: LabelFormat, place: Path) -> None:
+def write(rows: Iterable[dict[str, Any]], format: LabelFormat, place: Path) -> None:
     """Write one table for Raven, or for Audacity a folder with a file for each clip."""
-    if how is LabelFormat.raven:
+    if format is LabelFormat.raven:
         _write_raven(rows, place)
     else:
         _write_audacity(rows, place)

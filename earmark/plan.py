@@ -19,15 +19,13 @@ from db import charts
 from db.pace import measure
 from earmark import api, folders, progress
 from earmark.core.errors import UsageError
-from earmark.database import connect_to
 from producer.lists import Tally
 from producer.sources import read_clips
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import sqlalchemy as sa
-
+    from earmark.api import Run
     from earmark.core.options import RunOptions
     from earmark.core.settings import Settings
 
@@ -87,13 +85,11 @@ def plan(
         chosen = sampled(islice(read_clips(sources, tally=tally, **listing), limit), sample)
     if not chosen:
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.")
-    with _tried([clip.uri for clip in chosen], settings, options, api.file_roots(sources)) as (
-        engine,
-        run_id,
-    ):
-        seen = measure(engine, run_id)
-        hosts = list(charts.hosts(engine, run_id))
-        errors = charts.top_errors(engine, run_id)
+    uris = [clip.uri for clip in chosen]
+    with _tried(uris, settings, options, folders.file_roots(sources)) as run:
+        seen = measure(run.engine, run.id)
+        hosts = list(charts.hosts(run.engine, run.id))
+        errors = charts.top_errors(run.engine, run.id)
     each = tally.clips / seen.clips
     alone_s = tally.clips / seen.clips_per_s if seen.clips_per_s else None
     return Plan(
@@ -113,26 +109,30 @@ def plan(
 
 @contextmanager
 def _tried(
-    uris: list[str], settings: Settings, options: RunOptions, roots: list[Path]
-) -> Iterator[tuple[sa.Engine, int]]:
-    """Run some clips in a temporary folder, queue and database; yield that and the run's id, then delete it all."""
+    uris: list[str], settings: Settings, options: RunOptions, roots: tuple[Path, ...]
+) -> Iterator[Run]:
+    """Run some clips in a temporary folder, queue and database; yield the run, then delete it all."""
     with TemporaryDirectory(prefix="earmark-plan-") as folder:
         part = Path(folder, "sample.jsonl")
         part.write_text("".join(json.dumps({"url": uri}) + "\n" for uri in uris), encoding="utf-8")
-        database = settings.database.model_copy(update={"url": None})
-        here = settings.model_copy(update={"data_dir": Path(folder), "database": database})
-        # Tried once: a run of the whole list tries what fails for a while again meanwhile.
-        changes = {"fetch__file_roots": api.as_setting(roots), "ledger__max_attempts": "1"}
-        how: dict[str, Any] = {
-            "chunk_size": CHUNK_SIZE,
-            "on_interrupt": "Stopped; nothing is kept.",
-        }
-        finished = api.run([str(part)], here, options=options, changes=changes, **how)
-        engine = connect_to(here)
+        here = settings.changed(
+            data_dir=Path(folder),
+            database={"url": None},
+            # A run of the whole list tries again what fails for a while.
+            ledger={"max_attempts": 1},
+        )
+        run = api.run_here(
+            [str(part)],
+            here,
+            options,
+            roots=roots,
+            chunk_size=CHUNK_SIZE,
+            on_interrupt="Stopped; nothing is kept.",
+        )
         try:
-            yield engine, finished.run.id
+            yield run
         finally:
-            engine.dispose()
+            run.engine.dispose()
 
 
 def seconds_in(text: str) -> float:

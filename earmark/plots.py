@@ -9,9 +9,10 @@ import librosa.display
 import numpy as np
 from matplotlib.figure import Figure
 
-from earmark import explain, sound
-from earmark.core.clips import Success, display_uri
-from earmark.core.errors import UsageError
+from earmark import sound
+from earmark.core.clips import display_uri
+from earmark.core.errors import EarmarkError, UsageError
+from earmark.in_process import classified
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,18 +38,17 @@ def plot_clip(uri: str, settings: Settings, options: RunOptions) -> Figure:
     Raises:
         UsageError: the clip has no result, and why.
     """
-    with explain.classified(uri, settings, options, lambda *_: None) as ended:
-        outcome = ended.outcome
-        if not isinstance(outcome, Success) or ended.waveform is None:
-            raise UsageError(
-                reason=str(getattr(outcome, "error", "The clip could not be worked on here."))
-            )
-        top = [(ended.labels[each.label], each.score) for each in outcome.predictions]
-        windows = [
-            (window.start_s, window.end_s, ended.labels[best.label], best.score)
-            for window in outcome.windows
-            for best in window.predictions[:1]
-        ]
+    with classified(uri, settings, options) as ended:
+        try:
+            success = ended.success
+        except EarmarkError as error:
+            raise UsageError(reason=str(error)) from error
+    top = ended.named(success.predictions)
+    windows: list[Segment] = []
+    for window in success.windows:
+        for label, score in ended.named(window.predictions[:1]):
+            windows.append((window.start_s, window.end_s, label, score))
+    assert ended.waveform
     if top and not windows:
         windows = [(0.0, ended.waveform.duration_s, *top[0])]
     return figure(ended.waveform, windows, top, title=display_uri(uri).rpartition("/")[2])

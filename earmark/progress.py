@@ -22,14 +22,13 @@ from earmark.advice import bottleneck
 from earmark.core.clips import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import sqlalchemy as sa
     from rich.console import RenderableType
 
     from db.runs import RunRow
     from earmark.core.settings import Settings
-    from producer.submit import Submitted
 
 #: Quick enough to look alive, slow enough to cost a million-row run nothing.
 LOOK_S = 0.5
@@ -65,10 +64,11 @@ def watch(
     settings: Settings,
     *,
     meanwhile: Callable[[], None] = lambda: None,
+    quiet: bool = False,
 ) -> runs.Progress:
     """Show a run's progress until every clip is final; return what it came to."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with _Bar(*columns, console=screen, transient=True) as bar:
+    with _Bar(*columns, console=screen, transient=True, disable=quiet) as bar:
         task = bar.add_task("starting")
         looked = float("-inf")
         while True:
@@ -194,10 +194,10 @@ def in_words(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def report_lines(submitted: Submitted) -> None:
-    """Print what became of the list's lines, where it is not simply one clip each."""
-    for line in submitted.report():
-        screen.print(line, markup=False, soft_wrap=True)
+def tell_all(sentences: Iterable[str]) -> None:
+    """Print some sentences, a line each."""
+    for sentence in sentences:
+        tell(sentence)
 
 
 def show_results(engine: sa.Engine, run: RunRow, state: runs.Progress) -> None:

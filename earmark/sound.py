@@ -74,7 +74,7 @@ class Listener:
         if settings.database_url.startswith("sqlite") and not limits.file_roots:
             # This machine's own ledger names this machine's own files; one that is shared may name any.
             quick["file_roots"] = (Path("/"),)
-        self._fetcher = Fetcher(limits.model_copy(update=quick))
+        self._fetcher = Fetcher(settings.changed(fetch=quick).fetch)
         self._decoders = Decoders(settings.audio, at_once)
 
     def hear(self, uri: str, *, most_s: float, most_bytes: int) -> Heard:

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from more_itertools import sliced, spy
 
-from db import access, ledger, results, runs, schema
+from db import access, ledger, schema
 from db.bulk_insert import Listed, listed
 from db.identity import with_queue
 from db.session import connect
 from earmark.core import broker
 from earmark.core.errors import ServiceError, UsageError
-from earmark.core.options import RunOptions
+from earmark.core.options import CHUNK_SIZE, RunOptions
 from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from producer.lists import InputFormat, Tally
@@ -44,18 +44,15 @@ WRITERS = {"sqlite": 1, "postgresql": 2}
 #: Thread switch interval (GIL) while a list is submitted. The writer takes the GIL about ten times
 #: a statement; at Python's 5 ms it would wait longer for the reader than for the database.
 SWITCH_INTERVAL_S = 0.0005
-#: A message costs a worker 1.5 ms, which 16 clips share.
-CHUNK_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A submitted run: the counts of its list's lines, and methods to wait for it and read it."""
+    """A run, and the counts of its list: new clips, known ones, refused lines."""
 
     run_id: int
     tally: Tally
     added: int
-    engine: sa.Engine = field(repr=False, compare=False)
 
     @property
     def clips(self) -> int:
@@ -90,36 +87,6 @@ class Submitted:
         if more:
             lines.append(f"  and {more} more")
         return lines
-
-    def progress(self) -> runs.Progress:
-        """Return how far the run has come."""
-        return runs.progress(self.engine, self.run_id)
-
-    def wait(self, timeout_s: float | None = None) -> runs.Progress:
-        """Wait until workers have brought every clip to a final state; return the final counts.
-
-        Raises:
-            TimeoutError: the run is not finished after `timeout_s` seconds.
-        """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while not (state := self.progress()).finished:
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{state.final} of {state.total} clips are final after {timeout_s} s."
-                )
-            time.sleep(0.5)
-        return state
-
-    def results(self, **conditions: Any) -> Iterator[dict[str, Any]]:
-        """Yield the clips that are done, each with its best label.
-
-        The conditions are those of `db.results.results`.
-        """
-        return results.results(self.engine, self.run_id, **conditions)
-
-    def failures(self) -> Iterator[dict[str, Any]]:
-        """Yield the clips that failed, each with the reason."""
-        return results.failures(self.engine, self.run_id)
 
 
 def submit(
@@ -175,7 +142,7 @@ def submit(
         reuse_urls=reuse_urls,
     )
     added = _add(clips, run_id, engine, settings)
-    return Submitted(run_id, tally, added, engine)
+    return Submitted(run_id, tally, added)
 
 
 def _open(settings: Settings) -> sa.Engine:

@@ -28,7 +28,7 @@ import redis
 
 from db import schema
 from db.session import connect
-from earmark import local
+from earmark import valkey
 from earmark.core.settings import Database
 from tests import needs
 
@@ -159,7 +159,7 @@ class Valkey:
         self._port = free_port()
         self._said = folder / f"valkey-{self._port}.txt"
         where = ["--port", str(self._port), "--dir", str(folder)]
-        self._command = [local.valkey_program(), *options, *where, "--save", ""]
+        self._command = [valkey.program(), *options, *where, "--save", ""]
         self.url = f"redis://127.0.0.1:{self._port}/0"
         self.start()
 

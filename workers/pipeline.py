@@ -7,7 +7,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -23,14 +23,34 @@ if TYPE_CHECKING:
 
     from db.ledger import Claimed
     from earmark.core.clips import AudioFacts, Outcome, Waveform, Window
-    from workers.decoding.pool import Decoders
-    from workers.fetching.polite import PoliteFetcher
+    from workers.decoding.pool import Decoded, Decoders
+    from workers.fetching.breaker import Breaker
+    from workers.fetching.fetch import Fetched
     from workers.models import RunPlan
 
 logger = logging.getLogger(__name__)
 
 #: A clip is put off by this while the database or the decoders are out of reach.
 SERVICE_PAUSE_S = 10.0
+
+
+class ClipFetcher(Protocol):
+    """What a pipeline fetches with; a worker's is a `PoliteFetcher`."""
+
+    @property
+    def breaker(self) -> Breaker: ...
+
+    def fetch(self, uri: str) -> Fetched: ...
+
+    def close(self) -> None: ...
+
+
+class Observer(Protocol):
+    """Sees a clip between the stages of a pipeline."""
+
+    def fetched(self, fetched: Fetched) -> None: ...
+
+    def decoded(self, decoded: Decoded) -> None: ...
 
 
 class Pipeline:
@@ -40,8 +60,15 @@ class Pipeline:
     Postponed if it has to be tried later.
     """
 
-    def __init__(self, fetcher: PoliteFetcher, decoders: Decoders, decoding_at_once: int) -> None:
+    def __init__(
+        self,
+        fetcher: ClipFetcher,
+        decoders: Decoders,
+        decoding_at_once: int,
+        observer: Observer | None = None,
+    ) -> None:
         self._fetcher = fetcher
+        self._observer = observer
         self._decoders = decoders
         # Held until the model's queue has taken all windows, so that its limit bounds decoded audio.
         self._decoding = threading.Semaphore(decoding_at_once)
@@ -79,6 +106,8 @@ class Pipeline:
         with journey.stage("fetch_ms"):
             fetched = self._fetcher.fetch(clip.uri)
         journey.source = fetched.source
+        if self._observer:
+            self._observer.fetched(fetched)
         try:
             known = _known(plan, clip.id, fetched.source)
         except ServiceError:
@@ -91,6 +120,8 @@ class Pipeline:
         with fetched.file, self._turn(journey):
             with journey.stage("decode_ms"):
                 decoded = self._decoders.decode(fetched.file, sample_rate)
+            if self._observer:
+                self._observer.decoded(decoded)
             with journey.stage("classify_ms"):
                 scoring = _submit(decoded.waveform, plan)
         with journey.stage("classify_ms"):

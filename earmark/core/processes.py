@@ -34,6 +34,15 @@ def isolate_imports() -> None:
     if "PYTHONPATH" in os.environ:
         folders = os.environ["PYTHONPATH"].split(os.pathsep)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(_is_absolute, folders))
+    check_installation()
+
+
+def check_installation() -> None:
+    """Check that our packages are imported from this installation.
+
+    Raises:
+        ServiceError: a module of the user's has the name of one of them and comes first.
+    """
     for package in PACKAGES:
         _check_origin(package)
 

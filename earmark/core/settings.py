@@ -6,7 +6,7 @@ import json
 import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import quote
 
 from platformdirs import user_data_path
@@ -277,6 +277,20 @@ class Settings(BaseSettings):
     @property
     def database_url(self) -> str:
         return self.database.url or sqlite_url(self.data_dir / "earmark.db")
+
+    def changed(self, **changes: Any) -> Self:
+        """Return these settings with some changed, such as `changed(fetch={"ports": (8080,)})`.
+
+        The values of a group are checked like those of the environment.
+        """
+        values = dict(self)
+        for name, change in changes.items():
+            current = values[name]
+            if isinstance(current, Group):
+                values[name] = type(current).model_validate({**dict(current), **change})
+            else:
+                values[name] = change
+        return self.model_copy(update=values)
 
 
 def sqlite_url(file: Path) -> str:

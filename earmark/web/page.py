@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 from db import browse, query, runs
 from earmark.core.errors import BY_CODE, EarmarkError, UsageError
-from earmark.local import HERE, check_port
+from earmark.ports import HERE, check_port
 from earmark.progress import screen
 from earmark.sound import Listener
 from earmark.web.report import TEMPLATES, UNCERTAIN, card, charts, colours, overview, render

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from earmark import local
+from earmark import flower
 from earmark.core.errors import UsageError
 from earmark.demo import EXAMPLES
 from tests.end_to_end.conftest import TIMEOUT_S, Earmark, finished_chunks, get_json, wait_until
@@ -186,7 +186,7 @@ def test_a_worker_logs_one_json_line_a_chunk(watched: Watched) -> None:
 )
 def test_flower_needs_a_password_on_other_addresses(address: str, basic_auth: str | None) -> None:
     with pytest.raises(UsageError, match="USER:PASSWORD"):
-        local.flower_arguments(5555, address, basic_auth)
+        flower.arguments(5555, address, basic_auth)
 
 
 def test_each_alert_has_a_summary_and_a_duration() -> None:

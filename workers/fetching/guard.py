@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin
 
 import certifi
@@ -66,6 +66,14 @@ TRANSLATED = {"::ffff:0:0/96": 0, "::ffff:0:0:0/96": 0, "64:ff9b::/96": 0, "2002
 logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
+class Observer(Protocol):
+    """Sees each request of a guard, redirects included, and the answer to it."""
+
+    def sending(self, url: str) -> None: ...
+
+    def answered(self, url: str, answer: BaseHTTPResponse) -> None: ...
+
+
 class Guard:
     """Opens untrusted http and https URLs, within the settings' limits.
 
@@ -74,8 +82,9 @@ class Guard:
     It raises a DownloadError for any answer that cannot be used.
     """
 
-    def __init__(self, fetch_settings: settings.Fetch) -> None:
+    def __init__(self, fetch_settings: settings.Fetch, observer: Observer | None = None) -> None:
         self._settings = fetch_settings
+        self._observer = observer
         self._addresses = Addresses(fetch_settings)
         # No requests.Session: it reads the bodies of redirects, keeps cookies, and obeys proxies
         # and .netrc passwords.
@@ -126,6 +135,14 @@ class Guard:
         return target
 
     def _ask(self, url: str, download: Download) -> BaseHTTPResponse:
+        if self._observer is None:
+            return self._send_twice(url, download)
+        self._observer.sending(url)
+        answer = self._send_twice(url, download)
+        self._observer.answered(url, answer)
+        return answer
+
+    def _send_twice(self, url: str, download: Download) -> BaseHTTPResponse:
         try:
             return self._send(url, download)
         except errors.Connect:
