@@ -48,10 +48,7 @@ def kept(engine: sa.Engine) -> dict[tuple[int, str], int]:
     ids = [row["run_id"] for row in ask(engine, "SELECT run_id FROM run_progress")]
     states = {run_id: runs.progress(engine, run_id).states for run_id in ids}
     return {
-        (run_id, state): clips
-        for run_id in ids
-        for state, clips in states[run_id].items()
-        if clips
+        (run_id, state): clips for run_id in ids for state, clips in states[run_id].items() if clips
     }
 
 
