@@ -72,7 +72,7 @@ class Nursery:
         return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
-        # It forks and keeps nothing: there is nothing to end in order, and it may still be importing.
+        # It forks and keeps nothing, so nothing has to end in order. It may still be importing.
         self._process.kill()
         self._process.communicate()
 
