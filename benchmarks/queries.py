@@ -129,7 +129,7 @@ def build(engine: sa.Engine, clips: int) -> tuple[int, ...]:
 
 
 def fill(engine: sa.Engine, clips: int) -> tuple[int, ...]:
-    """Write a finished run of so many clips into an empty database; return the ids of its labels."""
+    """Write a finished run of so many clips into an empty database; return its labels' ids."""
     ledger.open_run(engine, "big", RunOptions(), queue="clips", chunk_size=CHUNK)
     identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
     names = [f"label {number}" for number in range(LABELS)]

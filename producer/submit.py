@@ -128,9 +128,9 @@ def submit(
     if not first:
         reasons = "".join(f" {refused}." for refused in tally.examples)
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.{reasons}")
-    broker.check()
     settings = with_queue(settings, engine)
     broker.configure(settings.broker)
+    broker.check()
     assert settings.broker.queue
     run_id = ledger.open_run(
         engine,

@@ -35,7 +35,7 @@ SERVICE_PAUSE_S = 10.0
 
 
 class ClipFetcher(Protocol):
-    """What a pipeline fetches with; a worker's is a `PoliteFetcher`."""
+    """The fetcher of a pipeline; a worker's is a `PoliteFetcher`."""
 
     @property
     def breaker(self) -> Breaker: ...
@@ -57,7 +57,7 @@ class Pipeline:
     """Classifies claimed clips, one per call, from many threads.
 
     Use one per worker and close it. It never raises: each clip ends as a Success, a Failure, or a
-    Postponed if it has to be tried later.
+    Postponed if it has to be tried later. Pass an `observer` to see a clip between its stages.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Pipeline:
         self._fetcher = fetcher
         self._observer = observer
         self._decoders = decoders
-        # Held until the model's queue has taken all windows, so that its limit bounds decoded audio.
+        # Held until the model's queue has taken all windows, so that its limit bounds the audio.
         self._decoding = threading.Semaphore(decoding_at_once)
 
     def classify(self, clip: Claimed, plan: RunPlan) -> Outcome | Postponed:
@@ -159,7 +159,7 @@ def _known(plan: RunPlan, clip_id: int, source: Source | None) -> Success | None
         try:
             return plan.known(clip_id, source)
         except DatabaseError:
-            # The connection may have ended while it waited in the pool; by now all of them are replaced.
+            # The connection may have ended in the pool. All of them have been replaced by now.
             return plan.known(clip_id, source)
     except EarmarkError:
         raise

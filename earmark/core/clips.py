@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class State(StrEnum):
-    """Where a clip is on its way: pending, queued, running, then one of the final states."""
+    """The state of a clip: pending, queued, running, then one of the final states."""
 
     #: Waits in the database: new, given back, or to be tried again.
     pending = "pending"
@@ -29,7 +29,7 @@ class State(StrEnum):
     running = "running"
     #: Has a result.
     done = "done"
-    #: Failed for good; its error says why.
+    #: Failed for good, with an error.
     failed = "failed"
     #: Its run was cancelled before it was final.
     cancelled = "cancelled"
@@ -199,7 +199,7 @@ def display_uri(uri: str) -> str:
 
 
 def uri_key(uri: str, part: Part | None = None) -> bytes:
-    """Return the key of a clip within a run: a hash of its URI in normal form, and of its part."""
+    """Return a clip's key within a run: a hash of its URI in normal form and of its part."""
     normal = uri if _NORMAL.fullmatch(uri) and "/." not in uri else normal_uri(uri)
     key = normal.encode("utf-8", "surrogateescape")
     if part is not None:

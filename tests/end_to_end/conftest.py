@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: Time limit of a child process on a loaded machine; only ends a test that hangs.
 TIMEOUT_S = 180
 LOG_CHARS = 4000
+#: In the log of a worker that takes chunks.
+READY = "ready, with the model"
 
 
 @dataclass
@@ -94,6 +96,12 @@ class Earmark:
             )  # fmt: skip
         self._background.append(process)
         return process
+
+    def wait_for_workers(self, count: int) -> None:
+        """Wait until so many of the workers started here take chunks."""
+        wait_until(
+            lambda: sum(READY in log.read_text() for log in self.folder.glob("*.log")) >= count
+        )
 
     def end(self) -> None:
         """End the background commands, and print their output if the test has failed."""

@@ -72,12 +72,15 @@ def test_two_workers_and_flower_finish_a_list(cluster: Earmark, serve: Callable[
         "-c",
         "2",
         "-E",
+        "-l",
+        "INFO",
         "-n",
         "one@%h",
     )
     cluster.start("earmark", "worker", "--concurrency", "2")
     cluster.start("earmark", "flower", "--port", str(port))
     wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
+    cluster.wait_for_workers(2)
     cluster("submit", words, "--chunk-size", "8", "--watch")
     assert scalar(cluster, "SELECT string_agg(error, '; ') FROM failures") is None
     assert scalar(cluster, "SELECT count(*) FROM results") == CLIPS

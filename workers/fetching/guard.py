@@ -79,7 +79,8 @@ class Guard:
 
     Use one per process, shared by its threads, for every URL that a user or a list supplies, and
     close it. It follows redirects itself and checks each hop: the URL, and the address dialled.
-    It raises a DownloadError for any answer that cannot be used.
+    It raises a DownloadError for any answer that cannot be used. Pass an `observer` to see each
+    request and its answer.
     """
 
     def __init__(self, fetch_settings: settings.Fetch, observer: Observer | None = None) -> None:
