@@ -17,6 +17,7 @@ from db.identity import with_queue
 from earmark import folders, local, progress
 from earmark.core import broker
 from earmark.core.broker import EMBEDDED_NOTE
+from earmark.core.clips import State
 from earmark.core.errors import ServiceError, UsageError
 from earmark.database import open_database, read_settings
 from producer.submit import Submitted, submit
@@ -98,7 +99,7 @@ def run(
         state = progress.watch(
             engine, submitted.run_id, here, meanwhile=lambda: _look_after(children, disks)
         )
-    if not state.states["failed"] and not any(child.restarts for child in children):
+    if not state.states[State.failed] and not any(child.restarts for child in children):
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
     return Finished(runs.get_run(engine, submitted.run_id), state, submitted)
