@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from db import results, runs
 from earmark import folders, frames, machine, progress
+from earmark.core.clips import State
 from earmark.core.errors import UsageError
 from earmark.core.options import RunOptions
 from earmark.database import open_database, read_settings, with_database
@@ -280,7 +281,7 @@ def run_here(
         submitted = submit_sources(sources, engine, here.settings, options=options, **submission)
         look = _look_after(here, engine)
         state = progress.watch(engine, submitted.run_id, settings, meanwhile=look, quiet=quiet)
-    if not state.states["failed"] and not here.restarts:
+    if not state.states[State.failed] and not here.restarts:
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
     return Run(engine, runs.get_run(engine, submitted.run_id), submitted)

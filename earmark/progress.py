@@ -113,7 +113,7 @@ def rows(engine: sa.Engine, run: RunRow | None, settings: Settings) -> Iterator[
 
 
 def exit_if_strict(state: runs.Progress, *, strict: bool) -> None:
-    if strict and state.states["failed"]:
+    if strict and state.states[State.failed]:
         raise typer.Exit(1)
 
 
@@ -161,8 +161,8 @@ def _interrupt(number: int, _: Any) -> None:
 
 def _doing(state: runs.Progress, going: Pace) -> str:
     if not state.final:
-        return "listening" if state.states["running"] else "loading the model"
-    failed = f"[red]{state.states['failed']} failed[/]" if state.states["failed"] else ""
+        return "listening" if state.states[State.running] else "loading the model"
+    failed = f"[red]{state.states[State.failed]} failed[/]" if state.states[State.failed] else ""
     return ", ".join(filter(None, (pace_in_words(going), failed))) or "listening"
 
 

@@ -20,6 +20,7 @@ from db import charts as counts
 from db.pace import pace
 from earmark import output
 from earmark.advice import bottleneck
+from earmark.core.clips import State
 from earmark.core.errors import ClipError
 from earmark.progress import in_words
 from earmark.sound import Heard, Listener, Segment, segments
@@ -118,7 +119,7 @@ def sound_bytes(clips: int) -> int:
 
 def card(clip: dict[str, Any], hear: Callable[[str], Heard]) -> Card:
     """Return a clip's card; what failed is not fetched again."""
-    if clip["state"] != "done":
+    if clip["state"] != State.done:
         return Card(clip, None, "")
     try:
         return Card(clip, hear(clip["uri"]), "")
