@@ -1,4 +1,4 @@
-"""Pages of clips: each clip once, in the order of its question, whatever the filters; an even sample."""
+"""Pages of clips: each clip once, in the order asked for, with any filter; an even sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger: a clip is claimed by one worker, and finished by its holder alone, who counts the try then."""
+"""The ledger: one worker claims a clip, and only its holder finishes it and counts the try."""
 
 from __future__ import annotations
 
@@ -127,7 +127,10 @@ def test_a_fleet_that_died_may_leave_more_leases_than_a_statement_has_parameters
 ) -> None:
     run_id, ids = submit(engine, 1)
     ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
-    numbers = "WITH RECURSIVE n(i) AS (SELECT CAST(:first AS integer) UNION ALL SELECT i + 1 FROM n WHERE i < 300000)"
+    numbers = (
+        "WITH RECURSIVE n(i) AS"
+        " (SELECT CAST(:first AS integer) UNION ALL SELECT i + 1 FROM n WHERE i < 300000)"
+    )
     leases = f"{numbers} INSERT INTO leases (clip_id, run_id, until) SELECT i, :run_id, 0 FROM n"
     with writing(engine) as connection:
         connection.execute(sa.text(leases), {"first": ids[0] + 1, "run_id": run_id})

@@ -1,4 +1,4 @@
-"""Any order of claims, ends, deaths and losses leaves a clip one state, results that agree, and a way to its end."""
+"""Any order of claims, ends, deaths and losses leaves a clip in one state, with a way to its end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ some = st.randoms(use_true_random=False)
 
 
 class LedgerStates(RuleBasedStateMachine):
-    """A queue that loses and doubles messages, workers that die or come back from the dead, and one run."""
+    """A queue that loses and doubles messages, workers that die or come back, and one run."""
 
     engine: sa.Engine
 

@@ -20,8 +20,8 @@ from tests.db.facts import FACTS, chunk_of, labels, submit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Clips that end, evenly, in this many seconds: one in a hundred seconds. Against hours, it does not
-#: matter how long a busy machine takes for a test.
+#: Clips that end, evenly, in this many seconds: one in a hundred seconds. Compared with hours,
+#: the time that a busy machine takes for a test does not matter.
 ENDED, SECONDS, LEFT = 200, 20_000.0, 100
 
 

@@ -1,4 +1,4 @@
-"""Migrations: forth and back, equal to the models, with data from the first one on; what a wrong schema is told."""
+"""Migrations: forth and back, equal to the models, with data; sentences about a wrong schema."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 
 #: Rows as the first version's own program wrote them; never to be changed once that is released.
 FIRST_DATA = (
-    "INSERT INTO models (id, name, revision, sha256, sample_rate, function_to_apply, window_s, created_at)"
+    "INSERT INTO models"
+    " (id, name, revision, sha256, sample_rate, function_to_apply, window_s, created_at)"
     " VALUES (1, 'm', '', '0', 16000, 'softmax', 10, 1)",
     "INSERT INTO labels (id, model_id, position, name) VALUES (1, 1, 0, 'siren')",
     "INSERT INTO runs (id, name, model_id, options, queue, chunk_size, created_at)"
     " VALUES (1, 'old', 1, '{{}}', 'clips', 16, 1)",
-    "INSERT INTO clips (id, run_id, uri, uri_key, state, label_id, score, sha256, bytes, duration_s, finished_at,"
-    " label_ids, scores) VALUES (1, 1, 'u', '0123456789a', 'done', 1, 0.5, 'ab', 7, 2, 3, {ids}, {scores})",
+    "INSERT INTO clips (id, run_id, uri, uri_key, state, label_id, score, sha256, bytes,"
+    " duration_s, finished_at, label_ids, scores)"
+    " VALUES (1, 1, 'u', '0123456789a', 'done', 1, 0.5, 'ab', 7, 2, 3, {ids}, {scores})",
     "INSERT INTO window_predictions (clip_id, start_s, end_s, label_ids, scores)"
     " VALUES (1, 0, 1, {ids}, {scores}), (1, 1, 2, {ids}, {scores})",
 )
@@ -118,7 +120,8 @@ def test_each_channel_of_a_clip_has_its_own_windows(engine: sa.Engine) -> None:
             connection.execute(sa.text(statement.format(**LISTS[engine.dialect.name])))
         connection.execute(
             sa.text(
-                "INSERT INTO window_predictions (clip_id, channel, start_s, end_s, label_ids, scores)"
+                "INSERT INTO window_predictions"
+                " (clip_id, channel, start_s, end_s, label_ids, scores)"
                 " SELECT clip_id, 2, start_s, end_s, label_ids, scores FROM window_predictions"
             )
         )

@@ -1,4 +1,4 @@
-"""Connections of a PostgreSQL that go away, turn read-only or lead through a pooler; what their errors become."""
+"""PostgreSQL connections that are lost, turn read-only or lead through a pooler; their errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def process(engine: sa.Engine) -> int:
 
 
 def ended(engine: sa.Engine, url: str) -> int:
-    """Have PostgreSQL end the process that serves the engine's connection, and return which it was."""
+    """Have PostgreSQL end the process that serves the engine's connection; return its id."""
     ended = process(engine)
     with psycopg.connect(url, autocommit=True) as other:
         other.execute("SELECT pg_terminate_backend(%s, 5000)", [ended])

@@ -1,4 +1,4 @@
-"""Database URLs: those that cannot be used are one sentence, and none is shown with its password."""
+"""Database URLs: one that cannot be used is one sentence; none is shown with its password."""
 
 from __future__ import annotations
 

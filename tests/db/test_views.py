@@ -71,7 +71,10 @@ def test_the_page_has_twenty_questions_and_names_every_column(engine: sa.Engine)
 
 def test_consecutive_windows_of_a_label_are_one_event_with_its_peak(engine: sa.Engine) -> None:
     two_runs(engine)
-    statement = "SELECT label, start_s, end_s, score, windows FROM events WHERE run = 'march' AND uri LIKE '%/0.wav'"
+    statement = (
+        "SELECT label, start_s, end_s, score, windows FROM events"
+        " WHERE run = 'march' AND uri LIKE '%/0.wav'"
+    )
     events = [tuple(row.values()) for row in ask(engine, f"{statement} ORDER BY start_s")]
     expected = [
         ("siren", 0.0, 8.0, 0.9, 2),
@@ -91,7 +94,8 @@ def test_hosts_models_and_labels_are_counted(engine: sa.Engine) -> None:
     two_runs(engine)
     hosts = ask(
         engine,
-        "SELECT host, clips, done, failed, failure_rate FROM host_stats WHERE run = 'march' ORDER BY host",
+        "SELECT host, clips, done, failed, failure_rate FROM host_stats"
+        " WHERE run = 'march' ORDER BY host",
     )
     assert [list(row.values()) for row in hosts] == [
         ["h0.org", 2, 2, 0, 0.0],
