@@ -19,7 +19,7 @@ VOLUME /models
 # By number, so that Kubernetes can see that it is not root.
 USER 10001
 WORKDIR /home/earmark
-# A worker's; services of another kind have their own check or none.
+# The worker's check; other services have their own check or none.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9100/ready', timeout=3)"]
 ENTRYPOINT ["earmark"]

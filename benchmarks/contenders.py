@@ -1,8 +1,9 @@
-"""The ways to label a list of clips, Earmark one of them: each a process that takes lists on its standard input.
+"""The ways to label a list of clips, Earmark among them: processes that read lists from stdin.
 
-`python -m benchmarks.contenders WAY --model M` says `ready` once the model has scored a clip, then answers each line,
-a JSON list of paths or URLs of 16-bit audio, with the list of their best labels. Each way keeps the five best labels
-in a store: a SQLite table, Celery's result backend, a Ray data set, Earmark's database.
+`python -m benchmarks.contenders WAY --model M` says `ready` once the model has scored a clip, then
+answers each line, a JSON list of paths or URLs of 16-bit audio, with the list of their best labels.
+Each way keeps the five best labels in a store: a SQLite table, Celery's result backend, a Ray data
+set, Earmark's database.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 RATE = 16_000
 TOP_K = 5
-#: Downloads ahead of each of the optimum's processes, as many as a worker of Earmark has on two cores.
+#: Downloads ahead of each of the optimum's processes, as many as a worker of Earmark has on two
+#: cores.
 AHEAD = 16
 #: The starter is cheapest with 8 (5.9 ms a clip; 6.4 with 4, 9.1 alone); larger models do not care.
 BATCH = 8
@@ -47,11 +49,7 @@ def script(model: str, threads: int) -> Iterator[Label]:
     pipe, store = pipeline(model, threads), Store()
 
     def label(uris: list[str]) -> list[str]:
-        return [
-            store.keep(uri, predictions)
-            for uri in uris
-            for predictions in [pipe(saved(uri), top_k=TOP_K)]
-        ]
+        return [store.keep(uri, pipe(saved(uri), top_k=TOP_K)) for uri in uris]
 
     yield label
 
@@ -150,7 +148,7 @@ def ray(model: str, threads: int) -> Iterator[Label]:
 
 @contextmanager
 def optimum(model: str, _: int) -> Iterator[Label]:
-    """A process a core, written by hand: downloads ahead, decoding, our features and forward passes; no queue."""
+    """A process per core, by hand: downloads ahead, decoding, our model code, and no queue."""
     context, store = multiprocessing.get_context("spawn"), Store()
     with context.Pool(cores(), load_alone, [model]) as pool:
 
@@ -227,11 +225,9 @@ def _scored(
 
 @contextmanager
 def earmark(model: str, _threads: int, database: str) -> Iterator[Label]:
-    """One Earmark worker with a lane a core, as `earmark run` has it, from the list to the last final state."""
-    from earmark import api
-    from earmark.core.options import RunOptions
-    from earmark.database import open_database
-    from producer.submit import submit
+    """One Earmark worker with a lane per core, as in `earmark run`, until each clip is final."""
+    import earmark
+    from earmark import machine
     from tests.servers import running_postgres, upgraded
 
     turns = itertools.count(1)
@@ -250,18 +246,17 @@ def earmark(model: str, _threads: int, database: str) -> Iterator[Label]:
             os.environ["EARMARK_DATABASE__URL"] = upgraded(
                 servers.enter_context(running_postgres())
             )
-        engine = open_database(Settings(), create=True)
-        here, _ = servers.enter_context(api.machine(Settings(), queue="contender", workers=1))
+        here = servers.enter_context(machine.running(Settings(), queue="contender", workers=1))
 
         def label(uris: list[str]) -> list[str]:
             listed = Path(folder, "list.txt")
             listed.write_text("\n".join(uris))
             # Other options than last time, or the ledger would have the answers.
-            options = RunOptions(model=model, top_k=TOP_K, min_score=1e-9 * next(turns))
-            submitted = submit(str(listed), engine, here, options=options)
-            while not submitted.progress().finished:
+            options = {"model": model, "top_k": TOP_K, "min_score": 1e-9 * next(turns)}
+            run = earmark.submit(str(listed), settings=here.settings, **options)
+            while not run.progress().finished:
                 time.sleep(0.05)
-            found = {row["uri"]: row["label"] for row in submitted.results()}
+            found = {row["uri"]: row["label"] for row in run.results()}
             return [found[uri] for uri in uris]
 
         yield label

@@ -1,10 +1,11 @@
-"""What a clip's decoding costs in our pool, beside soundfile + soxr in process and librosa.load, in one run.
+"""The cost of decoding in our pool, in process with soundfile and soxr, and with librosa.load.
 
-`python -m benchmarks.decode` prints, for 5 s clips: milliseconds a clip of each way; what the pool adds to in-process
-decoding, by the clock and in processor time of parent and children; how many times the clips a second of one child two
-children do, as in a worker with more callers than children; how many times those of one process they and two plain
-processes do, the latter being all that the machine has to give; and what the children add to the plain processes in
-processor time. The ways take turns of a few clips, so that a busy machine slows all alike; figures are medians over
+`python -m benchmarks.decode` prints, for 5 s clips: milliseconds a clip of each way; what the pool
+adds to in-process decoding, by the clock and in processor time of parent and children; how many
+times the clips a second of one child two children do, as in a worker with more callers than
+children; how many times those of one process they and two plain processes do, the latter being all
+that the machine has to give; and what the children add to the plain processes in processor time.
+The ways take turns of a few clips, so that a busy machine slows all alike; figures are medians over
 the turns, processor times means.
 """
 
@@ -131,7 +132,7 @@ TITLES = (
 
 @dataclass(frozen=True)
 class Bench:
-    """One child, two, and two plain processes; callers enough that no child waits for its next clip."""
+    """One child, two, and two plain processes, with so many callers that no child waits."""
 
     one: pool.Decoders
     two: pool.Decoders

@@ -1,15 +1,16 @@
-"""Earmark beside what one would use instead: the same clips, the same model, the same labels kept, one run.
+"""Earmark beside its alternatives: the same clips, the same model, the same labels kept, one run.
 
     python -m benchmarks.end_to_end
     python -m benchmarks.end_to_end --models starter --sources files --ways optimum "earmark sqlite"
 
-Every way is a process of its own that has its model loaded and one clip behind it. They take turns on the same list
-in random order, so that a busy machine slows all alike; of the starter's list the slow ones are given every fourth
-clip.
+Every way is a process of its own that has its model loaded and one clip behind it. They take turns
+on the same list in random order, so that a busy machine slows all alike; of the starter's list the
+slow ones are given every fourth clip.
 
-Clips a second, processor time (of all its processes, servers included) and memory are medians over the turns, with the
-lowest and highest; a ratio is the median of the turns' ratios to the loop written by hand. Ray's clips a second include
-the start of its actors, which it repeats for each list; its processes are daemons, whose processor time is not counted.
+Clips a second, processor time (of all its processes, servers included) and memory are medians over
+the turns, with the lowest and highest; a ratio is the median of the turns' ratios to the loop
+written by hand. Ray's clips a second include the start of its actors, which it repeats for each
+list; its processes are daemons, whose processor time is not counted.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ EXAMPLES = Path(__file__).parents[1] / "earmark" / "examples"
 RATE = 44_100
 #: How many clips a model is given in a turn: a base model takes seconds for each.
 CLIPS = {"starter": 120, "ast-base": 4, "wav2vec2-base": 8}
-#: Ways that are given a part of the starter's list, one in so many: they take as long for each, however many there are.
+#: Ways that are given a part of the starter's list, one in so many: they take as long for each,
+#: however many there are.
 SLOW, SLOW_PART = {"script", "pipeline x8", "pipeline x16", "celery"}, 4
 #: (lengths, how they are had, latency of the server in seconds)
 SOURCES = {
@@ -50,7 +52,8 @@ SOURCES = {
     "ragged urls": ("ragged", True, 0.0),
     "slow urls": ("equal", True, 0.05),
 }
-#: What a model is given unless told otherwise. A base model is its own cost, wherever its clips are.
+#: What a model is given unless told otherwise. A base model is its own cost, wherever its clips
+#: are.
 SOURCES_OF = {
     "starter": ["files", "urls", "ragged urls"],
     "ast-base": ["urls"],
@@ -124,9 +127,8 @@ class Contender:
 
 def main() -> None:
     arguments = _arguments()
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, {time.strftime('%d %B %Y')}, {arguments.turns} turns"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    print(f"{machine}, {time.strftime('%d %B %Y')}, {arguments.turns} turns")
     with tempfile.TemporaryDirectory() as folder:
         for model in arguments.models:
             threads: dict[str, int] = {}
@@ -239,13 +241,15 @@ def _sound() -> np.ndarray:
 def _show(title: str, costs: dict[str, Costs], answers: dict[str, dict[str, str]]) -> None:
     print(f"\n**{title}**\n")
     print(
-        "| way | clips/s | CPU ms a clip | MB | of the optimum's clips/s | its CPU over the optimum's | same label |"
+        "| way | clips/s | CPU ms a clip | MB | of the optimum's clips/s"
+        " | its CPU over the optimum's | same label |"
     )
     print("|---|---|---|---|---|---|---|")
     for way, cost in costs.items():
         against = costs.get(REFERENCE, cost)
         print(
-            f"| {way} | {_spread(cost.clips_s)} | {_spread(cost.cpu_ms)} | {max(cost.memory_mb):.0f} "
+            f"| {way} | {_spread(cost.clips_s)} | {_spread(cost.cpu_ms)} "
+            f"| {max(cost.memory_mb):.0f} "
             f"| {_ratio(cost.clips_s, against.clips_s)} | {_ratio(cost.cpu_ms, against.cpu_ms)} "
             f"| {_agreement(answers[way], answers.get(REFERENCE, answers[way])):.0%} |",
             flush=True,

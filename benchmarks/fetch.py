@@ -1,4 +1,4 @@
-"""What fetching costs: `python -m benchmarks.fetch` measures ours beside requests and urllib3, in turns, in one run."""
+"""The cost of fetching with our fetcher, requests and urllib3: `python -m benchmarks.fetch`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _options() -> argparse.Namespace:
 def _measure(
     contenders: dict[str, Callable[[str], str]], url: str, options: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """Return CPU seconds a clip, per contender and round; the first round warms up and is dropped."""
+    """Return CPU seconds a clip by contender and round, without the first round (warm-up)."""
     costs: dict[str, list[float]] = {name: [] for name in contenders}
     with ThreadPoolExecutor(options.threads) as pool:
         for _ in range(options.rounds + 1):
@@ -103,12 +103,15 @@ def _show(costs: dict[str, list[float]], options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(rows))
         return
+    kilobytes = len(CLIP) / 1000
     print(
-        f"{len(CLIP) / 1000:.0f} kB clips with SHA-256, {options.threads} threads, median of {options.rounds} rounds"
+        f"{kilobytes:.0f} kB clips with SHA-256, {options.threads} threads,"
+        f" median of {options.rounds} rounds"
     )
     for name, row in rows.items():
         print(
-            f"{name:9} {row['cpu_ms']:6.2f} ms CPU a clip  {row['clips_per_s_per_core']:6.0f} clips/s per core"
+            f"{name:9} {row['cpu_ms']:6.2f} ms CPU a clip"
+            f"  {row['clips_per_s_per_core']:6.0f} clips/s per core"
             f"  {row['times_requests']:5.2f} x requests"
         )
 

@@ -1,12 +1,12 @@
-"""Compare what one clip costs the model side of a worker with pipelines and with a loop that has no queue.
+"""The cost of a clip in a worker's model side, in pipelines, and in a loop that has no queue.
 
     python -m benchmarks.inference
     python -m benchmarks.inference --models starter --clips 400
 
-All ways are given the same 16 kHz arrays and take turns on a few clips at a time, so a busy machine slows all alike.
-Costs are CPU seconds (wall seconds with more than one thread), the median over the turns; above 1, ours wins. Beside
-ours stands what the queue takes of its CPU time: all that is not features and forward pass. The base models get few
-clips, which cost seconds each.
+All ways are given the same 16 kHz arrays and take turns on a few clips at a time, so a busy machine
+slows all alike. Costs are CPU seconds (wall seconds with more than one thread), the median over the
+turns; above 1, ours wins. Beside ours stands what the queue takes of its CPU time: all that is not
+features and forward pass. The base models get few clips, which cost seconds each.
 """
 
 from __future__ import annotations
@@ -33,8 +33,14 @@ if TYPE_CHECKING:
 
 RATE = 16_000
 LABELS = {number: f"label {number}" for number in range(50)}
-AST_MICRO = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 384,
-             "frequency_stride": 16, "time_stride": 16}  # fmt: skip
+AST_MICRO = {
+    "hidden_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 384,
+    "frequency_stride": 16,
+    "time_stride": 16,
+}
 AST_TINY = {
     "hidden_size": 192,
     "num_hidden_layers": 6,
@@ -59,7 +65,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     classifier.Classifier._forward = _timed(classifier.Classifier._forward)  # type: ignore[method-assign]
     print(
-        f"{'model':14} {'lengths':8} {'way':12} {'CPU ms/clip':>12} {'clips/s':>8} {'cost, of ours':>14}"
+        f"{'model':14} {'lengths':8} {'way':12}"
+        f" {'CPU ms/clip':>12} {'clips/s':>8} {'cost, of ours':>14}"
     )
     with tempfile.TemporaryDirectory() as folder:
         for model in arguments.models:
@@ -95,7 +102,8 @@ def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace)
     for number, clips in enumerate(turns):
         for place in np.random.default_rng(number).permutation(len(ways)):
             way = list(ways)[place]
-            # A length the CPU kernels meet for the first time costs extra: everyone gets lengths of their own.
+            # A length the CPU kernels meet for the first time costs extra: everyone gets lengths of
+            # their own.
             _measure(ways[way], [clip[place:] for clip in clips], costs[way])
     queue.close()
     for way, cost in costs.items():
@@ -127,7 +135,7 @@ def _ways(loaded: classifier.Classifier, queue: batcher.Batcher, name: str) -> d
 
 
 def _loop(loaded: classifier.Classifier, clips: list[np.ndarray]) -> list[torch.Tensor]:
-    """Write out the best loop there is: our features, the same batches, the same forward pass, no queue."""
+    """The best possible loop: our features, the same batches and forward pass, and no queue."""
     scores = []
     with torch.inference_mode():
         while clips:
@@ -217,7 +225,8 @@ MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "ast-base": _ast,
     "wav2vec2-base": _wav2vec2,
 }
-#: How many clips a model is given, and how many of them each way scores before the next has its turn.
+#: How many clips a model is given, and how many of them each way scores before the next has its
+#: turn.
 CLIPS = {
     "starter": (200, 20),
     "ast-micro": (80, 16),

@@ -1,4 +1,4 @@
-"""What submitting and feeding cost: `python -m benchmarks.producer --clips 10000000`, with lists it makes."""
+"""The cost of submitting and feeding: `python -m benchmarks.producer --clips 10000000`."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ WANTED = {"submit txt": 60_000, "submit it again": 100_000, "submit parquet": 60
 
 
 def main() -> None:
-    """Print a table for docs/performance.md: a txt twice, a parquet of as many rows, `earmark status`, the feeder."""
+    """Print a table for docs/performance.md: txt twice, parquet, `earmark status`, the feeder."""
     options = _options()
     # So that servers and files go as well where it takes too long or is told to stop.
     for ended in (signal.SIGALRM, signal.SIGTERM):
         signal.signal(ended, signal.default_int_handler)
     signal.alarm(options.limit_s)
     print(
-        "| database | act | rows/s (wanted) | CPU µs/row | memory MB (300) | first chunk s (5) | Redis MB (30) |"
+        "| database | act | rows/s (wanted) | CPU µs/row | memory MB (300) | first chunk s (5)"
+        " | Redis MB (30) |"
     )
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -198,9 +199,9 @@ def _feed(settings: Settings, feed_s: float) -> dict[str, float]:
     }
 
 
-def _show(database: str, act: str, found: dict[str, float]) -> None:
-    speed = f"{found['rows_s']:,.0f} ({WANTED[act]:,})"
-    numbers = (found["cpu_us"], found["memory_mb"], found["first_s"], found["redis_mb"])
+def _show(database: str, act: str, row: dict[str, float]) -> None:
+    speed = f"{row['rows_s']:,.0f} ({WANTED[act]:,})"
+    numbers = (row["cpu_us"], row["memory_mb"], row["first_s"], row["redis_mb"])
     print(
         f"| {database} | {act} | {speed} |",
         "{:.1f} | {:.0f} | {:.2f} | {:.1f} |".format(*numbers),
@@ -208,9 +209,10 @@ def _show(database: str, act: str, found: dict[str, float]) -> None:
     )
 
 
-def _show_feeder(database: str, found: dict[str, float]) -> None:
-    times = f"{found['median_ms']:.1f} ms a top-up in the middle, {found['p99_ms']:.1f} ms (20) at the 99th percentile"
-    print(f"| {database} | feed | {found['clips_s']:,.0f} (20,000) | {times} | | | |", flush=True)
+def _show_feeder(database: str, row: dict[str, float]) -> None:
+    times = f"{row['median_ms']:.1f} ms a top-up in the middle"
+    times += f", {row['p99_ms']:.1f} ms (20) at the 99th percentile"
+    print(f"| {database} | feed | {row['clips_s']:,.0f} (20,000) | {times} | | | |", flush=True)
 
 
 def _show_status(database: str, settings: Settings) -> None:
@@ -227,7 +229,8 @@ def _show_status(database: str, settings: Settings) -> None:
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         took.append(time.perf_counter() - start)
-    times = f"{statistics.median(took):.2f} s in the middle of {STATUS_TIMES}, {max(took):.2f} s at most (1)"
+    times = f"{statistics.median(took):.2f} s in the middle of {STATUS_TIMES}"
+    times += f", {max(took):.2f} s at most (1)"
     print(f"| {database} | earmark status | | {times} | | | |", flush=True)
 
 

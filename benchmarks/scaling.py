@@ -1,7 +1,10 @@
-"""What more workers bring when downloads are slow, and what being watched costs: `python -m benchmarks.scaling`.
+"""Clips/s with more workers when downloads are slow, and the cost of being watched.
 
-A server on this machine answers each request after 0.3 s with a clip of its own. A worker has few clips in flight, so
-that what it waits for is the server and not these processors: then twice the workers should do twice the clips.
+Run it with `python -m benchmarks.scaling`.
+
+A server on this machine answers each request after 0.3 s with a clip of its own. A worker has few
+clips in flight, so that what it waits for is the server and not these processors: then twice the
+workers should do twice the clips.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import soundfile
 from benchmarks.watch import cpu_s
 from db import pace, runs
 from db.session import connect
-from earmark import local
+from earmark import children, flower, machine
 from earmark.core import broker
 from earmark.core.settings import Broker, Database, Settings
 from earmark.demo import EXAMPLES
@@ -76,9 +79,8 @@ class _Bench:
         self.turns = 0
 
     def scaling(self) -> None:
-        print(
-            "| workers | clips/s | of one worker | worker CPU ms/clip | load |\n|---|---|---|---|---|"
-        )
+        print("| workers | clips/s | of one worker | worker CPU ms/clip | load |")
+        print("|---|---|---|---|---|")
         measured: dict[int, list[tuple[float, float]]] = {}
         for _ in range(self.options.turns):
             for count in map(int, self.options.workers.split(",")):
@@ -87,43 +89,44 @@ class _Bench:
         one = median(rate for rate, _ in next(iter(measured.values())))
         for count, turns in measured.items():
             rate, cpu = (median(values) for values in zip(*turns, strict=True))
-            print(
-                f"| {count} | {rate:.1f} | {rate / one:.2f} | {cpu:.1f} | {os.getloadavg()[0]:.1f} |"
-            )
+            load = os.getloadavg()[0]
+            print(f"| {count} | {rate:.1f} | {rate / one:.2f} | {cpu:.1f} | {load:.1f} |")
 
     def cost_of_watching(self) -> None:
-        """Let one worker stay, and have it watched in every other turn: scraped each second, and by Flower."""
+        """Measure one worker, watched in every other turn: scraped each second, and by Flower."""
         print("| watched | clips/s | worker CPU ms/clip | load |\n|---|---|---|---|")
         port = free_port()
-        environment = local.environment(
-            self.settings, broker__url=self.settings.broker.url, broker__queue="clips"
-        )
-        with self._workers(1, worker__metrics_port=port) as workers:
+        environment = children.environment(self.settings)
+        with self._workers(1, metrics_port=port) as workers:
             self._turn(workers, 1)
             for turn in range(2 * self.options.turns):
                 with ExitStack() as stack:
                     if turn % 2:
-                        stack.enter_context(local.flower(environment, free_port(), self.folder))
+                        stack.enter_context(flower.running(environment, free_port(), self.folder))
                         stack.enter_context(_scraped(f"http://127.0.0.1:{port}/metrics"))
                         time.sleep(3)
                     rate, cpu = self._turn(workers, 1)
-                print(
-                    f"| {'yes' if turn % 2 else 'no'} | {rate:.1f} | {cpu:.2f} | {os.getloadavg()[0]:.1f} |"
-                )
+                watched, load = "yes" if turn % 2 else "no", os.getloadavg()[0]
+                print(f"| {watched} | {rate:.1f} | {cpu:.2f} | {load:.1f} |")
 
     @contextmanager
     def _workers(self, count: int, **changes: Any) -> Iterator[list[int]]:
-        environment = local.environment(
-            self.settings, broker__url=self.settings.broker.url, broker__queue="clips",
-            fetch__allow_networks="127.0.0.0/8", fetch__ports=self.base.rpartition(":")[2], fetch__host_concurrency=64,
-            worker__clips_in_flight=self.options.in_flight, worker__decoders=1, model__threads=1, **changes,
-        )  # fmt: skip
+        settings = self.settings.changed(
+            fetch={
+                "allow_networks": "127.0.0.0/8",
+                "ports": self.base.rpartition(":")[2],
+                "host_concurrency": 64,
+            },
+            worker={"clips_in_flight": self.options.in_flight, "decoders": 1, **changes},
+            model={"threads": 1},
+        )
+        environment = children.environment(settings)
         logs = self.folder / "logs"
-        with local.workers([environment] * count, logs) as children:
+        with machine.running_workers([environment] * count, logs) as started:
             for number in range(1, count + 1):
                 while "ready, with" not in (logs / f"worker-{number}.log").read_text():
                     time.sleep(LOOK_S)
-            yield [child.process.pid for child in children]
+            yield [child.process.pid for child in started]
 
     def _turn(self, workers: list[int], count: int) -> tuple[float, float]:
         """Return clips a second and the workers' processor milliseconds a clip."""

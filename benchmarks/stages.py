@@ -1,11 +1,12 @@
-"""Where the processor time of a clip goes in Earmark: a worker with its queue and ledger, taken apart.
+"""The processor time of a clip in Earmark, by its parts: a worker with its queue and ledger.
 
     python -m benchmarks.stages
     python -m benchmarks.stages --database postgresql --clips 2000
 
-The worker runs in this process, with its functions wrapped; what one spends in another that is named here is not
-counted twice. Servers and decoders are processes of their own, and are counted whole. Clips are five seconds of Ogg
-Vorbis each, from a loopback server in another process; a run of them comes first, so that all is warm.
+The worker runs in this process, with its functions wrapped; what one spends in another that is
+named here is not counted twice. Servers and decoders are processes of their own, and are counted
+whole. Clips are five seconds of Ogg Vorbis each, from a loopback server in another process; a run
+of them comes first, so that all is warm.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def wrap() -> None:
     from workers import models, tasks
     from workers.decoding.pool import Decoders
     from workers.fetching.fetch import Fetcher
-    from workers.fetching.host_limits import Manners
+    from workers.fetching.host_limits import HostLimits
     from workers.pipeline import Pipeline
     from workers.scoring import features
     from workers.scoring.batcher import Batcher
@@ -68,7 +69,7 @@ def wrap() -> None:
     ]
     parts = {
         "fetch": [(Fetcher, "fetch")],
-        "manners": [(Manners, "wait_s"), (Manners, "done")],
+        "limits per host": [(HostLimits, "wait_s"), (HostLimits, "done")],
         "known already?": [(models, "reuse")],
         "decode, worker's side": [(Decoders, "decode")],
         "model's queue": [
@@ -116,7 +117,8 @@ def _served(folder: Path, count: int, running: ExitStack) -> list[str]:
     from benchmarks.end_to_end import make_clips
 
     names = [path.name for path in make_clips(folder / "clips", "equal", count)]
-    serve = "from pathlib import Path; import sys; from tests.servers import serving; s = serving(Path(sys.argv[1]))"
+    serve = "from pathlib import Path; import sys; from tests.servers import serving"
+    serve += "; s = serving(Path(sys.argv[1]))"
     loop = "\nwith s as base:\n print(base, flush=True); sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     server: Any = subprocess.Popen(
@@ -128,7 +130,7 @@ def _served(folder: Path, count: int, running: ExitStack) -> list[str]:
 
 
 def _work(folder: Path, clips: list[str], database: str, running: ExitStack) -> None:
-    from earmark import api, local
+    from earmark import machine, valkey, worker
     from earmark.core.settings import Settings
     from earmark.database import open_database
     from tests.servers import running_postgres, upgraded
@@ -136,38 +138,31 @@ def _work(folder: Path, clips: list[str], database: str, running: ExitStack) -> 
     servers = {child.pid for child in psutil.Process().children()}
     if database == "postgresql":
         os.environ["EARMARK_DATABASE__URL"] = upgraded(running.enter_context(running_postgres()))
-    os.environ["EARMARK_BROKER__URL"] = running.enter_context(local.valkey(folder / "valkey"))
-    settings = api.find_broker(Settings())
-    engine = open_database(settings, create=True)
-    threading.Thread(
-        target=_submit, args=(clips, engine, settings, servers, running), daemon=True
-    ).start()
+    os.environ["EARMARK_BROKER__URL"] = running.enter_context(valkey.running(folder / "valkey"))
+    settings = machine.find_broker(Settings())
+    open_database(settings, create=True)
+    threading.Thread(target=_submit, args=(clips, settings, servers, running), daemon=True).start()
     wrap()
-    api.worker()
+    worker.work()
 
 
-def _submit(
-    clips: list[str], engine: Any, settings: Any, servers: set[int], running: ExitStack
-) -> None:
-    from earmark.core.options import RunOptions
-    from producer.submit import submit
+def _submit(clips: list[str], settings: Any, servers: set[int], running: ExitStack) -> None:
+    import earmark
 
     listed = settings.data_dir / "list.txt"
     listed.write_text("\n".join(clips))
     for turn in (1, 2):
         spent.clear()
         before, start, mine = _processes(servers), time.perf_counter(), time.thread_time()
-        submitted = submit(str(listed), engine, settings, options=RunOptions(min_score=1e-9 * turn))
-        submitted.wait()
+        earmark.submit(str(listed), settings=settings, min_score=1e-9 * turn).wait()
         seconds = time.perf_counter() - start
         after, submitting = _processes(servers), time.thread_time() - mine
     parts = {**spent, "submit": submitting}
     whole = {name: after[name] - before[name] for name in after}
     parts["celery, the rest of the worker"] = whole.pop("worker") - sum(parts.values())
     parts |= whole
-    print(
-        f"{len(clips) / seconds:.1f} clips/s; processor ms a clip: {1000 * sum(parts.values()) / len(clips):.2f}"
-    )
+    ms = 1000 * sum(parts.values()) / len(clips)
+    print(f"{len(clips) / seconds:.1f} clips/s; processor ms a clip: {ms:.2f}")
     for part, took in sorted(parts.items(), key=lambda each: -each[1]):
         print(f"{1000 * took / len(clips):8.2f}  {part}", flush=True)
     # A worker ends without a word to whoever started it, and would leave the servers running.
@@ -176,7 +171,7 @@ def _submit(
 
 
 def _processes(servers: set[int]) -> Counter[str]:
-    """Return the processor seconds of this process and, by what they are, of those it has started."""
+    """Return the processor seconds of this process and, by kind, of those that it started."""
     found = Counter(worker=time.process_time())
     for child in psutil.Process().children(recursive=True):
         if child.pid not in servers:

@@ -1,10 +1,11 @@
-"""Whether a long run stays as fast and as small as it began, and what one slow host does to its end.
+"""A long run's speed and memory from start to end, and the effect of one slow host on its end.
 
     python -m benchmarks.steady
     python -m benchmarks.steady --clips 2000 --slow 20
 
-One worker, its Valkey and SQLite classify clips of a loopback server in another process, no two alike: five seconds of
-16-bit, 16 kHz WAV each. With `--slow`, so many of them, spread over the list, come from a host that takes a second.
+One worker, its Valkey and SQLite classify clips of a loopback server in another process, no two
+alike: five seconds of 16-bit, 16 kHz WAV each. With `--slow`, so many of them, spread over the
+list, come from a host that takes a second.
 """
 
 from __future__ import annotations
@@ -28,15 +29,13 @@ import numpy as np
 import soundfile
 import sqlalchemy as sa
 
+import earmark
 from benchmarks.watch import Memory, held_mb
 from db.models import Clip
 from db.session import reading
-from earmark import api
-from earmark.core.options import RunOptions
+from earmark import machine
 from earmark.core.settings import Settings
-from earmark.database import open_database
 from earmark.demo import EXAMPLES
-from producer.submit import submit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,20 +60,19 @@ def main() -> None:
             "EARMARK_FETCH__PORTS": str(port),
             "EARMARK_FETCH__HOST_CONCURRENCY": "32",
         }
-        engine = open_database(Settings(), create=True)
-        here, [worker] = running.enter_context(api.machine(Settings(), queue="steady", workers=1))
+        here = running.enter_context(machine.running(Settings(), queue="steady", workers=1))
+        [worker] = here.workers
         _run(
             folder,
             [f"http://{HOST}:{port}/warm-{number}.wav" for number in range(200)],
-            engine,
-            here,
+            here.settings,
         )
         print(f"idle after 200 clips, with its decoders: {held_mb(worker.process.pid):.0f} MB")
         hosts = _hosts(arguments.clips, arguments.slow)
         urls = [f"http://{host}:{port}/{number}.wav" for number, host in enumerate(hosts)]
         with Memory(worker.process.pid) as memory:
-            finished = _run(folder, urls, engine, here)
-        _report(finished, memory.held_mb, here)
+            finished = _run(folder, urls, here.settings)
+        _report(finished, memory.held_mb, here.settings)
 
 
 def _hosts(clips: int, slow: int) -> list[str]:
@@ -82,16 +80,14 @@ def _hosts(clips: int, slow: int) -> list[str]:
     return [SLOW_HOST if number % every == every // 2 else HOST for number in range(clips)]
 
 
-def _run(folder: Path, urls: list[str], engine: sa.Engine, here: Settings) -> np.ndarray:
+def _run(folder: Path, urls: list[str], here: Settings) -> np.ndarray:
     """Return when each clip became final, in seconds since the first chunk's end, in order."""
     listed = folder / "list.txt"
     listed.write_text("\n".join(urls))
-    submitted = submit(str(listed), engine, here, options=RunOptions())
-    submitted.wait()
-    with reading(engine) as connection:
-        found = connection.scalars(
-            sa.select(Clip.finished_at).where(Clip.run_id == submitted.run_id)
-        ).all()
+    run = earmark.submit(str(listed), settings=here)
+    run.wait()
+    with reading(run.engine) as connection:
+        found = connection.scalars(sa.select(Clip.finished_at).where(Clip.run_id == run.id)).all()
     moments = np.sort(np.array(found, float))
     return moments - moments[0]
 
@@ -106,10 +102,12 @@ def _report(finished: np.ndarray, held_mb: Sequence[float], here: Settings) -> N
     print(f"{len(finished)} clips at {len(finished) / finished[-1]:.1f} clips/s")
     print(f"clips/s of the first tenth {first:.1f}, of the last {last:.1f}: {last / first:.2f}")
     print(
-        f"memory, worker and decoders: {max(held_mb):.0f} MB at most; last tenth over second tenth {grown:+.1%}"
+        f"memory, worker and decoders: {max(held_mb):.0f} MB at most;"
+        f" last tenth over second tenth {grown:+.1%}"
     )
     print(
-        f"a chunk's time, by Little's law {chunk_s:.2f} s; the last hundredth of the clips {tail_s:.2f} s"
+        f"a chunk's time, by Little's law {chunk_s:.2f} s;"
+        f" the last hundredth of the clips {tail_s:.2f} s"
     )
     print(f"load {os.getloadavg()[0]:.1f}, ours included")
 
@@ -130,7 +128,7 @@ class _Served:
 
 
 def serve() -> None:
-    """Serve until standard input ends: bundled sound, in each answer with its path written into the first samples."""
+    """Serve bundled sound until stdin ends, with the path written into the first samples."""
     sound, _ = soundfile.read(EXAMPLES / "siren.wav", dtype="int16", always_2d=True)
     body = io.BytesIO()
     soundfile.write(body, np.resize(sound[:, 0], int(SECONDS * RATE)), RATE, format="WAV")

@@ -1,4 +1,4 @@
-"""What a process and its children take: their processor time, and the memory that they hold from second to second."""
+"""The processor time of a process and its children, and their memory from second to second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the processor seconds of a process and its children, those that have ended included."""
+    """Return the processor seconds of a process and its children, ended ones included."""
     seconds = 0.0
     for process in family(pid):
         try:
@@ -37,7 +37,7 @@ def held_mb(pid: int) -> float:
 
 
 class Memory:
-    """Looks every second, from the start of the block to its end, at what a process and its children hold."""
+    """Measures the memory of a process and its children every second while the block runs."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid

@@ -39,9 +39,7 @@ def with_queue(settings: Settings, engine: sa.Engine) -> Settings:
         return settings
     queue = own_queue(ledger_id(engine))
     _move_old_runs(engine, queue)
-    return settings.model_copy(
-        update={"broker": settings.broker.model_copy(update={"queue": queue})}
-    )
+    return settings.changed(broker={"queue": queue})
 
 
 def has_runs(engine: sa.Engine) -> bool:

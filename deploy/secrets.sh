@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make the three files of secrets that docker-compose.yml mounts, with passwords by chance: sh deploy/secrets.sh [FOLDER]
+# Make the three files of secrets that docker-compose.yml mounts, with random passwords: sh deploy/secrets.sh [FOLDER]
 set -eu
 folder=${1:-$(dirname "$0")/secrets}
 if [ -e "$folder/earmark.env" ]; then
@@ -11,12 +11,12 @@ redis=$(password)
 postgres=$(password)
 flower=$(password)
 
-# Containers read the files as users of their own; nobody else gets through the folder.
+# Containers read the files as other users, so the files are readable and the folder is not.
 mkdir -p -m 700 "$folder"
 umask 022
 printf '%s' "$postgres" > "$folder/postgres_password"
-# The one user may touch Earmark's own keys, and can neither configure nor empty the server. Celery subscribes by
-# patterns, which Redis allows only to those who may use every channel.
+# The user may use Earmark's keys only, and can neither configure nor empty the server. It needs every
+# channel (&*), because Celery subscribes by patterns.
 printf 'user default off\nuser earmark on >%s ~earmark:* &* +@all -@admin -@dangerous +info\n' "$redis" \
     > "$folder/valkey.conf"
 cat > "$folder/earmark.env" << END

@@ -1,119 +1,318 @@
-"""What stands behind the verbs that do work: each a function one can call from Python as well."""
+"""Earmark from Python: what `import earmark` offers and the verbs of the command line call."""
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
 import shutil
 import time
-from contextlib import contextmanager
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from db import runs
-from db.identity import with_queue
-from earmark import folders, local, progress
-from earmark.core import broker
-from earmark.core.broker import EMBEDDED_NOTE
+from db import results, runs
+from earmark import folders, frames, machine, progress
 from earmark.core.clips import State
-from earmark.core.errors import ServiceError, UsageError
-from earmark.database import open_database, read_settings
-from producer.submit import Submitted, submit
+from earmark.core.errors import UsageError
+from earmark.core.options import RunOptions
+from earmark.database import open_database, read_settings, with_database
+from earmark.machine import find_broker
+from producer.submit import submit as submit_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import pandas
+    import polars
+    import pyarrow
     import sqlalchemy as sa
 
-    from db.runs import RunRow
-    from earmark.core.options import RunOptions
+    from db.rows import Rows
+    from db.runs import Progress, RunRow
+    from earmark.core.options import Combine, FunctionToApply, InputFormat
     from earmark.core.settings import Settings
+    from earmark.machine import Machine
+    from producer.submit import Submitted
+
+#: Between two looks at a run that is waited for.
+LOOK_S = 0.5
+
+
+class Scoring(TypedDict, total=False):
+    """How clips are scored: the fields of `RunOptions`, with their defaults."""
+
+    model: str
+    revision: str | None
+    top_k: int
+    function_to_apply: FunctionToApply | None
+    window_s: float | None
+    hop_s: float | None
+    combine: Combine
+    min_score: float
+    labels: str | Sequence[str] | None
+
+
+class Submission(Scoring, total=False):
+    """How a list is read and becomes a run: the arguments of `producer.submit.submit`."""
+
+    name: str | None
+    input_format: InputFormat
+    url_col: str
+    limit: int | None
+    chunk_size: int
+    priority: int
+    reuse_urls: bool
+
+
+class Conditions(TypedDict, total=False):
+    """Which results: only this label, only from this score up, each window instead of each clip."""
+
+    label: str | None
+    min_score: float | None
+    windows: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """A run that has come to its end."""
+class LabelScore:
+    """One label of a clip, and its score."""
 
-    run: RunRow
-    progress: runs.Progress
-    submitted: Submitted
-
-
-def find_broker(settings: Settings) -> Settings:
-    """Return the settings with the broker that is said, or that `earmark up` on this machine runs."""
-    url = settings.broker.url
-    note = settings.data_dir / EMBEDDED_NOTE
-    if url is None and note.is_file():
-        url = note.read_text()
-    if url is None:
-        raise ServiceError(
-            reason="No broker is known: set EARMARK_BROKER__URL, or start `earmark up` here."
-        )
-    return with_broker(settings, url=url)
+    label: str
+    score: float
 
 
-def with_broker(settings: Settings, **changes: Any) -> Settings:
-    changed = settings.model_copy(update={"broker": settings.broker.model_copy(update=changes)})
-    broker.configure(changed.broker)
-    return changed
+class Run:
+    """A run in a database: what `run`, `submit` and `open` return.
+
+    Use it to wait for workers and to read results. It holds no rows: each method asks the database.
+    """
+
+    def __init__(self, engine: sa.Engine, row: RunRow, submitted: Submitted | None = None) -> None:
+        #: The database, as SQLAlchemy knows it.
+        self.engine = engine
+        self.row = row
+        self._submitted = submitted
+        weakref.finalize(self, engine.dispose)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id}, {self.name!r}>"
+
+    @property
+    def id(self) -> int:
+        """The number that the tables call `run_id`."""
+        return self.row.id
+
+    @property
+    def name(self) -> str:
+        """The name that was given to it, else `run-` and its id."""
+        return self.row.name
+
+    @property
+    def options(self) -> RunOptions:
+        """How its clips are scored."""
+        return self.row.options
+
+    def report(self) -> list[str]:
+        """Return sentences on the lines of the list that were not simply one new clip each.
+
+        There are none of a run that was opened.
+        """
+        return self._submitted.report() if self._submitted else []
+
+    def progress(self) -> Progress:
+        """Return how many clips are in each state (`states`, `final`, `total`, `finished`)."""
+        return runs.progress(self.engine, self.id)
+
+    def wait(self, timeout_s: float | None = None) -> Progress:
+        """Return the progress once every clip is final; workers elsewhere do the work.
+
+        Raises:
+            TimeoutError: some clips are not final after so many seconds.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not (state := self.progress()).finished:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{state.final} of {state.total} clips are final after {timeout_s} s."
+                )
+            time.sleep(LOOK_S)
+        return state
+
+    def results(self, **conditions: Unpack[Conditions]) -> Rows:
+        """Yield the clips that are done, each with its best label, as in the view `results`.
+
+        `label` and `min_score` choose among them; `windows=True` yields each window instead.
+        """
+        return results.results(self.engine, self.id, **conditions)
+
+    def failures(self) -> Rows:
+        """Yield the clips that failed, each with its error, as in the view `failures`."""
+        return results.failures(self.engine, self.id)
+
+    def to_polars(self, **conditions: Unpack[Conditions]) -> polars.DataFrame:
+        """Return the results as a polars data frame with typed columns; conditions as above."""
+        return frames.polars_frame(self.results(**conditions))
+
+    def to_pandas(self, **conditions: Unpack[Conditions]) -> pandas.DataFrame:
+        """Return the results as a pandas data frame, where pandas and pyarrow are installed."""
+        return frames.pandas_frame(self.results(**conditions))
+
+    def to_arrow(self, **conditions: Unpack[Conditions]) -> pyarrow.Table:
+        """Return the results as an Arrow table, where pyarrow is installed."""
+        return frames.arrow_table(self.results(**conditions))
 
 
 def run(
-    sources: Sequence[str],
-    settings: Settings,
+    sources: str | Iterable[str],
     *,
-    options: RunOptions,
     workers: int = 1,
-    changes: dict[str, str] | None = None,
-    on_interrupt: str | None = None,
-    **submission: Any,
-) -> Finished:
-    """Classify every clip of the sources on this machine, from an embedded Valkey to the finished run.
+    db: str | None = None,
+    settings: Settings | None = None,
+    quiet: bool = False,
+    **options: Unpack[Submission],
+) -> Run:
+    """Classify every clip of the sources on this machine; return the finished run.
+
+    It brings its own queue (an embedded Valkey) and workers. Use it for what one machine can do.
 
     Args:
-        changes: settings of the workers, such as `{"fetch__ports": "8080"}`.
-        on_interrupt: what to say on Ctrl-C; default: how to go on with the run.
-        submission: what `producer.submit.submit` takes as well.
+        sources: URLs, audio files, folders, globs and lists, or one of them.
+        workers: worker processes.
+        db: a SQLite file or a database URL, in place of the settings' own.
+        settings: in place of those of the environment.
+        quiet: show no progress.
+        options: as those of `earmark run`: `model`, `top_k`, `name`, `url_col` and so on.
+
+    Raises:
+        UsageError: a source cannot be read or holds no clip, or an option is wrong.
+        ServiceError: the database cannot be used, or the workers cannot work.
+    """
+    scoring, submission = _split(options)
+    settings = _settings(settings, db)
+    return run_here(_listed(sources), settings, scoring, workers=workers, quiet=quiet, **submission)
+
+
+def submit(
+    sources: str | Iterable[str],
+    *,
+    db: str | None = None,
+    settings: Settings | None = None,
+    **options: Unpack[Submission],
+) -> Run:
+    """Put the clips of the sources into the database and the queue; return the run at once.
+
+    Workers elsewhere classify them, such as those of `earmark up` or `earmark worker`. Use it with
+    EARMARK_BROKER__URL and EARMARK_DATABASE__URL, or beside `earmark up`.
+
+    Raises:
+        UsageError: a source cannot be read or holds no clip, or an option is wrong.
+        ServiceError: the broker or the database cannot be used.
+    """
+    scoring, submission = _split(options)
+    reachable = find_broker(_settings(settings, db))
+    engine = open_database(reachable, create=True)
+    submitted = submit_sources(_listed(sources), engine, reachable, options=scoring, **submission)
+    return Run(engine, runs.get_run(engine, submitted.run_id), submitted)
+
+
+def open(run: int | str, *, db: str | None = None, settings: Settings | None = None) -> Run:
+    """Return an existing run by its id or name.
+
+    Raises:
+        UsageError: there is no such run.
+        ServiceError: the database cannot be used.
+    """
+    engine = open_database(_settings(settings, db))
+    return Run(engine, runs.find_run(engine, str(run)))
+
+
+def classify(
+    clip: str | Path, *, settings: Settings | None = None, **options: Unpack[Scoring]
+) -> list[LabelScore]:
+    """Return the best labels of one file or URL, scored in this process without queue or database.
+
+    It loads the model each time. Use it to try a model; use `run` for more than a few clips.
+
+    Raises:
+        ClipError: the clip has no result; its subclass and its sentence say why.
+        UsageError: an option is wrong.
+        ServiceError: the model or the decoder cannot be had.
+    """
+    # Imported here because it loads what a worker loads.
+    from earmark.in_process import classified
+
+    scoring, _ = _split(options)
+    uri = str(clip)
+    if "://" not in uri:
+        uri = str(Path(uri).expanduser().absolute())
+    with classified(uri, folders.readable(uri, _settings(settings)), scoring) as ended:
+        predictions = ended.named(ended.success.predictions)
+    return [LabelScore(label, score) for label, score in predictions]
+
+
+def run_here(
+    sources: Sequence[str],
+    settings: Settings,
+    options: RunOptions,
+    *,
+    workers: int = 1,
+    roots: Sequence[Path] | None = None,
+    quiet: bool = False,
+    on_interrupt: str | None = None,
+    **submission: Any,
+) -> Run:
+    """Do the work of `run` with all of its settings and options given.
+
+    Args:
+        roots: the folders that the workers may read; default: those of the sources.
+        on_interrupt: the sentence for Ctrl-C; default: how to go on with the run.
+        submission: further arguments of `producer.submit.submit`.
     """
     folders.check(settings)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
-    roots = as_setting(file_roots(sources))
-    changed = {
-        "fetch__file_roots": roots,
-        "model__name": options.model,
-        "model__revision": options.revision,
-    }
+    roots = folders.file_roots(sources) if roots is None else roots
+    model = {"name": options.model, "revision": options.revision}
+    local = settings.changed(fetch={"file_roots": roots}, model=model)
     with (
         progress.terminable(),
-        machine(settings, queue=queue, workers=workers, **{**changed, **(changes or {})}) as (
-            here,
-            children,
-        ),
+        machine.running(local, queue=queue, workers=workers) as here,
         progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
-        submitted = submit(sources, engine, here, options=options, **submission)
-        disks = folders.DiskWatch(_written(settings, engine), progress.tell)
-        state = progress.watch(
-            engine, submitted.run_id, here, meanwhile=lambda: _look_after(children, disks)
-        )
-    if not state.states[State.failed] and not any(child.restarts for child in children):
+        submitted = submit_sources(sources, engine, here.settings, options=options, **submission)
+        look = _look_after(here, engine)
+        state = progress.watch(engine, submitted.run_id, settings, meanwhile=look, quiet=quiet)
+    if not state.states[State.failed] and not here.restarts:
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
-    return Finished(runs.get_run(engine, submitted.run_id), state, submitted)
+    return Run(engine, runs.get_run(engine, submitted.run_id), submitted)
 
 
-def _written(settings: Settings, engine: sa.Engine) -> Iterator[Path]:
-    yield settings.data_dir
+def _settings(settings: Settings | None, db: str | None = None) -> Settings:
+    return with_database(settings or read_settings(), db)
+
+
+def _listed(sources: str | Iterable[str]) -> list[str]:
+    return [sources] if isinstance(sources, str) else list(sources)
+
+
+def _split(given: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
+    """Return the options of a run, and the other arguments."""
+    others = {name: value for name, value in given.items() if name not in RunOptions.__slots__}
+    return RunOptions.from_arguments(given), others
+
+
+def _look_after(here: Machine, engine: sa.Engine) -> Callable[[], None]:
+    """Return a function for between two looks at a run: restart workers, check the disks."""
+    written = [here.settings.data_dir]
     if engine.dialect.name == "sqlite":
-        yield Path(str(engine.url.database)).absolute().parent
+        written.append(Path(str(engine.url.database)).absolute().parent)
+    disks = folders.DiskWatch(written, progress.tell)
 
+    def look() -> None:
+        here.keep_alive()
+        disks.look()
 
-def _look_after(children: list[local.Worker], disks: folders.DiskWatch) -> None:
-    keep_alive(children)
-    disks.look()
+    return look
 
 
 def _how_to_go_on(engine: sa.Engine, queue: str) -> str:
@@ -122,140 +321,3 @@ def _how_to_go_on(engine: sa.Engine, queue: str) -> str:
     except UsageError:
         return "Stopped before the first clip was submitted."
     return f"Stopping; the same command with --name {name} goes on where this stops."
-
-
-@contextmanager
-def machine(
-    settings: Settings, *, queue: str, workers: int, **changes: Any
-) -> Iterator[tuple[Settings, list[local.Worker]]]:
-    """Run an embedded Valkey and workers with the changed settings; yield how to reach them."""
-    folder = settings.data_dir / queue
-    with local.valkey(folder / "valkey") as url:
-        here = with_broker(settings, url=url, queue=queue)
-        environment = local.environment(here, broker__url=url, broker__queue=queue, **changes)
-        with local.workers(
-            [environment | own for own in local.shares(workers, settings)], folder
-        ) as children:
-            yield here, children
-    broker.app.close()
-
-
-def keep_alive(children: list[local.Worker]) -> None:
-    for child in children:
-        child.keep_alive()
-
-
-def file_roots(sources: Sequence[str]) -> list[Path]:
-    """Return the folders that local workers may read: what was submitted.
-
-    A list may name any file of this machine, and who types `run` owns both; a cluster's workers keep their setting.
-    """
-    roots = []
-    for source in sources:
-        path = Path(source).expanduser().absolute()
-        if path.is_dir():
-            roots.append(path)
-        elif "://" not in source:
-            roots.append(Path(path.anchor))
-    return roots
-
-
-def as_setting(folders: Iterable[Path]) -> str:
-    """Return folders as the environment gives them: as JSON, since a name may have a comma."""
-    return json.dumps([str(folder) for folder in folders])
-
-
-def up(
-    settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flower_port: int = 5555
-) -> None:
-    """Keep an embedded Valkey, workers that may read these folders, and Flower running until Ctrl-C."""
-    folders.check(settings)
-    engine = open_database(settings, create=True)
-    queue = str(with_queue(settings, engine).broker.queue)
-    note = settings.data_dir / EMBEDDED_NOTE
-    changes = (
-        {"fetch__file_roots": as_setting([folder.absolute() for folder in files])} if files else {}
-    )
-    with (
-        progress.terminable(),
-        machine(settings, queue=queue, workers=workers, **changes) as (here, children),
-    ):
-        assert here.broker.url is not None
-        note.write_text(here.broker.url)
-        try:
-            environment = local.environment(here, broker__url=here.broker.url, broker__queue=queue)
-            with local.flower(environment, flower_port, settings.data_dir):
-                progress.screen.print(
-                    f"[bold]Up[/]: {workers} worker(s); Flower at http://127.0.0.1:{flower_port}"
-                )
-                progress.screen.print(
-                    "In another terminal: earmark submit LIST --watch. Ctrl-C stops everything."
-                )
-                _wait_for_ctrl_c(children)
-        finally:
-            note.unlink(missing_ok=True)
-
-
-def _wait_for_ctrl_c(children: list[local.Worker]) -> None:
-    try:
-        while True:
-            keep_alive(children)
-            time.sleep(progress.LOOK_S)
-    except KeyboardInterrupt:
-        progress.screen.print("Stopping.")
-
-
-def worker(
-    *,
-    concurrency: int | None = None,
-    device: str | None = None,
-    model: str | None = None,
-    log_json: bool | None = None,
-) -> None:
-    """Run one worker process until it is told to stop; said values go before those of the environment."""
-    said = {
-        "WORKER__CONCURRENCY": concurrency,
-        "MODEL__DEVICE": device,
-        "MODEL__NAME": model,
-        "WORKER__LOG_JSON": log_json,
-    }
-    os.environ.update(
-        {f"EARMARK_{name}": str(value) for name, value in said.items() if value is not None}
-    )
-    settings = find_broker(read_settings())
-    os.environ["EARMARK_BROKER__URL"] = str(settings.broker.url)
-    from workers.app import app
-
-    app.worker_main(
-        [
-            *(
-                "--quiet",
-                "worker",
-                "--pool",
-                "threads",
-                "--concurrency",
-                str(settings.worker.concurrency),
-            ),
-            *("--hostname", f"earmark-{os.getpid()}@%h", "--loglevel", "INFO"),
-            *("--without-gossip", "--without-mingle", "--task-events"),
-        ]
-    )
-
-
-def flower(
-    *, port: int, address: str, basic_auth: str | None = None, keep: Path | None = None
-) -> None:
-    """Run Flower on our broker until it is told to stop; off this machine only with a password."""
-    settings = find_broker(read_settings())
-    password = basic_auth or settings.flower.basic_auth
-    arguments = local.flower_arguments(port, address, password, keep)
-    os.environ["EARMARK_BROKER__URL"] = str(settings.broker.url)
-    if password:
-        os.environ["FLOWER_BASIC_AUTH"] = password
-    else:
-        # Flower's API is closed without a password; on loopback it serves this machine's own tools.
-        os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
-    # In this process: `celery -A` would put the working directory on the import path.
-    from workers.app import app
-
-    app.start(["flower", *arguments])

@@ -1,4 +1,4 @@
-"""The settings a verb works with, and the database it reads."""
+"""The settings of a verb, and the database it works with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def read_settings(db: str | None = None) -> Settings:
-    """Return the settings, with another database if one is said.
+    """Return the settings of the environment, with another database if one is given.
 
     Raises:
         ServiceError: a setting cannot be read.
@@ -33,12 +33,15 @@ def read_settings(db: str | None = None) -> Settings:
         raise ServiceError(reason=f"The setting {name} is wrong: {reason}.") from error
     except RuntimeError as error:
         raise ServiceError(reason="This user has no home folder: set EARMARK_DATA_DIR.") from error
+    return with_database(settings, db)
+
+
+def with_database(settings: Settings, db: str | None) -> Settings:
+    """Return settings with another database, if its URL or the name of its file is given."""
     if db is None:
         return settings
     url = db if "://" in db else sqlite_url(_file(db))
-    return settings.model_copy(
-        update={"database": settings.database.model_copy(update={"url": url})}
-    )
+    return settings.changed(database={"url": url})
 
 
 def _file(name: str) -> Path:
@@ -53,10 +56,12 @@ def connect_to(settings: Settings) -> sa.Engine:
 
 
 def open_database(settings: Settings, *, create: bool = False) -> sa.Engine:
-    """Return the engine of a database at our schema; a SQLite file is brought there, a shared database never silently.
+    """Return the engine of a database at this version's schema.
+
+    A SQLite file is upgraded, or created if asked; a shared database is only checked.
 
     Raises:
-        ServiceError: it is out of reach, at another schema, or to be created where it cannot be written.
+        ServiceError: it is out of reach, at another schema, or cannot be created.
     """
     engine = connect_to(settings)
     if create:
@@ -72,8 +77,13 @@ def open_database(settings: Settings, *, create: bool = False) -> sa.Engine:
     return engine
 
 
-def find_runs(settings: Settings, run: str, *, change: bool = False) -> tuple[sa.Engine, RunRow]:
-    """Return the database and a run in it by id or name; if it is to be changed, only where that can be."""
+def find_run(settings: Settings, run: str, *, change: bool = False) -> tuple[sa.Engine, RunRow]:
+    """Return the database and a run in it by id or name.
+
+    Raises:
+        UsageError: there is no such run.
+        ServiceError: the run is to be changed, and the database can only be read.
+    """
     engine = open_database(settings)
     if change:
         access.check_writable(engine)
@@ -81,8 +91,8 @@ def find_runs(settings: Settings, run: str, *, change: bool = False) -> tuple[sa
 
 
 def known_labels(settings: Settings, model: str) -> list[str]:
-    """Return a model's labels as a worker has loaded them."""
-    found = results.model_labels(open_database(settings), model)
-    if not found:
+    """Return the labels of a model that some worker has loaded."""
+    labels = results.model_labels(open_database(settings), model)
+    if not labels:
         raise UsageError(reason=f"No worker has loaded the model {model!r} into this database yet.")
-    return found
+    return labels

@@ -1,4 +1,4 @@
-"""The ten-line script grown up: the bundled example clips served on loopback, classified by URL, and shown."""
+"""`earmark demo`: the bundled example clips, served on loopback and classified by URL."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import threading
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earmark import api, local
+from earmark import api
 from earmark.core.options import RunOptions
-from earmark.database import open_database
+from earmark.ports import LOOPBACK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from earmark.api import Finished
+    from earmark.api import Run
     from earmark.core.settings import Settings
 
 EXAMPLES = Path(__file__).with_name("examples")
@@ -35,28 +34,30 @@ CLIPS = (
 WINDOW_S = 5.0
 
 
-def demo(settings: Settings, report: Path | None = None) -> Finished:
-    """Classify the example clips over HTTP, two of them bad on purpose; write the run's page while they are served."""
+def demo(settings: Settings, report: Path | None = None) -> Run:
+    """Classify the example clips over HTTP; write the run's page while they are served.
+
+    Two of them are bad on purpose.
+    """
     with _served(EXAMPLES) as port:
-        allowed = {"fetch__allow_networks": f"{local.LOOPBACK}/32", "fetch__ports": str(port)}
-        urls = [f"http://{local.LOOPBACK}:{port}/{name}" for name in CLIPS]
-        finished = api.run(urls, settings, options=RunOptions(window_s=WINDOW_S), changes=allowed)
+        allowed = settings.changed(fetch={"allow_networks": f"{LOOPBACK}/32", "ports": str(port)})
+        urls = [f"http://{LOOPBACK}:{port}/{name}" for name in CLIPS]
+        run = api.run_here(urls, allowed, RunOptions(window_s=WINDOW_S))
         if report:
-            _write_report(finished, settings, port, report)
-        return finished
+            _write_report(run, allowed, report)
+        return run
 
 
-def _write_report(finished: Finished, settings: Settings, port: int, file: Path) -> None:
+def _write_report(run: Run, settings: Settings, file: Path) -> None:
+    # Imported here because it loads a template engine.
     from earmark.web import report
 
-    here = {"allow_networks": (ip_network(local.LOOPBACK),), "ports": (port,)}
-    allowed = settings.model_copy(update={"fetch": settings.fetch.model_copy(update=here)})
-    report.write(open_database(settings), finished.run, allowed, file)
+    report.write(run.engine, run.row, settings, file)
 
 
 @contextmanager
 def _served(folder: Path) -> Iterator[int]:
-    server = ThreadingHTTPServer((local.LOOPBACK, 0), partial(_Quiet, directory=str(folder)))
+    server = ThreadingHTTPServer((LOOPBACK, 0), partial(_Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server.server_port

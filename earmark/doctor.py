@@ -1,4 +1,4 @@
-"""Settings in; what works here and what to do about the rest, out, a line each."""
+"""`earmark doctor`: check all that a run needs here, and name the cure for each part that fails."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -17,9 +18,8 @@ from db import access, schema, urls
 from db.dialects import now
 from db.identity import ledger_id, own_queue
 from db.session import prepares, reading
-from earmark import api, folders, local
+from earmark import folders, machine, valkey
 from earmark.core import broker
-from earmark.core.clips import Success
 from earmark.core.errors import EarmarkError, ServiceError
 from earmark.core.options import RunOptions
 from earmark.database import connect_to
@@ -41,36 +41,46 @@ PROBES = 20
 LOUD = "dog.ogg"
 
 
-def examine(settings: Settings) -> Iterator[tuple[str, bool, str]]:
-    """Yield what is looked at, whether it is well, and what was found or what to do."""
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One part that a run needs: what it is like, or what to do about it."""
+
+    name: str
+    ok: bool
+    sentence: str
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """Check each part that a run needs."""
     for check in (_broker, _database, _dns, _proxy, _model, _file_roots, _disk):
         name = check.__name__.strip("_").replace("_", " ")
         try:
-            yield name, True, check(settings)
+            yield Check(name, ok=True, sentence=check(settings))
         except EarmarkError as error:
-            yield name, False, str(error)
+            yield Check(name, ok=False, sentence=str(error))
 
 
 def _broker(settings: Settings) -> str:
     if settings.broker.url is None and not (settings.data_dir / broker.EMBEDDED_NOTE).is_file():
-        return f"EARMARK_BROKER__URL is not set; `run` and `up` start {local.valkey_program()}"
-    api.find_broker(_with_own_queue(settings))
+        return f"EARMARK_BROKER__URL is not set; `run` and `up` start {valkey.program()}"
+    machine.find_broker(_with_own_queue(settings))
     broker.check()
-    found = broker.server_info()
-    if not found:
+    info = broker.server_info()
+    if not info:
         return f"Redis of unknown version, as its user may not run INFO; {_waiting()}"
-    version = str(found["redis_version"])
+    version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
         raise ServiceError(reason=f"Redis {version} is too old; Celery needs 6.2 or newer.")
-    policy = found.get("maxmemory_policy", "unknown")
+    policy = info.get("maxmemory_policy", "unknown")
     if policy not in ("noeviction", "unknown"):
-        cure = "set maxmemory-policy to noeviction, or a full Redis drops chunks, each found again only after minutes"
+        cure = (
+            "set maxmemory-policy to noeviction, or a full Redis drops chunks, each found again"
+            " only after minutes"
+        )
         raise ServiceError(reason=f"Redis evicts keys ({policy}): {cure}.")
-    kept = (
-        "append-only file"
-        if found.get("aof_enabled")
-        else "no append-only file: the database refills the queue"
-    )
+    kept = "no append-only file: the database refills the queue"
+    if info.get("aof_enabled"):
+        kept = "append-only file"
     return f"Redis {version}, {policy}, {kept}; {_waiting()}"
 
 
@@ -86,7 +96,7 @@ def _with_own_queue(settings: Settings) -> Settings:
     ):
         return settings
     try:
-        return api.with_broker(settings, queue=own_queue(ledger_id(engine)))
+        return machine.use_broker(settings, queue=own_queue(ledger_id(engine)))
     except EarmarkError:  # which the database's own line tells
         return settings
 
@@ -131,34 +141,41 @@ def _dns(_: Settings) -> str:
             reason=f"{host} was not resolved within 5 s: see /etc/resolv.conf."
         ) from error
     took = time.monotonic() - began
-    slow = "; slow: a caching resolver on this machine helps" if took > SLOW_DNS_S else ""
+    slow = ""
+    if took > SLOW_DNS_S:
+        slow = "; slow: a caching resolver on this machine helps"
     return f"{host} resolved in {took * 1000:.0f} ms{slow}"
 
 
 def _proxy(_: Settings) -> str:
-    found = sorted(
-        name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")
-    )
-    if not found:
+    proxies = ("http_proxy", "https_proxy", "all_proxy")
+    names = sorted(name for name in os.environ if name.lower() in proxies)
+    if not names:
         return "no proxy variables"
-    return f"{', '.join(found)}: used for models only; clips are fetched directly, so workers need a way out"
+    return (
+        f"{', '.join(names)}: used for models only; clips are fetched directly, so workers need a"
+        " way out"
+    )
 
 
 def _model(settings: Settings) -> str:
     from earmark import explain
+    from earmark.in_process import classified
 
     options = RunOptions(model=settings.model.name, revision=settings.model.revision)
-    here, began = explain.with_roots(settings, EXAMPLES), time.monotonic()
-    with explain.classified(str(EXAMPLES / LOUD), here, options, lambda *_: None) as ended:
-        outcome, model = ended.outcome, ended.batcher.classifier
-        if not isinstance(outcome, Success):
-            reason = getattr(outcome, "error", "it was put off")
+    allowed = settings.changed(fetch={"file_roots": (EXAMPLES,)})
+    began = time.monotonic()
+    with classified(str(EXAMPLES / LOUD), allowed, options) as ended:
+        took_s = time.monotonic() - began
+        model = ended.batcher.classifier
+        try:
+            best = explain.in_words(ended.named(ended.success.predictions[:1]))
+        except EarmarkError as error:
             raise ServiceError(
-                reason=f"{options.model} does not classify the bundled {LOUD}: {reason}"
-            )
-        heard = ended.named(outcome.predictions[:1])
-        took = time.monotonic() - began
-        return f"{options.model} on {model.device}, {model.dtype}, ready in {took:.0f} s; hears {heard} in {LOUD}"
+                reason=f"{options.model} does not classify the bundled {LOUD}: {error}"
+            ) from error
+        device = f"{options.model} on {model.device}, {model.dtype}"
+        return f"{device}, ready in {took_s:.0f} s; hears {best} in {LOUD}"
 
 
 def _file_roots(settings: Settings) -> str:
@@ -176,17 +193,16 @@ def _file_roots(settings: Settings) -> str:
 
 def _disk(settings: Settings) -> str:
     folders.check_temporary()
-    told = []
+    parts = []
     for use, folder in (("downloads", Path(tempfile.gettempdir())), ("data", settings.data_dir)):
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         free = ByteSize(shutil.disk_usage(there).free)
         if free < LEAST_FREE:
             least = LEAST_FREE.human_readable()
-            raise ServiceError(
-                reason=f"{folder} ({use}) has {free.human_readable()} free: give it {least} or more."
-            )
-        told.append(f"{free.human_readable()} free in {folder} ({use})")
-    return ", ".join(told)
+            room = f"{free.human_readable()} free"
+            raise ServiceError(reason=f"{folder} ({use}) has {room}: give it {least} or more.")
+        parts.append(f"{free.human_readable()} free in {folder} ({use})")
+    return ", ".join(parts)
 
 
 def _ms(act: Callable[[], object]) -> float:

@@ -1,17 +1,17 @@
-"""The folders a run writes on this machine: usable, or one sentence names the setting for another."""
+"""The folders that a run reads and writes on this machine."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earmark.core.errors import ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
     from earmark.core.settings import Settings
 
@@ -57,8 +57,31 @@ def check_temporary() -> None:
 def _is_full(folder: Path) -> bool:
     try:
         return shutil.disk_usage(folder).free < FULL_BYTES
-    except OSError:  # the folder was removed: what writes there says so
+    except OSError:  # the folder was removed: the process that writes there says so
         return False
+
+
+def file_roots(sources: Iterable[str]) -> tuple[Path, ...]:
+    """Return the folders that workers of this machine may read to classify these sources.
+
+    A list may name any file of this machine: the person who types `run` owns both. The workers of
+    a cluster keep their own setting.
+    """
+    roots = []
+    for source in sources:
+        path = Path(source).expanduser().absolute()
+        if path.is_dir():
+            roots.append(path)
+        elif "://" not in source:
+            roots.append(Path(path.anchor))
+    return tuple(roots)
+
+
+def readable(uri: str, settings: Settings) -> Settings:
+    """Return settings with which a file that a person names is read; the same if some are set."""
+    if settings.fetch.file_roots or not (roots := file_roots([uri])):
+        return settings
+    return settings.changed(fetch={"file_roots": roots})
 
 
 class DiskWatch:

@@ -1,4 +1,4 @@
-"""Windows in; files that Audacity and Raven show as labels over the sound."""
+"""Write windows as files that Audacity and Raven show as labels over the sound."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ if TYPE_CHECKING:
 
 
 class LabelFormat(StrEnum):
-    """Whose label files are written."""
+    """The program that a label file is for."""
 
     audacity = "audacity"
     raven = "raven"
 
 
 RAVEN_COLUMNS = (
-    "Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)", "Begin Path",
-    "Label", "Score",
+    "Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)",
+    "High Freq (Hz)", "Begin Path", "Label", "Score",
 )  # fmt: skip
 #: Raven wants a box. We know no frequencies, so it spans what people hear.
 BOX_HZ = (0, 20_000)
+#: Characters of a clip's name that its label file keeps.
+LONGEST_NAME = 80
 
 
-def write(rows: Iterable[dict[str, Any]], how: LabelFormat, place: Path) -> None:
+def write(rows: Iterable[dict[str, Any]], format: LabelFormat, place: Path) -> None:
     """Write one table for Raven, or for Audacity a folder with a file for each clip."""
-    if how is LabelFormat.raven:
+    if format is LabelFormat.raven:
         _write_raven(rows, place)
     else:
         _write_audacity(rows, place)
@@ -54,10 +56,9 @@ def _write_audacity(rows: Iterable[dict[str, Any]], folder: Path) -> None:
     with output.whole(folder) as part:
         part.mkdir()
         for clip_id, windows in groupby(rows, itemgetter("clip_id")):
-            clip = list(windows)
-            name = re.sub(r"[^\w.-]", "_", clip[0]["uri"].rpartition("/")[2])[:80]
-            lines = [
-                f"{row['start_s']:.3f}\t{row['end_s']:.3f}\t{row['label']} {row['score']:.2f}\n"
-                for row in clip
-            ]
-            part.joinpath(f"{clip_id}-{name}.txt").write_text("".join(lines), encoding="utf-8")
+            name, lines = "", ""
+            for row in windows:
+                name = re.sub(r"[^\w.-]", "_", row["uri"].rpartition("/")[2])[:LONGEST_NAME]
+                span = f"{row['start_s']:.3f}\t{row['end_s']:.3f}"
+                lines += f"{span}\t{row['label']} {row['score']:.2f}\n"
+            part.joinpath(f"{clip_id}-{name}.txt").write_text(lines, encoding="utf-8")

@@ -1,4 +1,7 @@
-"""Rows in; a table, CSV, JSON lines or Parquet out, to the terminal or a file that appears only when it is whole."""
+"""Write rows as a table, CSV, JSON lines or Parquet, to the terminal or to a file.
+
+A file appears under its name only when it is whole.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 EXAMPLE_QUERY = 'query "SELECT label, count(*) FROM results GROUP BY label"'
-#: A terminal shows so many rows of a table; a file or a pipe gets all.
+#: Rows that a table on a terminal shows; a file or a pipe gets all.
 TABLE_ROWS = 1000
-#: What of results, windows and failures is told in a terminal's 80 columns.
+#: The columns of results, windows and failures that fit a terminal's 80 columns.
 BRIEF = (
     "clip_id",
     "uri",
@@ -42,10 +45,10 @@ BRIEF = (
     "error_code",
     "error",
 )
-#: Of these, only columns with a value: most clips are whole files.
+#: Of these, a terminal shows only columns with a value: most clips are whole files.
 SPAN = ("start_s", "end_s")
 BAR, LONGEST_URI = 10, 24
-#: As a file's name.
+#: The file name that means standard output.
 STANDARD_OUTPUT = Path("-")
 #: Rows of a Parquet file held in memory at once: some 50 MB.
 ROWS_IN_PART = 20_000
@@ -63,25 +66,36 @@ class Format(StrEnum):
 
 
 def write(
-    rows: Iterable[dict[str, Any]], how: Format | None, file: Path | None, *, brief: bool = False
+    rows: Iterable[dict[str, Any]],
+    format: Format | None,
+    file: Path | None,
+    *,
+    brief: bool = False,
 ) -> None:
     """Write rows to a file, or to standard output.
 
     Args:
         rows: taken one by one, so that any number fits in memory.
-        how: if not said, what the file's suffix says, else a table on a terminal and CSV elsewhere.
+        format: default: that of the file's suffix, else a table on a terminal and CSV elsewhere.
         file: appears under this name once it is whole; `-` is standard output.
         brief: a terminal's table has only what fits 80 columns.
     """
     file = None if file == STANDARD_OUTPUT else file
-    how = how or _usual(file)
-    if how is Format.parquet:
+    format = format or _default_format(file)
+    if format is Format.parquet:
         _write_parquet(rows, file)
-    elif how is Format.table and file is None:
+        return
+    if format is Format.table and file is None:
         Console(highlight=False).print(_table(rows, brief=brief))
-    else:
-        with opened(file) as out:
-            {Format.csv: _write_csv, Format.table: _write_table}.get(how, _write_jsonl)(rows, out)
+        return
+    with opened(file) as out:
+        match format:
+            case Format.csv:
+                _write_csv(rows, out)
+            case Format.table:
+                _write_table(rows, out)
+            case _:
+                _write_jsonl(rows, out)
 
 
 def print_rows(rows: Iterable[dict[str, Any]], title: str) -> None:
@@ -90,12 +104,15 @@ def print_rows(rows: Iterable[dict[str, Any]], title: str) -> None:
         Console(highlight=False).print(f"\n[bold]{title}[/]", _table(listed))
 
 
-def _usual(file: Path | None) -> Format:
+def _default_format(file: Path | None) -> Format:
     if file is None:
         return Format.table if sys.stdout.isatty() else Format.csv
-    return {".parquet": Format.parquet, ".jsonl": Format.jsonl, ".json": Format.json}.get(
-        file.suffix.lower(), Format.csv
-    )
+    match file.suffix.lower():
+        case ".parquet":
+            return Format.parquet
+        case ".jsonl" | ".json":
+            return Format.jsonl
+    return Format.csv
 
 
 def _write_table(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
@@ -111,20 +128,24 @@ def _table(rows: Iterable[dict[str, Any]], *, brief: bool = False) -> Table:
             columns.remove(name)
     table = Table(box=None, header_style="bold")
     for name in columns:
-        is_number = name.endswith(("_s", "_id"))
         table.add_column(
-            name, justify="right" if is_number else "left", no_wrap=brief and name != "error"
+            name,
+            justify="right" if name.endswith(("_s", "_id")) else "left",
+            no_wrap=brief and name != "error",
         )
     if len(shown) > TABLE_ROWS:
         table.caption = f"the first {TABLE_ROWS} rows; --format csv gives all"
+    show = _brief_cell if brief else _full_cell
     for row in shown[:TABLE_ROWS]:
-        table.add_row(
-            *(_shown(name, row[name]) if brief else Text(_cell(row[name])) for name in columns)
-        )
+        table.add_row(*(show(name, row[name]) for name in columns))
     return table
 
 
-def _shown(name: str, value: Any) -> Text:
+def _full_cell(_: str, value: Any) -> Text:
+    return Text(_cell(value))
+
+
+def _brief_cell(name: str, value: Any) -> Text:
     if name == "score" and isinstance(value, float):
         return Text.assemble((f"{bar(value):<{BAR}}", "green"), f" {value:.2f}")
     if name.endswith("_s") and isinstance(value, float):
@@ -137,7 +158,7 @@ def _shown(name: str, value: Any) -> Text:
 
 
 def bar(share: float, width: int = BAR) -> str:
-    """Return a bar of a width in characters for a share from 0 to 1, to an eighth of a character."""
+    """Return a bar for a share from 0 to 1, exact to an eighth of a character."""
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
@@ -152,9 +173,8 @@ def _write_csv(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
     names, rows = _named(rows)
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {name: _harmless(_plain(value)) for name, value in row.items()} for row in rows
-    )
+    for row in rows:
+        writer.writerow({name: _harmless(_plain(value)) for name, value in row.items()})
 
 
 def _named(rows: Iterable[dict[str, Any]]) -> tuple[list[str], Iterable[dict[str, Any]]]:
@@ -166,11 +186,9 @@ def _named(rows: Iterable[dict[str, Any]]) -> tuple[list[str], Iterable[dict[str
 
 def _harmless(value: Any) -> Any:
     # A spreadsheet takes such a cell for a formula.
-    return (
-        f"'{value}"
-        if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-        else value
-    )
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return f"'{value}"
+    return value
 
 
 def _write_jsonl(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
@@ -184,6 +202,10 @@ def _parsed(row: dict[str, Any]) -> dict[str, Any]:
         with suppress(ValueError):
             return {**row, "meta": json.loads(meta)}
     return row
+
+
+def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in row.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -232,10 +254,10 @@ def _write_parquet(rows: Iterable[dict[str, Any]], file: Path | None) -> None:
 def _parquet_parts(rows: Iterable[dict[str, Any]], folder: Path) -> Iterator[Path]:
     import polars
 
-    # Polars has no writer that goes on, and a later part may have text where an earlier had only nulls.
-    for number, some in enumerate(chunked(rows, ROWS_IN_PART)):
+    # Polars cannot append to a file, and a later part may have text where an earlier has nulls.
+    for number, group in enumerate(chunked(rows, ROWS_IN_PART)):
         part = folder / f"{number}.parquet"
-        plain = [{name: _plain(value) for name, value in row.items()} for row in some]
+        plain = [_plain_row(row) for row in group]
         polars.DataFrame(plain, infer_schema_length=None).write_parquet(part)
         yield part
 
@@ -258,13 +280,13 @@ def opened(file: Path | None) -> Iterator[TextIO]:
 
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
-    """Yield a path to write a file or a folder at, which takes its name at the end if all went well."""
+    """Yield a path for a file or a folder; it takes the real name at the end if all went well."""
     if file.exists() and not (file.is_file() or file.is_dir()):
         # A device or a pipe, whose place a file must not take.
         with _sentence(str(file)):
             yield file
         return
-    # Whoever has a link to a file wants the file written.
+    # A person who has a link to a file wants the file written.
     target = file.resolve()
     part = target.with_name(f".{target.name}.part")
     try:

@@ -1,4 +1,4 @@
-"""A clip in; a matplotlib figure out: its waveform, its mel spectrogram, what is heard when, and what is heard most."""
+"""`earmark plot`: a matplotlib figure of a clip: waveform, timeline, mel spectrogram, scores."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import librosa.display
 import numpy as np
 from matplotlib.figure import Figure
 
-from earmark import explain, sound
-from earmark.core.clips import Success, display_uri
-from earmark.core.errors import UsageError
+from earmark import sound
+from earmark.core.clips import display_uri
+from earmark.core.errors import EarmarkError, UsageError
+from earmark.in_process import classified
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,18 +38,17 @@ def plot_clip(uri: str, settings: Settings, options: RunOptions) -> Figure:
     Raises:
         UsageError: the clip has no result, and why.
     """
-    with explain.classified(uri, settings, options, lambda *_: None) as ended:
-        outcome = ended.outcome
-        if not isinstance(outcome, Success) or ended.waveform is None:
-            raise UsageError(
-                reason=str(getattr(outcome, "error", "The clip could not be worked on here."))
-            )
-        top = [(ended.labels[each.label], each.score) for each in outcome.predictions]
-        windows = [
-            (window.start_s, window.end_s, ended.labels[best.label], best.score)
-            for window in outcome.windows
-            for best in window.predictions[:1]
-        ]
+    with classified(uri, settings, options) as ended:
+        try:
+            success = ended.success
+        except EarmarkError as error:
+            raise UsageError(reason=str(error)) from error
+    top = ended.named(success.predictions)
+    windows: list[Segment] = []
+    for window in success.windows:
+        for label, score in ended.named(window.predictions[:1]):
+            windows.append((window.start_s, window.end_s, label, score))
+    assert ended.waveform
     if top and not windows:
         windows = [(0.0, ended.waveform.duration_s, *top[0])]
     return figure(ended.waveform, windows, top, title=display_uri(uri).rpartition("/")[2])
@@ -61,23 +61,21 @@ def figure(
 
     Args:
         waveform: mono float32 samples, shape (samples,), from -1 to 1, at its sample rate in Hz.
-        windows: start in seconds, end in seconds, best label and its score of each window, in order.
+        windows: start and end in seconds, best label and score of each window, in order.
         top: label and score of the clip, the best first.
-        title: what stands above it all.
+        title: the text above the figure.
     """
     drawn = Figure(figsize=INCHES, layout="constrained")
     grid = drawn.add_gridspec(4, 1, height_ratios=[2.2, 0.5, 3, 0.4 + 0.35 * max(1, len(top))])
     first = drawn.add_subplot(grid[0])
-    axes = [
-        first,
-        *(drawn.add_subplot(grid[row], sharex=first) for row in (1, 2)),
-        drawn.add_subplot(grid[3]),
-    ]
+    timeline = drawn.add_subplot(grid[1], sharex=first)
+    mel = drawn.add_subplot(grid[2], sharex=first)
+    scores = drawn.add_subplot(grid[3])
     drawn.suptitle(title, parse_math=False, x=0.01, ha="left", fontsize=15, fontweight="bold")
-    draw_waveform(axes[0], waveform)
-    draw_timeline(axes[1], windows)
-    draw_mel(axes[2], waveform)
-    draw_top(axes[3], top)
+    draw_waveform(first, waveform)
+    draw_timeline(timeline, windows)
+    draw_mel(mel, waveform)
+    draw_top(scores, top)
     first.set_xlim(0, waveform.duration_s)
     return drawn
 
@@ -90,7 +88,10 @@ def draw_waveform(axes: Axes, waveform: Waveform) -> None:
 
 
 def draw_mel(axes: Axes, waveform: Waveform) -> None:
-    """Draw the mel spectrogram, (MELS, 1 + samples // HOP) in dB below its loudest, over seconds and hertz."""
+    """Draw the mel spectrogram over seconds and hertz, in dB below its loudest part.
+
+    Its shape is (MELS, 1 + samples // HOP).
+    """
     rate, samples = waveform.sample_rate, waveform.samples
     power = librosa.feature.melspectrogram(
         y=samples, sr=rate, n_fft=FFT, hop_length=HOP, n_mels=MELS
@@ -110,10 +111,9 @@ def draw_mel(axes: Axes, waveform: Waveform) -> None:
 
 def draw_timeline(axes: Axes, windows: Sequence[Segment]) -> None:
     """Draw which label is the best when; windows of one label in a row are one bar."""
-    found = sound.segments(windows)
-    names = list(dict.fromkeys(label for _, _, label, _ in found))
-    for start_s, end_s, label, score in found:
-        colour = f"C{names.index(label)}"
+    colours: dict[str, str] = {}
+    for start_s, end_s, label, score in sound.segments(windows):
+        colour = colours.setdefault(label, f"C{len(colours)}")
         axes.barh(
             0,
             end_s - start_s,

@@ -1,4 +1,4 @@
-"""A run's progress, live on a terminal, and what it came to at the end."""
+"""A run's progress, live on a terminal, and its summary at the end."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from earmark.advice import bottleneck
 from earmark.core.clips import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import sqlalchemy as sa
     from rich.console import RenderableType
 
     from db.runs import RunRow
     from earmark.core.settings import Settings
-    from producer.submit import Submitted
 
 #: Quick enough to look alive, slow enough to cost a million-row run nothing.
 LOOK_S = 0.5
@@ -65,16 +64,18 @@ def watch(
     settings: Settings,
     *,
     meanwhile: Callable[[], None] = lambda: None,
+    quiet: bool = False,
 ) -> runs.Progress:
-    """Show a run's progress until every clip is final; return what it came to."""
+    """Show a run's progress until every clip is final; return the last one."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with _Bar(*columns, console=screen, transient=True) as bar:
+    with _Bar(*columns, console=screen, transient=True, disable=quiet) as bar:
         task = bar.add_task("starting")
         looked = float("-inf")
         while True:
             state = runs.progress(engine, run_id)
             if time.monotonic() - looked > LOOK_AT_PACE_S:
-                going, looked = pace(engine, run_id, state), time.monotonic()
+                going = pace(engine, run_id, state)
+                looked = time.monotonic()
             bar.stages = stages_in_words(going)
             bar.advice = bottleneck(going.workload, settings.worker)
             bar.update(
@@ -139,15 +140,17 @@ def terminable() -> Iterator[None]:
         yield
         return
     # `nohup` has SIGHUP ignored, and it stays so.
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
-    answered = [one for one, handler in before.items() if handler is not signal.SIG_IGN]
-    for one in answered:
-        signal.signal(one, _interrupt)
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        handler = signal.getsignal(number)
+        if handler is not signal.SIG_IGN:
+            before[number] = handler or signal.SIG_DFL
+            signal.signal(number, _interrupt)
     try:
         yield
     finally:
-        for one in answered:
-            signal.signal(one, before[one] or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, _: Any) -> None:
@@ -172,15 +175,13 @@ def pace_in_words(going: Pace) -> str:
 
 
 def stages_in_words(going: Pace) -> str:
-    """Return what a clip spends in each stage, waits included, as far as that is known."""
+    """Return the time of a clip in each stage, waits included, as far as that is known."""
     if going.fetch_ms is None:
         return ""
-    each = (
-        (going.fetch_ms, "downloading"),
-        (going.decode_ms, "decoding"),
-        (going.classify_ms, "at the model"),
+    return (
+        f"a clip spends {going.fetch_ms:.0f} ms downloading, {going.decode_ms:.0f} ms decoding,"
+        f" {going.classify_ms:.0f} ms at the model"
     )
-    return f"a clip spends {', '.join(f'{ms:.0f} ms {stage}' for ms, stage in each)}"
 
 
 def in_words(seconds: float) -> str:
@@ -194,20 +195,16 @@ def in_words(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def report_lines(submitted: Submitted) -> None:
-    """Print what became of the list's lines, where it is not simply one clip each."""
-    for line in submitted.report():
-        screen.print(line, markup=False, soft_wrap=True)
+def tell_all(sentences: Iterable[str]) -> None:
+    """Print some sentences, a line each."""
+    for sentence in sentences:
+        tell(sentence)
 
 
 def show_results(engine: sa.Engine, run: RunRow, state: runs.Progress) -> None:
     """Print a small run clip by clip, of a large one how often each label came first."""
-    table = (
-        _clip_table(engine, run.id)
-        if state.total <= CLIPS_ON_SCREEN
-        else _label_table(engine, run.id)
-    )
-    Console(highlight=False).print(table)
+    make_table = _clip_table if state.total <= CLIPS_ON_SCREEN else _label_table
+    Console(highlight=False).print(make_table(engine, run.id))
 
 
 def _clip_table(engine: sa.Engine, run_id: int) -> Table:
@@ -215,20 +212,20 @@ def _clip_table(engine: sa.Engine, run_id: int) -> Table:
     heard = groupby(results.top_k(engine, run_id), itemgetter("clip_id"))
     lines = {clip_id: _labels(list(predictions)) for clip_id, predictions in heard}
     for row in results.clips(engine, run_id):
-        text = (
-            f"[red]{row['error_code']}[/]: {escape(row['error'])}"
-            if row["error"]
-            else lines.get(row["clip_id"], "")
-        )
+        text = lines.get(row["clip_id"], "")
+        if row["error"]:
+            text = f"[red]{row['error_code']}[/]: {escape(row['error'])}"
         table.add_row(escape(_short(row["uri"])), text)
     return table
 
 
 def _labels(predictions: list[dict[str, Any]]) -> str:
-    best, *others = [
-        f"{escape(row['label'])} {row['score']:.2f}" for row in predictions[:LABELS_SHOWN]
-    ]
-    return "  ".join([f"[bold green]{best}[/]", *(f"[dim]{other}[/]" for other in others)])
+    parts = []
+    style = "bold green"
+    for row in predictions[:LABELS_SHOWN]:
+        parts.append(f"[{style}]{escape(row['label'])} {row['score']:.2f}[/]")
+        style = "dim"
+    return "  ".join(parts)
 
 
 def _short(uri: str) -> str:
@@ -243,24 +240,26 @@ def _label_table(engine: sa.Engine, run_id: int) -> Table:
 
 
 def summarise(engine: sa.Engine, run: RunRow, state: runs.Progress, settings: Settings) -> None:
-    """Print how far a run is or what it came to: counts, pace and the reasons of its failures."""
+    """Print a run's counts, its pace and the reasons of its failures."""
     going = pace(engine, run.id, state)
     advice = bottleneck(going.workload, settings.worker)
     counts = "".join(f", {number} {name}" for name, number in state.states.items() if number)
-    screen.print(
-        f"[bold]{escape(run.name)}[/]: {state.total} clips{counts}. {state.audio_s / 60:.1f} minutes of audio in "
-        f"{in_words(state.seconds)}."
-    )
-    for line in filter(None, (pace_in_words(going), stages_in_words(going), advice)):
-        screen.print(f"  {line}")
+    audio = f"{state.audio_s / 60:.1f} minutes of audio in {in_words(state.seconds)}."
+    screen.print(f"[bold]{escape(run.name)}[/]: {state.total} clips{counts}. {audio}")
+    for line in (pace_in_words(going), stages_in_words(going), advice):
+        if line:
+            screen.print(f"  {line}")
+    _print_failures(engine, run)
+
+
+def _print_failures(engine: sa.Engine, run: RunRow) -> None:
     failures = charts.top_errors(engine, run.id)
     for code, count, example in failures[:CODES_ON_SCREEN]:
         screen.print(f"  [red]{count} {code}[/], such as: {escape(example)}")
     if (others := len(failures) - CODES_ON_SCREEN) > 0:
         screen.print(f"  and {others} other kinds of failure: earmark failures {escape(run.name)}")
-    if hosts := charts.failing_hosts(engine, run.id):
-        screen.print(
-            f"  most failures: {', '.join(f'{escape(host)} ({failed})' for host, failed in hosts)}"
-        )
+    hosts = [f"{escape(host)} ({failed})" for host, failed in charts.failing_hosts(engine, run.id)]
+    if hosts:
+        screen.print(f"  most failures: {', '.join(hosts)}")
     for code, count, example in charts.top_errors(engine, run.id, State.pending)[:CODES_ON_SCREEN]:
         screen.print(f"  [yellow]{count} {code}, to be tried again[/], such as: {escape(example)}")

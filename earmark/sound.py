@@ -1,4 +1,4 @@
-"""A clip's URI in; what a page shows of it out: outline, mel spectrogram and sound, small enough to embed."""
+"""A clip for a page: its outline, mel spectrogram and sound, small enough to embed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ class Heard:
 
 
 class Listener:
-    """Gets clips again through the guard and the limited decoders that workers use; shared by threads."""
+    """Fetches clips again, through the guard and the limited decoders that workers use.
+
+    Use one for a page; its threads share it.
+    """
 
     def __init__(self, settings: Settings, *, at_once: int = 1) -> None:
         limits = settings.fetch
@@ -72,16 +75,16 @@ class Listener:
             "timeout_s": min(TIMEOUT_S, limits.timeout_s),
         }
         if settings.database_url.startswith("sqlite") and not limits.file_roots:
-            # This machine's own ledger names this machine's own files; one that is shared may name any.
+            # A SQLite ledger names files of this machine; a shared ledger may name any.
             quick["file_roots"] = (Path("/"),)
-        self._fetcher = Fetcher(limits.model_copy(update=quick))
+        self._fetcher = Fetcher(settings.changed(fetch=quick).fetch)
         self._decoders = Decoders(settings.audio, at_once)
 
     def hear(self, uri: str, *, most_s: float, most_bytes: int) -> Heard:
-        """Return what a page shows of a clip, with as much of its sound from the start as it may have.
+        """Return a clip as a page shows it, with the beginning of its sound up to the limits.
 
         Raises:
-            ClipError: it can't be had any more, or not be decoded.
+            ClipError: it cannot be fetched any more, or not be decoded.
         """
         fetched = self._fetcher.fetch(uri)
         with fetched.file:
@@ -100,7 +103,7 @@ class Listener:
 
 
 def heard(samples: np.ndarray, most_s: float, most_bytes: int) -> Heard:
-    """Return what a page shows of (samples,) at RATE, with the first seconds of their sound."""
+    """Return (samples,) at RATE as a page shows them, with the first seconds of their sound."""
     first = samples[: round(RATE * min(most_s, most_bytes / USUAL_BYTES_PER_S))]
     sound = _opus(first)
     if len(sound) > most_bytes:
@@ -111,18 +114,24 @@ def heard(samples: np.ndarray, most_s: float, most_bytes: int) -> Heard:
 
 
 def segments(windows: Iterable[Segment]) -> list[Segment]:
-    """Join consecutive windows with one label, at their best score; what two overlap in belongs to the later one."""
-    found: list[Segment] = []
-    for label, same in groupby(windows, lambda window: window[2]):
-        some = list(same)
-        if found:
-            found[-1] = (found[-1][0], some[0][0], *found[-1][2:])
-        found.append((some[0][0], some[-1][1], label, max(score for *_, score in some)))
-    return found
+    """Join consecutive windows with one label, at their best score.
+
+    Where two stretches overlap, the overlap belongs to the later one.
+    """
+    joined: list[Segment] = []
+    for label, group in groupby(windows, lambda window: window[2]):
+        stretch = list(group)
+        start_s, end_s = stretch[0][0], stretch[-1][1]
+        best = max(score for *_, score in stretch)
+        if joined:
+            before = joined[-1]
+            joined[-1] = (before[0], start_s, *before[2:])
+        joined.append((start_s, end_s, label, best))
+    return joined
 
 
 def peaks(samples: np.ndarray, count: int) -> np.ndarray:
-    """Return the loudest of each of `count` stretches of (samples,), from 0 to 1 of the loudest of all: (count,)."""
+    """Return the peak of each of `count` stretches of (samples,): (count,), 1 the highest."""
     edges = np.linspace(0, len(samples), count, endpoint=False, dtype=int)
     loud = np.maximum.reduceat(np.abs(samples), np.minimum(edges, len(samples) - 1))
     found: np.ndarray = loud / max(float(loud.max()), LOUD_ENOUGH)
@@ -136,9 +145,9 @@ def outline(samples: np.ndarray) -> str:
 
 
 def mel_db(samples: np.ndarray) -> np.ndarray:
-    """Return the mel spectrogram of (samples,) at RATE in dB below its loudest: (MELS, at most COLUMNS).
+    """Return the mel spectrogram of (samples,) at RATE, in dB below its loudest part.
 
-    What is softer all through than a whisper stays dark.
+    Its shape is (MELS, at most COLUMNS). A clip softer than a whisper stays dark.
     """
     padded = np.pad(samples, FFT // 2)
     hop = max(FFT // 4, len(samples) // (4 * COLUMNS))

@@ -1,5 +1,5 @@
-"""Lists in, ledger rows and queue messages out; never imports torch. `producer.submit()` is the Python API."""
+"""Lists in, ledger rows and queue messages out; never imports torch.
 
-from producer.submit import Submitted, submit
-
-__all__ = ["Submitted", "submit"]
+A program submits with `producer.submit.submit`. A worker imports `producer.feeder` alone, so this
+package loads neither.
+"""

@@ -1,9 +1,9 @@
-"""Keep the queue topped up from the ledger: due clips in, chunks out; what was lost on the way is found again."""
+"""Keep the queue topped up from the ledger: due clips in, chunks out, lost clips sent again."""
 
 from __future__ import annotations
 
 import time
-from itertools import groupby
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from more_itertools import chunked, interleave_evenly, interleave_longest
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from db.feeding import Picked, PickedClip
     from earmark.core.settings import Settings
 
-#: Chunks picked in one transaction: few enough that it takes no more than some milliseconds.
+#: Chunks picked in one transaction, so that it ends within milliseconds.
 CHUNKS_AT_ONCE = 16
 
 
 class Feeder:
-    """Moves clips from one database's ledger to one queue; several may run at once, in any processes.
+    """Moves clips from one database's ledger to one queue.
 
-    One that dies between marking and sending leaves `queued` clips that another finds lost.
+    Use one per process that submits or works, and call `feed` twice a second. Any number of
+    feeders may run at once: they share the ledger's locks. A feeder that dies between marking
+    clips as `queued` and sending them loses nothing, as another feeder finds these clips.
     """
 
     def __init__(self, engine: sa.Engine, settings: Settings) -> None:
@@ -37,21 +39,22 @@ class Feeder:
         assert settings.broker.queue
         self._queue = settings.broker.queue
         self._high_water = settings.broker.high_water
-        self._limits = settings.ledger
-        #: By run, the last clip picked.
+        self._ledger_settings = settings.ledger
+        #: By run id, the id of the last clip picked.
         self._picked: dict[int, int] = {}
         self._settled_at = 0.0
         self._ledger_id: str | None = None
-        #: Whether other ledgers' chunks are in the queue too.
+        #: Whether the queue also holds chunks of other ledgers.
         self.shares_queue = False
-        #: Clips whose lease had ended, so far.
+        #: Clips taken back from dead workers since this feeder started.
         self.taken_back = 0
 
     def feed(self) -> int:
-        """Take back what was lost, then fill the queue to its high mark if it is below the low one; return chunks sent.
+        """Take back lost clips, then fill the queue; return how many chunks were sent.
 
-        The marks grow with what workers hold, so that a large cluster finds enough and a small one makes Redis hold
-        little.
+        Filling starts below half of the high-water mark and stops at the mark. The mark is at
+        least twice the number of chunks that workers hold, so that a large cluster never finds
+        the queue empty, and a small one keeps little in Redis.
 
         Raises:
             ServiceError: the broker or the database is out of reach.
@@ -63,27 +66,25 @@ class Feeder:
             return self._fill(waiting, max(self._high_water, 2 * broker.chunks_in_hand()))
         except DatabaseError:
             # Workers could not renew their leases either.
-            self._settled_at = time.monotonic() + self._limits.settle_s
+            self._settled_at = time.monotonic() + self._ledger_settings.settle_s
             raise
 
     def _take_back_lost(self) -> int:
-        """Return how many chunks wait, having taken back the clips that a queue without them should hold."""
+        """Take back `queued` clips that the queue has lost; return how many chunks wait."""
+        queue_lease_s = self._ledger_settings.queue_lease_s
         self._ledger_id = self._ledger_id or ledger_id(self._engine)
         if broker.mark_queue(self._ledger_id):
-            # Redis has forgotten the mark, and so every chunk, however young.
-            feeding.take_back_queued(self._engine, self._queue, self._limits.queue_lease_s)
+            # Redis has lost the mark, and every chunk with it, however young.
+            feeding.take_back_queued(self._engine, self._queue, queue_lease_s)
         waiting = broker.queue_length()
         if not waiting:
-            # A chunk that left the queue is claimed at once, unless its worker died first.
-            feeding.take_back_queued(
-                self._engine, self._queue, self._limits.queue_lease_s - self._limits.lost_after_s
-            )
-        # Else the chunks of a ledger without workers would keep this ledger's out.
-        return (
-            min(waiting, feeding.queued_chunks(self._engine, self._queue))
-            if self.shares_queue
-            else waiting
-        )
+            # A worker claims a chunk as soon as it leaves the queue, unless the worker dies first.
+            lost_after_s = self._ledger_settings.lost_after_s
+            feeding.take_back_queued(self._engine, self._queue, queue_lease_s - lost_after_s)
+        if self.shares_queue:
+            # The chunks of a ledger that has no workers must not keep this ledger's chunks out.
+            waiting = min(waiting, feeding.queued_chunks(self._engine, self._queue))
+        return waiting
 
     def _fill(self, waiting: int, high: int) -> int:
         sent = 0
@@ -97,30 +98,36 @@ class Feeder:
     def _top_up(self, count: int) -> int:
         if count <= 0:
             return 0
-        picked = feeding.pick(self._engine, self._queue, count, self._limits, self._picked)
-        chunks = list(interleave_evenly([_cut(part) for part in picked])) if picked else []
+        picked = feeding.pick(self._engine, self._queue, count, self._ledger_settings, self._picked)
+        if not picked:
+            return 0
+        chunks = list(interleave_evenly([_cut(run) for run in picked]))
         broker.send_chunks(chunks)
         return len(chunks)
 
 
 def _cut(picked: Picked) -> list[Chunk]:
-    # A clip that was there when a worker died travels alone, so that it can take no neighbour with it.
-    alone = [[clip] for clip in picked.clips if clip.crashes]
-    together = chunked(
-        _hosts_interleaved(clip for clip in picked.clips if not clip.crashes), picked.chunk_size
-    )
-    return [_chunk(picked, clips) for clips in [*alone, *together]]
+    """Cut the clips picked for one run into chunks."""
+    suspects = [clip for clip in picked.clips if clip.crashes]
+    innocent = [clip for clip in picked.clips if not clip.crashes]
+
+    # A suspect travels alone, so that it takes no neighbour with it.
+    groups = [[clip] for clip in suspects]
+    groups += chunked(_interleave_hosts(innocent), picked.chunk_size)
+    return [_chunk(picked, clips) for clips in groups]
 
 
 def _chunk(picked: Picked, clips: list[PickedClip]) -> Chunk:
-    return Chunk(
-        picked.ledger_id, picked.run_id, tuple((clip.id, clip.display_uri) for clip in clips)
-    )
+    named = tuple((clip.id, clip.display_uri) for clip in clips)
+    return Chunk(picked.ledger_id, picked.run_id, named)
 
 
-def _hosts_interleaved(clips: Iterable[PickedClip]) -> Iterable[PickedClip]:
-    by_host = groupby(sorted(clips, key=_host), key=_host)
-    return interleave_longest(*[list(group) for _, group in by_host])
+def _interleave_hosts(clips: list[PickedClip]) -> Iterable[PickedClip]:
+    """Order clips so that neighbours are of different hosts."""
+    by_host = defaultdict(list)
+    for clip in clips:
+        by_host[_host(clip)].append(clip)
+    return interleave_longest(*by_host.values())
 
 
 def _host(clip: PickedClip) -> str:

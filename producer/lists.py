@@ -1,4 +1,4 @@
-"""A list in, its rows out, streamed: txt, csv, tsv, jsonl or parquet, compressed or not, on this machine or another."""
+"""A list in, its rows out: txt, csv, tsv, jsonl or parquet, compressed or not, local or remote."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 InputFormat = options.InputFormat
-#: A URL or path as the list has it, and all else its row says.
+#: A URL or path as the list has it, and the other columns of its row.
 Row = tuple[str, "Mapping[str, Any]"]
 
 LIST_SUFFIXES: dict[str, InputFormat] = {
@@ -37,17 +37,20 @@ LIST_SUFFIXES: dict[str, InputFormat] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+DELIMITERS: dict[InputFormat, str] = {"tsv": "\t", "csv": ","}
 COMPRESSED_SUFFIXES = frozenset({".gz", ".zst", ".zstd", ".bz2"})
-#: No URL comes near it; a transcript in a cell may.
+#: Far longer than any URL. A transcript in a cell may reach it.
 MAX_LINE_CHARS = 1024**2
-#: So many refused lines are told one by one, the rest are counted.
+#: Refused lines shown one by one; the others are only counted.
 EXAMPLES = 10
+#: Columns looked through for the URL column while a format is guessed.
+SNIFFED_COLUMNS = 1000
 PARQUET_ROWS_AT_ONCE = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A line of a list that gave no clip, and why."""
+    """A line of a list that gave no clip, with the reason."""
 
     place: str
     line: int
@@ -59,14 +62,14 @@ class Refused:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the lines read so far: clips + blank + refused + extra = lines."""
+    """Counts of the lines read so far: clips + blank + refused + extra = lines."""
 
     #: Lines of text, rows of a parquet, files of a folder.
     lines: int = 0
     clips: int = 0
     #: Empty lines and comments.
     blank: int = 0
-    #: A table's header, and the further lines of cells that hold several.
+    #: A table's header, and the second and later lines of a cell.
     extra: int = 0
     refused: int = 0
     examples: list[Refused] = field(default_factory=list)
@@ -78,7 +81,7 @@ class Tally:
 
 
 def named_format(name: str) -> InputFormat | None:
-    """Return the format that a list's name tells."""
+    """Return the format of a list by its name, if the name has a known suffix."""
     path = PurePosixPath(name)
     if path.suffix.lower() in COMPRESSED_SUFFIXES:
         path = path.with_suffix("")
@@ -86,7 +89,11 @@ def named_format(name: str) -> InputFormat | None:
 
 
 class ListReader:
-    """Reads one list; a line that cannot be used is told with its number, and the rest goes on."""
+    """Reads one list, row by row, of any format, compression and place.
+
+    Use one per list, and iterate `rows()` once. A line that cannot be used goes into the tally
+    with its number and the reason; reading goes on with the next line.
+    """
 
     def __init__(
         self, place: str, tally: Tally, *, input_format: InputFormat = "auto", url_col: str = "url"
@@ -103,7 +110,7 @@ class ListReader:
         """Yield the list's rows as they are read.
 
         Raises:
-            UsageError: the list cannot be opened, its format is not known, or it lacks the URL column.
+            UsageError: the list cannot be opened, is of no known format, or lacks the URL column.
         """
         with _opened(self.place, self.shown) as stream:
             input_format = self._format_of(stream)
@@ -116,32 +123,39 @@ class ListReader:
         self._tally.refuse(self.shown, line or self.number, reason)
 
     def _format_of(self, stream: io.BufferedReader) -> InputFormat:
-        found = self._format if self._format != "auto" else named_format(display_uri(self.place))
-        found = found or self._sniffed(stream.peek()) or ("txt" if self.place == "-" else None)
-        if found is None:
-            known = ", ".join(LIST_SUFFIXES)
-            raise UsageError(
-                reason=f"{self.shown} is neither audio nor a list known by name ({known}) or content: "
-                "say --input-format."
-            )
-        return found
+        if self._format != "auto":
+            return self._format
+        known = named_format(display_uri(self.place)) or self._sniffed(stream.peek())
+        if known:
+            return known
+        if self.place == "-":
+            return "txt"
+        suffixes = ", ".join(LIST_SUFFIXES)
+        raise UsageError(
+            reason=f"{self.shown} is neither audio nor a list known by name ({suffixes}) or"
+            " content: say --input-format."
+        )
 
     def _sniffed(self, head: bytes) -> InputFormat | None:
+        """Guess the format from the first bytes of a list."""
         if head.startswith(b"PAR1"):
             return "parquet"
-        first = head.decode(_encoding(head), "replace").lstrip().partition("\n")[0].strip()
-        if first.startswith("{"):
+        first_line = head.decode(_encoding(head), "replace").lstrip().partition("\n")[0].strip()
+        if first_line.startswith("{"):
             return "jsonl"
-        for delimiter, table in (("\t", "tsv"), (",", "csv")):
-            if (
-                self._url_col in [name.strip('" ') for name in first.split(delimiter)[:1000]]
-                and delimiter in first
-            ):
-                return cast("InputFormat", table)
-        return "txt" if "://" in first else None
+        for table_format, delimiter in DELIMITERS.items():
+            if delimiter in first_line and self._heads_table(first_line, delimiter):
+                return table_format
+        if "://" in first_line:
+            return "txt"
+        return None
+
+    def _heads_table(self, line: str, delimiter: str) -> bool:
+        names = line.split(delimiter)[:SNIFFED_COLUMNS]
+        return any(name.strip('" ') == self._url_col for name in names)
 
     def _text(self, stream: io.BufferedReader, input_format: InputFormat) -> Iterator[Row]:
-        # A byte that does not belong to the encoding shows up as \xff: its row fails by itself and is not lost.
+        # A byte that is no text in this encoding is read as \xff, so that its row alone fails.
         text = io.TextIOWrapper(
             stream, encoding=_encoding(stream.peek()), errors="backslashreplace", newline=""
         )
@@ -151,7 +165,7 @@ class ListReader:
             elif input_format == "jsonl":
                 yield from self._jsonl(self._lines(text))
             else:
-                yield from self._table(self._lines(text), "\t" if input_format == "tsv" else ",")
+                yield from self._table(self._lines(text), DELIMITERS[input_format])
         finally:
             self._tally.lines += self.number
             text.detach()
@@ -195,8 +209,12 @@ class ListReader:
             except (ValueError, RecursionError) as error:
                 self.refuse(f"it is not JSON: {error}")
                 continue
-            row = value if isinstance(value, dict) else {self._url_col: value}
-            yield from self._usable(row.pop(self._url_col, None), row)
+            if isinstance(value, dict):
+                uri, meta = value.pop(self._url_col, None), value
+            else:
+                uri, meta = value, {}
+            if row := self._row(uri, meta):
+                yield row
 
     def _table(self, lines: Iterator[str], delimiter: str) -> Iterator[Row]:
         records = self._records(lines, delimiter)
@@ -211,36 +229,30 @@ class ListReader:
                 self.refuse(
                     f"it has {len(cells)} cells, and {self._url_col!r} is number {at + 1}", line
                 )
-            else:
-                yield from self._usable(cells.pop(at), _meta(names, cells), line)
+            elif row := self._row(cells.pop(at), _meta(names, cells), line):
+                yield row
 
     def _records(self, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+        """Yield the records of a table, each with the number of its first line."""
         csv.field_size_limit(MAX_LINE_CHARS)
-        #: The lines of the record being read, and lines to be read a second time.
-        held: list[str] = []
-        again: deque[str] = deque()
-
-        def give() -> Iterator[str]:
-            while (line := again.popleft() if again else next(lines, None)) is not None:
-                held.append(line)
-                yield line
-
+        source = _RecordLines(lines)
         while True:
             try:
-                for cells in csv.reader(give(), delimiter=delimiter):
-                    _check_quotes(held)
-                    self._tally.extra += len(held) - 1
-                    yield self.number - len(again) - len(held) + 1, cells
-                    held.clear()
+                for cells in csv.reader(source.read(), delimiter=delimiter):
+                    _check_quotes(source.record)
+                    self._tally.extra += len(source.record) - 1
+                    yield self._first_line(source), cells
+                    source.record.clear()
             except csv.Error as error:
-                # A quote that is never closed swallows what follows: only its first line is given up.
-                self.refuse(
-                    f"it is no row of a table: {error}", self.number - len(again) - len(held) + 1
-                )
-                again.extendleft(reversed(held[1:]))
-                held.clear()
+                # An unclosed quote swallows the rows after it. Only its first line is refused.
+                self.refuse(f"it is no row of a table: {error}", self._first_line(source))
+                source.read_again()
             else:
                 return
+
+    def _first_line(self, source: _RecordLines) -> int:
+        """Return the number of the line at which the current record begins."""
+        return self.number - len(source.again) - len(source.record) + 1
 
     def _parquet(self, stream: io.BufferedReader) -> Iterator[Row]:
         import polars as pl
@@ -248,41 +260,71 @@ class ListReader:
         with _seekable(self.place, stream) as path:
             try:
                 frame = pl.scan_parquet(path, glob=False)
-                names = frame.collect_schema().names()
-                at = self._url_column(names)
-                names.pop(at)
+                self._url_column(frame.collect_schema().names())
                 rows = frame.select(pl.len()).collect().item()
-                # Slice by slice: polars' own batches hold several row groups at once, whatever their size.
+                # Slice by slice: polars' own batches hold several row groups, however large.
                 for start in range(0, rows, PARQUET_ROWS_AT_ONCE):
-                    for cells in frame.slice(start, PARQUET_ROWS_AT_ONCE).collect().iter_rows():
+                    piece = frame.slice(start, PARQUET_ROWS_AT_ONCE).collect()
+                    for meta in piece.iter_rows(named=True):
                         self.number += 1
-                        yield from self._usable(
-                            cells[at], dict(zip(names, cells[:at] + cells[at + 1 :], strict=True))
-                        )
+                        if row := self._row(meta.pop(self._url_col), meta):
+                            yield row
             except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
                 self._break_off(str(error).partition("\n")[0])
             finally:
                 self._tally.lines += self.number
 
-    def _usable(self, uri: Any, meta: Mapping[str, Any], line: int | None = None) -> Iterator[Row]:
-        if isinstance(uri, str) and (uri := uri.strip()):
-            yield uri, meta
-        else:
-            self.refuse(f"there is no text in {self._url_col!r}", line)
+    def _row(self, uri: Any, meta: Mapping[str, Any], line: int | None = None) -> Row | None:
+        """Return a row, or refuse its line and return None."""
+        if isinstance(uri, str) and (text := uri.strip()):
+            return text, meta
+        self.refuse(f"there is no text in {self._url_col!r}", line)
+        return None
 
     def _url_column(self, names: list[str]) -> int:
         if self._url_col not in names:
             columns = ", ".join(names) or "none at all"
             raise UsageError(
-                reason=f"{self.shown} has no column {self._url_col!r}; it has {columns[:500]}. Say --url-col."
+                reason=f"{self.shown} has no column {self._url_col!r}; it has {columns[:500]}."
+                " Say --url-col."
             )
         return names.index(self._url_col)
 
 
+class _RecordLines:
+    """The lines of a table. All lines of a record but its first can be read a second time."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+        #: The lines of the current record.
+        self.record: list[str] = []
+        #: Lines to be read a second time.
+        self.again: deque[str] = deque()
+
+    def read(self) -> Iterator[str]:
+        while self.again:
+            line = self.again.popleft()
+            self.record.append(line)
+            yield line
+        for line in self._lines:
+            self.record.append(line)
+            yield line
+
+    def read_again(self) -> None:
+        """Drop the current record's first line, and have `read` yield its other lines again."""
+        self.again.extendleft(reversed(self.record[1:]))
+        self.record.clear()
+
+
 def _meta(names: list[str], cells: list[str]) -> dict[str, str]:
+    if len(cells) == len(names):
+        return dict(zip(names, cells, strict=True))
+    meta = dict(zip(names, cells, strict=False))
     if len(cells) > len(names):
-        return {**dict(zip(names, cells, strict=False)), "more": ",".join(cells[len(names) :])}
-    return dict(zip(names, cells + [""] * (len(names) - len(cells)), strict=True))
+        meta["more"] = ",".join(cells[len(names) :])
+    for name in names[len(cells) :]:
+        meta[name] = ""
+    return meta
 
 
 def _check_quotes(lines: list[str]) -> None:
@@ -291,7 +333,9 @@ def _check_quotes(lines: list[str]) -> None:
 
 
 def _encoding(head: bytes) -> str:
-    return "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    return "utf-8-sig"
 
 
 @contextmanager
@@ -303,10 +347,9 @@ def _opened(place: str, shown: str) -> Iterator[io.BufferedReader]:
             if stream is not raw:
                 files.enter_context(stream)
         except Exception as error:
-            # fsspec's file systems raise whatever their library does.
-            raise UsageError(
-                reason=f"The list {shown} cannot be read: {_reason(error)}."
-            ) from error
+            # fsspec's file systems raise any exception of their libraries.
+            reason = f"The list {shown} cannot be read: {_reason(error)}."
+            raise UsageError(reason=reason) from error
         yield stream
 
 
@@ -335,7 +378,7 @@ def _zstd() -> Any:
 
 @contextmanager
 def _seekable(place: str, stream: io.BufferedReader) -> Iterator[Path]:
-    # A parquet is read from its end, so one that comes from elsewhere is copied first.
+    # A parquet is read from its end, so a remote one is copied first.
     if stream.seekable() and isinstance(stream.raw, io.FileIO) and place != "-":
         yield Path(place)
         return
@@ -348,8 +391,6 @@ def _seekable(place: str, stream: io.BufferedReader) -> Iterator[Path]:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    return (
-        (error.strerror if isinstance(error, OSError) else None)
-        or str(error)
-        or type(error).__name__
-    )
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

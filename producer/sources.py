@@ -15,28 +15,9 @@ from producer.lists import InputFormat, ListReader, Tally, named_format
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-AUDIO_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *(
-            "wav",
-            "flac",
-            "ogg",
-            "oga",
-            "opus",
-            "mp3",
-            "m4a",
-            "aac",
-            "mp4",
-            "webm",
-            "mka",
-            "wma",
-            "amr",
-        ),
-        *("aif", "aiff", "aifc", "au", "snd", "caf", "w64", "rf64"),
-    )
-)
-#: Twice what any worker fetches; a longer one is no URL.
+_AUDIO = "wav flac ogg oga opus mp3 m4a aac mp4 webm mka wma amr aif aiff aifc au snd caf w64 rf64"
+AUDIO_SUFFIXES = frozenset(f".{name}" for name in _AUDIO.split())
+#: Twice the longest URL that a worker fetches by default (EARMARK_FETCH__MAX_URL_CHARS).
 MAX_URI_CHARS = 8192
 
 
@@ -49,8 +30,9 @@ def read_clips(
 ) -> Iterator[Clip]:
     """Yield the clips of each source in turn, reading as it goes.
 
-    A source is a URL, an audio file, a folder (every file in it, hidden ones apart), a glob, `-`, or a list; a URL
-    whose path ends like a list is one, and every URL is if the format is said.
+    A source is a URL, an audio file, a folder (all files in it but hidden ones), a glob, `-`
+    (standard input), or a list. A URL is a list if its path has the suffix of one, or if
+    `input_format` is given.
 
     Raises:
         UsageError: a source does not exist, its format is not known, or it lacks the URL column.
@@ -91,10 +73,10 @@ class _Reading:
             yield from self.lines(url, display_uri(url).rpartition("/")[0])
 
     def matches(self, pattern: str) -> Iterator[Clip]:
-        found = sorted(glob.iglob(pattern, recursive=True))  # noqa: PTH207 - the pattern may be absolute
-        if not found:
+        matches = sorted(glob.iglob(pattern, recursive=True))  # noqa: PTH207 - the pattern may be absolute
+        if not matches:
             raise UsageError(reason=f"No file matches {pattern!r}.")
-        for match in found:
+        for match in matches:
             if Path(match).is_file():
                 yield from self.file(Path(match))
 
@@ -107,9 +89,8 @@ class _Reading:
     def walk(self, folder: Path) -> Iterator[Clip]:
         def refuse(error: OSError) -> None:
             self.tally.lines += 1
-            self.tally.refuse(
-                str(error.filename), 0, f"the folder cannot be read: {error.strerror}"
-            )
+            reason = f"the folder cannot be read: {error.strerror}"
+            self.tally.refuse(str(error.filename), 0, reason)
 
         for parent, folders, files in os.walk(folder, onerror=refuse):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -137,23 +118,25 @@ def _remote_matches(pattern: str) -> list[str]:
     import fsspec
 
     filesystem, path = fsspec.url_to_fs(pattern)
-    found = [str(filesystem.unstrip_protocol(match)) for match in sorted(filesystem.glob(path))]
-    if not found:
+    matches = sorted(filesystem.glob(path))
+    if not matches:
         raise UsageError(reason=f"No file matches {pattern!r}.")
-    return found
+    return [str(filesystem.unstrip_protocol(match)) for match in matches]
 
 
 def _resolved(text: str, folder: str) -> str:
     if not text.isprintable():
-        # Databases have no NUL in a text, nor half a surrogate pair.
+        # Databases store neither NUL nor half a surrogate pair as text.
         text = text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
     if "://" in text:
         return text
     if "://" in folder:
         return text if text.startswith("/") else f"{folder}/{text}"
     path = Path(folder, os.path.expanduser(text))  # noqa: PTH111 - keeps a user name nobody has
-    # What is no file here is no path anywhere: its row says that it is no URL either.
-    return _storable(path) if text[0] in "/~" or path.exists() else text
+    if text[0] in "/~" or path.exists():
+        return _storable(path)
+    # Neither a URL nor a file here: the clip fails with `bad_url`, and its row shows this text.
+    return text
 
 
 def _storable(path: Path) -> str:

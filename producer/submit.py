@@ -7,20 +7,20 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from operator import itemgetter
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from more_itertools import sliced, spy
 
-from db import access, ledger, results, runs, schema
+from db import access, ledger, schema
 from db.bulk_insert import Listed, listed
 from db.identity import with_queue
 from db.session import connect
 from earmark.core import broker
 from earmark.core.errors import ServiceError, UsageError
-from earmark.core.options import RunOptions
+from earmark.core.options import CHUNK_SIZE, RunOptions
 from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from producer.lists import InputFormat, Tally
@@ -33,28 +33,26 @@ if TYPE_CHECKING:
 
     from earmark.core.clips import Clip
 
-#: Rows a transaction: large enough to be cheap, small enough that workers write in between.
+#: Rows a transaction: many enough to be cheap, few enough that workers can write in between.
 ROWS_AT_ONCE = 10_000
-#: Rows sorted before they are written: several of them then fall on one page of the index of keys.
+#: Rows sorted by key before they are written, so that several fall on one page of the key index.
 ROWS_SORTED = 200_000
 CHARS_SORTED = 64 * 1024**2
-#: PostgreSQL takes longer for a row than we do, and takes two at a time from two connections; SQLite has one writer.
+#: Connections that write. PostgreSQL takes longer to insert a row than we take to read it, and
+#: inserts over two connections at once. SQLite allows one writer.
 WRITERS = {"sqlite": 1, "postgresql": 2}
-#: How long a thread waits for Python while another has it. The writer asks some ten times a statement: at Python's
-#: own 5 ms it would wait longer for the reader than for the database.
-TURN_S = 0.0005
-#: One message costs a worker 1.5 ms: a sixteenth of it a clip.
-CHUNK_SIZE = 16
+#: Thread switch interval (GIL) while a list is submitted. The writer takes the GIL about ten times
+#: a statement; at Python's 5 ms it would wait longer for the reader than for the database.
+SWITCH_INTERVAL_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A run, what became of the lines of its list, and a way to wait for it and read from it."""
+    """A run, and the counts of its list: new clips, known ones, refused lines."""
 
     run_id: int
     tally: Tally
     added: int
-    engine: sa.Engine = field(repr=False, compare=False)
 
     @property
     def clips(self) -> int:
@@ -66,59 +64,29 @@ class Submitted:
 
     @property
     def known(self) -> int:
-        """Clips the run had already: duplicates in the list, or a list submitted before."""
+        """Clips that the run had already: duplicates in the list, or a list submitted before."""
         return self.clips - self.added
 
     def report(self) -> list[str]:
-        """Return sentences on the list's lines, where they were not simply one new clip each."""
+        """Return sentences about the list's lines; none if each line was one new clip."""
         tally = self.tally
         counts = {
             "known already": self.known,
             "blank or comment": tally.blank,
             "refused": tally.refused,
-            "header or further line of a cell": tally.extra
-            if self.known or tally.blank or tally.refused
-            else 0,
         }
-        told = [f"{count} {what}" for what, count in counts.items() if count]
-        examples = [f"  {refused}" for refused in tally.examples]
-        more = tally.refused - len(examples)
-        return [
-            *(
-                [f"Of the list's {tally.lines} lines: {self.added} new, {', '.join(told)}."]
-                if told
-                else []
-            ),
-            *examples,
-            *([f"  and {more} more"] if more else []),
-        ]
-
-    def progress(self) -> runs.Progress:
-        """Return how far the run has come."""
-        return runs.progress(self.engine, self.run_id)
-
-    def wait(self, timeout_s: float | None = None) -> runs.Progress:
-        """Return what the run came to, once every clip is final; its clips are worked on by workers elsewhere.
-
-        Raises:
-            TimeoutError: it is still going after so many seconds.
-        """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while not (state := self.progress()).finished:
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{state.final} of {state.total} clips are final after {timeout_s} s."
-                )
-            time.sleep(0.5)
-        return state
-
-    def results(self, **conditions: Any) -> Iterator[dict[str, Any]]:
-        """Yield the clips that are done, each with its best label; conditions as in db.results.results."""
-        return results.results(self.engine, self.run_id, **conditions)
-
-    def failures(self) -> Iterator[dict[str, Any]]:
-        """Yield the clips that failed, each with the reason."""
-        return results.failures(self.engine, self.run_id)
+        if any(counts.values()):
+            counts["header or further line of a cell"] = tally.extra
+        parts = [f"{count} {kind}" for kind, count in counts.items() if count]
+        lines = []
+        if parts:
+            new = f"{self.added} new"
+            lines.append(f"Of the list's {tally.lines} lines: {', '.join([new, *parts])}.")
+        lines += [f"  {refused}" for refused in tally.examples]
+        more = tally.refused - len(tally.examples)
+        if more:
+            lines.append(f"  and {more} more")
+        return lines
 
 
 def submit(
@@ -135,18 +103,19 @@ def submit(
     limit: int | None = None,
     reuse_urls: bool = False,
 ) -> Submitted:
-    """Record every clip of the sources as a row, then start to queue them; workers do the rest.
+    """Record every clip of the sources as a row, then start to queue them for workers.
 
     Args:
-        engine: where the ledger is; default: the database of the settings.
+        engine: the ledger's database; default: the one of the settings.
         settings: default: those of the environment.
-        name: an existing run of that name gets what is new in the list and goes on.
-        priority: the run's share of the workers, in proportion to that of other runs.
-        reuse_urls: take the result a URL has in another run of the same model and options, without a download.
+        name: if a run of this name exists, the list's new clips are added to it.
+        priority: the run's share of the workers, relative to the priorities of other runs.
+        reuse_urls: without a download, take the result that the URL has in another run of the
+            same model and options.
 
     Raises:
-        UsageError: a source cannot be read, or holds no clip at all.
-        ServiceError: the database or the broker is out of reach, or the database can only be read.
+        UsageError: a source cannot be read, or no source holds a clip.
+        ServiceError: the database or the broker is out of reach, or the database is read-only.
     """
     sources = [sources] if isinstance(sources, str) else list(sources)
     if engine is None or settings is None:
@@ -154,22 +123,26 @@ def submit(
         engine = engine or _open(settings)
     access.check_writable(engine)
     tally = Tally()
-    first, clips = spy(
-        islice(read_clips(sources, input_format=input_format, url_col=url_col, tally=tally), limit)
-    )
+    read = read_clips(sources, input_format=input_format, url_col=url_col, tally=tally)
+    first, clips = spy(islice(read, limit))
     if not first:
         reasons = "".join(f" {refused}." for refused in tally.examples)
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.{reasons}")
-    broker.check()
-    how: dict[str, Any] = {"chunk_size": chunk_size, "priority": priority, "reuse_urls": reuse_urls}
     settings = with_queue(settings, engine)
     broker.configure(settings.broker)
+    broker.check()
     assert settings.broker.queue
     run_id = ledger.open_run(
-        engine, name, options or RunOptions(), queue=settings.broker.queue, **how
+        engine,
+        name,
+        options or RunOptions(),
+        queue=settings.broker.queue,
+        chunk_size=chunk_size,
+        priority=priority,
+        reuse_urls=reuse_urls,
     )
     added = _add(clips, run_id, engine, settings)
-    return Submitted(run_id, tally, added, engine)
+    return Submitted(run_id, tally, added)
 
 
 def _open(settings: Settings) -> sa.Engine:
@@ -182,30 +155,30 @@ def _open(settings: Settings) -> sa.Engine:
 
 
 def _add(clips: Iterable[Clip], run_id: int, engine: sa.Engine, settings: Settings) -> int:
-    writing = _Writing(run_id, engine, Feeder(engine, settings), settings.ledger.feed_every_s)
-    # One window is written while the next is read and hashed: the database need not wait for that.
-    writers = ThreadPoolExecutor(WRITERS[engine.dialect.name])
-    written: list[Future[int]] = []
+    writer = _Writer(run_id, engine, Feeder(engine, settings), settings.ledger.feed_every_s)
+    # One window is written while the next one is read and hashed.
+    threads = ThreadPoolExecutor(WRITERS[engine.dialect.name])
+    writes: list[Future[int]] = []
     added = 0
     try:
-        with _short_turns():
-            for window in chain(_windows(clips), [[]]):
-                added += sum(some.result() for some in written)
-                written = [
-                    writers.submit(writing.write, rows) for rows in sliced(window, ROWS_AT_ONCE)
-                ]
-                # What is written goes, while the next window comes.
+        with _short_switch_interval():
+            for window in _windows(clips):
+                added += sum(write.result() for write in writes)
+                batches = sliced(window, ROWS_AT_ONCE)
+                writes = [threads.submit(writer.write, rows) for rows in batches]
+                # The writers hold the rows now, and free each batch once it is written.
                 window.clear()
+            added += sum(write.result() for write in writes)
     finally:
-        writers.shutdown(cancel_futures=True)
-    writing.feeder.feed()
+        threads.shutdown(cancel_futures=True)
+    writer.feeder.feed()
     return added
 
 
 @contextmanager
-def _short_turns() -> Iterator[None]:
+def _short_switch_interval() -> Iterator[None]:
     before = sys.getswitchinterval()
-    sys.setswitchinterval(TURN_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         yield
     finally:
@@ -213,8 +186,8 @@ def _short_turns() -> Iterator[None]:
 
 
 @dataclass(slots=True)
-class _Writing:
-    """Writes rows in the order they come, and feeds the queue in between."""
+class _Writer:
+    """Writes rows from several threads, and feeds the queue in between."""
 
     run_id: int
     engine: sa.Engine
@@ -235,15 +208,21 @@ class _Writing:
 
 
 def _windows(clips: Iterable[Clip]) -> Iterator[list[Listed]]:
-    # The first keeps the list's order; those after it are sorted, and grow, so that work begins at once.
-    all_rows, most = map(listed, clips), ROWS_AT_ONCE
-    yield _taken(all_rows, most)
-    while rows := _taken(all_rows, most := min(most * 3, ROWS_SORTED)):
+    """Yield rows in growing windows: the first in the list's order, the others sorted by key."""
+    all_rows = map(listed, clips)
+    size = ROWS_AT_ONCE
+    # Workers can begin with the first window at once.
+    yield _take(all_rows, size)
+    while True:
+        size = min(size * 3, ROWS_SORTED)
+        rows = _take(all_rows, size)
+        if not rows:
+            return
         rows.sort(key=itemgetter(0))
         yield rows
 
 
-def _taken(all_rows: Iterator[Listed], most: int) -> list[Listed]:
+def _take(all_rows: Iterator[Listed], most: int) -> list[Listed]:
     rows, chars = [], 0
     for row in islice(all_rows, most):
         rows.append(row)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from db import feeding, ledger
 from docs.reference import PAGES
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +25,18 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text()):
+        text = (page.parent / target if target else page).read_text()
+        assert heading in [anchor(line) for line in re.findall(r"^#+ (.+)$", text, re.M)], target
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor that GitHub and MkDocs give a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
 def test_the_readme_gives_both_commands_that_set_everything_up() -> None:
     assert re.findall(r"^make \w+$", (ROOT / "README.md").read_text(), re.M)[:2] == [
         "make demo",
@@ -34,6 +47,29 @@ def test_the_readme_gives_both_commands_that_set_everything_up() -> None:
 def test_the_site_has_every_page() -> None:
     listed = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_architecture_page_lists_the_modules_there_are() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    listed = re.findall(r"^\| `([\w/]+\.py)` \|", page, re.M)
+    modules = []
+    for folder in ("earmark", "workers", "producer", "db"):
+        for module in (ROOT / folder).rglob("*.py"):
+            path = module.relative_to(ROOT / folder).as_posix().removeprefix("core/")
+            if not module.name.startswith("_") and not path.startswith("migrations/"):
+                modules.append(path)
+    assert sorted(listed) == sorted(modules)
+
+
+def test_each_move_of_a_clip_names_a_function_that_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    diagram = page.partition("stateDiagram-v2")[2].partition("```")[0]
+    drawn = set()
+    for functions in re.findall(r": (.+)$", diagram, re.M):
+        drawn.update(functions.split(", "))
+    listed = set(re.findall(r"^\|[^|]*\|[^|]*\| `(\w+)` \|", page, re.M))
+    assert drawn == listed
+    assert all(hasattr(ledger, name) or hasattr(feeding, name) for name in drawn)
 
 
 def test_the_pictures_are_small() -> None:

@@ -1,4 +1,4 @@
-"""Batches of loudness in, the same sounds nearer, duller, noisier or two at once out, all in the spectrogram."""
+"""Batches of loudness in; the same sounds nearer, duller, noisier or mixed out, as spectrograms."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Augment:
         return _gather_frames(loud, start + torch.arange(kept))
 
     def _colour(self, power: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Change the distance, by up to -20 to 11 dB, and the microphone: a smooth equaliser, at times a telephone."""
+        """Change distance (-20 to 11 dB) and microphone: an equaliser, at times a telephone."""
         clips, _, bands = power.shape
         gain = self._uniform(clips) * 7 - 4.5
         gain = torch.where(batch.alone, gain / 3, gain)
@@ -117,7 +117,7 @@ class Augment:
     def _mix(
         self, power: torch.Tensor, shares: torch.Tensor, alone: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lay another clip of the batch over six of ten, and share the label as the powers are shared."""
+        """Mix another clip of the batch into six of ten; share the label as the powers."""
         clips = len(power)
         partner = torch.randperm(clips, generator=self._random)
         share = 0.5 + 0.5 * self._uniform(clips) ** 0.6

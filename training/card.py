@@ -1,4 +1,4 @@
-"""A model's directory and labelled clips in; what it hears, and the README.md and picture that say so, out."""
+"""A model's directory and labelled clips in; its recall, README.md and picture out."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def write(
 
 
 def attribution(folder: Path) -> str:
-    """Return the folder's own ATTRIBUTION.md, or else its manifest's originals and their licences."""
+    """Return the folder's ATTRIBUTION.md, or its manifest's originals with their licences."""
     for written in folder.rglob("ATTRIBUTION.md"):
         return written.read_text(encoding="utf-8")
     originals = {
@@ -153,7 +153,7 @@ def _share_under(heard: Sequence[Heard]) -> float:
 
 
 def _milliseconds(model: Any, extractor: Any) -> float:
-    """Return the CPU time of the extractor and the model for one window, at best: other work on the machine slows."""
+    """Return the best CPU time of the extractor and the model for one window."""
     wave = np.random.default_rng(0).normal(0, 0.1, clips.SAMPLES).astype(np.float32)
     times = []
     with torch.inference_mode():
@@ -181,7 +181,8 @@ def _totals(test: Sequence[Heard]) -> Iterable[str]:
         yield f"| {name} | {_share(sum(each.right for each in group), len(group))} | {wanted} |"
     top = sum(each.clip.label in each.top for each in test)
     yield f"| all, among the first three | {_share(top, len(test))} | |"
-    yield f"| all, mean over labels | | | {np.mean([*_shares(test).values()]):.2f} | {WANTED['mean']} |"
+    mean = np.mean([*_shares(test).values()])
+    yield f"| all, mean over labels | | | {mean:.2f} | {WANTED['mean']} |"
 
 
 def _shares(test: Sequence[Heard]) -> dict[str, float]:
@@ -240,7 +241,8 @@ def _sources(training: Sequence[clips.Clip]) -> Iterable[str]:
     for source, group in sorted(groups.items()):
         licences = ", ".join(sorted({clip.licence for clip in group}))
         names = ", ".join(sorted({_NO_LABEL.get(clip.label, clip.label) for clip in group}))
-        yield f"| {source} | {licences} | {names} | {len({clip.recording for clip in group})} | {len(group)} |"
+        recordings = len({clip.recording for clip in group})
+        yield f"| {source} | {licences} | {names} | {recordings} | {len(group)} |"
 
 
 def _draw(test: Sequence[Heard], labels: Sequence[str], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Folders of audio with a manifest.csv in; clips, their five seconds of waveform and varied copies out."""
+"""Folders of audio with a manifest.csv in; clips of five seconds and varied copies of them out."""
 
 from __future__ import annotations
 
@@ -21,11 +21,20 @@ RATE = 16_000
 WINDOW_S = 5
 SAMPLES = WINDOW_S * RATE
 COLUMNS = ("path", "label", "split", "source", "original", "licence", "seconds")
-#: The manifest's words for sounds of no label, the first for those that are mixed underneath the others as well.
+#: The manifest's words for sounds of no label, the first for those that are mixed underneath the
+#: others as well.
 BACKGROUND, OTHER, SILENCE = "_background", "other", "silence"
-#: The example clips and the test set are made of these; two thirds of the csound font's samples are TimGM6mb's as well.
-NOT_FOR_TRAINING = ("asterisk-core-sounds-it", "asterisk-core-sounds-es", "csound-soundfont", "librosa", "sonic-pi",
-                    "timgm6mb", "wesnoth")  # fmt: skip
+#: The example clips and the test set are made of these; two thirds of the csound font's samples are
+#: TimGM6mb's as well.
+NOT_FOR_TRAINING = (
+    "asterisk-core-sounds-it",
+    "asterisk-core-sounds-es",
+    "csound-soundfont",
+    "librosa",
+    "sonic-pi",
+    "timgm6mb",
+    "wesnoth",
+)
 _TONAL = ("guitar", "music", "piano", "speech")
 
 Wave: TypeAlias = NDArray[np.float32]  # (samples,) at RATE
@@ -47,7 +56,7 @@ class Clip:
 
 
 def read_manifest(folder: Path, name: str = "manifest.csv") -> list[Clip]:
-    """Return the folder's clips; refuse a manifest that would train on what is kept for evaluation."""
+    """Return the folder's clips; refuse a manifest that would train on evaluation data."""
     with (folder / name).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     clips = [Clip(folder / row["path"], *(row[column] for column in COLUMNS[1:6])) for row in rows]

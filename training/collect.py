@@ -1,4 +1,7 @@
-"""Makes a second training folder of Debian packages and synthesis: `python -m training.collect FOLDER`."""
+"""Makes a second training folder of Debian packages and synthesis.
+
+Run it with `python -m training.collect FOLDER`.
+"""
 
 from __future__ import annotations
 
@@ -53,28 +56,66 @@ KENTA_CHO, CLINT_BELLANGER = "Kenta Cho", "Clint Bellanger and others"
 WANTED = (
     *(
         Wanted(f"{game}-data", KENTA_CHO, "BSD-2-Clause", "music", "**/*.ogg", 6, split=split)
-        for game, split in (("rrootage", "train"), ("noiz2sa", "train"), ("parsec47", "train"), ("gunroar", "train"),
-                            ("torus-trooper", "train"), ("tumiki-fighters", "train"), ("titanion", "valid"))
+        for game, split in (
+            ("rrootage", "train"),
+            ("noiz2sa", "train"),
+            ("parsec47", "train"),
+            ("gunroar", "train"),
+            ("torus-trooper", "train"),
+            ("tumiki-fighters", "train"),
+            ("titanion", "valid"),
+        )
     ),
     *(
         Wanted(package, author, licence, "music", pattern, 4)
         for package, author, licence, pattern in (
             ("singularity-music", "Max McCracken", CC_BY_SA, "**/*.ogg"),
             ("hyperrogue-music", "Shawn Parrotte", CC_BY_SA, "**/hr3*.ogg"),
-            ("naev-data", "Nikola Whallon, Askyel, Zeropage", "CC BY 3.0, CC BY-SA 3.0", "**/music/[efntuvz]*.ogg"),
-            ("supertuxkart-data", "0zone0ne, Krobonil, Claude Werner and others", CC_BY_SA, "**/music/[!cfklPst]*.ogg"),
+            (
+                "naev-data",
+                "Nikola Whallon, Askyel, Zeropage",
+                "CC BY 3.0, CC BY-SA 3.0",
+                "**/music/[efntuvz]*.ogg",
+            ),
+            (
+                "supertuxkart-data",
+                "0zone0ne, Krobonil, Claude Werner and others",
+                CC_BY_SA,
+                "**/music/[!cfklPst]*.ogg",
+            ),
             ("flare-game", CLINT_BELLANGER, CC_BY_SA, "**/music/*.ogg"),
         )
     ),
     Wanted("flare-game", CLINT_BELLANGER, CC_BY_SA, "fire", "**/environment/open_fire*.ogg", 2),
     Wanted("flare-game", CLINT_BELLANGER, CC_BY_SA, OTHER, "**/environment/[abcfmrst][!a]*.ogg", 2),
-    Wanted("supertuxkart-data", "Mike Koenig and others", "CC0, CC BY, CC BY-SA", OTHER,
-           "**/sfx/[ceht][!la]*[rsp2n].ogg", 2),
+    Wanted(
+        "supertuxkart-data",
+        "Mike Koenig and others",
+        "CC0, CC BY, CC BY-SA",
+        OTHER,
+        "**/sfx/[ceht][!la]*[rsp2n].ogg",
+        2,
+    ),
     Wanted("fretsonfire-songs-muldjord", "El Senator", CC_BY_SA, "guitar", "**/guitar.ogg"),
-    Wanted("fretsonfire-songs-sectoid", "Carlos Viola Iborra", "MIT", "guitar", "**/guitar.ogg", split="valid"),
+    Wanted(
+        "fretsonfire-songs-sectoid",
+        "Carlos Viola Iborra",
+        "MIT",
+        "guitar",
+        "**/guitar.ogg",
+        split="valid",
+    ),
     *(
-        Wanted("0ad-data", "Wildfire Games (http://www.wildfiregames.com/)", CC_BY_SA, label, f"**/audio/{pattern}.ogg",
-               pieces, files, split)
+        Wanted(
+            "0ad-data",
+            "Wildfire Games (http://www.wildfiregames.com/)",
+            CC_BY_SA,
+            label,
+            f"**/audio/{pattern}.ogg",
+            pieces,
+            files,
+            split,
+        )
         for label, pattern, pieces, files, split in (
             ("music", "music/*", 6, 80, "train"),
             ("rain", "ambient/weather/rain*", 6, 9, "train"),
@@ -93,26 +134,84 @@ WANTED = (
     *(
         Wanted("megaglest-data", "The Glest Team", CC_BY_SA, label, pattern, pieces, split="valid")
         for label, pattern, pieces in (
-            ("music", "**/music/*.ogg", 6), ("rain", "**/sounds/rain.*", 4), (OTHER, "**/tilesets/**/[dnhw]*.ogg", 3),
+            ("music", "**/music/*.ogg", 6),
+            ("rain", "**/sounds/rain.*", 4),
+            (OTHER, "**/tilesets/**/[dnhw]*.ogg", 3),
         )
     ),
-    Wanted("asterisk-prompt-it-menardi-wav", "Marco Menardi e Paola Dal Zot (http://www.voip.ammdomus.it)", CC_BY_SA,
-           "speech", "**/*.wav", 1, 120),
-    Wanted("asterisk-core-sounds-en-g722", "Allison Smith, Digium", CC_BY_SA, "speech", "**/*.g722", 1, 100),
-    Wanted("asterisk-core-sounds-fr-g722", "June Wallack, Digium", CC_BY_SA, "speech", "**/*.g722", 1, 100),
-)  # fmt: skip
+    Wanted(
+        "asterisk-prompt-it-menardi-wav",
+        "Marco Menardi e Paola Dal Zot (http://www.voip.ammdomus.it)",
+        CC_BY_SA,
+        "speech",
+        "**/*.wav",
+        1,
+        120,
+    ),
+    Wanted(
+        "asterisk-core-sounds-en-g722",
+        "Allison Smith, Digium",
+        CC_BY_SA,
+        "speech",
+        "**/*.g722",
+        1,
+        100,
+    ),
+    Wanted(
+        "asterisk-core-sounds-fr-g722",
+        "June Wallack, Digium",
+        CC_BY_SA,
+        "speech",
+        "**/*.g722",
+        1,
+        100,
+    ),
+)
 EFFECTS = (
-    *(Effect(OTHER, name, 1, program) for name, program in (("cut noise", 120), ("key click", 121), ("telephone", 124),
-                                                            ("engine", 125), ("laughs", 126), ("gun", 127))),
-    *(Effect(OTHER, name, 2, program) for name, program in (("slap", 120), ("thunder", 122), ("gallop", 123),
-                                                            ("creak", 124), ("car stops", 125), ("scream", 126))),
-    *(Effect(OTHER, name, 3, program) for name, program in (("wind", 122), ("bird", 123), ("slam", 124),
-                                                            ("car passes", 125), ("punch", 126), ("explosion", 127))),
-    *(Effect(OTHER, name, 4, program) for name, program in (("scratch", 124), ("crash", 125), ("heartbeat", 126))),
-    *(Effect(OTHER, name, 5, program) for name, program in (("bubbles", 122), ("chimes", 124), ("footsteps", 126))),
+    *(
+        Effect(OTHER, name, 1, program)
+        for name, program in (
+            ("cut noise", 120),
+            ("key click", 121),
+            ("telephone", 124),
+            ("engine", 125),
+            ("laughs", 126),
+            ("gun", 127),
+        )
+    ),
+    *(
+        Effect(OTHER, name, 2, program)
+        for name, program in (
+            ("slap", 120),
+            ("thunder", 122),
+            ("gallop", 123),
+            ("creak", 124),
+            ("car stops", 125),
+            ("scream", 126),
+        )
+    ),
+    *(
+        Effect(OTHER, name, 3, program)
+        for name, program in (
+            ("wind", 122),
+            ("bird", 123),
+            ("slam", 124),
+            ("car passes", 125),
+            ("punch", 126),
+            ("explosion", 127),
+        )
+    ),
+    *(
+        Effect(OTHER, name, 4, program)
+        for name, program in (("scratch", 124), ("crash", 125), ("heartbeat", 126))
+    ),
+    *(
+        Effect(OTHER, name, 5, program)
+        for name, program in (("bubbles", 122), ("chimes", 124), ("footsteps", 126))
+    ),
     *(Effect(OTHER, name, bank, 125) for name, bank in (("train", 6), ("jet", 7), ("starship", 8))),
     Effect("siren", "siren", 5, 125),
-)  # fmt: skip
+)
 
 
 class Folder:

@@ -1,4 +1,4 @@
-"""Rebuilds the bundled example clips from Debian packages and a little synthesis (needs apt and fluidsynth)."""
+"""Rebuilds the bundled example clips from Debian packages and synthesis (apt, fluidsynth)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The fixed first three layers: sound in, 48 bands of loudness from 0 to 6 out, as plain convolutions.
+"""The fixed first three layers, as convolutions: sound in, 48 bands of loudness (0 to 6) out.
 
-A Wav2Vec2 encoder begins with Conv1d layers. The first here is a bank of windowed sines and cosines, the second sums
-them to mel bands and clips each sum at eight heights, the third adds the eight up: a logarithm in straight pieces.
+A Wav2Vec2 encoder begins with Conv1d layers. The first here is a bank of windowed sines and
+cosines, the second sums them to mel bands and clips each sum at eight heights, the third adds the
+eight up: a logarithm in straight pieces.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from torch.nn import functional
 
 RATE, TONES, BANDS, STEPS = 16_000, 128, 48, 8
 FRAME = 320
-#: Not 160: the group norm after the first layer removes each channel's mean over time, and with it, at 160, every
-#: steady tone at a multiple of 100 Hz.
+#: Not 160: the group norm after the first layer removes each channel's mean over time, and with it,
+#: at 160, every steady tone at a multiple of 100 Hz.
 HOP = 163
 CEILING = 6.0
-#: So small that the group norm divides by the root of its epsilon alone and leaves the levels as they are.
+#: So small that the group norm divides by the root of its epsilon alone and leaves the levels as
+#: they are.
 _TINY, _EPSILON = 1e-3, 1e-5
 #: A step of the staircase is 12 dB.
 _STEP = 4.0
@@ -67,7 +69,7 @@ def _mel() -> torch.Tensor:
 
 
 def loudness(waves: torch.Tensor, layers: Weights) -> torch.Tensor:
-    """Return what the three layers make of waves (clips, samples): loudness (clips, frames, BANDS)."""
+    """Return the three layers' loudness (clips, frames, BANDS) of waves (clips, samples)."""
     tones = functional.conv1d(waves[:, None], layers.waves, stride=HOP)
     spread = (tones.var(2, unbiased=False, keepdim=True) + _EPSILON).sqrt()
     tones = functional.relu6((tones - tones.mean(2, keepdim=True)) / spread * layers.scale[:, None])

@@ -1,7 +1,8 @@
-"""The network as it is trained, a small two-dimensional CNN, and as it is shipped, a stock Wav2Vec2 classifier.
+"""The network in two forms: a small 2-D CNN for training, a stock Wav2Vec2 classifier to ship.
 
-A convolution over frequency and time is one over time alone whose channels are pairs of channel and frequency, so the
-trained layers become `Conv1d` weights of a Wav2Vec2 feature encoder exactly, and no code of ours is needed to load it.
+A convolution over frequency and time is one over time alone whose channels are pairs of channel and
+frequency, so the trained layers become `Conv1d` weights of a Wav2Vec2 feature encoder exactly, and
+no code of ours is needed to load it.
 """
 
 from __future__ import annotations
@@ -38,20 +39,31 @@ class Layer:
         return (before + 2 * (self.kernel // 2) - self.kernel) // self.band_stride + 1
 
 
-LAYERS = (Layer(1, 16, 5, 2, 2), Layer(16, 32, 3, 2, 2), Layer(32, 64, 3, 2, 2), Layer(64, 64, 3, 1, 1),
-          Layer(64, 128, 3, 2, 2))  # fmt: skip
+LAYERS = (
+    Layer(1, 16, 5, 2, 2),
+    Layer(16, 32, 3, 2, 2),
+    Layer(32, 64, 3, 2, 2),
+    Layer(64, 64, 3, 1, 1),
+    Layer(64, 128, 3, 2, 2),
+)
 
 
 class Convolutions(nn.Module):
-    """Stands in for the feature encoder while training: loudness (clips, frames, bands) in, its features out."""
+    """The feature encoder in training: loudness (clips, frames, bands) in, features out."""
 
     def __init__(self) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(layer.channels_in, layer.channels, layer.kernel, (layer.band_stride, layer.time_stride),
-                      (layer.kernel // 2, 0), bias=False)
+            nn.Conv2d(
+                layer.channels_in,
+                layer.channels,
+                layer.kernel,
+                (layer.band_stride, layer.time_stride),
+                (layer.kernel // 2, 0),
+                bias=False,
+            )
             for layer in LAYERS
-        )  # fmt: skip
+        )
         self.norms = nn.ModuleList(nn.BatchNorm2d(layer.channels) for layer in LAYERS)
 
     def forward(self, loud: torch.Tensor) -> torch.Tensor:
@@ -70,14 +82,32 @@ def config(labels: Sequence[str]) -> transformers.Wav2Vec2Config:
         conv_dim=[4 * frontend.TONES, frontend.STEPS * frontend.BANDS, frontend.BANDS, *widths],
         conv_kernel=[frontend.FRAME, 1, 1, *(layer.kernel for layer in LAYERS)],
         conv_stride=[frontend.HOP, 1, 1, *(layer.time_stride for layer in LAYERS)],
-        conv_bias=True, feat_extract_norm="group", feat_extract_activation="relu6",
-        hidden_size=160, num_hidden_layers=1, num_attention_heads=4, intermediate_size=320, classifier_proj_size=160,
-        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=4,
-        hidden_dropout=0.1, feat_proj_dropout=0.1, final_dropout=0.1, attention_dropout=0.0, activation_dropout=0.0,
-        layerdrop=0.0, apply_spec_augment=False, mask_time_prob=0.0,
-        vocab_size=8, num_codevectors_per_group=8, num_negatives=2, codevector_dim=8, proj_codevector_dim=8,
-        id2label=dict(enumerate(labels)), label2id={label: number for number, label in enumerate(labels)},
-    )  # fmt: skip
+        conv_bias=True,
+        feat_extract_norm="group",
+        feat_extract_activation="relu6",
+        hidden_size=160,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=320,
+        classifier_proj_size=160,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=4,
+        hidden_dropout=0.1,
+        feat_proj_dropout=0.1,
+        final_dropout=0.1,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        layerdrop=0.0,
+        apply_spec_augment=False,
+        mask_time_prob=0.0,
+        vocab_size=8,
+        num_codevectors_per_group=8,
+        num_negatives=2,
+        codevector_dim=8,
+        proj_codevector_dim=8,
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+    )
 
 
 def trainable(labels: Sequence[str]) -> Any:
@@ -87,7 +117,7 @@ def trainable(labels: Sequence[str]) -> Any:
 
 
 def shipped(trained: Any) -> Any:
-    """Return the stock Wav2Vec2 classifier that computes from sound what `trained` does from loudness."""
+    """Return a stock Wav2Vec2 classifier that does with sound what `trained` does with loudness."""
     labels = [trained.config.id2label[number] for number in range(trained.config.num_labels)]
     model: Any = transformers.Wav2Vec2ForSequenceClassification(config(labels))
     weights = {
@@ -141,7 +171,7 @@ def _unroll(kernel: torch.Tensor, layer: Layer, bands: int) -> torch.Tensor:
 
 
 def save(model: Any, folder: Path) -> None:
-    """Write the directory transformers loads: float16 weights, but for the first layer, that load as float32."""
+    """Write the model's directory: float16 weights but for the first layer, loaded as float32."""
     model.save_pretrained(folder)
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     small = {
@@ -152,7 +182,8 @@ def save(model: Any, folder: Path) -> None:
     (folder / "model.safetensors").chmod(0o644)
     facts = json.loads((folder / "config.json").read_text()) | {"dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
-    # Transformers ignores `chunk_length_s` here, as its own EnCodec extractor names it; Earmark cuts windows by it.
+    # Transformers ignores `chunk_length_s` here, as its own EnCodec extractor names it; Earmark
+    # cuts windows by it.
     extractor: Any = transformers.Wav2Vec2FeatureExtractor
     extractor(
         sampling_rate=frontend.RATE,

@@ -1,4 +1,4 @@
-"""Trains the starter model: folders of audio in, the directory workers/scoring/starter out (see training/README.md)."""
+"""Trains the starter model: folders of audio in, workers/scoring/starter out (see README.md)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 STARTER = Path(__file__).parents[1] / "workers" / "starter"
-#: How often a label is drawn, against once: those that hold many different sounds more, those of one sound less.
+#: How often a label is drawn, against once: those that hold many different sounds more, those of
+#: one sound less.
 DRAWN = {"silence": 0.4, "music": 2.2, "guitar": 1.5, "piano": 1.2, "speech": 1.2, "rain": 1.2}
 #: Clips of a label with few of them are kept in more varied copies.
 FEW, MANY_COPIES = 80, 8
 STEPS = 6000
 SPEED, DECAY, MEMORY, SMOOTHING, SAVED_EVERY = 2e-3, 0.03, 0.998, 0.03, 250
-#: The learning rate is level until here, so that a run can be resumed with more steps, and then falls to nothing.
+#: The learning rate is level until here, so that a run can be resumed with more steps, and then
+#: falls to nothing.
 LEVEL_UNTIL = 0.6
 #: Two models by one recipe: one shows what it is worth, the other is shipped.
 HELD_OUT, WHOLE = "held-out", "whole"
@@ -82,7 +84,8 @@ def fit(plan: Plan, *, held_out: bool) -> None:
     """Write checkpoints and the model into a folder of the work folder, going on where it was left.
 
     Args:
-        held_out: keep the validation split out, to be heard at every save; else train on it as well.
+        held_out: keep the validation split out, to be heard at every save; else train on it as
+        well.
     """
     torch.set_num_threads(1)
     trainer = Trainer(plan, _features(plan), held_out=held_out)
@@ -109,7 +112,7 @@ def publish(plan: Plan) -> None:
 
 
 def _features(plan: Plan) -> Features:
-    """Return the features of all folders, each made once: with their varied copies they take minutes."""
+    """Return the features of all folders, each made once, as they take minutes."""
     parts = [_folder_features(plan, number, folder) for number, folder in enumerate(plan.audio)]
     return Features(
         torch.cat([part.loud for part in parts]),
@@ -175,8 +178,9 @@ class Trainer:
         self._plan, self._features, self._held_out = plan, features, held_out
         self._labels = features.label_set()
         self._numbers = torch.tensor([self._number(label) for label in features.labels])
-        # A sound of no label is taught to be every label alike, so that its first score is low ("outlier exposure",
-        # Hendrycks et al. 2019): a label of its own took rain, clocks and rotors along.
+        # A sound of no label is taught to be every label alike, so that its first score is low
+        # ("outlier exposure", Hendrycks et al. 2019): a label of its own took rain, clocks and
+        # rotors along.
         count = len(self._labels)
         self._shares = torch.cat([torch.eye(count), torch.full((1, count), 1 / count)])
         self._model = network.trainable(self._labels).to(memory_format=torch.channels_last)
@@ -206,7 +210,7 @@ class Trainer:
         ]
 
     def _weights(self) -> np.ndarray:
-        """Draw each label as often as DRAWN says, and each of its sources by the root of its size."""
+        """Draw each label as often as in DRAWN, and each of its sources by the root of its size."""
         names = [*self._labels, clips.OTHER]
         keys = [
             (names[self._numbers[place]], self._features.sources[place]) for place in self._train
@@ -277,7 +281,7 @@ class Trainer:
         return model.eval()
 
     def report(self) -> str:
-        """Return how many clips of the validation split the averaged model hears right, and how sure it is."""
+        """Return the averaged model's correct clips of the validation split, and its certainty."""
         places = self._features.where("valid", plain=True)
         right, scores = self._hear(places)
         groups: dict[str, list[int]] = {}

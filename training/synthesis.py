@@ -1,4 +1,4 @@
-"""Sounds from nothing but chance: noise, hums, beeps, rings, bells and plucked strings, five seconds each."""
+"""Synthetic sounds of five seconds: noise, hums, beeps, rings, bells and plucked strings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def other(number: int, rng: np.random.Generator) -> tuple[str, Wave]:
 
 
 def guitar(rng: np.random.Generator) -> Wave:
-    """Pluck strings, some in chords, on a body of a few resonances, at times through an amplifier."""
+    """Pluck strings, some in chords, on a resonant body, at times through an amplifier."""
     strip = np.zeros(SAMPLES)
     beat, root = rng.uniform(0.2, 0.9), rng.integers(40, 60)
     bright, decay, body = rng.uniform(0.3, 0.95), rng.uniform(0.992, 0.9995), _body(rng)
@@ -49,7 +49,7 @@ def guitar(rng: np.random.Generator) -> Wave:
 
 
 def _string(hertz: float, bright: float, decay: float, rng: np.random.Generator) -> Array:
-    """Return a plucked string: noise that runs through a delay line and loses its highs (Karplus and Strong)."""
+    """Return a plucked string: noise in a delay line that loses its highs (Karplus and Strong)."""
     delay = max(2, round(RATE / hertz - 0.5))
     burst = np.zeros(int(RATE * rng.uniform(0.3, 2.5)) + delay)
     burst[:delay] = signal.lfilter([bright], [1, bright - 1], rng.normal(size=delay))
@@ -119,7 +119,7 @@ def _hum(rng: np.random.Generator) -> Array:
 
 
 def _beeps(rng: np.random.Generator) -> Array:
-    """Alarm clocks, microwaves, lorries in reverse, smoke detectors: one or two pitches, switched on and off."""
+    """Alarm clocks, microwaves, reversing lorries, smoke detectors: pitches switched on and off."""
     hertz = rng.uniform(400, 4500) * (
         1 + (_TIME % rng.uniform(0.2, 2) < rng.uniform(0.1, 1)) * rng.choice([0, 0.25])
     )
@@ -156,7 +156,7 @@ def _keys(rng: np.random.Generator) -> Array:
 
 
 def _bell(rng: np.random.Generator) -> Array:
-    """One bell struck at even times: partials of no common root that die away, the high ones first."""
+    """A bell struck at even times: inharmonic partials that decay, the high ones first."""
     base, decay = rng.uniform(250, 2500), rng.uniform(0.3, 3)
     ratios = np.array([0.5, 1, 1.19, 1.5, 2, 2.52, 3.01, 4.16]) * rng.uniform(0.98, 1.02, 8)
     stroke = sum(

@@ -1,1 +1,1 @@
-"""A chunk in, final rows out."""
+"""A worker: a chunk of clips in, their final rows in the ledger out."""

@@ -1,4 +1,4 @@
-"""What `celery -A workers.app` loads: a process that gets ready, keeps leases, feeds the queue and stops cleanly."""
+"""The worker process of `celery -A workers.app`: start-up, timers, readiness, clean shutdown."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Feed failures are told once in so many, so that a broker that is down for an hour does not fill the disk.
-TOLD_EACH = 60
-#: What failed is tried again this soon: leases must not end because one renewal met a restart.
+#: A timer's failures are logged once in this many: an hour without a broker must not fill the disk.
+LOGGED_EACH = 60
+#: A failed timer runs again after this: no lease may end because one renewal met a restart.
 RETRY_S = 1.0
-#: A worker whose broker and database have not both answered for so long is not ready.
+#: A worker is not ready if its broker and database have not both answered within this.
 ANSWERED_S = 30.0
-#: Looks within `idle_s`: a chunk may wait at one of them by chance.
+#: Checks per `idle_s`: one check alone may meet a chunk that waits by chance.
 CUT_OFF_CHECKS = 8
-#: How soon a worker with the wrong database says so.
+#: A worker with the wrong database logs it within this.
 DATABASE_CHECK_S = 2.0
 
-# `celery -A` has put the working directory on the path; what is imported from here on must not come from it.
+# `celery -A` has put the working directory on the path. Nothing may be imported from it.
 isolate_imports()
 _settings = Settings()
 app = broker.configure(_settings.broker)
@@ -75,7 +75,7 @@ def _get_ready(sender: str, **_: Any) -> None:
 
 
 def _end_unready(sentence: str) -> None:
-    # Celery goes on after an exception here, with a worker that takes messages and can't work on them.
+    # After an exception here, Celery would run a worker that takes messages and cannot use them.
     logging.shutdown()
     sys.stderr.write(f"{sentence}\n")
     sys.stderr.flush()
@@ -84,9 +84,8 @@ def _end_unready(sentence: str) -> None:
 
 def _new_state(hostname: str) -> tasks.WorkerState:
     if not _settings.broker.url:
-        raise ServiceError(
-            reason="A worker needs EARMARK_BROKER__URL; `earmark run` and `earmark up` set it."
-        )
+        cure = "`earmark run` and `earmark up` set it"
+        raise ServiceError(reason=f"A worker needs EARMARK_BROKER__URL; {cure}.")
     _check_broker()
     engine = connect(_settings.database_url, _settings.database)
     schema.check(engine)
@@ -136,7 +135,7 @@ def _drain(**_: Any) -> None:
 def _close(**_: Any) -> None:
     _ready_state().close()
     logging.shutdown()
-    # Python would wait for threads whose server does not answer; their clips have been given back.
+    # Python would wait for threads whose server does not answer. Their clips are given back.
     os._exit(os.EX_OK)
 
 
@@ -146,17 +145,23 @@ def _ready_state() -> tasks.WorkerState:
 
 
 class _CutOff:
-    """Ends this process if chunks wait and none has reached it for a while: the supervisor starts one that they do."""
+    """Ends this process if chunks wait but none reaches it for a while (exit 70).
+
+    A supervisor starts another process, which the chunks reach.
+    """
 
     def __init__(self, state: tasks.WorkerState) -> None:
-        self._new_state = state
+        self._state = state
         self._taken = self._checks = 0
 
     def check(self) -> None:
-        state = self._new_state
+        state = self._state
         idle = not state.chunks_in_hand and state.chunks_taken == self._taken
         self._taken = state.chunks_taken
-        self._checks = self._checks + 1 if idle and broker.queue_length() else 0
+        if idle and broker.queue_length():
+            self._checks += 1
+        else:
+            self._checks = 0
         if self._checks == CUT_OFF_CHECKS:
             logger.critical(
                 "chunks wait and none has come for %.0f s; the worker ends", _settings.worker.idle_s
@@ -177,7 +182,7 @@ def _check_database(database: WrongDatabase) -> None:
 
 
 def _is_ready() -> bool:
-    """Say whether the model is loaded, chunks are taken and are for us, and broker and database answer."""
+    """Return whether the model is loaded, chunks come that are ours, and the services answer."""
     state = tasks.state
     if state is None or _stopping.is_set() or state.wrong_database or state.foreign.nothing_else:
         return False
@@ -195,6 +200,6 @@ def _repeat(seconds: float, act: Callable[[], object]) -> None:
             act()
             failures = 0
         except Exception as error:
-            if failures % TOLD_EACH == 0:
+            if failures % LOGGED_EACH == 0:
                 logger.warning("%s", error, extra={"action": "timer_failed"})
             failures += 1

@@ -1,4 +1,4 @@
-"""A claimed chunk in progress: what runs, what waits for its host, what has come out."""
+"""A claimed chunk in progress: its running clips, those that wait for their host, its outcomes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ if TYPE_CHECKING:
     from db.ledger import Claim, Claimed
     from earmark.core.clips import Outcome
 
-#: How often a waiting chunk looks whether the worker is to stop.
-LOOK_UP_S = 0.25
-#: After this a chunk's slow clips no longer hold up the next chunk.
+#: A waiting chunk checks this often whether the worker stops.
+CHECK_EVERY_S = 0.25
+#: A chunk's message is acknowledged after this; slow clips finish in the background.
 PATIENCE_S = 5.0
-#: A stopping worker lets running clips end within this, and gives the others back.
+#: A stopping worker lets running clips end for this long, and gives the others back.
 DRAIN_S = 5.0
 
 
 class ChunkInProgress:
-    """A claimed chunk on its way: what runs, what waits for its host, what has come out."""
+    """The clips of one claim, from their start to their outcomes.
+
+    Use one per claim, from one thread: `run` it for as long as you can wait, `collect` the
+    outcomes to record them, and `give_back` the rest. `classify` starts a clip on another thread
+    and returns its future. Clips that wait less than PATIENCE_S for their host are started again
+    here; the others are given back.
+    """
 
     def __init__(
         self,
@@ -36,13 +42,13 @@ class ChunkInProgress:
     ) -> None:
         self.claim = claim
         self.outcomes: list[Outcome] = []
-        #: Clips to give back, and after how many seconds they may be tried again.
+        #: By id, the clips to give back, and the seconds until they may be tried again.
         self.given_back: dict[int, float] = {}
         self._classify = classify
         self._deadline = monotonic() + deadline_s
         self._stopping = False
         self._running: dict[Future[Outcome | Postponed], Claimed] = {}
-        # Futures put themselves here: to wait for the first of sixteen would look at all of them for each that ends.
+        # Each future puts itself here when it ends, so that nothing has to look at all of them.
         self._ended: SimpleQueue[Future[Outcome | Postponed]] = SimpleQueue()
         self._parked: list[tuple[float, Claimed]] = []
         self._start(claim.clips)
@@ -52,34 +58,38 @@ class ChunkInProgress:
         return bool(self._running or self._parked)
 
     def stop(self) -> None:
-        """Let what has begun end soon, and give back the rest."""
+        """Let running clips end within DRAIN_S, and give back the others."""
         if not self._stopping:
             self._stopping = True
             self._deadline = min(self._deadline, monotonic() + DRAIN_S)
             self.give_back(lambda future: not future.cancel())
 
-    def go_on(self, patience_s: float, stopping: threading.Event) -> None:
-        """Go on until every clip has come out, patience is at its end, or the chunk's time is up."""
+    def run(self, patience_s: float, stopping: threading.Event) -> None:
+        """Run until each clip has an outcome, or `patience_s` or the chunk's deadline is over."""
         until = min(monotonic() + patience_s, self._deadline)
         while self.unfinished and monotonic() < min(until, self._deadline):
             if stopping.is_set():
                 self.stop()
             with suppress(Empty):
-                self._take(self._ended.get(timeout=LOOK_UP_S))
+                self._take(self._ended.get(timeout=CHECK_EVERY_S))
             self._unpark()
 
     def give_back(
         self, keep: Callable[[Future[Outcome | Postponed]], bool] = lambda _: False
     ) -> None:
-        """Give up every clip that is not to be kept running."""
-        kept = {future: clip for future, clip in self._running.items() if keep(future)}
-        left = [clip for future, clip in self._running.items() if future not in kept]
-        left += [clip for _, clip in self._parked]
-        self.given_back |= dict.fromkeys([clip.id for clip in left], 0.0)
-        self._running, self._parked = kept, []
+        """Give back every clip but those to be kept running."""
+        running, parked = self._running, self._parked
+        self._running, self._parked = {}, []
+        for future, clip in running.items():
+            if keep(future):
+                self._running[future] = clip
+            else:
+                self.given_back[clip.id] = 0.0
+        for _, clip in parked:
+            self.given_back[clip.id] = 0.0
 
     def collect(self) -> list[Outcome]:
-        """Return the outcomes since the last time."""
+        """Return the outcomes since the last call."""
         collected, self.outcomes = self.outcomes, []
         return collected
 
@@ -102,6 +112,10 @@ class ChunkInProgress:
             self.given_back[clip.id] = result.delay_s
 
     def _unpark(self) -> None:
-        due = [clip for at, clip in self._parked if at <= monotonic()]
-        self._parked = [(at, clip) for at, clip in self._parked if clip not in due]
-        self._start(due)
+        now = monotonic()
+        parked, self._parked = self._parked, []
+        for due_at, clip in parked:
+            if due_at <= now:
+                self._start([clip])
+            else:
+                self._parked.append((due_at, clip))

@@ -1,4 +1,4 @@
-"""A log record in; a line of text, or of JSON that names the run and the chunk it is about, out on stderr."""
+"""Log records in, lines of text or JSON out on stderr, each with its run and its chunk."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _about: ContextVar[dict[str, object]] = ContextVar("about", default={})  # noqa:
 def set_up(*, as_json: bool) -> None:
     """Send this process's log and warnings to stderr."""
     logging.captureWarnings(capture=True)
+    formatter: logging.Formatter = Text("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if as_json:
+        formatter = Json()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        Json() if as_json else Text("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    )
+    handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("celery.worker.strategy", "celery.app.trace", "httpx", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -31,7 +32,7 @@ def set_up(*, as_json: bool) -> None:
 
 @contextmanager
 def about(**facts: object) -> Iterator[None]:
-    """Let every line of this block, and of what is started with a copy of its context, carry these facts."""
+    """Add these facts to all log lines of the block, and of threads with a copy of its context."""
     token = _about.set(facts)
     try:
         yield
@@ -40,18 +41,17 @@ def about(**facts: object) -> Iterator[None]:
 
 
 class Text(logging.Formatter):
-    """A line for people, with what the block is about before the message."""
+    """A line for people: the facts of `about` come before the message."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         if facts := _about.get():
-            record.message = (
-                f"{', '.join(f'{name} {value}' for name, value in facts.items())}: {record.message}"
-            )
+            shown = ", ".join(f"{name} {value}" for name, value in facts.items())
+            record.message = f"{shown}: {record.message}"
         return super().formatMessage(record)
 
 
 class Json(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, what the block is about, what the line adds."""
+    """One JSON object a line: time, level, logger, message, facts of `about`, facts of the line."""
 
     def format(self, record: logging.LogRecord) -> str:
         extra = {name: value for name, value in vars(record).items() if name not in _PLAIN}

@@ -1,4 +1,4 @@
-"""What a worker counts, and the small server that tells it: /metrics for Prometheus, /ready and /health."""
+"""The counters of a worker, for Prometheus: clips, errors, bytes, seconds per stage, batches."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Histogram
 
-from earmark.core.clips import Failure, Success
+from earmark.core.clips import Failure
 
 if TYPE_CHECKING:
     from collections import Counter as Counts
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from earmark.core.clips import Outcome
 
@@ -33,9 +33,6 @@ _batches = Histogram(
     "earmark_batch_windows", "Windows in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64)
 )
 
-#: Stages that a clip's own timings tell of.
-_TIMED = ("fetch", "decode", "classify")
-
 decoder_wait = _wait.inc
 
 
@@ -45,22 +42,30 @@ def batch(windows: int, seconds: float) -> None:
     _model.inc(seconds)
 
 
-def chunk(counts: Counts[str], outcomes: Sequence[Outcome], store_s: float) -> dict[str, float]:
-    """Count what a chunk came to; return the seconds that its clips spent in each stage."""
-    stages = {
-        stage: sum(getattr(one.timings, f"{stage}_ms") for one in outcomes) / 1000
-        for stage in _TIMED
-    }
-    stages["store"] = store_s
-    for outcome, clips in counts.items():
-        _clips.labels(outcome).inc(clips)
+def chunk(counts: Counts[str], outcomes: Sequence[Outcome], stages: Mapping[str, float]) -> None:
+    """Count the outcomes of a chunk, and the seconds of its stages."""
+    for name, clips in counts.items():
+        _clips.labels(name).inc(clips)
     for stage, seconds in stages.items():
         _stages.labels(stage).inc(seconds)
-    for failure in outcomes:
-        if isinstance(failure, Failure):
-            _errors.labels(failure.error.code).inc()
-    _bytes.inc(sum(one.source.bytes for one in outcomes if one.source))
-    _audio.inc(
-        sum(one.facts.duration_s for one in outcomes if isinstance(one, Success) and not one.reused)
-    )
-    return stages
+    fetched, audio_s = 0, 0.0
+    for outcome in outcomes:
+        if outcome.source:
+            fetched += outcome.source.bytes
+        if isinstance(outcome, Failure):
+            _errors.labels(outcome.error.code).inc()
+        elif not outcome.reused:
+            audio_s += outcome.facts.duration_s
+    _bytes.inc(fetched)
+    _audio.inc(audio_s)
+
+
+def stage_seconds(outcomes: Sequence[Outcome], store_s: float) -> dict[str, float]:
+    """Return the seconds that the clips of a chunk spent in each stage."""
+    timings = [outcome.timings for outcome in outcomes]
+    return {
+        "fetch": sum(timing.fetch_ms for timing in timings) / 1000,
+        "decode": sum(timing.decode_ms for timing in timings) / 1000,
+        "classify": sum(timing.classify_ms for timing in timings) / 1000,
+        "store": store_s,
+    }

@@ -1,4 +1,4 @@
-"""The small server that shows a worker's metrics: /metrics for Prometheus, /ready and /health."""
+"""The HTTP server of a worker: /metrics for Prometheus, /ready and /health."""
 
 from __future__ import annotations
 
@@ -27,35 +27,39 @@ class ScrapeCollector(Collector):
     """Gauges read at scrape time: queue length, bytes in flight, GPU memory."""
 
     def __init__(self, state: WorkerState, feeder: Feeder) -> None:
-        self._new_state = state
+        self._state = state
         self._feeder = feeder
 
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
-            "earmark_leases_ended", "Clips this worker's feeder took back from workers that died.",
+            "earmark_leases_ended",
+            "Clips this worker's feeder took back from workers that died.",
             value=self._feeder.taken_back,
-        )  # fmt: skip
-        yield _gauge(
-            "earmark_chunks_in_hand", "Chunks this worker is at.", self._new_state.chunks_in_hand
         )
-        batchers = self._new_state.batchers
-        models = [batcher.classifier for batcher in batchers]
-        waiting, lanes = (
-            sum(batcher.waiting_bytes for batcher in batchers),
-            sum(model.lanes for model in models),
-        )
-        most = max((model.limits.windows for model in models), default=0)
+        in_hand = self._state.chunks_in_hand
+        yield _gauge("earmark_chunks_in_hand", "Chunks this worker is at.", in_hand)
+        yield from self._model_gauges()
+        try:
+            length = broker.queue_length()
+        except ServiceError:  # /ready shows it
+            return
+        yield _gauge("earmark_queue_chunks", "Chunks that wait in the queue.", length)
+
+    def _model_gauges(self) -> Iterator[Metric]:
+        waiting = lanes = most = 0
+        gpus = set()
+        for batcher in self._state.batchers:
+            model = batcher.classifier
+            waiting += batcher.waiting_bytes
+            lanes += model.lanes
+            most = max(most, model.limits.windows)
+            if model.device.startswith("cuda"):
+                gpus.add(model.device)
         yield _gauge("earmark_waiting_audio_bytes", "Decoded audio waiting for the model.", waiting)
         yield _gauge("earmark_model_lanes", "Batches the model works on at once.", lanes)
         yield _gauge("earmark_batch_windows_limit", "Windows a batch may hold.", most)
-        for device in {model.device for model in models if model.device.startswith("cuda")}:
+        for device in gpus:
             yield from _gpu_gauges(device)
-        try:
-            yield _gauge(
-                "earmark_queue_chunks", "Chunks that wait in the queue.", broker.queue_length()
-            )
-        except ServiceError:  # which /ready tells
-            return
 
 
 def _gpu_gauges(device: str) -> Iterator[Metric]:
@@ -63,14 +67,11 @@ def _gpu_gauges(device: str) -> Iterator[Metric]:
     from workers.scoring import gpu
 
     usage = gpu.usage(device)
-    yield _gauge(
-        "earmark_gpu_memory_used_bytes", "Memory of the GPU in use, by anybody.", usage.used_bytes
-    )
-    yield _gauge("earmark_gpu_memory_bytes", "Memory of the GPU.", usage.total_bytes)
-    if usage.busy is not None:
-        yield _gauge(
-            "earmark_gpu_utilisation", "Share of the time that the GPU was at work.", usage.busy
-        )
+    used, total, busy = usage.used_bytes, usage.total_bytes, usage.busy
+    yield _gauge("earmark_gpu_memory_used_bytes", "Memory of the GPU in use, by anybody.", used)
+    yield _gauge("earmark_gpu_memory_bytes", "Memory of the GPU.", total)
+    if busy is not None:
+        yield _gauge("earmark_gpu_utilisation", "Share of the time that the GPU was at work.", busy)
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:
@@ -93,14 +94,12 @@ def serve(worker: Worker, ready: Callable[[], bool]) -> None:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-    where = worker.metrics_address, worker.metrics_port
+    host, port = worker.metrics_address, worker.metrics_port
     try:
-        server = ThreadingHTTPServer(where, Handler)
+        server = ThreadingHTTPServer((host, port), Handler)
     except OSError as error:
         cure = "give each worker of a machine an EARMARK_WORKER__METRICS_PORT of its own"
-        raise ServiceError(
-            reason=f"{where[0]}:{where[1]} cannot be served ({error}): {cure}."
-        ) from error
+        raise ServiceError(reason=f"{host}:{port} cannot be served ({error}): {cure}.") from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""A run's id in, what its clips need out: its options, its model behind a batcher, its labels' ids."""
+"""A run's id in, its plan out: its options, its model behind a batcher, its labels' ids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Key = tuple[str, str | None, tuple[str, ...]]
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A model at hand, and for how many chunks it is in use."""
+    """A model in memory, with the number of chunks that use it."""
 
     card: ModelCard
     batcher: Batcher
@@ -38,17 +38,22 @@ class LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """How the clips of one run are classified."""
+    """The way in which the clips of one run are classified."""
 
     options: RunOptions
     model: LoadedModel
-    #: The result that the bytes of a clip have already, if any; without them, its URL.
+    #: Looks up the result that a clip's bytes, or without a source its URL, have already.
     known: Callable[[int, Source | None], Success | None] = lambda _clip_id, _source: None
     reuse_urls: bool = False
 
 
 class Models:
-    """The models this process has loaded; the one that was idle longest makes room for another run's."""
+    """The models in this process's memory.
+
+    Use one per worker, shared by its threads, and close it. `take` a run's plan before its clips
+    are classified and `give_back` the plan afterwards. EARMARK_MODEL__KEEP models are kept; the
+    one that was idle longest is unloaded for another.
+    """
 
     def __init__(self, engine: sa.Engine, settings: Settings) -> None:
         self._engine = engine
@@ -57,27 +62,27 @@ class Models:
         self._changing = threading.Lock()
 
     def load(self, name: str, revision: str | None, labels: tuple[str, ...] = ()) -> LoadedModel:
-        """Return a model, loaded now unless it is at hand.
+        """Return a model, loaded now unless it is in memory.
 
         Raises:
-            ServiceError: it cannot be had; the sentence says how to mend that.
+            ServiceError: it cannot be loaded; the sentence names the cure.
         """
         with self._changing:
-            return self._at_hand((name, revision, labels))
+            return self._in_memory((name, revision, labels))
 
     def take(self, run_id: int) -> RunPlan:
-        """Return what a run's clips need, to be given back after use.
+        """Return a run's plan, with its model loaded; give it back after use.
 
         Raises:
-            ServiceError: the run's model cannot be had.
-            ModelError: this worker's copy of the model is not the one the run began with.
+            ServiceError: the run's model cannot be loaded.
+            ModelError: this worker's copy of the model is not the one that the run began with.
         """
         run = runs.get_run(self._engine, run_id)
         options = run.options
         with self._changing:
-            loaded = self._at_hand((options.model, options.revision, options.labels))
-            settled = run.model_id or ledger.settle_model(self._engine, run_id, loaded.model_id)
-            if settled != loaded.model_id:
+            loaded = self._in_memory((options.model, options.revision, options.labels))
+            model_id = run.model_id or ledger.settle_model(self._engine, run_id, loaded.model_id)
+            if model_id != loaded.model_id:
                 raise ModelError(
                     reason=f"this worker's {options.model} is not the one that the run began with"
                 )
@@ -85,20 +90,20 @@ class Models:
         return RunPlan(options, loaded, partial(reuse, self._engine, run_id), run.reuse_urls)
 
     def give_back(self, plan: RunPlan) -> None:
-        """Say that a chunk's work with the model is over."""
+        """End a chunk's use of the model."""
         with self._changing:
             plan.model.users -= 1
 
     @property
     def batchers(self) -> list[Batcher]:
-        """The queues in front of the models at hand."""
+        """The queues in front of the loaded models."""
         return [loaded.batcher for loaded in list(self._loaded.values())]
 
     def close(self) -> None:
         for loaded in self._loaded.values():
             loaded.batcher.close()
 
-    def _at_hand(self, key: Key) -> LoadedModel:
+    def _in_memory(self, key: Key) -> LoadedModel:
         if key not in self._loaded:
             self._make_room()
             self._loaded[key] = self._load(key)
@@ -108,7 +113,8 @@ class Models:
 
     def _make_room(self) -> None:
         idle = [key for key, loaded in self._loaded.items() if not loaded.users]
-        for key in idle[: max(0, len(self._loaded) - self._settings.model.keep + 1)]:
+        too_many = len(self._loaded) + 1 - self._settings.model.keep
+        for key in idle[: max(0, too_many)]:
             self._loaded.pop(key).batcher.close()
 
     def _load(self, key: Key) -> LoadedModel:
@@ -128,7 +134,7 @@ class Models:
 
 def open_model(key: Key, settings: Settings) -> tuple[ModelCard, Batcher]:
     """Load a model and put a batcher in front of it; raises ServiceError."""
-    # Imported here because torch takes seconds, and Flower and the command line load this package too.
+    # Imported here because torch takes seconds, and Flower and the command line load this module.
     from workers.scoring import batcher, classifier
 
     name, revision, labels = key

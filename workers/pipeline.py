@@ -7,7 +7,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -19,30 +19,62 @@ from workers.scoring import windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
 
     from db.ledger import Claimed
-    from earmark.core.clips import AudioFacts, Outcome, Window
-    from workers.decoding.pool import Decoders
-    from workers.fetching.polite import PoliteFetcher
+    from earmark.core.clips import AudioFacts, Outcome, Waveform, Window
+    from workers.decoding.pool import Decoded, Decoders
+    from workers.fetching.breaker import Breaker
+    from workers.fetching.fetch import Fetched
     from workers.models import RunPlan
 
 logger = logging.getLogger(__name__)
 
-#: When the database or the decoders are out of reach, no clip is to blame.
+#: A clip is put off by this while the database or the decoders are out of reach.
 SERVICE_PAUSE_S = 10.0
 
 
-class Pipeline:
-    """Classifies clips, called from many threads; each of them mostly waits."""
+class ClipFetcher(Protocol):
+    """The fetcher of a pipeline; a worker's is a `PoliteFetcher`."""
 
-    def __init__(self, fetcher: PoliteFetcher, decoders: Decoders, decoding_at_once: int) -> None:
+    @property
+    def breaker(self) -> Breaker: ...
+
+    def fetch(self, uri: str) -> Fetched: ...
+
+    def close(self) -> None: ...
+
+
+class Observer(Protocol):
+    """Sees a clip between the stages of a pipeline."""
+
+    def fetched(self, fetched: Fetched) -> None: ...
+
+    def decoded(self, decoded: Decoded) -> None: ...
+
+
+class Pipeline:
+    """Classifies claimed clips, one per call, from many threads.
+
+    Use one per worker and close it. It never raises: each clip ends as a Success, a Failure, or a
+    Postponed if it has to be tried later. Pass an `observer` to see a clip between its stages.
+    """
+
+    def __init__(
+        self,
+        fetcher: ClipFetcher,
+        decoders: Decoders,
+        decoding_at_once: int,
+        observer: Observer | None = None,
+    ) -> None:
         self._fetcher = fetcher
+        self._observer = observer
         self._decoders = decoders
-        # Held until the model's queue has taken the waveform: so decoded audio is bounded by that queue's bytes.
+        # Held until the model's queue has taken all windows, so that its limit bounds the audio.
         self._decoding = threading.Semaphore(decoding_at_once)
 
     def classify(self, clip: Claimed, plan: RunPlan) -> Outcome | Postponed:
-        """Return the clip's one outcome, whatever happens, unless its host is to be left alone for now."""
+        """Return the clip's outcome, or Postponed if its host or a service is not available now."""
         journey = _Journey(clip.id)
         try:
             return self._classify(clip, plan, journey)
@@ -61,7 +93,7 @@ class Pipeline:
 
     @property
     def offline(self) -> bool:
-        """Whether the network itself seems to be down."""
+        """Whether the worker's own network seems to be down."""
         return self._fetcher.breaker.open
 
     def close(self) -> None:
@@ -74,6 +106,8 @@ class Pipeline:
         with journey.stage("fetch_ms"):
             fetched = self._fetcher.fetch(clip.uri)
         journey.source = fetched.source
+        if self._observer:
+            self._observer.fetched(fetched)
         try:
             known = _known(plan, clip.id, fetched.source)
         except ServiceError:
@@ -82,28 +116,21 @@ class Pipeline:
         if known:
             fetched.file.close()
             return replace(known, timings=journey.timings)
-        card, options = plan.model.card, plan.options
+        sample_rate = plan.model.card.sample_rate
         with fetched.file, self._turn(journey):
             with journey.stage("decode_ms"):
-                decoded = self._decoders.decode(fetched.file, card.sample_rate)
+                decoded = self._decoders.decode(fetched.file, sample_rate)
+            if self._observer:
+                self._observer.decoded(decoded)
             with journey.stage("classify_ms"):
-                cut = windows.split(
-                    decoded.waveform,
-                    window_s=card.usable_window_s(options.window_s),
-                    hop_s=options.hop_s,
-                    min_samples=card.min_samples,
-                )
-                scoring = [
-                    (window, plan.model.batcher.submit(window.samples, options.function_to_apply))
-                    for window in cut
-                ]
+                scoring = _submit(decoded.waveform, plan)
         with journey.stage("classify_ms"):
             scored = [(window, future.result()) for window, future in scoring]
         return journey.success(decoded.facts, scored, plan)
 
     @contextmanager
     def _turn(self, journey: _Journey) -> Iterator[None]:
-        # To wait for a decoder counts as decoding, or nobody would see that there are too few.
+        # The wait for a decoder counts as decoding, so that too few decoders can be noticed.
         start = perf_counter()
         with journey.stage("decode_ms"):
             self._decoding.acquire()
@@ -114,23 +141,38 @@ class Pipeline:
             self._decoding.release()
 
 
+def _submit(waveform: Waveform, plan: RunPlan) -> list[tuple[Window, Future[np.ndarray]]]:
+    """Cut a waveform into windows and queue each for the model."""
+    card, options, batcher = plan.model.card, plan.options, plan.model.batcher
+    cut = windows.split(
+        waveform,
+        window_s=card.usable_window_s(options.window_s),
+        hop_s=options.hop_s,
+        min_samples=card.min_samples,
+    )
+    return [(window, batcher.submit(window.samples, options.function_to_apply)) for window in cut]
+
+
 def _known(plan: RunPlan, clip_id: int, source: Source | None) -> Success | None:
-    """Look a clip's result up; whatever goes wrong with that is the database's trouble, never the clip's."""
+    """Look up a clip's result; any failure of this is the database's, never the clip's."""
     try:
-        return plan.known(clip_id, source)
+        try:
+            return plan.known(clip_id, source)
+        except DatabaseError:
+            # The connection may have ended in the pool. All of them have been replaced by now.
+            return plan.known(clip_id, source)
     except EarmarkError:
         raise
     except Exception as error:
         logger.exception(
             "a look-up in the database failed unexpectedly", extra={"action": "lookup_failed"}
         )
-        raise DatabaseError(
-            reason=f"The look-up of a clip's result failed: {error!r}", bug=True
-        ) from error
+        reason = f"The look-up of a clip's result failed: {error!r}"
+        raise DatabaseError(reason=reason, bug=True) from error
 
 
 class _Journey:
-    """What is known of a clip so far, for whichever outcome it comes to."""
+    """The source and timings of a clip so far, for its outcome."""
 
     def __init__(self, clip_id: int) -> None:
         self.clip_id = clip_id
@@ -157,15 +199,13 @@ class _Journey:
     ) -> Success:
         assert self.source is not None
         options = plan.options
-        best = windows.combine(np.stack([scores for _, scores in scored]), options.combine)
-        each = tuple(
-            WindowPredictions(
-                window.start_s,
-                window.end_s,
-                windows.top_k(scores, options.top_k, options.min_score),
-            )
-            for window, scores in scored
-            if len(scored) > 1
+        combined = windows.combine(np.stack([scores for _, scores in scored]), options.combine)
+        predictions = windows.top_k(combined, options.top_k, options.min_score)
+        by_window = []
+        if len(scored) > 1:
+            for window, scores in scored:
+                top = windows.top_k(scores, options.top_k, options.min_score)
+                by_window.append(WindowPredictions(window.start_s, window.end_s, top))
+        return Success(
+            self.clip_id, self.source, facts, predictions, tuple(by_window), self.timings
         )
-        predictions = windows.top_k(best, options.top_k, options.min_score)
-        return Success(self.clip_id, self.source, facts, predictions, each, self.timings)

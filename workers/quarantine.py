@@ -1,4 +1,4 @@
-"""A suspected clip in, its outcome out, worked on in a process of its own that may die of it."""
+"""A clip suspected of killing workers in, its outcome out, from a process that may die of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 
 class Quarantine:
-    """One process, started when first needed and again after each death; it takes one clip at a time."""
+    """A process for suspected clips, one at a time.
+
+    Use one per worker and close it. The process starts with the first clip, and again after each
+    death.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -37,7 +41,7 @@ class Quarantine:
         self._pool: ProcessPoolExecutor | None = None
 
     def classify(self, clip: Claimed, options: RunOptions) -> Outcome | Postponed:
-        """Return the clip's outcome; if the process dies of it or hangs, that is `worker_lost`."""
+        """Return the clip's outcome: `worker_lost` if the process dies or hangs."""
         with self._alone:
             self._pool = self._pool or self._start()
             try:

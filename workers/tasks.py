@@ -1,4 +1,4 @@
-"""The one task: claim a chunk's clips, classify them, record their outcomes; decides nothing twice."""
+"""The one Celery task: claim a chunk's clips, classify them, record their outcomes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from earmark.core import broker
 from earmark.core.clips import Failure, Postponed
 from earmark.core.errors import DatabaseError, MessageError, ModelError, ServiceError
 from workers import foreign, logs, metrics
-from workers.chunk import DRAIN_S, LOOK_UP_S, PATIENCE_S, ChunkInProgress
+from workers.chunk import CHECK_EVERY_S, DRAIN_S, PATIENCE_S, ChunkInProgress
 from workers.foreign import ForeignChunks
 from workers.quarantine import Quarantine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
     import sqlalchemy as sa
     from celery import Task
@@ -40,18 +41,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: A clip that has seen this many workers die is suspected of killing them.
+#: A clip is suspected of killing workers once this many died while they held it.
 SUSPECT_CRASHES = 2
-#: Between two tries to reach a database that is away.
+#: The pause between two tries while the database is out of reach.
 OUTAGE_PAUSE_S = 1.0
-#: A statement that the database refuses as wrong is told once in so long.
-TOLD_EVERY_S = 60.0
-#: Its clips are tried again after this: it needs a person, so trying often is of no use.
+#: A statement that the database refuses is logged at most this often.
+LOG_EVERY_S = 60.0
+#: The clips of a refused statement are tried again after this: rarely, as it needs a person.
 REFUSED_PAUSE_S = 60.0
 
 
 class WorkerState:
-    """What the tasks of this process share, from start-up to shutdown."""
+    """The state that all tasks of this process share, from start-up to shutdown.
+
+    There is one per worker, `tasks.state`. Timers of the process call `renew` and `give_back`;
+    `close` records or gives back the rest when the worker stops.
+    """
 
     def __init__(
         self, engine: sa.Engine, settings: Settings, models: Models, pipeline: Pipeline, name: str
@@ -67,24 +72,27 @@ class WorkerState:
         self._clips = ThreadPoolExecutor(settings.worker.clips_in_flight, thread_name_prefix="clip")
         self._late = ThreadPoolExecutor(settings.worker.concurrency, thread_name_prefix="late")
         self._late_free = threading.Semaphore(settings.worker.concurrency)
+        #: Tokens of the claims whose leases are renewed.
         self._held: set[int] = set()
-        #: By token, the clips to give back once the database answers again. Until then their leases are renewed.
+        #: By token, the clips to give back once the database answers again, each with the seconds
+        #: until it may be tried again. Their leases are renewed until then.
         self._given_up: dict[int, dict[int, float]] = {}
         self._refused_at = float("-inf")
-        self._limits = settings.ledger
+        self._ledger_settings = settings.ledger
         self._deadline_s = settings.worker.chunk_deadline_s
         self._database_away = False
         self._counting = threading.Lock()
         self.chunks_taken = self.chunks_in_hand = 0
-        #: When broker and database have both answered last.
+        #: When the broker and the database last answered, both.
         self.answered_at = float("-inf")
         #: Whether this worker seems to have been given a database of its own by mistake.
         self.wrong_database = False
 
     def work(self, chunk: Chunk) -> Counter[str]:
-        """Bring the chunk's clips that are still to do to a final state, or give them back.
+        """Classify the chunk's clips that are not done yet, and record them or give them back.
 
-        Clips that take long go on behind the chunk's back: the ledger, not the message, keeps them safe.
+        Slow clips go on in the background after this returns: leases, not the message, keep them
+        safe.
 
         Raises:
             OtherLedgerError, NoSuchRunError: the chunk is not for this worker.
@@ -94,12 +102,8 @@ class WorkerState:
             self._wait_for_network()
             ids = [clip_id for clip_id, _ in chunk.clips]
             with self._claiming(ids) as token:
-                claiming = partial(
-                    ledger.claim, worker=self._name, limits=self._limits, token=token
-                )
-                # A chunk that is not claimed yet has nothing to lose by waiting.
-                claim = self._patiently(partial(claiming, self.engine, chunk), math.inf)
-                self.foreign.end_row()
+                claim = self._claim(chunk, token)
+                self.foreign.note_own_chunk()
                 counts = Counter(skipped=len(ids) - len(claim.clips))
                 if claim.clips:
                     counts += self._begin(chunk.run_id, claim)
@@ -107,23 +111,35 @@ class WorkerState:
                     self._held.discard(token)
             return counts
 
+    def _claim(self, chunk: Chunk, token: int) -> Claim:
+        claim = partial(
+            ledger.claim,
+            self.engine,
+            chunk,
+            worker=self._name,
+            limits=self._ledger_settings,
+            token=token,
+        )
+        # A chunk that is not claimed yet loses nothing by waiting.
+        return self._through_outage(claim, math.inf)
+
     @property
     def batchers(self) -> list[Batcher]:
         return self._models.batchers
 
     def renew(self) -> None:
-        """Lengthen the leases of everything being worked on here."""
-        ledger.renew(self.engine, list(self._held), self._limits)
+        """Renew the leases of all clips in work here."""
+        ledger.renew(self.engine, list(self._held), self._ledger_settings)
 
     def give_back(self) -> None:
-        """Give back the clips of claims that were given up while the database was away."""
+        """Give back the clips of claims that were given up during an outage of the database."""
         for token, delays_s in list(self._given_up.items()):
             ledger.release(self.engine, token, delays_s)
             del self._given_up[token]
             self._held.discard(token)
 
     def close(self) -> None:
-        """Record or give back what is still being worked on."""
+        """Record or give back the clips in work, and close everything."""
         self._late.shutdown()
         self._give_back_at_the_end()
         self._clips.shutdown(wait=False, cancel_futures=True)
@@ -145,7 +161,10 @@ class WorkerState:
 
     @contextmanager
     def _claiming(self, ids: list[int]) -> Iterator[int]:
-        """Yield a token for a claim of clips; if the block fails for the database's sake, they go back uncounted."""
+        """Yield a token for a claim of clips.
+
+        If the block fails because of the database, the clips are given back without a crash.
+        """
         token = ledger.new_token()
         self._held.add(token)
         try:
@@ -154,7 +173,7 @@ class WorkerState:
             self._give_up(token, ids, error)
             raise
         except BaseException:
-            # Something of the clips' own may be the cause: their lease ends, which counts as a crash.
+            # The clips may be the cause, so their leases end, which counts as a crash.
             self._held.discard(token)
             raise
 
@@ -168,11 +187,11 @@ class WorkerState:
             try:
                 self.give_back()
             except DatabaseError:
-                sleep(LOOK_UP_S)
+                sleep(CHECK_EVERY_S)
 
     def _begin(self, run_id: int, claim: Claim) -> Counter[str]:
         try:
-            plan = self._patiently(partial(self._models.take, run_id))
+            plan = self._through_outage(partial(self._models.take, run_id))
         except DatabaseError:
             raise
         except (ServiceError, ModelError) as error:
@@ -180,23 +199,20 @@ class WorkerState:
             counts = self._record(claim, [Failure(clip.id, reason) for clip in claim.clips], ())
             self._held.discard(claim.token)
             return counts
-        # In a copy of this context, so that what its thread logs names the run and the chunk.
-        running = ChunkInProgress(
-            claim,
-            lambda clip: self._clips.submit(copy_context().run, self._classify, clip, plan),
-            self._deadline_s,
-        )
+
+        def classify(clip: Claimed) -> Future[Outcome | Postponed]:
+            # In a copy of this context, so that its thread's log lines name the run and the chunk.
+            return self._clips.submit(copy_context().run, self._classify, clip, plan)
+
+        running = ChunkInProgress(claim, classify, self._deadline_s)
         try:
-            running.go_on(PATIENCE_S, self.draining)
+            running.run(PATIENCE_S, self.draining)
             counts = self._record(claim, running.collect(), plan.model.label_ids)
         except BaseException:
             self._models.give_back(plan)
             raise
-        if (
-            running.unfinished
-            and not self.draining.is_set()
-            and self._late_free.acquire(blocking=False)
-        ):
+        late = running.unfinished and not self.draining.is_set()
+        if late and self._late_free.acquire(blocking=False):
             self._late.submit(copy_context().run, self._end_late, running, plan)
             return counts + Counter(late=len(claim.clips) - counts.total())
         return counts + self._end(running, plan)
@@ -205,7 +221,8 @@ class WorkerState:
         try:
             self._end(running, plan)
         except DatabaseError as error:
-            self._give_up(running.claim.token, [clip.id for clip in running.claim.clips], error)
+            claim = running.claim
+            self._give_up(claim.token, [clip.id for clip in claim.clips], error)
             logger.warning(
                 "late clips are given back: %s", error, extra={"action": "late_given_back"}
             )
@@ -219,13 +236,13 @@ class WorkerState:
 
     def _end(self, running: ChunkInProgress, plan: RunPlan) -> Counter[str]:
         try:
-            running.go_on(self._deadline_s, self.draining)
+            token = running.claim.token
+            running.run(self._deadline_s, self.draining)
             running.give_back()
             counts = self._record(running.claim, running.collect(), plan.model.label_ids)
-            self._patiently(
-                partial(ledger.release, self.engine, running.claim.token, running.given_back)
-            )
-            self._held.discard(running.claim.token)
+            release = partial(ledger.release, self.engine, token, running.given_back)
+            self._through_outage(release)
+            self._held.discard(token)
         finally:
             self._models.give_back(plan)
         return counts + Counter(released=len(running.given_back))
@@ -235,31 +252,25 @@ class WorkerState:
     ) -> Counter[str]:
         if not outcomes:
             return Counter()
-        finish = partial(ledger.finish, self.engine, claim, outcomes, label_ids, self._limits)
+        finish = partial(
+            ledger.finish, self.engine, claim, outcomes, label_ids, self._ledger_settings
+        )
         began = monotonic()
         try:
-            counts = Counter(self._patiently(finish))
+            counts = Counter(self._through_outage(finish))
         except DatabaseError as error:
             if len(outcomes) == 1 or not error.bug:
                 raise
             return self._record_each(claim, outcomes, label_ids)
-        stages = metrics.chunk(counts, outcomes, monotonic() - began)
-        logger.info(
-            "%s; %s",
-            ", ".join(f"{clips} {outcome}" for outcome, clips in counts.items() if clips),
-            ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items()),
-            extra={
-                "action": "chunk_done",
-                **counts,
-                **{f"{stage}_s": round(stages[stage], 3) for stage in stages},
-            },
-        )
+        stages = metrics.stage_seconds(outcomes, monotonic() - began)
+        metrics.chunk(counts, outcomes, stages)
+        _log_recorded(counts, stages)
         return counts
 
     def _record_each(
         self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]
     ) -> Counter[str]:
-        """Record outcomes one by one: values of one clip that the database refuses cost its neighbours nothing."""
+        """Record outcomes one by one, so that refused values of a clip cost no other clip."""
         counts: Counter[str] = Counter()
         refused = None
         for outcome in outcomes:
@@ -271,16 +282,23 @@ class WorkerState:
             raise refused
         return counts
 
-    def _patiently(self, transaction: Callable[[], T], outage_s: float | None = None) -> T:
-        """Do a transaction, again and again while the database is out of reach; raises DatabaseError in the end."""
-        give_up = monotonic() + (self._limits.outage_s if outage_s is None else outage_s)
+    def _through_outage(self, transaction: Callable[[], T], outage_s: float | None = None) -> T:
+        """Do a transaction; try again while the database is out of reach.
+
+        Raises:
+            DatabaseError: the outage was longer than `outage_s` (EARMARK_LEDGER__OUTAGE_S), the
+                worker is stopping, or the statement is refused.
+        """
+        if outage_s is None:
+            outage_s = self._ledger_settings.outage_s
+        give_up = monotonic() + outage_s
         while True:
             try:
-                ended = transaction()
+                result = transaction()
             except DatabaseError as error:
                 stopping = self.draining.wait(OUTAGE_PAUSE_S)
                 if error.bug:
-                    self._tell_refused(error)
+                    self._log_refused(error)
                     raise
                 if stopping or monotonic() > give_up:
                     raise
@@ -289,10 +307,10 @@ class WorkerState:
                 self._database_away = True
             else:
                 self._database_away = False
-                return ended
+                return result
 
-    def _tell_refused(self, error: DatabaseError) -> None:
-        if monotonic() > self._refused_at + TOLD_EVERY_S:
+    def _log_refused(self, error: DatabaseError) -> None:
+        if monotonic() > self._refused_at + LOG_EVERY_S:
             self._refused_at = monotonic()
             logger.error("%s", error, exc_info=error, extra={"action": "statement_refused"})
 
@@ -304,8 +322,17 @@ class WorkerState:
     def _wait_for_network(self) -> None:
         if self._pipeline.offline:
             logger.warning("no network: taking no chunks for now", extra={"action": "offline"})
-        while self._pipeline.offline and not self.draining.wait(LOOK_UP_S):
+        while self._pipeline.offline and not self.draining.wait(CHECK_EVERY_S):
             pass
+
+
+def _log_recorded(counts: Counter[str], stages: dict[str, float]) -> None:
+    facts: dict[str, object] = {"action": "chunk_done", **counts}
+    for stage, seconds in stages.items():
+        facts[f"{stage}_s"] = round(seconds, 3)
+    clips = ", ".join(f"{clips} {outcome}" for outcome, clips in counts.items() if clips)
+    times = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in stages.items())
+    logger.info("%s; %s", clips, times, extra=facts)
 
 
 #: Set at the worker's start-up, before it takes its first message.
@@ -314,14 +341,14 @@ state: WorkerState | None = None
 
 @broker.app.task(name=broker.TASK, bind=True)
 def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, int]:
-    """Work on one chunk; what is returned is what Flower shows."""
+    """Work on one chunk; Flower shows the returned counts."""
     assert state is not None
     if state.draining.is_set():
         raise Reject("this worker is stopping", requeue=True)
     try:
         chunk = broker.decode(message)
     except MessageError as error:
-        logger.error("%s", error, extra={"action": "message_refused"})  # noqa: TRY400 - the sentence says it all
+        logger.error("%s", error, extra={"action": "message_refused"})  # noqa: TRY400 - no traceback needed
         return {"refused": 1}
     except broker.OtherVersionError as error:
         return _put_back(self, message, foreign.of_another_version(error.version))
@@ -340,7 +367,7 @@ def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, i
                 self, message, foreign.of_another_ledger(chunk.ledger_id, error.ledger_id)
             )
         except ledger.NoSuchRunError:
-            # It was deleted while its chunks waited: nobody needs them any more.
+            # The run was deleted while its chunks waited.
             logger.info("the run of this chunk is deleted", extra={"action": "no_such_run"})
             return {"dropped": 1}
 

@@ -13,7 +13,7 @@ def main() -> None:
     try:
         isolate_imports()
         _check_encoding()
-        # Imported here because until then a module of the user's could stand in for one of ours.
+        # Imported here: before isolate_imports, a module of the user's could replace one of ours.
         from earmark.cli.app import app
 
         app()

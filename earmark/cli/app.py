@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from earmark.cli import inspect, manage, results, run
 
+HELP = "Label a million sound clips: lists in, Hugging Face audio models, results in SQL."
 app = typer.Typer(
     name="earmark",
-    help="Label a million sound clips: lists in, Hugging Face audio models, results in SQL.",
+    help=HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={
@@ -16,6 +19,26 @@ app = typer.Typer(
         "token_normalize_func": lambda flag: flag.replace("_", "-"),
     },
 )
-for some in (run.commands, inspect.commands, results.commands, manage.commands):
-    app.add_typer(some)
+for group in (run.commands, inspect.commands, results.commands, manage.commands):
+    app.add_typer(group)
 app.add_typer(manage.database, name="db")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import earmark
+
+        typer.echo(earmark.__version__)
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before a verb."""

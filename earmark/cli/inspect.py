@@ -16,6 +16,7 @@ from earmark.core.errors import SERVICE_EXIT
 from earmark.database import open_database, read_settings
 
 commands = typer.Typer()
+HOSTS_SHOWN = 10
 
 
 @commands.command(epilog="Example: earmark plan urls.csv --url-col link --within 8h")
@@ -26,40 +27,40 @@ def plan(
     within: Annotated[
         str | None, typer.Option(help="How many workers do it in this time: 90s, 30min, 8h, 2d?")
     ] = None,
-    how: o.As = None,
+    format: o.OutputFormat = None,
 ) -> None:
-    """Try a random sample of a list, keep nothing, and tell what all of it will take."""
+    """Try a random sample of a list, keep nothing, and estimate the whole list."""
     from earmark import plan as planning
 
-    within_s = planning.seconds_in(within) if within else None
-    found = planning.plan(
+    estimate = planning.plan(
         task.sources,
         read_settings(),
         options=task.options,
         sample=sample,
-        within_s=within_s,
-        **task.said(),
+        within_s=planning.seconds_in(within) if within else None,
+        **task.reading,
     )
-    if how:
-        output.write([found.as_json()], how, None)
+    if format:
+        output.write([estimate.as_json()], format, None)
         return
-    typer.echo("\n".join(planning.sentences(found, within)))
-    output.print_rows(found.hosts[:10], "by host")
-    output.print_rows(found.errors, "failures, each tried once")
+    typer.echo("\n".join(planning.sentences(estimate, within)))
+    output.print_rows(estimate.hosts[:HOSTS_SHOWN], "by host")
+    output.print_rows(estimate.errors, "failures, each tried once")
 
 
 @commands.command(epilog="Example: EARMARK_DATABASE__URL=postgresql://db/earmark earmark doctor")
-def doctor(how: o.As = None, db: o.Db = None) -> None:
-    """Look at all that a run needs here, and say of each what to do if it is not well; exit with 3 then."""
+def doctor(format: o.OutputFormat = None, db: o.Db = None) -> None:
+    """Check all that a run needs here, and name the cure for what fails; exit with 3 then."""
     from earmark.doctor import examine
 
     rows = []
-    for name, well, found in examine(read_settings(db)):
-        rows.append({"check": name, "ok": well, "found": found})
-        if how is None:
-            typer.echo(f"{'ok ' if well else 'FIX'}  {name:<10}  {found}")
-    if how:
-        output.write(rows, how, None)
+    for check in examine(read_settings(db)):
+        rows.append({"check": check.name, "ok": check.ok, "found": check.sentence})
+        if format is None:
+            mark = "ok " if check.ok else "FIX"
+            typer.echo(f"{mark}  {check.name:<10}  {check.sentence}")
+    if format:
+        output.write(rows, format, None)
     if not all(row["ok"] for row in rows):
         raise typer.Exit(SERVICE_EXIT)
 
@@ -103,11 +104,11 @@ def plot(
     labels: o.Labels = None,
 ) -> None:
     """Draw one clip: waveform, mel spectrogram, what is heard when, and the best labels."""
-    from earmark import explain, plots
+    from earmark import folders, plots
 
     uri = file if "://" in file else str(Path(file).expanduser().absolute())
     task = o.Task(sources=[], model=model, revision=revision, window_s=window_s, labels=labels)
-    drawn = plots.plot_clip(uri, explain.may_read(uri, read_settings()), task.options)
+    drawn = plots.plot_clip(uri, folders.readable(uri, read_settings()), task.options)
     plots.save(drawn, picture)
     typer.echo(str(picture))
 

@@ -1,4 +1,4 @@
-"""The verbs that change what is known."""
+"""The verbs that change a run or the database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from earmark import progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.core.errors import BY_CODE, UsageError
-from earmark.database import connect_to, find_runs, read_settings
+from earmark.database import connect_to, find_run, read_settings
 
 commands = typer.Typer()
 database = typer.Typer(help="The database's schema.", no_args_is_help=True)
@@ -24,15 +24,12 @@ def retry(
     db: o.Db = None,
 ) -> None:
     """Put a run's failed clips back to work."""
-    codes = error.split(",") if error else []
-    if unknown := sorted(set(codes) - set(BY_CODE)):
-        raise UsageError(
-            reason=f"There is no error code {', '.join(unknown)}; there are {', '.join(BY_CODE)}."
-        )
     from db import ledger
 
-    engine, found = find_runs(read_settings(db), run, change=True)
-    progress.screen.print(f"{ledger.retry_failed(engine, found.id, codes)} clips go back to work.")
+    codes = error.split(",") if error else []
+    _check_codes(codes)
+    engine, row = find_run(read_settings(db), run, change=True)
+    progress.screen.print(f"{ledger.retry_failed(engine, row.id, codes)} clips go back to work.")
 
 
 @commands.command(epilog="Example: earmark cancel march")
@@ -40,8 +37,8 @@ def cancel(run: o.Run, db: o.Db = None) -> None:
     """Stop a run at once: what workers still make of it is discarded."""
     from db import ledger
 
-    engine, found = find_runs(read_settings(db), run, change=True)
-    progress.screen.print(f"{ledger.cancel(engine, found.id)} clips are cancelled.")
+    engine, row = find_run(read_settings(db), run, change=True)
+    progress.screen.print(f"{ledger.cancel(engine, row.id)} clips are cancelled.")
 
 
 @commands.command(epilog="Example: earmark prune march --yes")
@@ -53,10 +50,18 @@ def prune(
     """Delete a run with its clips and results."""
     from db import ledger
 
-    engine, found = find_runs(read_settings(db), run, change=True)
+    engine, row = find_run(read_settings(db), run, change=True)
     if not yes:
-        typer.confirm(f"Delete the run {found.name} with all its results?", abort=True)
-    progress.screen.print(f"{ledger.prune(engine, found.id)} clips are deleted.")
+        typer.confirm(f"Delete the run {row.name} with all its results?", abort=True)
+    progress.screen.print(f"{ledger.prune(engine, row.id)} clips are deleted.")
+
+
+def _check_codes(codes: list[str]) -> None:
+    unknown = sorted(set(codes) - set(BY_CODE))
+    if unknown:
+        raise UsageError(
+            reason=f"There is no error code {', '.join(unknown)}; there are {', '.join(BY_CODE)}."
+        )
 
 
 @database.command("upgrade", epilog="Example: earmark db upgrade")

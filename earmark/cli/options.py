@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from earmark.core import options
+from earmark.core.options import CHUNK_SIZE, RunOptions
 from earmark.output import Format
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def _workers(said: str | int) -> int:
-    if said == "auto":
-        from earmark.local import gpus
+def _workers(text: str | int) -> int:
+    if text == "auto":
+        from earmark.machine import gpus
 
         return len(gpus()) or 1
-    if not str(said).isdecimal() or not int(said):
+    if not str(text).isdecimal() or not int(text):
         raise typer.BadParameter("a number from 1 up, or auto")
-    return int(said)
+    return int(text)
 
 
 Db = Annotated[
@@ -40,18 +41,17 @@ Workers = Annotated[
 Watch = Annotated[bool, typer.Option("--watch", help="Show progress until the end.")]
 FlowerPort = Annotated[int, typer.Option(help="Flower's port on this machine.")]
 Run = Annotated[str, typer.Argument(help="A run's id or name.")]
-LatestRun = Annotated[
-    str | None, typer.Argument(help="A run's id or name; the newest if not said.")
-]
-As = Annotated[
+LatestRun = Annotated[str | None, typer.Argument(help="A run's id or name; default: the newest.")]
+OutputFormat = Annotated[
     Format | None, typer.Option("--format", help="Default: a table on a terminal, CSV elsewhere.")
 ]
-Out = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")]
+OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")]
 
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="URLs, audio files, folders, globs, lists (txt, csv, tsv, jsonl, parquet), - for stdin."
+        help="URLs, audio files, folders, globs, lists (txt, csv, tsv, jsonl, parquet),"
+        " - for stdin."
     ),
 ]
 Model = Annotated[str, typer.Option(help="starter, a Hugging Face id, or a model directory.")]
@@ -98,41 +98,49 @@ ReuseUrls = Annotated[
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a clip failed.")]
 
 
+DEFAULTS = RunOptions()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is to be classified, and how."""
+    """The options of a verb that classifies: its sources, and how they are scored."""
 
     sources: Sources
-    model: Model = "starter"
-    revision: Revision = None
-    top_k: TopK = 5
-    function_to_apply: FunctionToApply = None
-    window_s: WindowS = None
-    hop_s: HopS = None
-    combine: Combine = "mean"
-    min_score: MinScore = 0.0
+    model: Model = DEFAULTS.model
+    revision: Revision = DEFAULTS.revision
+    top_k: TopK = DEFAULTS.top_k
+    function_to_apply: FunctionToApply = DEFAULTS.function_to_apply
+    window_s: WindowS = DEFAULTS.window_s
+    hop_s: HopS = DEFAULTS.hop_s
+    combine: Combine = DEFAULTS.combine
+    min_score: MinScore = DEFAULTS.min_score
     labels: Labels = None
     input_format: InputFormat = "auto"
     url_col: UrlCol = "url"
     limit: Limit = None
 
     @property
-    def options(self) -> options.RunOptions:
-        chosen = {field.name: getattr(self, field.name) for field in fields(options.RunOptions)}
-        labels = tuple(label.strip() for label in self.labels.split(",")) if self.labels else ()
-        return options.RunOptions(**{**chosen, "labels": labels})
+    def options(self) -> RunOptions:
+        """The options that decide the scores."""
+        return RunOptions.from_arguments(self.scoring)
 
-    def said(self, *names: str) -> dict[str, Any]:
-        """Return some of the options by their names, as `producer.submit` takes them."""
-        return {name: getattr(self, name) for name in ("input_format", "url_col", "limit", *names)}
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """The same, as `earmark.run` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(RunOptions)}
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The options that say how a list is read."""
+        return {name: getattr(self, name) for name in ("input_format", "url_col", "limit")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission(Task):
-    """A task that becomes a run."""
+    """The options of a verb that makes a run."""
 
     name: Name = None
-    chunk_size: ChunkSize = 16
+    chunk_size: ChunkSize = CHUNK_SIZE
     priority: Priority = 1
     reuse_urls: ReuseUrls = False
     strict: Strict = False
@@ -140,29 +148,25 @@ class Submission(Task):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What `producer.submit` takes beside sources and options."""
-        return self.said("name", "chunk_size", "priority", "reuse_urls")
+        """All that `earmark.run` and `earmark.submit` take beside the sources."""
+        names = ("name", "chunk_size", "priority", "reuse_urls")
+        return {**self.scoring, **self.reading, **{name: getattr(self, name) for name in names}}
 
 
 def spread(verb: Callable[..., None]) -> Callable[..., None]:
     """Give a verb, in place of its first parameter, every option of that parameter's class."""
     first, *others = inspect.signature(verb, eval_str=True).parameters.values()
-    kind = first.annotation
-    hints = get_type_hints(kind, include_extras=True)
-    defaults = {
-        name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()
-    }
-    taken = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name]
-        )
-        for name, default in defaults.items()
-    ]
+    options_class = first.annotation
+    hints = get_type_hints(options_class, include_extras=True)
+    parameters = []
+    for name, field in inspect.signature(options_class).parameters.items():
+        parameters.append(field.replace(annotation=hints[name]))
+    parameters += [other.replace(kind=inspect.Parameter.KEYWORD_ONLY) for other in others]
 
     @functools.wraps(verb)
-    def spread_verb(**said: Any) -> None:
-        verb(kind(**{name: said.pop(name) for name in hints}), **said)
+    def spread_verb(**values: Any) -> None:
+        chosen = {name: values.pop(name) for name in hints}
+        verb(options_class(**chosen), **values)
 
-    own = [other.replace(kind=inspect.Parameter.KEYWORD_ONLY) for other in others]
-    spread_verb.__signature__ = inspect.Signature([*taken, *own])  # type: ignore[attr-defined]
+    spread_verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return spread_verb

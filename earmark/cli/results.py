@@ -1,4 +1,4 @@
-"""The verbs that read what is known."""
+"""The verbs that read results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from db import results, runs
 from earmark import label_files, output, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
-from earmark.database import find_runs, known_labels, open_database, read_settings
+from earmark.database import find_run, known_labels, open_database, read_settings
 from earmark.label_files import LabelFormat  # noqa: TC001
 from earmark.output import EXAMPLE_QUERY
 
@@ -21,19 +21,19 @@ commands = typer.Typer()
 def status(
     run: o.LatestRun = None,
     watch: o.Watch = False,
-    how: o.As = None,
+    format: o.OutputFormat = None,
     db: o.Db = None,
 ) -> None:
-    """Show how far the runs are, or one of them: counts, pace, time to go, and what holds it back."""
+    """Show how far the runs are, or one of them: counts, pace, time to go, bottleneck."""
     settings = read_settings(db)
     engine = open_database(settings)
-    found = runs.find_run(engine, run) if run or watch else None
-    if found and watch:
-        progress.follow(engine, found, settings)
-    if found and how is None:
-        progress.summarise(engine, found, runs.progress(engine, found.id), settings)
+    row = runs.find_run(engine, run) if run or watch else None
+    if row and watch:
+        progress.follow(engine, row, settings)
+    if row and format is None:
+        progress.summarise(engine, row, runs.progress(engine, row.id), settings)
     else:
-        output.write(progress.rows(engine, found, settings), how, None)
+        output.write(progress.rows(engine, row, settings), format, None)
 
 
 @commands.command(
@@ -44,14 +44,14 @@ def show_results(
     label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
     min_score: Annotated[float | None, typer.Option(help="Only from this score up.")] = None,
     windows: Annotated[bool, typer.Option("--windows", help="Every window's best label.")] = False,
-    how: o.As = None,
-    file: o.Out = None,
+    format: o.OutputFormat = None,
+    file: o.OutputFile = None,
     db: o.Db = None,
 ) -> None:
     """Print a run's results: each clip with its best label."""
-    engine, found = find_runs(read_settings(db), run)
-    rows = results.results(engine, found.id, label=label, min_score=min_score, windows=windows)
-    output.write(rows, how, file, brief=True)
+    engine, row = find_run(read_settings(db), run)
+    rows = results.results(engine, row.id, label=label, min_score=min_score, windows=windows)
+    output.write(rows, format, file, brief=True)
 
 
 @commands.command(epilog="Example: earmark export march -o march.parquet")
@@ -60,7 +60,7 @@ def export(
     file: Annotated[
         Path, typer.Option("--output", "-o", help="A file; with --labels audacity a folder.")
     ],
-    how: o.As = None,
+    format: o.OutputFormat = None,
     windows: Annotated[bool, typer.Option("--windows", help="Every window's best label.")] = False,
     labels: Annotated[
         LabelFormat | None, typer.Option(help="The windows as label files for this program.")
@@ -68,12 +68,12 @@ def export(
     db: o.Db = None,
 ) -> None:
     """Write all of a run's results to a file, however many."""
-    engine, found = find_runs(read_settings(db), run)
-    rows = results.results(engine, found.id, windows=windows or labels is not None)
+    engine, row = find_run(read_settings(db), run)
+    rows = results.results(engine, row.id, windows=windows or labels is not None)
     if labels:
         label_files.write(rows, labels, file)
     else:
-        output.write(rows, how, file)
+        output.write(rows, format, file)
 
 
 @commands.command(epilog="Example: earmark report march -o march.html")
@@ -91,8 +91,8 @@ def report(
     from earmark.web import report as reporting
 
     settings = read_settings(db)
-    engine, found = find_runs(settings, run)
-    shown = reporting.write(engine, found, settings, file, most=clips)
+    engine, row = find_run(settings, run)
+    shown = reporting.write(engine, row, settings, file, most=clips)
     progress.screen.print(f"{file}: {shown} clips to see and hear.", markup=False, soft_wrap=True)
 
 
@@ -108,7 +108,7 @@ def ui(
     ] = "http://127.0.0.1:5555",
     db: o.Db = None,
 ) -> None:
-    """Serve a read-only page in the browser: runs as they go, their clips to see and hear, and SQL."""
+    """Serve a read-only page: runs as they go, their clips to see and hear, and SQL."""
     from earmark.web import page
 
     settings = read_settings(db)
@@ -117,10 +117,12 @@ def ui(
 
 
 @commands.command(epilog="Example: earmark failures march --format jsonl")
-def failures(run: o.Run, how: o.As = None, file: o.Out = None, db: o.Db = None) -> None:
+def failures(
+    run: o.Run, format: o.OutputFormat = None, file: o.OutputFile = None, db: o.Db = None
+) -> None:
     """Print why clips of a run have no result."""
-    engine, found = find_runs(read_settings(db), run)
-    output.write(results.failures(engine, found.id), how, file, brief=True)
+    engine, row = find_run(read_settings(db), run)
+    output.write(results.failures(engine, row.id), format, file, brief=True)
 
 
 @commands.command(epilog="Example: earmark labels starter")
@@ -128,16 +130,16 @@ def labels(
     model: Annotated[str, typer.Argument(help="A model's name.")] = "starter", db: o.Db = None
 ) -> None:
     """Print the labels of a model that some worker has loaded."""
-    known = known_labels(read_settings(db), model)
     with output.opened(None) as out:
-        out.writelines(f"{label}\n" for label in known)
+        for name in known_labels(read_settings(db), model):
+            out.write(f"{name}\n")
 
 
 @commands.command(epilog=f"Example: earmark {EXAMPLE_QUERY}")
 def query(
     statement: Annotated[str, typer.Argument(help="One SELECT; docs/sql.md has the views.")],
-    how: o.As = None,
-    file: o.Out = None,
+    format: o.OutputFormat = None,
+    file: o.OutputFile = None,
     timeout_s: Annotated[
         float, typer.Option(min=0.1, help="Give up after so many seconds.")
     ] = 30.0,
@@ -147,4 +149,4 @@ def query(
     from db import query as queries
 
     engine = open_database(read_settings(db))
-    output.write(queries.query(engine, statement, timeout_s=timeout_s), how, file)
+    output.write(queries.query(engine, statement, timeout_s=timeout_s), format, file)

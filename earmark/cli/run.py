@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from db import runs
 from earmark import progress
 from earmark.cli import options as o
-from earmark.database import open_database, read_settings
+from earmark.database import read_settings
 from earmark.output import EXAMPLE_QUERY
 
 if TYPE_CHECKING:
-    from db.runs import RunRow
-    from earmark.api import Finished
+    from earmark.api import Run
     from earmark.core.settings import Settings
 
 commands = typer.Typer()
@@ -33,11 +31,7 @@ def run(submission: o.Submission, workers: o.Workers = 1) -> None:
 
     settings = read_settings(submission.db)
     finished = api.run(
-        submission.sources,
-        settings,
-        options=submission.options,
-        workers=workers,
-        **submission.arguments,
+        submission.sources, settings=settings, workers=workers, **submission.arguments
     )
     _show(finished, settings, submission.db, strict=submission.strict)
 
@@ -47,25 +41,20 @@ def run(submission: o.Submission, workers: o.Workers = 1) -> None:
 def submit(submission: o.Submission, watch: o.Watch = False) -> None:
     """Put lists into the ledger and the queue; print the run's id."""
     from earmark import api
-    from producer.submit import submit as submit_list
 
-    settings = api.find_broker(read_settings(submission.db))
-    engine = open_database(settings, create=True)
-    again = (
-        f"--name {submission.name}" if submission.name else "the --name that `earmark status` shows"
-    )
+    settings = read_settings(submission.db)
+    name = "the --name that `earmark status` shows"
+    if submission.name:
+        name = f"--name {submission.name}"
     with progress.interruptible(
-        lambda: f"Not all is submitted; the same command with {again} goes on."
+        lambda: f"Not all is submitted; the same command with {name} goes on."
     ):
-        submitted = submit_list(
-            submission.sources, engine, settings, options=submission.options, **submission.arguments
-        )
-    progress.report_lines(submitted)
-    sys.stdout.write(f"{submitted.run_id}\n")
+        run = api.submit(submission.sources, settings=settings, **submission.arguments)
+    progress.tell_all(run.report())
+    sys.stdout.write(f"{run.id}\n")
     if watch:
-        found = runs.get_run(engine, submitted.run_id)
-        state = progress.follow(engine, found, settings)
-        progress.summarise(engine, found, state, settings)
+        state = progress.follow(run.engine, run.row, settings)
+        progress.summarise(run.engine, run.row, state, settings)
         progress.exit_if_strict(state, strict=submission.strict)
 
 
@@ -83,9 +72,9 @@ def worker(
     ] = None,
 ) -> None:
     """Run one worker process for one device."""
-    from earmark import api
+    from earmark.worker import work
 
-    api.worker(concurrency=concurrency, device=device, model=model, log_json=log_json)
+    work(concurrency=concurrency, device=device, model=model, log_json=log_json)
 
 
 @commands.command(epilog="Example: earmark up --workers 2 --files recordings/")
@@ -103,9 +92,9 @@ def up(
     db: o.Db = None,
 ) -> None:
     """Keep an embedded Valkey, workers and Flower running until Ctrl-C."""
-    from earmark import api
+    from earmark.up import up as keep_running
 
-    api.up(read_settings(db), workers=workers, files=files or [], flower_port=flower_port)
+    keep_running(read_settings(db), workers=workers, files=files or [], flower_port=flower_port)
 
 
 @commands.command(epilog="Example: earmark flower --port 5555")
@@ -120,9 +109,9 @@ def flower(
     ] = None,
 ) -> None:
     """Watch workers and chunks in the browser."""
-    from earmark import api
+    from earmark.flower import serve
 
-    api.flower(port=port, address=address, basic_auth=basic_auth, keep=keep)
+    serve(port=port, address=address, basic_auth=basic_auth, keep=keep)
 
 
 @commands.command(epilog="Example: earmark demo --report demo.html")
@@ -139,26 +128,31 @@ def demo(
     _show(classify_examples(settings, report), settings, db, strict=False)
 
 
-def _show(finished: Finished, settings: Settings, db: str | None, *, strict: bool) -> None:
-    engine = open_database(settings)
-    progress.report_lines(finished.submitted)
-    progress.show_results(engine, finished.run, finished.progress)
-    progress.summarise(engine, finished.run, finished.progress, settings)
+def _show(run: Run, settings: Settings, db: str | None, *, strict: bool) -> None:
+    state = run.progress()
+    progress.tell_all(run.report())
+    progress.show_results(run.engine, run.row, state)
+    progress.summarise(run.engine, run.row, state, settings)
     progress.screen.print(
-        "Next:", *_next_commands(finished.run, db), sep="\n  ", markup=False, soft_wrap=True
+        "Next:", *_next_commands(run.name, db), sep="\n  ", markup=False, soft_wrap=True
     )
-    progress.exit_if_strict(finished.progress, strict=strict)
+    progress.exit_if_strict(state, strict=strict)
 
 
-def _next_commands(run: RunRow, db: str | None) -> list[str]:
+def _next_commands(name: str, db: str | None) -> list[str]:
     where = f" --db {shlex.quote(db)}" if db else ""
-    installed = Path(sys.argv[0])
-    found = shutil.which("earmark") or installed.name != "earmark"
-    program = "earmark" if found else os.path.relpath(installed)
-    api = (
-        f"results {run.name}",
-        f"report {run.name} -o report.html",
-        EXAMPLE_QUERY,
-        "run YOUR_FOLDER",
-    )
-    return [f"{program} {verb}{where}" for verb in api]
+    program = _program()
+    return [
+        f"{program} results {name}{where}",
+        f"{program} report {name} -o report.html{where}",
+        f"{program} {EXAMPLE_QUERY}{where}",
+        f"{program} run YOUR_FOLDER{where}",
+    ]
+
+
+def _program() -> str:
+    """Return the command that started this process, as the user can type it again."""
+    started = Path(sys.argv[0])
+    if started.name != "earmark" or shutil.which("earmark"):
+        return "earmark"
+    return os.path.relpath(started)

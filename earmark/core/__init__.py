@@ -1,1 +1,1 @@
-"""What every part of Earmark shares; imports nothing else of ours."""
+"""The modules that every part of Earmark shares; they import no other part."""

@@ -1,4 +1,4 @@
-"""The one Celery app, the chunk message on its wire, and the queue the chunks wait in."""
+"""The one Celery app, the queue of chunks in Redis, and their messages."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ TASK = "earmark.classify"
 MESSAGE_VERSION = 2
 #: Keeps several applications on one Redis from restoring each other's messages.
 KEY_PREFIX = "earmark:"
-#: The queue until it is known which ledger's it is; nobody waits there.
+#: The queue's name before the ledger is known. No worker takes from it.
 UNNAMED_QUEUE = "clips"
-#: When each ledger's feeder last looked after a queue.
+#: By ledger and queue, the time of the last feed.
 FED_KEY = f"{KEY_PREFIX}fed"
-#: The field of a message that tells when it was first put back.
+#: The field of a message with the time when it was first put back.
 PUT_BACK_AT = "put_back_at"
 #: Flower shows this many display URIs of a chunk as its arguments.
 SHOWN_URIS = 3
@@ -55,14 +55,14 @@ class OtherVersionError(Exception):
 
 
 def configure(broker: Broker) -> Celery:
-    """Point the app at a broker; docs/architecture.md has the reasons of the settings that matter most."""
+    """Point the app at a broker; docs/architecture.md explains the settings that matter most."""
     app.close()
     queue = broker.queue or UNNAMED_QUEUE
-    # Celery keeps the queues and the producers of the broker before.
+    # Celery keeps the queues and the producers of the previous broker.
     vars(app).pop("amqp", None)
     app.conf.update(
         broker_url=broker.url,
-        # Workers read it from the URL; Flower's page of the broker reads it here only.
+        # Workers read it from the URL, Flower's page of the broker from here.
         broker_use_ssl=_tls_options(broker.url or ""),
         include=["workers.tasks"],
         task_serializer="json",
@@ -94,7 +94,7 @@ def configure(broker: Broker) -> Celery:
             "unacked_restore_interval": 30,
             "unacked_restore_throttle": 1,
             "global_keyprefix": KEY_PREFIX,
-            # By queue, so that what is counted and restored is of this ledger's workers alone.
+            # By queue, so that only chunks of this ledger's workers are counted and restored.
             "unacked_key": f"unacked:{queue}",
             "unacked_index_key": f"unacked_index:{queue}",
             "unacked_mutex_key": f"unacked_mutex:{queue}",
@@ -110,7 +110,10 @@ def configure(broker: Broker) -> Celery:
 
 
 def _tls_options(url: str) -> dict[str, Any] | None:
-    return parse_url(url)["ssl"] if url.startswith("rediss://") else None
+    if not url.startswith("rediss://"):
+        return None
+    options: dict[str, Any] = parse_url(url)["ssl"]
+    return options
 
 
 def encode(chunk: Chunk) -> dict[str, Any]:
@@ -128,7 +131,7 @@ def decode(message: object) -> Chunk:
 
     Raises:
         MessageError: the message is not one of ours.
-        OtherVersionError: another version of Earmark may read it.
+        OtherVersionError: the message is one of another version of Earmark.
     """
     if not isinstance(message, dict) or not isinstance(message.get("v"), int):
         raise MessageError(reason=f"expected version {MESSAGE_VERSION}, got {str(message)[:200]}")
@@ -142,7 +145,7 @@ def decode(message: object) -> Chunk:
 
 
 def send_chunks(chunks: list[Chunk]) -> None:
-    """Queue chunks in one round trip, each as the message `send_task` makes of it, which takes ten times as long.
+    """Queue chunks in one round trip, as the messages that `send_task` makes ten times as slowly.
 
     Raises:
         ServiceError: the broker is out of reach.
@@ -155,9 +158,9 @@ def send_chunks(chunks: list[Chunk]) -> None:
 
 
 def put_back(message: dict[str, Any], task_id: str, shown: str, keep_s: float) -> bool:
-    """Queue a message again behind all others; return whether it was, and not dropped.
+    """Queue a message again at the end of the queue; return whether it was kept.
 
-    kombu's own way would put it where it is taken next. It is dropped once it was first put back so long ago.
+    kombu would put it where it is taken next. It is dropped `keep_s` after it was first put back.
 
     Raises:
         ServiceError: the broker is out of reach.
@@ -168,15 +171,13 @@ def put_back(message: dict[str, Any], task_id: str, shown: str, keep_s: float) -
         first_s = float(message.get(PUT_BACK_AT, time_s))
         if time_s - first_s > keep_s:
             return False
-        client().lpush(
-            f"{KEY_PREFIX}{queue}",
-            _message({**message, PUT_BACK_AT: first_s}, task_id, shown, queue),
-        )
+        again = _message({**message, PUT_BACK_AT: first_s}, task_id, shown, queue)
+        client().lpush(f"{KEY_PREFIX}{queue}", again)
         return True
 
 
 def _message(message: dict[str, Any], task_id: str, shown: str, queue: str) -> str:
-    # Celery's part of the message, in the envelope that kombu puts around it on Redis.
+    # Celery's message, in kombu's envelope for Redis.
     task = app.amqp.as_task_v2(task_id, TASK, args=(message,), argsrepr=shown, ignore_result=True)
     properties = {
         **task.properties,
@@ -204,19 +205,20 @@ def queue_length() -> int:
 
 def chunks_in_hand() -> int:
     """Return how many chunks of the queue workers have taken and not yet acknowledged."""
+    key = app.conf.broker_transport_options["unacked_key"]
     with _reachable():
-        return int(client().hlen(f"{KEY_PREFIX}{app.conf.broker_transport_options['unacked_key']}"))
+        return int(client().hlen(f"{KEY_PREFIX}{key}"))
 
 
 def server_info() -> dict[str, Any]:
-    """Return what INFO tells of the Redis; nothing if its user may not ask."""
+    """Return the answer of Redis to INFO; empty if its user may not ask."""
     with _reachable(), suppress(redis.exceptions.NoPermissionError):
         return client().info()
     return {}
 
 
 def check() -> None:
-    """Do what Celery will do, without a trace in Redis.
+    """Check that Celery can use the broker, without leaving a trace in Redis.
 
     Raises:
         ServiceError: the broker is out of reach, or Celery cannot use it.
@@ -237,29 +239,31 @@ def _try_channel(channel: str) -> None:
 
 
 def is_unusable(error: ServiceError) -> bool:
-    """Say whether the Redis answers, and waiting will not make it one that Celery can use."""
+    """Return whether Redis answers, but Celery cannot use it until somebody changes it."""
     return broker_errors.is_permanent(error.__cause__)
 
 
 def mark_queue(ledger_id: str) -> bool:
-    """Note that a ledger's feeder looks after the queue; return whether the note was missing: Redis is new or wiped."""
+    """Note that a ledger's feeder feeds the queue; return whether Redis is new or was wiped."""
+    field = f"{ledger_id} {app.conf.task_default_queue}"
     with _reachable():
-        return bool(
-            client().hset(FED_KEY, f"{ledger_id} {app.conf.task_default_queue}", str(_clock()))
-        )
+        return bool(client().hset(FED_KEY, field, str(_clock())))
 
 
 def other_ledgers(ledger_id: str, within_s: float) -> list[str]:
-    """Return the ledgers besides this one whose feeders have been at work on this Redis so lately."""
+    """Return the other ledgers whose feeders used this Redis within so many seconds."""
     with _reachable():
         since_s = _clock() - within_s
         fed: dict[Any, Any] = client().hgetall(FED_KEY)
-    active = {field.decode().split()[0] for field, fed_s in fed.items() if float(fed_s) > since_s}
+    active = set()
+    for field, fed_s in fed.items():
+        if float(fed_s) > since_s:
+            active.add(field.decode().split()[0])
     return sorted(active - {ledger_id})
 
 
 def is_elsewhere(settings: Settings) -> bool:
-    """Say whether other machines may work on the same broker: it is neither on loopback nor this folder's own."""
+    """Return whether other machines may use the broker: not on loopback, nor embedded here."""
     url = settings.broker.url
     note = settings.data_dir / EMBEDDED_NOTE
     if url is None or (note.is_file() and note.read_text() == url):
@@ -268,7 +272,7 @@ def is_elsewhere(settings: Settings) -> bool:
 
 
 def _clock() -> float:
-    # The broker's own, so that no machine's clock matters.
+    # The clock of Redis, so that no machine's own clock matters.
     seconds, microseconds = client().time()
     return float(seconds) + float(microseconds) / 1e6
 
@@ -288,7 +292,9 @@ def _client(url: str, timeout_s: float) -> redis.Redis:
 def _shown(chunk: Chunk) -> str:
     uris = ", ".join(uri for _, uri in chunk.clips[:SHOWN_URIS])
     more = len(chunk.clips) - SHOWN_URIS
-    return f"(run {chunk.run_id}, {len(chunk.clips)} clips: {uris}{f' and {more} more' if more > 0 else ''})"
+    if more > 0:
+        uris += f" and {more} more"
+    return f"(run {chunk.run_id}, {len(chunk.clips)} clips: {uris})"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a Redis answered or did not answer, as one sentence with its cure."""
+"""An error of the broker in, one sentence with its cure out."""
 
 from __future__ import annotations
 
@@ -17,52 +17,59 @@ _CLUSTER = (
     exceptions.TryAgainError,
 )
 _RULES = "Give it the rules of docs/operators.md"
-_START = "Start Redis, or set EARMARK_BROKER__URL to where it is; `earmark run` and `earmark up` bring their own."
+_START = (
+    "Start Redis, or set EARMARK_BROKER__URL to where it is; `earmark run` and `earmark up` bring"
+    " their own."
+)
 
 
 def sentence(error: Exception, *, tls: bool) -> str:
-    """Return what is wrong with the broker and what to do about it."""
-    if (refusal := _refusal(error)) is not None:
+    """Return what is wrong with the broker, and the cure."""
+    refusal = _refusal(error)
+    if refusal:
         return refusal
     for cause in _causes(error):
-        if (fault := _connection_fault(cause, tls=tls)) is not None:
+        fault = _connection_fault(cause, tls=tls)
+        if fault:
             return fault
-    timed_out = isinstance(error, exceptions.TimeoutError)
-    hint = " If its port speaks no TLS, the URL begins with redis://." if tls and timed_out else ""
+    hint = ""
+    if tls and isinstance(error, exceptions.TimeoutError):
+        hint = " If its port speaks no TLS, the URL begins with redis://."
     return f"The broker does not answer ({error}). {_START}{hint}"
 
 
 def is_permanent(error: BaseException | None) -> bool:
-    """Say whether the Redis answers, and will not do what Celery needs before somebody changes it."""
-    return isinstance(error, (*_CLUSTER, exceptions.NoPermissionError)) or "cluster mode" in str(
-        error
-    )
+    """Return whether Redis answers, but refuses what Celery needs until somebody changes it."""
+    if isinstance(error, (*_CLUSTER, exceptions.NoPermissionError)):
+        return True
+    return "cluster mode" in str(error)
 
 
 def _refusal(error: Exception) -> str | None:
     text = str(error)
     match error:
         case exceptions.AuthenticationError() if "HELLO" in text or "required" in text:
-            return "Redis wants a password: set EARMARK_BROKER__URL to redis://USER:PASSWORD@host:6379/0."
+            cure = "set EARMARK_BROKER__URL to redis://USER:PASSWORD@host:6379/0"
+            return f"Redis wants a password: {cure}."
         case exceptions.AuthenticationError():
             cure = "correct them in EARMARK_BROKER__URL, a password percent-encoded"
             return f"Redis refuses the user or the password ({text.rstrip('.')}): {cure}."
         case exceptions.NoPermissionError() if "channel" in text:
-            return f"The Redis user may not subscribe to Celery's channels ({text}). {_RULES}: &* allows all channels."
+            refused = f"The Redis user may not subscribe to Celery's channels ({text})"
+            return f"{refused}. {_RULES}: &* allows all channels."
         case exceptions.NoPermissionError():
             return f"The Redis user may not do what Earmark needs ({text}). {_RULES}."
         case exceptions.ReadOnlyError():
             return "This Redis is a read-only replica: set EARMARK_BROKER__URL to its primary."
         case exceptions.OutOfMemoryError():
-            return (
-                f"Redis is full ({text}): raise its maxmemory, or give Earmark a Redis of its own."
-            )
+            cure = "raise its maxmemory, or give Earmark a Redis of its own"
+            return f"Redis is full ({text}): {cure}."
         case _ if is_permanent(error):
-            return "This Redis is a cluster, which Celery cannot use: use a Redis with cluster mode off."
+            cure = "use a Redis with cluster mode off"
+            return f"This Redis is a cluster, which Celery cannot use: {cure}."
         case exceptions.ResponseError() if "DB index" in text:
-            return (
-                "This Redis has no database of that number: correct the end of EARMARK_BROKER__URL."
-            )
+            cure = "correct the end of EARMARK_BROKER__URL"
+            return f"This Redis has no database of that number: {cure}."
         case _:
             return None
 
@@ -70,15 +77,23 @@ def _refusal(error: Exception) -> str | None:
 def _connection_fault(cause: BaseException, *, tls: bool) -> str | None:
     match cause:
         case ssl.SSLCertVerificationError():
-            cure = "set ssl_ca_certs in EARMARK_BROKER__URL to its authority's certificate, and use a name that it has"
-            return f"The certificate of Redis is not trusted ({cause.verify_message.rstrip('.')}): {cure}."
+            problem = cause.verify_message.rstrip(".")
+            return (
+                f"The certificate of Redis is not trusted ({problem}): set ssl_ca_certs in"
+                " EARMARK_BROKER__URL to its authority's certificate, and use a name that it has."
+            )
         case FileNotFoundError() | PermissionError() if tls:
-            return "A certificate file that EARMARK_BROKER__URL names cannot be read: correct its path or its mode."
+            cure = "correct its path or its mode"
+            return f"A certificate file named in EARMARK_BROKER__URL cannot be read: {cure}."
         case _ if tls and _is_hang_up(cause):
-            cure = "if it asks for a client's certificate, set ssl_certfile and ssl_keyfile in EARMARK_BROKER__URL"
-            return f"Redis ends the TLS connection ({cause}): {cure}; if its port speaks no TLS, use redis://."
+            return (
+                f"Redis ends the TLS connection ({cause}): if it asks for a client's certificate,"
+                " set ssl_certfile and ssl_keyfile in EARMARK_BROKER__URL; if its port speaks no"
+                " TLS, use redis://."
+            )
         case _ if _is_hang_up(cause):
-            return f"Redis ends the connection ({cause}): if its port wants TLS, EARMARK_BROKER__URL is rediss://."
+            cure = "if its port wants TLS, EARMARK_BROKER__URL is rediss://"
+            return f"Redis ends the connection ({cause}): {cure}."
         case _:
             return None
 

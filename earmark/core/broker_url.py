@@ -1,11 +1,11 @@
-"""The Redis URL of the settings: checked, and written so that kombu and redis-py read it alike."""
+"""The broker's URL: checked, and written so that kombu and redis-py read it alike."""
 
 from __future__ import annotations
 
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 SOCKET = "redis+socket"
-#: Schemes of a URL, and what both libraries call them.
+#: The schemes of a URL, with their names in both libraries.
 SCHEMES = {
     "redis": "redis",
     "rediss": "rediss",
@@ -17,14 +17,18 @@ TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "
 #: Celery's documentation writes them in capitals, which redis-py does not know.
 CERT_REQS = {"CERT_REQUIRED": "required", "CERT_OPTIONAL": "optional", "CERT_NONE": "none"}
 
-_FORM = "write redis://USER:PASSWORD@host:6379/0, with @ : / ? # % in a password as %40 %3A %2F %3F %23 %25"
+_FORM = (
+    "write redis://USER:PASSWORD@host:6379/0, with @ : / ? # % in a password as"
+    " %40 %3A %2F %3F %23 %25"
+)
 
 
 def usable(url: str) -> str:
     """Return a Redis URL in the one form that both libraries read alike.
 
     Raises:
-        ValueError: it cannot be used. The sentence names the cure and no part of the URL, which has a password.
+        ValueError: it cannot be used. The sentence names the cure, and no part of the URL: it may
+            hold a password.
     """
     scheme = _scheme(url)
     if scheme == SOCKET:
@@ -36,13 +40,12 @@ def usable(url: str) -> str:
         # Without this option kombu does not check the server's certificate.
         wanted = options.get("ssl_cert_reqs", "required")
         options["ssl_cert_reqs"] = CERT_REQS.get(wanted, wanted)
-    return SplitResult(
-        scheme, parts.netloc, f"/{database}", urlencode(options, safe="/"), ""
-    ).geturl()
+    query = urlencode(options, safe="/")
+    return SplitResult(scheme, parts.netloc, f"/{database}", query, "").geturl()
 
 
 def for_redis_py(url: str) -> str:
-    """Return a usable URL as redis-py writes it: it has another form for a socket."""
+    """Return a usable URL in the form of redis-py, which differs for a socket."""
     return url.replace(f"{SOCKET}://", "unix://").replace("virtual_host=", "db=")
 
 

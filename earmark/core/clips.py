@@ -1,4 +1,4 @@
-"""The records that flow through Earmark: a list line becomes a clip, a chunk, a waveform, windows, an outcome."""
+"""The records that flow through Earmark: clip, chunk, waveform, window, prediction, outcome."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class State(StrEnum):
-    """Where a clip is on its way: pending, queued, running, then one of the final states."""
+    """The state of a clip: pending, queued, running, then one of the final states."""
 
     #: Waits in the database: new, given back, or to be tried again.
     pending = "pending"
@@ -29,7 +29,7 @@ class State(StrEnum):
     running = "running"
     #: Has a result.
     done = "done"
-    #: Failed for good; its error says why.
+    #: Failed for good, with an error.
     failed = "failed"
     #: Its run was cancelled before it was final.
     cancelled = "cancelled"
@@ -189,7 +189,7 @@ class Postponed:
 
 
 def display_uri(uri: str) -> str:
-    """Return the URI without user-info, query and fragment: what may appear in messages, Flower and logs."""
+    """Return the URI without user-info, query and fragment, for messages, Flower and logs."""
     if "://" not in uri or not _SAYS_MORE.search(uri):
         return uri
     parts = _split(uri)
@@ -199,7 +199,7 @@ def display_uri(uri: str) -> str:
 
 
 def uri_key(uri: str, part: Part | None = None) -> bytes:
-    """Return the key of a clip within a run: a hash of the normal form of its URI, and of the part it names."""
+    """Return a clip's key within a run: a hash of its URI in normal form and of its part."""
     normal = uri if _NORMAL.fullmatch(uri) and "/." not in uri else normal_uri(uri)
     key = normal.encode("utf-8", "surrogateescape")
     if part is not None:
@@ -209,10 +209,11 @@ def uri_key(uri: str, part: Part | None = None) -> bytes:
 
 
 def normal_uri(uri: str) -> str:
-    """Return the one way of writing a URL: RFC 3986, section 6.2.2, without the fragment; paths stay as they are.
+    """Return a URL in its normal form (RFC 3986, section 6.2.2), without the fragment.
 
-    Scheme and host are lower-cased, an international host becomes ASCII, a default port is dropped, dot segments are
-    resolved, and what need not be percent-encoded is not.
+    Scheme and host are lower-cased, an international host becomes ASCII, a default port is
+    dropped, dot segments are resolved, and needless percent-encoding is undone. A path of a file
+    stays as it is.
     """
     if "://" not in uri:
         return uri

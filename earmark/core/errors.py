@@ -6,8 +6,8 @@ EarmarkError
 │   └── DatabaseError          the database is out of reach, or not at our schema
 ├── MessageError               a queue message that does not parse
 └── ClipError                  one clip has no result; ends as a `failed` row or is retried
-    ├── DownloadError          blocked_address bad_url not_found forbidden http_error too_large empty robots
-    │                          file_not_allowed file_not_found
+    ├── DownloadError          blocked_address bad_url not_found forbidden http_error too_large
+    │                          empty robots file_not_allowed file_not_found
     │   └── transient          dns connect tls timeout server_error rate_limited incomplete no_space
     ├── DecodeError            not_audio unsupported corrupt too_long too_short not_finite
     │                          decoder_crashed decoder_timeout decoder_memory
@@ -19,20 +19,20 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, dataclass_transform
 
-#: What a process exits with: given something it cannot use; a service or a setting is wrong, so that starting it again
-#: would not help; unsound or cut off, so that starting it again would.
+#: Exit codes. 2: the command cannot use its input. 3: a service or a setting is wrong, so a restart
+#: does not help. 70: the worker is broken or cut off, so a restart helps.
 USAGE_EXIT, SERVICE_EXIT, BROKEN_EXIT = 2, 3, 70
 
 
 @dataclass_transform(kw_only_default=True)
 class EarmarkError(Exception):
-    """The base of every error raised on purpose: a sentence for people, and the facts in it.
+    """The base of every error raised on purpose: a sentence for people, with its facts.
 
     A subclass declares its facts as annotated attributes. They are its keyword arguments, which
     type checkers check.
     """
 
-    #: What a person reads, with the facts in braces. `python -OO` would drop a docstring.
+    #: The text for people, with the facts in braces. `python -OO` would drop a docstring.
     sentence: ClassVar[str]
 
     def __init__(self, **facts: Any) -> None:
@@ -83,7 +83,7 @@ class ClipError(EarmarkError):
     transient: ClassVar[bool] = False
 
 
-# download ------------------------------------------------------------------------------------------------------------
+# download -----------------------------------------------------------------------------------------
 
 
 class DownloadError(ClipError):
@@ -94,7 +94,10 @@ class DownloadError(ClipError):
 
 class BlockedAddress(DownloadError):
     code = "blocked_address"
-    sentence = "The URL leads to {address}, which is not a public address; EARMARK_FETCH__ALLOW_NETWORKS can allow it."
+    sentence = (
+        "The URL leads to {address}, which is not a public address; EARMARK_FETCH__ALLOW_NETWORKS"
+        " can allow it."
+    )
     address: str
 
 
@@ -207,7 +210,7 @@ class NoSpace(DownloadError):
     sentence = "The worker's disk is full."
 
 
-# decode --------------------------------------------------------------------------------------------------------------
+# decode -------------------------------------------------------------------------------------------
 
 
 class DecodeError(ClipError):
@@ -269,7 +272,7 @@ class DecoderMemory(DecodeError):
     sentence = "The audio decoder ran out of its memory limit on this file."
 
 
-# classify ------------------------------------------------------------------------------------------------------------
+# classify -----------------------------------------------------------------------------------------
 
 
 class ClassifyError(ClipError):
@@ -290,7 +293,7 @@ class ModelError(ClassifyError):
     reason: str
 
 
-# worker --------------------------------------------------------------------------------------------------------------
+# worker -------------------------------------------------------------------------------------------
 
 
 class WorkerError(ClipError):
@@ -313,7 +316,12 @@ class Cancelled(WorkerError):
 
 def _leaves(kind: type[ClipError]) -> list[type[ClipError]]:
     children = kind.__subclasses__()
-    return [leaf for child in children for leaf in _leaves(child)] if children else [kind]
+    if not children:
+        return [kind]
+    leaves = []
+    for child in children:
+        leaves += _leaves(child)
+    return leaves
 
 
 #: The closed list that `failures` groups by.

@@ -1,41 +1,92 @@
-"""The options of a run: what decides its scores, kept with the run as JSON."""
+"""The options of a run, which decide its scores; kept with the run as JSON."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from earmark.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 FunctionToApply = Literal["softmax", "sigmoid", "none"]
 Combine = Literal["mean", "max"]
-#: How a list is written.
+#: The format of a list.
 InputFormat = Literal["auto", "txt", "csv", "tsv", "jsonl", "parquet"]
+
+CHOICES = {
+    "function_to_apply": get_args(FunctionToApply),
+    "combine": get_args(Combine),
+    "input_format": get_args(InputFormat),
+}
+#: The least and the most that numbers of a submission may be.
+BOUNDS: dict[str, tuple[float, float | None]] = {
+    "top_k": (1, None),
+    "window_s": (0.01, None),
+    "hop_s": (0.01, None),
+    "limit": (1, None),
+    "chunk_size": (1, 1000),
+    "priority": (1, 100),
+}
+#: Clips in one queue message, which costs a worker 1.5 ms: a sixteenth of it a clip.
+CHUNK_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How the clips of a run are classified."""
+    """The way in which the clips of a run are classified."""
 
     #: `starter`, a hub id, or a local directory.
     model: str = "starter"
     revision: str | None = None
     #: Five labels answer "what is it" and cost a hundred bytes a clip.
     top_k: int = 5
-    #: None: what the checkpoint's problem type says, as transformers does.
+    #: None: by the checkpoint's problem type, as transformers does.
     function_to_apply: FunctionToApply | None = None
     #: None: the model's own length.
     window_s: float | None = None
-    #: None: windows stand side by side.
+    #: None: windows are side by side, without overlap.
     hop_s: float | None = None
     combine: Combine = "mean"
     #: Predictions below it are not stored.
     min_score: float = 0.0
-    #: What to listen for, where the model is a zero-shot one (CLAP).
+    #: The labels to listen for, if the model is a zero-shot one (CLAP).
     labels: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "labels": list(self.labels)}
 
     @classmethod
+    def from_arguments(cls, given: Mapping[str, Any]) -> RunOptions:
+        """Return the options among a person's arguments; labels may be a text with commas.
+
+        Raises:
+            UsageError: a value is out of bounds, or none of its choices.
+        """
+        check_arguments(given)
+        chosen = {name: given[name] for name in cls.__slots__ if name in given}
+        labels = chosen.get("labels") or ()
+        if isinstance(labels, str):
+            labels = [label.strip() for label in labels.split(",")]
+        return cls(**{**chosen, "labels": tuple(labels)})
+
+    @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunOptions:
         known = {name: values[name] for name in cls.__slots__ if name in values}
         return cls(**{**known, "labels": tuple(known.get("labels", ()))})
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Raise UsageError if the value of an option is out of bounds, or none of its choices."""
+    for name, (least, most) in BOUNDS.items():
+        value = given.get(name)
+        if value is None:
+            continue
+        if value < least or (most is not None and value > most):
+            bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+            raise UsageError(reason=f"{name} is {value!r}; it must be {bounds}.")
+    for name, choices in CHOICES.items():
+        value = given.get(name)
+        if value is not None and value not in choices:
+            raise UsageError(reason=f"{name} is {value!r}; it must be {' or '.join(choices)}.")

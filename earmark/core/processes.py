@@ -1,4 +1,4 @@
-"""How our processes start: nothing of the working directory is imported, and no child outlives its parent."""
+"""Start-up of our processes: no import from the working directory, no child outlives its parent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from earmark.core.errors import ServiceError
 
 PR_SET_PDEATHSIG = 1
-#: Our packages. Their names are common ones, which a project of the user's may have as well.
+#: Our packages. Their names are so common that a user's project may have them as well.
 PACKAGES = ("earmark", "db", "producer", "workers")
 #: The folder of this installation: site-packages, or a checkout.
 INSTALLATION = Path(__file__).resolve().parents[2]
@@ -22,7 +22,8 @@ INSTALLATION = Path(__file__).resolve().parents[2]
 def isolate_imports() -> None:
     """Keep the working directory off the import path of this process and of all its children.
 
-    Call it first in a program: running Earmark in a downloaded data set must not run that data set's Python.
+    Call it first in a program. Earmark that runs in the folder of a downloaded data set must not
+    import Python modules of the data set.
 
     Raises:
         ServiceError: one of our packages would still be imported from somewhere else.
@@ -33,12 +34,21 @@ def isolate_imports() -> None:
     if "PYTHONPATH" in os.environ:
         folders = os.environ["PYTHONPATH"].split(os.pathsep)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(_is_absolute, folders))
+    check_installation()
+
+
+def check_installation() -> None:
+    """Check that our packages are imported from this installation.
+
+    Raises:
+        ServiceError: a module of the user's has the name of one of them and comes first.
+    """
     for package in PACKAGES:
         _check_origin(package)
 
 
 def import_path() -> list[str]:
-    """Return `sys.path` without the working directory, unless Earmark or its dependencies are installed there."""
+    """Return `sys.path` without the working directory, unless it holds Earmark's installation."""
     absolute = list(filter(_is_absolute, sys.path))
     try:
         here = str(Path.cwd().resolve())
@@ -50,12 +60,12 @@ def import_path() -> list[str]:
     return [folder for folder in absolute if os.path.realpath(folder) != here]
 
 
-def end_with_parent(parent: int, how: int = signal.SIGTERM) -> None:
-    """Have the system send this process a signal when its parent (pid) ends, even by a kill; Linux only."""
+def end_with_parent(parent: int, signal_number: int = signal.SIGTERM) -> None:
+    """Have Linux send this process a signal when its parent (pid) ends, even if it is killed."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, how)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
         if os.getppid() != parent:  # it ended while this process was starting
-            os.kill(os.getpid(), how)
+            os.kill(os.getpid(), signal_number)
 
 
 def _is_absolute(folder: str) -> bool:
@@ -67,6 +77,6 @@ def _check_origin(package: str) -> None:
     origin = Path(spec.origin).resolve() if spec and spec.origin else None
     if origin is None or not origin.is_relative_to(INSTALLATION):
         raise ServiceError(
-            reason=f"Python imports `{package}` from {origin or 'nowhere'}, not from Earmark in {INSTALLATION}:"
-            " remove that folder from PYTHONPATH, or rename the module."
+            reason=f"Python imports `{package}` from {origin or 'nowhere'}, not from Earmark in"
+            f" {INSTALLATION}: remove that folder from PYTHONPATH, or rename the module."
         )

@@ -1,4 +1,4 @@
-"""Every setting and number that matters, with its reason; read from EARMARK_* variables and `.env` at the edges."""
+"""Every setting, with its default and the reason; read from EARMARK_* variables and `.env`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import quote
 
 from platformdirs import user_data_path
@@ -19,18 +19,16 @@ from earmark.core import broker_url
 def _split(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    return (
-        json.loads(value)
-        if value.startswith("[")
-        else [part.strip() for part in value.split(",") if part.strip()]
-    )
+    if value.startswith("["):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _broker_url(value: str | None) -> str | None:
     return broker_url.usable(value) if value else None
 
 
-#: A file of variables that Docker or Kubernetes mounts, so that passwords are in no container's description.
+#: A file of variables, mounted by Docker or Kubernetes: no container description shows passwords.
 SECRETS = "/run/secrets/earmark.env"
 
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
@@ -40,9 +38,9 @@ Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
 
 
 class Group(BaseModel):
-    """One family of settings; handed whole to the code that needs it."""
+    """A group of settings, passed as a whole to the code that uses it."""
 
-    # An input may hold a password.
+    # The input may hold a password.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
@@ -52,20 +50,20 @@ class Broker(Group):
     )
     queue: str | None = Field(
         None,
-        description="Name of the queue; unset: one named after the ledger, so that databases can share a Redis.",
+        description="Name of the queue; unset: the ledger's own. So ledgers can share a Redis.",
     )
     high_water: int = Field(
         64, description="Chunks kept in Redis: 1,000 clips ahead of the workers, 100 kB of memory."
     )
     pool_limit: int = Field(
-        16, description="Connections; fewer than 10 deadlocks Flower's parallel inspection."
+        16, description="Connections to Redis: Flower inspects workers in parallel and needs 10."
     )
     visibility_timeout_s: int = Field(
         7200,
-        description="Far above any chunk's time: a short one runs waiting chunks twice. Leases recover, not this.",
+        description="Time to redelivery. A short one runs waiting chunks twice; leases recover.",
     )
     connect_timeout_s: float = Field(
-        5.0, description="A broker on the same network answers in milliseconds."
+        5.0, description="Time to reach Redis: on the same network, milliseconds are enough."
     )
 
 
@@ -73,37 +71,39 @@ class Database(Group):
     url: str | None = Field(
         None, description="SQLAlchemy URL; unset: a SQLite file in the user data folder."
     )
-    busy_timeout_s: float = Field(30.0, description="How long one SQLite writer waits for another.")
+    busy_timeout_s: float = Field(
+        30.0, description="Time that one SQLite writer waits for another."
+    )
     connect_timeout_s: int = Field(
-        10, description="A reachable PostgreSQL accepts within this, even when busy."
+        10, description="Time to reach PostgreSQL: it accepts within this, even when busy."
     )
     pool_size: int = Field(
-        12, description="Chunk threads, lease renewal and feeder each hold one at most."
+        12, description="Connections: each chunk, the lease renewal and the feeder use one."
     )
 
 
 class Ledger(Group):
     lease_s: float = Field(
-        60.0, description="A dead worker's clips are taken back after this; renewed each third."
+        60.0, description="A dead worker's clips are taken back after this; renewed at a third."
     )
     max_attempts: int = Field(
-        3, description="A third try catches nearly all passing faults; more burns the host."
+        3, description="Tries per clip: a third catches most passing faults; more load the host."
     )
     retry_base_s: float = Field(
-        5.0, description="First pause after a transient failure; doubles each time."
+        5.0, description="First pause (backoff) after a transient failure; it doubles each time."
     )
     retry_cap_s: float = Field(900.0, description="Longest pause, also for a server's Retry-After.")
     feed_every_s: float = Field(
-        0.5, description="The queue holds seconds of work, so half a second keeps it full."
+        0.5, description="Time between feeds of the queue, which holds seconds of work."
     )
     queue_lease_s: float = Field(
-        600.0, description="A queued clip nobody claimed by then is sent again."
+        600.0, description="A queued clip that no worker claims within this is sent again."
     )
     lost_after_s: float = Field(
-        10.0, description="Queued clips this old are lost when the queue is empty."
+        10.0, description="Queued clips older than this are sent again if the queue is empty."
     )
     settle_s: float = Field(
-        5.0, description="After a database outage workers renew leases before any is taken back."
+        5.0, description="After a database outage, workers have this long to renew their leases."
     )
     outage_s: float = Field(
         60.0, description="Results wait this long for a database that is out of reach."
@@ -113,37 +113,37 @@ class Ledger(Group):
 class Fetch(Group):
     max_bytes: ByteSize = Field(
         ByteSize(200 * 1024**2),
-        description="An hour of compressed audio fits; an hour of WAV needs more.",
+        description="Largest clip: an hour of compressed audio fits; an hour of WAV needs more.",
     )
-    timeout_s: float = Field(
-        60.0, description="Total, headers and body: a clip at 1 MB/s fits with room."
+    timeout_s: float = Field(60.0, description="Time for a whole download: 60 MB at 1 MB/s.")
+    connect_timeout_s: float = Field(
+        10.0, description="Time to connect: enough after two lost SYN packets."
     )
-    connect_timeout_s: float = Field(10.0, description="Two lost SYN packets still connect.")
-    max_redirects: int = Field(5, description="Real storage hosts need one or two.")
-    max_url_chars: int = Field(4096, description="Signed storage URLs reach 2,000.")
+    max_redirects: int = Field(5, description="Redirects followed: storage hosts need one or two.")
+    max_url_chars: int = Field(4096, description="Longest URL: signed storage URLs reach 2,000.")
     allow_networks: Annotated[Networks, NoDecode] = Field(
-        (), description="CIDRs dialled though not public."
+        (), description="Networks (CIDR) that may be dialled although they are not public."
     )
     deny_networks: Annotated[Networks, NoDecode] = Field(
-        (), description="CIDRs never dialled, such as our own ranges."
+        (), description="Networks (CIDR) that are never dialled, such as your own ranges."
     )
     ports: Annotated[Ports, NoDecode] = Field(
-        (80, 443), description="Other ports are internal services as a rule."
+        (80, 443), description="Ports that may be dialled: others are mostly internal services."
     )
     host_rate: float = Field(
         0.0, description="Requests a second to one host, all workers together; 0: no limit."
     )
     host_concurrency: int = Field(
-        8, description="Connections one worker opens to one host, as browsers do."
+        8, description="Connections of one worker to one host, as browsers have."
     )
     host_slots: int = Field(
         0, description="Downloads from one host at once, all workers together; 0: no limit."
     )
     stores: Annotated[Names, NoDecode] = Field(
-        (), description="Object stores to read, as s3,gs,hf; unset: none."
+        (), description="Object stores to read, such as s3,gs,hf; unset: none."
     )
     robots: bool = Field(
-        False, description="Obey robots.txt; off, as a list is no crawl: somebody chose each clip."
+        False, description="Obey robots.txt. Off, because a list is no crawl: its clips are chosen."
     )
     file_roots: Annotated[Folders, NoDecode] = Field(
         (), description="Folders a worker may read; unset: none."
@@ -155,96 +155,97 @@ class Fetch(Group):
 
 class Audio(Group):
     max_duration_s: float = Field(
-        3600.0, description="An hour is the longest recording people submit as one clip."
+        3600.0, description="Longest clip: people submit recordings of up to an hour."
     )
     min_duration_s: float = Field(
-        0.05, description="Shorter audio is a click, and no model hears anything in it."
+        0.05, description="Shortest clip: models hear nothing in a shorter click."
     )
     max_samples: int = Field(
-        700_000_000, description="All channels together: an hour of 96 kHz stereo."
+        700_000_000, description="Samples of all channels: an hour of 96 kHz stereo."
     )
-    max_channels: int = Field(32, description="The widest microphone arrays in public data.")
+    max_channels: int = Field(
+        32, description="Channels: the widest microphone arrays in public data."
+    )
     min_sample_rate: int = Field(
-        1000, description="Below it a header lies: resampling would multiply the samples."
+        1000, description="A lower rate is a false header; resampling would multiply the samples."
     )
     max_sample_rate: int = Field(
-        384_000, description="Ultrasonic recorders; above it a header lies."
+        384_000, description="Ultrasonic recorders reach this; a higher rate is a false header."
     )
     decode_timeout_s: float = Field(
-        60.0, description="An hour of Opus takes about 30 s on a slow core."
+        60.0, description="Time to decode a clip: an hour of Opus takes 30 s on a slow core."
     )
     decode_memory: ByteSize = Field(
-        ByteSize(2 * 1024**3), description="A decoder's address space; an hour takes half."
+        ByteSize(2 * 1024**3),
+        description="Address space of a decoder; an hour of audio takes half.",
     )
     clips_per_decoder: int = Field(
-        2000, description="A decoder is renewed after this, so that leaks stay small."
+        2000, description="A decoder process is replaced after this, so that leaks stay small."
     )
 
 
 class Model(Group):
     name: str = Field(
         "starter",
-        description="What a worker loads before its first clip: id, directory or `starter`.",
+        description="Model that a worker loads at its start: a hub id, a folder or `starter`.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
     device: str = Field(
-        "auto", description="auto, cpu, cuda, cuda:1 or mps; auto takes the best there is."
+        "auto", description="auto, cpu, cuda, cuda:1 or mps; auto takes the best one available."
     )
     dtype: str = Field(
         "auto",
-        description="auto, float32, bfloat16 or float16; auto is bf16 only on CUDA that has it.",
+        description="auto, float32, bfloat16 or float16; auto: bfloat16 on CUDA that supports it.",
     )
     keep: int = Field(
-        1, description="Idle models kept loaded: one fits every device, more serve mixed runs."
+        1, description="Models kept loaded: one fits every device; more serve mixed runs."
     )
     threads: int = Field(
-        0, description="Windows scored at once on CPU, a core each; 0: the cores there are."
+        0, description="Windows scored at once on a CPU, one per core; 0: all cores."
     )
     batch_s: float = Field(
-        0.0, description="Padded seconds of audio in a batch; 0: 640 on a GPU, a few on CPU."
+        0.0, description="Padded seconds of audio in a batch; 0: 640 on a GPU, a few on a CPU."
     )
     batch_windows: int = Field(
-        0, description="Windows a batch may hold; 0: 64 on a GPU, 16 on CPU: more gain nothing."
+        0, description="Windows in a batch; 0: 64 on a GPU, 16 on a CPU: more gain nothing."
     )
 
 
 class Worker(Group):
     concurrency: int = Field(
-        8, description="Chunks in progress: enough that downloads of one hide behind others."
+        8, description="Chunks in progress, so that one downloads while another is scored."
     )
     decoders: int = Field(
-        0, description="Decoder processes; 0: one a core, as more would only compete."
+        0, description="Decoder processes; 0: one per core, as more would compete for cores."
     )
     clips_in_flight: int = Field(
-        32, description="Clips being fetched, decoded or scored at once, all chunks together."
+        32, description="Clips fetched, decoded or scored at once, of all chunks together."
     )
     in_flight_bytes: ByteSize = Field(
         ByteSize(512 * 1024**2),
-        description="Decoded audio waiting for the model: two one-hour clips.",
+        description="Decoded audio that waits for the model: two one-hour clips.",
     )
     chunk_deadline_s: float = Field(
-        600.0, description="A chunk not done by then gives its clips back."
+        600.0, description="A chunk gives its unfinished clips back after this."
     )
     metrics_port: int = Field(
-        0, description="Serves /metrics, /ready and /health; `up` counts on from it; 0: no."
+        0, description="Port for /metrics, /ready and /health; `up` counts upwards; 0: none."
     )
     metrics_address: str = Field(
-        "127.0.0.1", description="Whoever reaches it reads the metrics, without a password."
+        "127.0.0.1", description="No authentication: bind it to a private address."
     )
-    log_json: bool = Field(
-        False, description="Log a JSON object a line, for machines that gather logs."
-    )
+    log_json: bool = Field(False, description="Log one JSON object per line, for log collectors.")
     idle_s: float = Field(
-        120.0, description="A worker that no chunk reaches for so long while some wait is cut off."
+        120.0, description="A worker ends if chunks wait but none reaches it for this long."
     )
     silent_batcher_s: float = Field(
-        120.0, description="A model silent this long with work waiting is hung."
+        120.0, description="A model that does not answer for this long hangs: the worker ends."
     )
 
 
 class Flower(Group):
     basic_auth: str | None = Field(
-        None, description="USER:PASSWORD; Flower is opened to other machines only with one."
+        None, description="USER:PASSWORD. Without it, Flower listens on this machine only."
     )
 
 
@@ -262,7 +263,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(
         default_factory=lambda: user_data_path("earmark", appauthor=False),
-        description="Where the SQLite file and the embedded Valkey live.",
+        description="Folder of the SQLite file and the embedded Valkey.",
     )
     broker: Broker = Broker()
     database: Database = Database()
@@ -277,19 +278,35 @@ class Settings(BaseSettings):
     def database_url(self) -> str:
         return self.database.url or sqlite_url(self.data_dir / "earmark.db")
 
+    def changed(self, **changes: Any) -> Self:
+        """Return these settings with some changed, such as `changed(fetch={"ports": (8080,)})`.
+
+        The values of a group are checked like those of the environment.
+        """
+        values = dict(self)
+        for name, change in changes.items():
+            current = values[name]
+            if isinstance(current, Group):
+                values[name] = type(current).model_validate({**dict(current), **change})
+            else:
+                values[name] = change
+        return self.model_copy(update=values)
+
 
 def sqlite_url(file: Path) -> str:
-    """Return the URL of a SQLite file, whatever signs its name has."""
+    """Return the URL of a SQLite file, with any character in its name."""
     return f"sqlite:///{quote(str(file))}"
 
 
 def cores() -> int:
-    """Return how many processors this process may use: those it is bound to, within its container's quota."""
-    bound = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """Return how many cores this process may use, by its CPU affinity and its container's quota."""
+    bound = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        bound = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):
         return bound
-    return bound if quota == "max" else max(1, min(bound, int(quota) // int(period)))
+    if quota == "max":
+        return bound
+    return max(1, min(bound, int(quota) // int(period)))

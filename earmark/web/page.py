@@ -1,4 +1,4 @@
-"""The live page: a small read-only web application to watch runs, browse and hear their clips, and ask in SQL."""
+"""`earmark ui`: a read-only web application to watch runs, browse clips, and query in SQL."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 from db import browse, query, runs
 from earmark.core.errors import BY_CODE, EarmarkError, UsageError
-from earmark.local import HERE, check_port
+from earmark.ports import HERE, check_port
 from earmark.progress import screen
 from earmark.sound import Listener
 from earmark.web.report import TEMPLATES, UNCERTAIN, card, charts, colours, overview, render
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 #: Runs on the first page.
 RUNS = 100
-#: Of a larger run every look at all clips would take the database a minute; a report is made once.
+#: A live page shows charts up to this size: of a larger run they take the database a minute.
 COUNTED = 1_000_000
-#: Of a person's SQL.
+#: Limits on a person's SQL.
 ROWS, QUERY_S = 500, 10.0
 #: Enough of a clip to know what it is, small enough to be sent in one piece.
 SOUND_S, SOUND_BYTES = 60.0, 200_000
@@ -48,8 +48,9 @@ HEARD = 64
 AT_ONCE = 2
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; media-src data:; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
+        " img-src data:; media-src data:; form-action 'self'; base-uri 'none';"
+        " frame-ancestors 'none'"
     ),
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -74,9 +75,8 @@ def serve(
         UsageError: it would be open to other machines without a token, or its port is taken.
     """
     if address not in HERE and not token:
-        raise UsageError(
-            reason=f"The page on {address} needs --token: it shows every run, and its SQL reads every row."
-        )
+        reason = "it shows every run, and its SQL reads every row."
+        raise UsageError(reason=f"The page on {address} needs --token: {reason}")
     check_port(address, port)
     screen.print(f"[bold]http://{address}:{port}[/] shows the runs; Ctrl-C stops it.")
     uvicorn.run(
@@ -87,7 +87,7 @@ def serve(
 def application(
     engine: sa.Engine, settings: Settings, token: str | None = None, flower: str = ""
 ) -> Starlette:
-    """Return the page as an ASGI application; without a token only names of this machine lead to it."""
+    """Return the page as an ASGI application; without a token it answers to loopback names only."""
     listener = Listener(settings, at_once=AT_ONCE)
     pages = _Pages(engine, settings, listener, flower)
 
@@ -120,10 +120,10 @@ def _guard(token: str | None) -> Callable[[Request, Any], Awaitable[Response]]:
         if token and not _knows(request, token):
             challenge = {"WWW-Authenticate": 'Basic realm="Earmark: the password is the token"'}
             return PlainTextResponse("A token is needed.", 401, challenge)
-        # A name that an attacker's DNS has come to point here is none of ours.
+        # DNS rebinding: an attacker's name may resolve to this machine.
         if not token and request.url.hostname not in HERE:
             return PlainTextResponse("This page is for this machine only.", 421)
-        # Nothing can be written, but another site shall not set off queries or downloads either.
+        # Another site must not start queries or downloads here, though it can write nothing.
         if request.headers.get("sec-fetch-site") == "cross-site" and request.url.path != "/":
             return PlainTextResponse("Another site may not ask this.", 403)
         response = await call_next(request)
@@ -143,7 +143,10 @@ def _knows(request: Request, token: str) -> bool:
 
 
 class _Pages:
-    """The pages and the parts that they load later; each is one or two indexed queries, but for the charts."""
+    """The pages, and the parts that they load later.
+
+    Each is one or two indexed queries, but for the charts.
+    """
 
     def __init__(
         self, engine: sa.Engine, settings: Settings, listener: Listener, flower: str
@@ -165,8 +168,11 @@ class _Pages:
         run = runs.find_run(self._engine, request.path_params["run"])
         wanted = _wanted(request)
         page = browse.page(self._engine, run.id, wanted, request.query_params.get("after", ""))
-        asked = {name: value for name, value in request.query_params.items() if name != "after"}
-        following = f"?{urlencode({**asked, 'after': page.next})}#clips" if page.next else ""
+        asked = dict(request.query_params)
+        asked.pop("after", None)
+        following = ""
+        if page.next:
+            following = f"?{urlencode({**asked, 'after': page.next})}#clips"
         return self._page(
             "run.html",
             **overview(self._engine, run, self._settings),
@@ -209,9 +215,8 @@ class _Pages:
         )
 
     async def sentence(self, _: Request, error: Exception) -> HTMLResponse:
-        return self._page(
-            "wrong.html", 404 if isinstance(error, UsageError) else 503, sentence=str(error)
-        )
+        status = 404 if isinstance(error, UsageError) else 503
+        return self._page("wrong.html", status, sentence=str(error))
 
     def _runs(self) -> list[dict[str, Any]]:
         return list(islice(runs.run_progress(self._engine), RUNS))
@@ -221,15 +226,18 @@ class _Pages:
 
 
 def _wanted(request: Request) -> browse.Wanted:
-    said = request.query_params
+    query = request.query_params
     try:
-        at_least, at_most = (
-            float(said.get(name) or usual)
-            for name, usual in (("min_score", 0.0), ("max_score", 1.0))
-        )
+        min_score = float(query.get("min_score") or 0.0)
+        max_score = float(query.get("max_score") or 1.0)
     except ValueError as error:
         raise UsageError(reason="A score is a number.") from error
-    if said.get("uncertain"):
-        at_most = min(at_most, UNCERTAIN)
-    words = {name: said.get(name, "") for name in ("label", "error", "text")}
-    return browse.Wanted(**words, min_score=at_least, max_score=at_most)
+    if query.get("uncertain"):
+        max_score = min(max_score, UNCERTAIN)
+    return browse.Wanted(
+        label=query.get("label", ""),
+        error=query.get("error", ""),
+        text=query.get("text", ""),
+        min_score=min_score,
+        max_score=max_score,
+    )

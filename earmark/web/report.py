@@ -1,4 +1,4 @@
-"""One run in; one HTML page that needs nothing else out: what was heard, what failed, and clips to see and hear."""
+"""`earmark report`: one HTML file about a run, with its labels, failures, and clips to play."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from db.runs import RunRow
     from earmark.core.settings import Settings
 
-#: Clips a page shows: it opens at once on a phone, and in five megabytes each has a few seconds of sound.
+#: Clips on a page: it opens at once on a phone, and in 5 MB each clip has seconds of sound.
 MOST_CLIPS = 200
-#: Bytes for all clips together, and of each for all but its sound.
+#: Bytes for all clips together, and for all parts of a clip but its sound.
 BUDGET, BESIDE_SOUND = 4_800_000, 11_000
 LONGEST_SOUND_S = 30.0
 #: Downloads and decoders at once: a page is made once in a while, by one person.
@@ -53,7 +54,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A clip as it is shown: all that is known of it, and what it sounds like or why that cannot be had."""
+    """A clip on a page: its row, and its sound or the reason why there is none."""
 
     clip: dict[str, Any]
     heard: Heard | None
@@ -66,20 +67,25 @@ class Card:
 
     @property
     def link(self) -> str | None:
-        """Where it is on the web; a file's path would lead nowhere from another machine."""
+        """Its URL on the web; the path of a file would lead nowhere from another machine."""
         uri = str(self.clip["display_uri"])
-        return uri if uri.lower().startswith(("http://", "https://")) else None
+        if uri.lower().startswith(("http://", "https://")):
+            return uri
+        return None
 
     @property
     def meta(self) -> dict[str, str]:
-        return {
-            name: _short(value)
-            for name, value in list((self.clip["meta"] or {}).items())[:LABELS_SHOWN]
-        }
+        shown = {}
+        for name, value in islice((self.clip["meta"] or {}).items(), LABELS_SHOWN):
+            shown[name] = _short(value)
+        return shown
 
     @property
     def search(self) -> str:
-        return f"{self.clip['display_uri']} {' '.join(f'{n} {v}' for n, v in self.meta.items())}".lower()
+        words = [str(self.clip["display_uri"])]
+        for name, value in self.meta.items():
+            words += [name, value]
+        return " ".join(words).lower()
 
     @property
     def segments(self) -> list[Segment]:
@@ -107,7 +113,7 @@ def write(
 
 
 def sound_bytes(clips: int) -> int:
-    """Return how many bytes of sound each of so many clips may have, before they are written as text."""
+    """Return the bytes of sound that each of so many clips may have, before Base64."""
     return int((BUDGET / max(1, clips) - BESIDE_SOUND) * 3 / 4)
 
 
@@ -122,7 +128,7 @@ def card(clip: dict[str, Any], hear: Callable[[str], Heard]) -> Card:
 
 
 def overview(engine: sa.Engine, run: RunRow, settings: Settings) -> dict[str, Any]:
-    """Return what is known of a run at once, whatever its size."""
+    """Return the parts of a page that are quick to read, whatever the size of the run."""
     state = runs.progress(engine, run.id)
     going = pace(engine, run.id, state)
     advice = bottleneck(going.workload, settings.worker)
@@ -130,7 +136,7 @@ def overview(engine: sa.Engine, run: RunRow, settings: Settings) -> dict[str, An
 
 
 def charts(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
-    """Return what looks at every clip of a run: seconds for ten million."""
+    """Return the charts, which read every clip of a run: seconds for ten million."""
     seconds, clips = counts.throughput(engine, run.id, TIME_BINS)
     hosts = [row for row in counts.hosts(engine, run.id) if row["failed"]]
     return {
@@ -144,18 +150,14 @@ def charts(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
 
 
 def inlined() -> dict[str, Any]:
-    """Return the page's own style and script, and the policy that lets a browser run these and no other."""
-    style, script = (
-        Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js")
+    """Return the style and script of the page, and the policy that allows no other."""
+    style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    policy = (
+        "default-src 'none'; img-src data:; media-src data:;"
+        f" style-src '{_digest(style)}'; script-src '{_digest(script)}'"
     )
-    allowed = [
-        f"{kind}-src '{_digest(text)}'" for kind, text in (("style", style), ("script", script))
-    ]
-    return {
-        "style": style,
-        "script": script,
-        "policy": "; ".join(["default-src 'none'", "img-src data:", "media-src data:", *allowed]),
-    }
+    return {"style": Markup(style), "script": Markup(script), "policy": policy}  # noqa: S704 - ours
 
 
 def render(template: str, **values: Any) -> str:
@@ -164,15 +166,13 @@ def render(template: str, **values: Any) -> str:
 
 
 def colours(cards: Iterable[Card]) -> dict[str, int]:
-    """Return which colour each label has: those heard for the longest have their own."""
-    heard: dict[str, float] = {}
+    """Return the number of each label's colour; the labels heard for the longest have one."""
+    seconds: dict[str, float] = {}
     for each in cards:
         for start_s, end_s, label, _ in each.segments:
-            heard[label] = heard.get(label, 0.0) + end_s - start_s
-    return {
-        label: number
-        for number, label in enumerate(sorted(heard, key=lambda name: -heard[name])[:COLOURS])
-    }
+            seconds[label] = seconds.get(label, 0.0) + end_s - start_s
+    longest_first = sorted(seconds, key=lambda label: -seconds[label])
+    return {label: number for number, label in enumerate(longest_first[:COLOURS])}
 
 
 def _digest(text: str) -> str:
@@ -181,7 +181,9 @@ def _digest(text: str) -> str:
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST_META else f"{text[:LONGEST_META]}…"
+    if len(text) > LONGEST_META:
+        return f"{text[:LONGEST_META]}…"
+    return text
 
 
 _environment = Environment(

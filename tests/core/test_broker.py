@@ -13,7 +13,7 @@ from tests.servers import running_valkey
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: What is made anew for each message, and argsrepr, which Celery puts into the properties a second time.
+#: Fields made anew for each message, and argsrepr, which Celery puts into the properties as well.
 OWN = ("id", "root_id", "correlation_id", "delivery_tag", "reply_to", "argsrepr")
 
 

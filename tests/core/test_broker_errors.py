@@ -1,8 +1,9 @@
-"""Each way in which a Redis cannot be used has a sentence of its own, with the cure and without a password."""
+"""Each reason why a Redis cannot be used has its sentence, with the cure and without a password."""
 
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -67,7 +68,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ("reader:seCret@", "Give it the rules of docs/operators.md"),
     ],
 )
-def test_a_user_with_too_few_rights_is_told_which(guarded: str, user: str, cure: str) -> None:
+def test_a_missing_redis_right_is_named(guarded: str, user: str, cure: str) -> None:
     assert cure in refusal(f"redis://{user}{guarded}")
 
 
@@ -78,18 +79,18 @@ def test_a_user_without_info_can_work(guarded: str, tmp_path: Path) -> None:
     )
 
 
-def test_a_cluster_is_named_as_such(cluster: str) -> None:
+def test_a_redis_cluster_is_refused_by_name(cluster: str) -> None:
     assert "is a cluster, which Celery cannot use" in refusal(cluster)
 
 
-def test_a_worker_ends_where_waiting_does_not_help(cluster: str, guarded: str) -> None:
+def test_a_worker_exits_if_its_broker_can_never_work(cluster: str, guarded: str) -> None:
     for url in (cluster, f"redis://narrow:seCret@{guarded}"):
         broker.configure(Broker(url=url))
         with pytest.raises(ServiceError):
             worker._check_broker()
 
 
-def test_a_worker_waits_for_a_password_to_be_put_right(
+def test_a_worker_keeps_trying_after_a_wrong_password(
     guarded: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker.configure(Broker(url=f"redis://earmark:wrong@{guarded}"))
@@ -106,11 +107,11 @@ def test_a_worker_waits_for_a_password_to_be_put_right(
         ("?ssl_ca_certs={folder}/ca.pem", "set ssl_certfile and ssl_keyfile"),
         (
             "?ssl_ca_certs={folder}/none.pem",
-            "A certificate file that EARMARK_BROKER__URL names cannot be read",
+            "A certificate file named in EARMARK_BROKER__URL cannot be read",
         ),
     ],
 )
-def test_a_tls_connection_that_fails_has_its_cure(tmp_path: Path, options: str, cure: str) -> None:
+def test_a_failed_tls_connection_names_its_cure(tmp_path: Path, options: str, cure: str) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     with (
@@ -120,21 +121,24 @@ def test_a_tls_connection_that_fails_has_its_cure(tmp_path: Path, options: str, 
         assert cure in refusal(f"rediss://:seCret@{address}/0{options.format(folder=tmp_path)}")
 
 
-def test_flower_s_page_of_the_broker_trusts_an_authority_of_one_s_own(tmp_path: Path) -> None:
+def test_flowers_broker_page_trusts_a_private_authority(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     with running_valkey(tmp_path) as url, behind_tls(port_of(url), authority) as address:
         app = broker.configure(Broker(url=f"rediss://{address}/0?ssl_ca_certs={tmp_path}/ca.pem"))
         broker.client().lpush("earmark:clips", "a chunk")
-        how = {
+        options = {
             "broker_options": app.conf.broker_transport_options,
             "broker_use_ssl": app.conf.broker_use_ssl,
         }
-        page = FlowerBroker(f"rediss://{address}/0", **how)
-        assert asyncio.run(page.queues(["clips"])) == [{"name": "clips", "messages": 1}]
+        page = FlowerBroker(f"rediss://{address}/0", **options)
+        # In a thread of its own: a browser's tests leave an event loop in this one.
+        with ThreadPoolExecutor(1) as thread:
+            queues = thread.submit(asyncio.run, page.queues(["clips"])).result()
+        assert queues == [{"name": "clips", "messages": 1}]
 
 
-def test_plain_text_to_a_tls_port_is_told_the_scheme(tmp_path: Path) -> None:
+def test_plain_text_to_a_tls_port_suggests_rediss(tmp_path: Path) -> None:
     with running_valkey(tmp_path) as url, behind_tls(port_of(url), trustme.CA()) as address:
         assert "rediss://" in refusal(f"redis://{address}/0")
 
@@ -150,7 +154,7 @@ def test_plain_text_to_a_tls_port_is_told_the_scheme(tmp_path: Path) -> None:
         ([], 99, "has no database of that number"),
     ],
 )
-def test_what_a_server_is_not_is_told(
+def test_a_replica_or_a_missing_database_number_is_named(
     tmp_path: Path, options: list[str], database: int, cure: str
 ) -> None:
     with running_valkey(tmp_path, *options) as url:
@@ -159,5 +163,5 @@ def test_what_a_server_is_not_is_told(
             broker.mark_queue("a ledger")
 
 
-def test_a_server_that_is_not_there_is_to_be_started() -> None:
+def test_an_unreachable_redis_is_to_be_started() -> None:
     assert "Start Redis" in refusal(f"redis://:seCret@127.0.0.1:{free_port()}/0")

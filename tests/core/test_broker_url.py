@@ -1,4 +1,4 @@
-"""A Redis URL is read by kombu and by our own client in one way, or refused in a sentence without its password."""
+"""A Redis URL is read alike by kombu and redis-py, or refused without showing its password."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PASSWORD = "seCret"
         ("redis://[::1]:7/1", "::1", 7, None, 1),
     ],
 )
-def test_both_libraries_read_a_url_in_one_way(
+def test_kombu_and_redis_py_read_a_url_alike(
     url: str, host: str, port: int | None, password: str | None, database: int
 ) -> None:
     usable = broker_url.usable(url)
@@ -48,7 +48,7 @@ def test_both_libraries_read_a_url_in_one_way(
 @pytest.mark.parametrize(
     "options", ["", "?ssl_cert_reqs=CERT_REQUIRED", "?ssl_ca_certs=/a%20b/ca.pem"]
 )
-def test_both_libraries_check_a_server_s_certificate(options: str) -> None:
+def test_kombu_and_redis_py_check_the_servers_certificate(options: str) -> None:
     usable = broker_url.usable(f"rediss://h/1{options}")
     ours = parse_url(usable)
     theirs = Connection(usable).ssl
@@ -57,7 +57,7 @@ def test_both_libraries_check_a_server_s_certificate(options: str) -> None:
     assert ours.get("ssl_ca_certs") == theirs.get("ssl_ca_certs")
 
 
-def test_an_empty_url_is_no_url() -> None:
+def test_an_empty_url_counts_as_unset() -> None:
     assert Broker(url="").url is None
 
 

@@ -23,14 +23,14 @@ def facts_of(kind: type[ClipError]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", BY_CODE.values())
-def test_an_error_made_of_its_declared_facts_says_its_sentence(kind: type[ClipError]) -> None:
+def test_an_error_with_its_declared_facts_has_its_sentence(kind: type[ClipError]) -> None:
     facts = facts_of(kind)
     error = kind(**facts)
     assert str(error) == kind.sentence.format(**facts)
     assert all(getattr(error, name) == value for name, value in facts.items())
 
 
-def test_a_type_checker_sees_what_is_wrong_with_the_facts() -> None:
+def test_mypy_reports_wrong_facts_of_an_error() -> None:
     lines = ["from earmark.core.errors import NotFound", "NotFound(status=404)", *WRONG]
     found, _, status = api.run(["--strict", "--config-file=", "-c", "\n".join(lines)])
     assert status == 1
@@ -39,7 +39,7 @@ def test_a_type_checker_sees_what_is_wrong_with_the_facts() -> None:
     assert "<string>:2: error" not in found
 
 
-def test_a_missing_fact_is_named_at_run_time_too() -> None:
+def test_a_missing_fact_is_named_at_run_time() -> None:
     with pytest.raises(TypeError, match="NotFound lacks the fact 'status'"):
         NotFound()  # type: ignore[call-arg]
 

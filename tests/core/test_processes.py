@@ -22,7 +22,8 @@ isolate_imports()
 with ProcessPoolExecutor(1, get_context("spawn")) as pool:
     spawned = pool.submit(eval, "__import__('sys').path").result()
 show = "import json, sys; print(json.dumps(sys.path))"
-child = json.loads(subprocess.run([sys.executable, "-c", show], capture_output=True, check=True).stdout)
+output = subprocess.run([sys.executable, "-c", show], capture_output=True, check=True).stdout
+child = json.loads(output)
 print(json.dumps({"program": sys.path, "spawned": spawned, "child": child}))
 """
 
@@ -37,7 +38,7 @@ def run(program: str, folder: Path, pythonpath: str = "") -> subprocess.Complete
 
 
 def test_no_process_has_the_working_directory_on_its_import_path(tmp_path: Path) -> None:
-    # What `export PYTHONPATH=$PYTHONPATH:/elsewhere` makes of an unset variable begins with an empty folder.
+    # `export PYTHONPATH=$PYTHONPATH:/elsewhere` begins with an empty folder if it was unset.
     ended = run(PROGRAM, tmp_path, pythonpath=f":{tmp_path.parent}")
     assert ended.returncode == 0, ended.stderr
     for process, path in eval(ended.stdout).items():
@@ -46,12 +47,15 @@ def test_no_process_has_the_working_directory_on_its_import_path(tmp_path: Path)
 
 
 def test_an_installation_may_be_the_working_directory() -> None:
-    program = "from earmark.core.processes import isolate_imports; isolate_imports(); import db; print(db.__file__)"
+    program = (
+        "from earmark.core.processes import isolate_imports; isolate_imports();"
+        " import db; print(db.__file__)"
+    )
     ended = run(program, INSTALLATION)
     assert ended.stdout.strip() == str(INSTALLATION / "db" / "__init__.py"), ended.stderr
 
 
-def test_a_package_from_somewhere_else_is_named_in_one_sentence(tmp_path: Path) -> None:
+def test_a_foreign_package_of_our_name_is_refused_in_one_sentence(tmp_path: Path) -> None:
     intruder = tmp_path / "project" / "db.py"
     intruder.parent.mkdir()
     intruder.touch()

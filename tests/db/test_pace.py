@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from db import ledger, runs
 from db.dialects import now
 from db.models import Clip
-from db.pace import LAST_S, Pace, pace
+from db.pace import Pace, pace
 from db.session import reading, writing
 from earmark.core import clips as words
 from earmark.core.settings import Ledger
@@ -70,9 +70,9 @@ def test_the_workload_is_the_clips_that_a_worker_has_in_each_stage(engine: sa.En
 def test_no_pace_is_shown_for_too_few_or_too_old_clips(engine: sa.Engine) -> None:
     run_id, ids = submit(engine, 100)
     assert look(engine, run_id) == Pace()
-    finish(engine, ids[:60], fetch_ms=2500)
+    finish(engine, ids[:60], fetch_ms=2_500_000)
     assert look(engine, run_id) == Pace()
-    assert look(engine, going(engine, ago_s=LAST_S, fetch_ms=2500)) == Pace()
+    assert look(engine, going(engine, ago_s=2 * SECONDS, fetch_ms=2_500_000)) == Pace()
 
 
 def test_no_bottleneck_is_named_while_workers_have_other_runs(engine: sa.Engine) -> None:

@@ -1,4 +1,4 @@
-"""A small run of the example clips as the ledger has it, with hostile words wherever words come from outside."""
+"""A small run of the example clips in a database, with hostile words in every outside text."""
 
 from __future__ import annotations
 

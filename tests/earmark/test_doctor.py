@@ -92,11 +92,7 @@ def test_a_broker_elsewhere_beside_a_file_of_this_machine_is_told(tmp_path: Path
 
 
 def settings_with(tmp_path: Path, **groups: Any) -> Settings:
-    settings = Settings(data_dir=tmp_path)
-    changed = {
-        name: getattr(settings, name).model_copy(update=update) for name, update in groups.items()
-    }
-    return settings.model_copy(update=changed)
+    return Settings(data_dir=tmp_path).changed(**groups)
 
 
 def test_servers_that_do_not_answer_are_sentences(tmp_path: Path) -> None:

@@ -27,13 +27,11 @@ pytestmark = pytest.mark.slow
 
 def steps_of(uri: str, *, port: int | None = None, roots: tuple[Path, ...] = ()) -> str:
     """Explain one clip where a port of this machine may be dialled, if one is given."""
-    settings = Settings()
     allowed = {"allow_networks": ("127.0.0.1/32",), "ports": (port,)} if port else {}
-    fetch = type(settings.fetch)(**allowed, file_roots=roots)
+    settings = Settings().changed(fetch={**allowed, "file_roots": roots})
     lines: list[str] = []
-    told = settings.model_copy(update={"fetch": fetch})
     explain.explain(
-        uri, told, RunOptions(window_s=5.0), lambda step, text: lines.append(f"{step}: {text}")
+        uri, settings, RunOptions(window_s=5.0), lambda step, text: lines.append(f"{step}: {text}")
     )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""What comes out: files that are whole or not there, in the format their name says; label files; sentences."""
+"""Output files are whole or absent, in the format of their name; errors are sentences."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-MANY = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 99999) SELECT x, x * 7919 % 99991 FROM n"
+MANY = (
+    "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 99999)"
+    " SELECT x, x * 7919 % 99991 FROM n"
+)
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
 ROWS = [{"uri": "a", "label": None, "score": 1}, {"uri": "=b", "label": "dog", "score": 0.5}]
 
@@ -61,7 +64,8 @@ def earmark(database: Path | str, *words: str, **more: Any) -> subprocess.Comple
         ("r.csv", "uri,label,score\na,,1\n'=b,dog,0.5\n"),
         (
             "r.jsonl",
-            '{"uri": "a", "label": null, "score": 1}\n{"uri": "=b", "label": "dog", "score": 0.5}\n',
+            '{"uri": "a", "label": null, "score": 1}\n'
+            '{"uri": "=b", "label": "dog", "score": 0.5}\n',
         ),
     ],
 )
@@ -192,7 +196,8 @@ def test_a_bad_query_is_one_sentence_and_leaves_no_file(
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_whatever_a_column_holds_can_be_written(either: str, tmp_path: Path, suffix: str) -> None:
     statement = (
-        "SELECT 'plain' AS meta, label_ids, sha256, (SELECT avg(attempts) FROM clips) AS tries, CURRENT_DATE AS today"
+        "SELECT 'plain' AS meta, label_ids, sha256,"
+        " (SELECT avg(attempts) FROM clips) AS tries, CURRENT_DATE AS today"
         " FROM clips WHERE id = 1"
     )
     file = tmp_path / f"all.{suffix}"
@@ -311,7 +316,10 @@ def test_status_gives_the_same_numbers_as_json(database: Path) -> None:
     "words", [["status"], ["results", "march"], ["results", "--help"], ["query", "SELECT 1"]]
 )
 def test_reading_loads_nothing_heavy(database: Path, words: list[str]) -> None:
-    code = "import sys\nfrom earmark.cli import main\ntry: main()\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+    code = (
+        "import sys\nfrom earmark.cli import main\n"
+        "try: main()\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
     command = [sys.executable, "-c", code, *words, "--db", str(database)]
     loaded = subprocess.run(command, text=True, capture_output=True, check=True).stderr.split()
     assert not {

@@ -1,4 +1,4 @@
-"""The live page in a browser and from the outside: it shows a run, writes nothing, and answers only who may ask."""
+"""The live page: it shows a run, writes nothing, and answers only those who may ask."""
 
 from __future__ import annotations
 

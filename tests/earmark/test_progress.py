@@ -76,7 +76,7 @@ def test_watching_shows_pace_and_advice_as_they_are(
     monkeypatch.setattr(
         progress, "screen", Console(file=shown, force_terminal=True, color_system=None, width=200)
     )
-    run_id = going(engine, fetch_ms=2500)
+    run_id = going(engine, seconds=20.0, fetch_ms=2500)
     progress.watch(engine, run_id, Settings(), meanwhile=lambda: ledger.cancel(engine, run_id))
     assert re.search(r"\d clips/s, \d+ s of audio a second, \d+ s to go", shown.getvalue())
     assert "a clip spends 2500 ms downloading, " in shown.getvalue()

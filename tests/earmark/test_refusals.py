@@ -1,4 +1,4 @@
-"""What this machine or a database does not allow is one sentence with its cure, before anything is written."""
+"""A machine or database that does not allow a run is one sentence, before any write."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_role_that_may_not_create_tables_is_told_its_grant(
 def test_a_locale_of_ascii_letters_names_its_variables(tmp_path: Path) -> None:
     earmark = Earmark({"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}, tmp_path)
     assert "set PYTHONUTF8=1" in earmark("status", status=3).stderr
-    earmark.core.settings = {"LC_ALL": "C"}
+    earmark.settings = {"LC_ALL": "C"}
     assert "earmark run" in earmark("status", "--db", "ümläut.db", status=3).stderr
 
 

@@ -1,4 +1,4 @@
-"""The report in a browser: cards to filter, see and hear; nothing from outside is run, nothing outside is asked."""
+"""The report in a browser: clips to filter and play; it runs and loads nothing foreign."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def test_a_clip_can_be_played_and_its_sound_is_in_the_page(page: Page) -> None:
     page.get_by_role("button", name="Play dog.ogg").click()
     audio = page.locator(".card", has_text="dog.ogg").first.locator("audio")
     assert str(audio.get_attribute("src")).startswith("data:audio/ogg;base64,")
-    sounding = "audio => new Promise(heard => { audio.ontimeupdate = () => audio.currentTime && heard(audio.duration) })"
+    sounding = """audio => new Promise(heard => {
+        audio.ontimeupdate = () => audio.currentTime && heard(audio.duration)
+    })"""
     assert audio.evaluate(sounding) == pytest.approx(5, abs=0.1)
     assert page.locator(".mel").first.evaluate("image => image.naturalWidth") == sound.COLUMNS
 

@@ -1,4 +1,4 @@
-"""A hot standby of PostgreSQL: what reads works there, and what writes says in one sentence that it cannot."""
+"""A hot standby of PostgreSQL: verbs that read work, verbs that write say they cannot."""
 
 from __future__ import annotations
 

@@ -27,7 +27,10 @@ class Ended(NamedTuple):
 
 
 def verb(*words: str) -> Ended:
-    """Run a verb as `earmark.cli.main` does: an error of ours is a sentence, any other one is the test's failure."""
+    """Run a verb as `earmark.cli.main` does.
+
+    An error of ours is a sentence; any other error fails the test.
+    """
     with ExitStack() as engines:
 
         def connect_for_now(url: str, settings: Database) -> sa.Engine:

@@ -1,4 +1,4 @@
-"""The real command line in subprocesses, with a data folder and settings of the test's own."""
+"""The real command line in subprocesses, with a data folder and settings for each test."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ if TYPE_CHECKING:
 
     from tests.faults.nursery import Child, Nursery
 
-#: How long a child may take on a machine with much other work; it only ends a test that hangs.
+#: Time limit of a child process on a loaded machine; only ends a test that hangs.
 TIMEOUT_S = 180
 LOG_CHARS = 4000
+#: In the log of a worker that takes chunks.
+READY = "ready, with the model"
 
 
 @dataclass
 class Earmark:
-    """Runs `earmark` verbs; what it starts in the background it ends."""
+    """Runs `earmark` verbs, and ends those that it started in the background."""
 
     settings: dict[str, str]
     folder: Path
-    #: Without one, each command is a Python of its own, which takes a second to start, and a worker four.
+    #: Without one, each command starts a Python, which takes a second, and a worker four.
     nursery: Nursery | None = None
     _background: list[subprocess.Popen[str] | Child] = field(default_factory=list)
 
@@ -54,7 +56,8 @@ class Earmark:
 
     def _run(self, words: tuple[str, ...], stdin: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "earmark", *words], env=self._environment(), cwd=self.folder, input=stdin,
+            [sys.executable, "-m", "earmark", *words],
+            env=self._environment(), cwd=self.folder, input=stdin,
             text=True, capture_output=True, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
 
@@ -76,7 +79,7 @@ class Earmark:
             )
 
     def start(self, *command: str) -> subprocess.Popen[str] | Child:
-        """Start a command in the background, its output going to a file named after it."""
+        """Start a command in the background, with its output in a file named after it."""
         log_file = self.folder / f"{command[0]}-{len(self._background)}.log"
         if self.nursery and command[0] == "earmark":
             files = [Path(os.devnull), log_file, log_file]
@@ -87,14 +90,21 @@ class Earmark:
             return child
         with log_file.open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", *command], env=self._environment(), cwd=self.folder, stdout=log, stderr=log,
+                [sys.executable, "-m", *command],
+                env=self._environment(), cwd=self.folder, stdout=log, stderr=log,
                 text=True,
             )  # fmt: skip
         self._background.append(process)
         return process
 
+    def wait_for_workers(self, count: int) -> None:
+        """Wait until so many of the workers started here take chunks."""
+        wait_until(
+            lambda: sum(READY in log.read_text() for log in self.folder.glob("*.log")) >= count
+        )
+
     def end(self) -> None:
-        """End what runs in the background; what all have said is shown if the test has failed."""
+        """End the background commands, and print their output if the test has failed."""
         for process in self._background:
             process.terminate()
         try:
@@ -135,7 +145,7 @@ def valkey_url(tmp_path: Path) -> Iterator[str]:
 def cluster(
     tmp_path: Path, valkey_url: str, postgres_url: str, nursery: Nursery
 ) -> Iterator[Earmark]:
-    """The command line of every machine of a cluster whose workers may fetch from loopback."""
+    """The command line for every machine of a cluster; its workers may fetch from loopback."""
     settings = {
         "EARMARK_BROKER__URL": valkey_url,
         "EARMARK_DATABASE__URL": postgres_url,
@@ -154,7 +164,7 @@ def serve() -> Iterator[Callable[..., str]]:
 
 
 def wait_until(done: Callable[[], bool], seconds: float = TIMEOUT_S) -> None:
-    """Wait for something to become true; the seconds only end a test that hangs."""
+    """Wait until a condition is true; the seconds only end a test that hangs."""
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, f"not within {seconds} s"
@@ -169,19 +179,19 @@ def scalar(cluster: Earmark, query: str) -> Any:
 
 
 def get_json(url: str) -> Any:
-    """Return what a Flower of this machine tells."""
+    """Return the JSON answer of a Flower on this machine."""
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
         return json.load(answer)
 
 
 def finished_chunks(port: int) -> int:
-    """Return how many chunks the Flower on this port knows to be done."""
+    """Return the number of chunks that are done for the Flower on this port."""
     tasks = get_json(f"http://127.0.0.1:{port}/api/tasks").values()
     return sum(task["state"] == "SUCCESS" for task in tasks)
 
 
 def left_running() -> list[str]:
-    """Return the names of the Valkeys that a command line has left behind."""
+    """Return the names of Valkey processes that a command line has left behind."""
     return [
         child.name()
         for child in psutil.Process().children(recursive=True)

@@ -1,4 +1,4 @@
-"""What a person gets wrong is one sentence with its cure, exit 2; what is wrong with a service, exit 3."""
+"""Wrong usage is one sentence with its cure and exit 2; a wrong service or setting, exit 3."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def lists(earmark: Earmark) -> Path:
         ),
     ],
 )
-def test_a_mistake_is_one_sentence(
+def test_wrong_usage_is_one_sentence(
     earmark: Earmark, lists: Path, words: list[str], status: int, cure: str
 ) -> None:
     refused = earmark(*words, status=status)
@@ -60,14 +60,12 @@ def test_a_mistake_is_one_sentence(
     assert refused.stdout == ""
 
 
-def test_to_look_into_a_database_that_is_not_there_leaves_nothing_behind(earmark: Earmark) -> None:
+def test_reading_a_missing_database_creates_no_file(earmark: Earmark) -> None:
     earmark("status", "--db", "sqlite:///new/folder/labels.db", status=3)
     assert not (earmark.folder / "new").exists()
 
 
-def test_a_broker_or_database_that_does_not_answer_is_one_sentence(
-    earmark: Earmark, lists: Path
-) -> None:
+def test_an_unreachable_broker_or_database_is_one_sentence(earmark: Earmark, lists: Path) -> None:
     earmark.settings["EARMARK_BROKER__URL"] = f"redis://127.0.0.1:{free_port()}/0"
     submit = ("submit", "list.csv", "--url-col", "link", "--db")
     assert "The broker does not answer" in earmark(*submit, "sqlite:///x.db", status=3).stderr
@@ -75,14 +73,12 @@ def test_a_broker_or_database_that_does_not_answer_is_one_sentence(
     assert "Is it running" in earmark(*submit, nobody, status=3).stderr
 
 
-def test_flower_is_not_opened_to_other_machines_without_a_password(
-    earmark: Earmark, valkey_url: str
-) -> None:
+def test_flower_needs_a_password_on_other_addresses(earmark: Earmark, valkey_url: str) -> None:
     earmark.settings["EARMARK_BROKER__URL"] = valkey_url
     assert "--basic-auth" in earmark("flower", "--address", "0.0.0.0", status=2).stderr
 
 
-def test_a_shared_database_is_never_upgraded_in_silence(
+def test_a_shared_database_is_not_upgraded_without_db_upgrade(
     earmark: Earmark, postgres: str, valkey_url: str
 ) -> None:
     earmark.settings["EARMARK_BROKER__URL"] = valkey_url
@@ -90,7 +86,7 @@ def test_a_shared_database_is_never_upgraded_in_silence(
     assert "earmark db upgrade" in earmark("submit", "list.txt", "--db", postgres, status=3).stderr
 
 
-def test_db_upgrade_brings_a_new_database_to_our_schema(earmark: Earmark) -> None:
+def test_db_upgrade_creates_the_schema_in_a_new_database(earmark: Earmark) -> None:
     assert (
         "no Earmark tables" in earmark("db", "check", "--db", "sqlite:///new.db", status=3).stderr
     )
@@ -102,7 +98,7 @@ def test_db_upgrade_brings_a_new_database_to_our_schema(earmark: Earmark) -> Non
     assert set(Base.metadata.tables) <= set(tables)
 
 
-def test_a_wrong_setting_is_named(earmark: Earmark) -> None:
+def test_an_error_names_the_wrong_setting(earmark: Earmark) -> None:
     earmark.settings["EARMARK_FETCH__TIMEOUT_S"] = "soon"
     assert "EARMARK_FETCH__TIMEOUT_S" in earmark("status", status=3).stderr
 

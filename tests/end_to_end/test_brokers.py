@@ -1,4 +1,4 @@
-"""Brokers that Earmark cannot use, or must ask in another way: each with a real server and a sentence."""
+"""Brokers that Earmark cannot use: one sentence for each, with a real server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.end_to_end.conftest import Earmark
 
 
-def test_submit_refuses_a_broker_url_before_it_writes_anything(earmark: Earmark) -> None:
+def test_submit_refuses_an_unusable_broker_url_before_it_writes(earmark: Earmark) -> None:
     earmark.settings["EARMARK_BROKER__URL"] = "amqp://guest:seCret@localhost"
     refused = earmark("submit", str(EXAMPLES / "dog.ogg"), status=3).stderr
     assert refused.startswith(
@@ -24,7 +24,7 @@ def test_submit_refuses_a_broker_url_before_it_writes_anything(earmark: Earmark)
     assert not (earmark.folder / "data").exists()
 
 
-def test_a_cluster_takes_neither_a_list_nor_a_worker(earmark: Earmark) -> None:
+def test_submit_and_worker_refuse_a_redis_cluster(earmark: Earmark) -> None:
     with running_valkey(earmark.folder, "--cluster-enabled", "yes") as url:
         earmark.settings["EARMARK_BROKER__URL"] = url
         for words in (["submit", str(EXAMPLES / "dog.ogg")], ["worker"]):
@@ -36,7 +36,7 @@ def test_a_cluster_takes_neither_a_list_nor_a_worker(earmark: Earmark) -> None:
 
 
 @pytest.mark.parametrize("verb", ["flower", "ui"])
-def test_a_port_that_is_taken_is_one_sentence(earmark: Earmark, verb: str) -> None:
+def test_a_port_in_use_is_one_sentence(earmark: Earmark, verb: str) -> None:
     earmark.settings["EARMARK_BROKER__URL"] = "redis://localhost"
     upgraded(f"sqlite:///{earmark.folder}/labels.db")
     earmark.settings["EARMARK_DATABASE__URL"] = f"sqlite:///{earmark.folder}/labels.db"
@@ -44,6 +44,6 @@ def test_a_port_that_is_taken_is_one_sentence(earmark: Earmark, verb: str) -> No
         port = taken.getsockname()[1]
         refused = earmark(verb, "--port", str(port), status=2).stderr
     assert (
-        refused
-        == f"earmark: Port {port} of 127.0.0.1 cannot be used (Address already in use): choose another.\n"
+        refused == f"earmark: Port {port} of 127.0.0.1 cannot be used (Address already in use):"
+        " choose another.\n"
     )

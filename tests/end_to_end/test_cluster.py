@@ -1,4 +1,4 @@
-"""A cluster by hand, as the README says: Redis, PostgreSQL, workers, a producer, Flower; and workers that end."""
+"""The cluster of the README: Redis, PostgreSQL, workers, a producer and Flower."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LEASE_S = 4.0
 
 @pytest.fixture
 def cluster(cluster: Earmark) -> Earmark:
-    """A cluster that soon notices what a dead worker held."""
+    """A cluster with short leases, so that clips of a dead worker are soon taken back."""
     cluster.settings |= {
         "EARMARK_LEDGER__LEASE_S": str(LEASE_S),
         "EARMARK_LEDGER__LOST_AFTER_S": "2",
@@ -59,7 +59,7 @@ def worker_at_work(cluster: Earmark, base: str) -> subprocess.Popen[str]:
     return worker
 
 
-def test_two_workers_and_flower_do_a_list(cluster: Earmark, serve: Callable[..., str]) -> None:
+def test_two_workers_and_flower_finish_a_list(cluster: Earmark, serve: Callable[..., str]) -> None:
     words = write_list(cluster, serve(EXAMPLES, delay_s=0.3))
     port = free_port()
     cluster.start(
@@ -72,12 +72,15 @@ def test_two_workers_and_flower_do_a_list(cluster: Earmark, serve: Callable[...,
         "-c",
         "2",
         "-E",
+        "-l",
+        "INFO",
         "-n",
         "one@%h",
     )
     cluster.start("earmark", "worker", "--concurrency", "2")
     cluster.start("earmark", "flower", "--port", str(port))
     wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
+    cluster.wait_for_workers(2)
     cluster("submit", words, "--chunk-size", "8", "--watch")
     assert scalar(cluster, "SELECT string_agg(error, '; ') FROM failures") is None
     assert scalar(cluster, "SELECT count(*) FROM results") == CLIPS
@@ -86,14 +89,14 @@ def test_two_workers_and_flower_do_a_list(cluster: Earmark, serve: Callable[...,
     wait_until(lambda: finished_chunks(port) >= CLIPS // 8)
     tasks = list(get_json(f"http://127.0.0.1:{port}/api/tasks").values())
     assert {task["state"] for task in tasks} == {"SUCCESS"}
-    # On a busy machine some clips are late: they end behind their chunk's back.
+    # On a busy machine some clips end after their chunk's message.
     assert all("'done'" in task["result"] or "'late'" in task["result"] for task in tasks)
     assert all(
         "8 clips: http://127.0.0.1" in task["args"] and "?" not in task["args"] for task in tasks
     )
 
 
-def test_kill_9_of_the_only_worker_loses_nothing_and_doubles_nothing(
+def test_kill_9_of_the_only_worker_loses_and_doubles_no_clip(
     cluster: Earmark, serve: Callable[..., str]
 ) -> None:
     words = write_list(cluster, serve(EXAMPLES, delay_s=0.05))
@@ -110,7 +113,7 @@ def test_kill_9_of_the_only_worker_loses_nothing_and_doubles_nothing(
     assert scalar(cluster, "SELECT max(attempts) FROM clips") == 1
 
 
-def test_sigterm_gives_back_what_has_not_begun_and_ends_in_time(
+def test_sigterm_gives_waiting_clips_back_and_ends_in_time(
     cluster: Earmark, serve: Callable[..., str]
 ) -> None:
     worker = worker_at_work(cluster, serve(EXAMPLES, delay_s=0.3))
@@ -121,7 +124,7 @@ def test_sigterm_gives_back_what_has_not_begun_and_ends_in_time(
     assert scalar(cluster, "SELECT max(crashes) FROM clips") == 0
 
 
-def test_sigterm_does_not_wait_for_a_server_that_does_not_answer(
+def test_sigterm_does_not_wait_for_a_silent_server(
     cluster: Earmark, serve: Callable[..., str]
 ) -> None:
     worker = worker_at_work(cluster, serve(EXAMPLES, delay_s=2 * TIMEOUT_S))
@@ -131,7 +134,7 @@ def test_sigterm_does_not_wait_for_a_server_that_does_not_answer(
     assert scalar(cluster, "SELECT max(crashes) + max(attempts) FROM clips") == 0
 
 
-def test_a_worker_without_its_schema_or_model_says_so_and_takes_nothing(cluster: Earmark) -> None:
+def test_a_worker_without_schema_or_model_claims_no_clips(cluster: Earmark) -> None:
     cluster("worker", "--model", "./nowhere", status=3)
     cluster.settings["EARMARK_DATABASE__URL"] = (
         cluster.settings["EARMARK_DATABASE__URL"].rpartition("/")[0] + "/postgres"
@@ -140,7 +143,7 @@ def test_a_worker_without_its_schema_or_model_says_so_and_takes_nothing(cluster:
     assert "earmark db upgrade" in refused.stderr
 
 
-def test_a_worker_that_may_not_write_says_so_and_ends(cluster: Earmark) -> None:
+def test_a_worker_without_write_permission_exits(cluster: Earmark) -> None:
     owner = cluster.settings["EARMARK_DATABASE__URL"]
     name = owner.rpartition("/")[2]
     with psycopg.connect(owner, autocommit=True) as connection:
@@ -155,13 +158,13 @@ def test_a_worker_that_may_not_write_says_so_and_ends(cluster: Earmark) -> None:
     assert "is read-only" in last_sentence_of_a_worker(cluster)
 
 
-def test_a_worker_that_fails_to_start_in_an_unforeseen_way_ends(cluster: Earmark) -> None:
+def test_a_worker_with_an_unexpected_start_error_exits(cluster: Earmark) -> None:
     cluster.settings |= {"PYTHONPATH": str(HOOKS), "FAULT_START": "1"}
     assert "The worker cannot start: ZeroDivisionError" in last_sentence_of_a_worker(cluster)
 
 
 def last_sentence_of_a_worker(cluster: Earmark) -> str:
-    """Start a worker that cannot work; return the last line it writes."""
+    """Start a worker that cannot work, and return the last line of its output."""
     worker = cluster.start("earmark", "worker")
     assert worker.wait(120) == 3
     log = max(

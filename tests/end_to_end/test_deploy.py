@@ -1,4 +1,4 @@
-"""docs/deploy.md, block by block as processes of this machine, with Redis and PostgreSQL behind TLS."""
+"""docs/deploy.md: every block, as processes of this machine, with Redis and PostgreSQL over TLS."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def administered(postgres: str) -> Iterator[None]:
         administrator.execute("DROP ROLE earmark")
 
 
-def test_the_page_leads_from_two_servers_to_results(data: Earmark) -> None:
+def test_every_block_of_the_page_works(data: Earmark) -> None:
     commands = [shlex.split(line)[1:] for line in blocks("sh")]
     assert [words[0] for words in commands] == [
         *("db", "doctor", "worker", "submit", "status", "results", "query", "flower")
@@ -96,7 +96,7 @@ def test_the_page_leads_from_two_servers_to_results(data: Earmark) -> None:
     assert "siren" in said["query"].stdout
 
 
-def test_a_certificate_of_another_authority_is_refused_with_a_sentence(data: Earmark) -> None:
+def test_a_certificate_of_another_authority_is_refused(data: Earmark) -> None:
     right = dict(data.settings)
     data("db", "upgrade")
     sentences = {

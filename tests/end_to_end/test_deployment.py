@@ -1,4 +1,4 @@
-"""docker-compose.yml: what its services promise, and its very commands, run as local processes."""
+"""docker-compose.yml: its services' settings, and its commands run as local processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WORKERS = OURS[1:4]
 STORES = ("redis", "postgres")
 
 
-def test_the_file_is_what_the_compose_specification_allows() -> None:
+def test_the_compose_file_is_valid() -> None:
     schema = (
         files("check_jsonschema").joinpath("builtin_schemas/vendor/compose-spec.json").read_text()
     )
@@ -43,7 +43,7 @@ def test_the_file_is_what_the_compose_specification_allows() -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_services_run_with_the_least_rights(name: str) -> None:
+def test_earmark_services_run_with_least_privileges(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -54,7 +54,7 @@ def test_our_services_run_with_the_least_rights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STORES)
-def test_the_stores_keep_what_they_are_given_and_nobody_outside_reaches_them(name: str) -> None:
+def test_redis_and_postgresql_are_persistent_and_private(name: str) -> None:
     service = SERVICES[name]
     assert "ports" not in service
     assert service["networks"] == ["stores"]
@@ -66,7 +66,7 @@ def test_the_stores_keep_what_they_are_given_and_nobody_outside_reaches_them(nam
     assert COMPOSE["networks"]["stores"] == {"internal": True}
 
 
-def test_no_password_is_in_the_file() -> None:
+def test_the_compose_file_holds_no_password() -> None:
     assert "assword" not in re.sub(
         "(/run/secrets/|FILE: |secrets: .|  |/)(postgres_)?password|_PASSWORD_FILE", "", TEXT
     )
@@ -75,19 +75,19 @@ def test_no_password_is_in_the_file() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_every_service_has_its_limits(name: str) -> None:
+def test_every_service_has_memory_and_process_limits(name: str) -> None:
     assert {"memory", "pids"} <= set(SERVICES[name]["deploy"]["resources"]["limits"])
 
 
 @pytest.mark.parametrize("name", [*STORES, *WORKERS, "flower"])
-def test_what_must_live_is_started_again_and_looked_after(name: str) -> None:
+def test_long_running_services_have_restarts_and_health_checks(name: str) -> None:
     assert SERVICES[name]["restart"] == "unless-stopped"
-    # A worker's is in its image.
+    # A worker's health check is in its image.
     assert "disable" not in SERVICES[name]["healthcheck"]
 
 
 @pytest.mark.parametrize("name", WORKERS)
-def test_workers_wait_for_the_schema_and_have_time_to_stop(name: str) -> None:
+def test_workers_wait_for_the_migration_and_have_time_to_drain(name: str) -> None:
     assert SERVICES[name]["depends_on"]["migrate"] == {
         "condition": "service_completed_successfully"
     }
@@ -109,7 +109,7 @@ def test_each_gpu_worker_has_a_gpu_of_its_own() -> None:
     )
 
 
-def test_the_image_is_small_and_its_user_has_no_rights() -> None:
+def test_the_image_is_small_and_runs_as_an_ordinary_user() -> None:
     build, final = (ROOT / "Dockerfile").read_text().split("\nFROM ")[-2:]
     assert "ARG TORCH_INDEX" in build
     assert "COPY --from=build /venv /venv" in final
@@ -118,7 +118,7 @@ def test_the_image_is_small_and_its_user_has_no_rights() -> None:
     assert re.search(r"HEALTHCHECK [^\n]*\\\n.*127.0.0.1:9100/ready", final)
 
 
-def test_a_worker_under_systemd_is_started_again_and_has_time_to_stop() -> None:
+def test_systemd_restarts_a_worker_and_gives_it_time_to_drain() -> None:
     unit = ConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(ROOT / "deploy/systemd/earmark-worker@.service")
@@ -129,7 +129,7 @@ def test_a_worker_under_systemd_is_started_again_and_has_time_to_stop() -> None:
     assert (service["NoNewPrivileges"], service["CapabilityBoundingSet"]) == ("yes", "")
 
 
-def test_a_slurm_job_starts_its_worker_again_until_it_ends_well_or_a_setting_is_wrong(
+def test_a_slurm_job_restarts_its_worker_except_after_exit_0_and_3(
     tmp_path: Path,
 ) -> None:
     ask, end = 'echo "$EARMARK_BROKER__URL $@" >> asked', "exit $(sed -n $(wc -l < asked)p ends)"
@@ -152,7 +152,7 @@ def test_a_slurm_job_starts_its_worker_again_until_it_ends_well_or_a_setting_is_
         assert asked == ["redis://here earmark worker --log-json"] * len(ends.split())
 
 
-def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
+def test_the_commands_of_the_compose_file_finish_a_list(
     tmp_path: Path, empty_postgres_url: str, serve: Callable[..., str]
 ) -> None:
     base = serve(EXAMPLES)
@@ -209,7 +209,9 @@ def test_the_commands_of_the_file_bring_the_stack_up_and_do_a_list(
     assert all(password not in log.read_text() for log in tmp_path.glob("*.log"))
 
 
-def test_the_broker_s_user_may_not_steer_the_server_or_see_other_keys(tmp_path: Path) -> None:
+def test_the_redis_user_can_neither_administer_the_server_nor_read_other_keys(
+    tmp_path: Path,
+) -> None:
     subprocess.run(
         ["sh", ROOT / "deploy/secrets.sh", tmp_path / "secrets"], check=True, capture_output=True
     )

@@ -1,4 +1,4 @@
-"""Downloads of a whole cluster: secrets stay where they belong, and a bad host costs the others nothing."""
+"""Downloads of a cluster: signatures do not leak, and a bad host delays no other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cluster(cluster: Earmark) -> Earmark:
     return cluster
 
 
-def test_a_signature_is_nowhere_but_in_its_own_column(
+def test_a_signature_is_only_in_the_uri_column(
     cluster: Earmark, serve: Callable[..., str], tmp_path: Path
 ) -> None:
     base = serve(EXAMPLES)
@@ -77,7 +77,7 @@ def leaks(text: str | bytes) -> bool:
     return SECRET in (text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
 
 
-def test_a_slow_a_dead_and_an_unwilling_host_cost_the_other_47_nothing(
+def test_a_slow_a_dead_and_a_rate_limiting_host_delay_no_other_host(
     cluster: Earmark, tmp_path: Path
 ) -> None:
     with many_hosts() as port:
@@ -108,7 +108,7 @@ def rows(cluster: Earmark, query: str) -> list[Any]:
 
 @contextmanager
 def many_hosts() -> Iterator[int]:
-    """Serve one sound on 127.0.1.x: one host is slow, one answers 429 at first; nobody is on 127.0.2.x."""
+    """Serve a sound on 127.0.1.x: one host is slow, one answers 429 at first; 127.0.2.x is dead."""
     sound = (EXAMPLES / "dog.ogg").read_bytes()
     willing_after = time.monotonic() + 3600
 

@@ -1,4 +1,4 @@
-"""Verbs that start something, run in a folder whose Python files have the names of modules that we import."""
+"""Verbs in a working directory with Python files that are named like imported modules."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 EARMARK = str(Path(sysconfig.get_path("scripts"), "earmark"))
 MODULES = (
-    "celery", "celeryconfig", "console", "db", "earmark", "flowerconfig", "multiprocessing", "numpy", "pickle",
-    "sitecustomize", "soundfile", "soxr", "torch", "usercustomize",
+    "celery", "celeryconfig", "console", "db", "earmark", "flowerconfig", "multiprocessing",
+    "numpy", "pickle", "sitecustomize", "soundfile", "soxr", "torch", "usercustomize",
 )  # fmt: skip
 PACKAGES = ("flower", "producer", "workers")
-#: Says who was imported.
+#: Records that it was imported.
 TRAP = """
 import os, sys
 with open(os.environ["TRAPPED"], "a") as log:
@@ -76,12 +76,12 @@ def folder(tmp_path: Path) -> Folder:
 
 
 @pytest.mark.parametrize("verb", ["run", "explain"])
-def test_nothing_of_the_callers_folder_is_imported(folder: Folder, verb: str) -> None:
+def test_a_verb_imports_nothing_from_the_working_directory(folder: Folder, verb: str) -> None:
     assert "dog" in folder.run(verb, "dog.ogg")
     folder.assert_nothing_was_imported()
 
 
-def test_up_with_flower_imports_nothing_of_the_callers_folder(folder: Folder) -> None:
+def test_up_with_flower_imports_nothing_from_the_working_directory(folder: Folder) -> None:
     port = free_port()
     up = folder.start("up", "--files", ".", "--flower-port", str(port))
     try:

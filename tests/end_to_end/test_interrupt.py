@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command cleanly, with one sentence that says how to go on."""
+"""Ctrl-C ends a command cleanly, with one sentence on how to continue."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def slow_list(earmark: Earmark, serve: Callable[..., str]) -> str:
 def interrupt_midway(
     earmark: Earmark, process: subprocess.Popen[str], how: signal.Signals = signal.SIGINT
 ) -> str:
-    """Press Ctrl-C, or send another signal, once some clips are done; return what was said."""
+    """Press Ctrl-C, or send another signal, when some clips are done; return the output."""
     wait_until(lambda: 0 < states(earmark).get("done", 0) < CLIPS)
     process.send_signal(how)
     assert process.wait(TIMEOUT_S) == 130
@@ -59,7 +59,7 @@ def states(earmark: Earmark) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])
-def test_an_interrupted_run_is_gone_on_with_by_its_name(
+def test_an_interrupted_run_continues_under_its_name(
     earmark: Earmark, serve: Callable[..., str], how: signal.Signals
 ) -> None:
     words = ("earmark", "run", slow_list(earmark, serve))
@@ -74,7 +74,7 @@ def test_an_interrupted_run_is_gone_on_with_by_its_name(
     )
 
 
-def test_up_shares_the_cores_reads_the_folders_it_is_told_and_ends_with_ctrl_c(
+def test_up_divides_the_cores_reads_the_given_folders_and_ends_on_ctrl_c(
     earmark: Earmark,
 ) -> None:
     folder = earmark.folder / "two, words"
@@ -96,7 +96,7 @@ def test_up_shares_the_cores_reads_the_folders_it_is_told_and_ends_with_ctrl_c(
     assert left_running() == []
 
 
-def test_an_interrupted_submit_watch_says_how_to_watch_again(
+def test_an_interrupted_submit_watch_prints_the_command_to_watch_again(
     earmark: Earmark, valkey_url: str, serve: Callable[..., str]
 ) -> None:
     earmark.settings["EARMARK_BROKER__URL"] = valkey_url

@@ -1,4 +1,4 @@
-"""deploy/kubernetes: what the API servers' own schemas allow, and what its objects promise each other."""
+"""deploy/kubernetes: its objects fit the API servers' schemas and each other."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ PODS = {
 @pytest.mark.parametrize(
     "name", [name for name, one in OBJECTS.items() if "keda" not in one["apiVersion"]]
 )
-def test_kubernetes_takes_the_object(name: str) -> None:
+def test_each_object_is_valid_for_kubernetes(name: str) -> None:
     for version in ("1.31", "1.36"):
         kubernetes_validate.validate(OBJECTS[name], version, strict=True)
 
 
 @pytest.mark.parametrize("name", PODS)
-def test_a_pod_has_the_least_rights_and_its_secrets_in_a_file(name: str) -> None:
+def test_a_pod_has_least_privileges_and_its_secrets_in_a_file(name: str) -> None:
     pod = PODS[name]
     (container,) = pod["containers"]
     assert pod["automountServiceAccountToken"] is False
@@ -52,7 +52,7 @@ def test_a_pod_has_the_least_rights_and_its_secrets_in_a_file(name: str) -> None
     assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
 
 
-def test_a_worker_has_time_to_stop_and_is_asked_whether_it_is_ready() -> None:
+def test_a_worker_has_time_to_drain_and_a_readiness_probe() -> None:
     pod = PODS["Deployment/worker"]
     (container,) = pod["containers"]
     assert pod["terminationGracePeriodSeconds"] == 60
@@ -62,7 +62,7 @@ def test_a_worker_has_time_to_stop_and_is_asked_whether_it_is_ready() -> None:
     assert f"METRICS_PORT={container['ports'][0]['containerPort']}" in dockerfile
 
 
-def test_names_lead_to_what_there_is() -> None:
+def test_every_referenced_object_exists() -> None:
     made = {secret["name"] for secret in KUSTOMIZATION["secretGenerator"]}
     asked = set(
         re.findall(
@@ -83,17 +83,17 @@ def test_names_lead_to_what_there_is() -> None:
         assert selector.get("matchLabels", selector).items() <= labelled.items()
 
 
-def test_workers_grow_with_the_queue_and_one_stays_to_feed_it() -> None:
+def test_workers_scale_with_the_queue_down_to_one() -> None:
     scaled = OBJECTS["ScaledObject/worker"]["spec"]
     assert scaled["triggers"][0]["metadata"]["listName"] == f"{broker.KEY_PREFIX}clips"
     assert "EARMARK_BROKER__QUEUE=clips" in (FOLDER / "kustomization.yaml").read_text()
     assert scaled["minReplicaCount"] >= 1
-    # A full queue asks for more workers than could have filled it.
+    # A full queue asks for more workers than those that can fill it.
     asked = Broker().high_water / int(scaled["triggers"][0]["metadata"]["listLength"])
     assert asked > 1
 
 
-def test_the_patch_for_gpus_changes_what_is_there() -> None:
+def test_the_gpu_patch_applies_to_existing_objects() -> None:
     overlay = yaml.safe_load((FOLDER / "gpu/kustomization.yaml").read_text())
     assert overlay["images"][0]["name"] == KUSTOMIZATION["images"][0]["newName"]
     for change in yaml.safe_load(overlay["patches"][0]["patch"]):

@@ -34,7 +34,7 @@ GOOD = (
 
 @pytest.fixture
 def recordings(tmp_path: Path) -> Path:
-    """A folder tree of 200 files: good ones, a web page, an empty one, half a one and a text."""
+    """A folder tree of 200 files: good ones, a web page, an empty, a truncated and a text file."""
     folder = tmp_path / "recordings" / "deep"
     folder.mkdir(parents=True)
     for number in range(196):
@@ -47,7 +47,7 @@ def recordings(tmp_path: Path) -> Path:
     return folder.parent
 
 
-def test_the_demo_names_the_sounds_and_the_reasons_and_leaves_nothing_running(
+def test_the_demo_prints_labels_and_errors_and_leaves_no_process(
     earmark: Earmark,
 ) -> None:
     shown = earmark("demo", "--report", "demo.html")
@@ -66,7 +66,7 @@ def test_the_demo_names_the_sounds_and_the_reasons_and_leaves_nothing_running(
     assert left_running() == []
 
 
-def test_a_folder_of_200_files_ends_in_200_final_rows_in_sqlite(
+def test_a_folder_of_200_files_gives_200_final_rows_in_sqlite(
     earmark: Earmark, recordings: Path
 ) -> None:
     earmark("run", str(recordings), "--db", "sqlite:///x.db", "--name", "mixed")
@@ -80,11 +80,12 @@ def test_a_folder_of_200_files_ends_in_200_final_rows_in_sqlite(
     assert counts["dog"] == 25
     assert counts["piano"] == 25
     assert {Path(uri).name: code for uri, code in codes.items()} == {
-        "page.wav": "not_audio", "empty.wav": "empty", "half.flac": "corrupt", "notes.txt": "not_audio",
+        "page.wav": "not_audio", "empty.wav": "empty", "half.flac": "corrupt",
+        "notes.txt": "not_audio",
     }  # fmt: skip
 
 
-def test_the_same_folder_goes_to_postgresql_and_is_read_with_psql(
+def test_the_same_folder_is_written_to_postgresql_and_read_with_psql(
     earmark: Earmark, recordings: Path, postgres_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     earmark("run", str(recordings), "--db", postgres_url)
@@ -95,7 +96,7 @@ def test_the_same_folder_goes_to_postgresql_and_is_read_with_psql(
     assert sum(int(line.partition("|")[2]) for line in shown.splitlines()) == 196
 
 
-def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_what_is_new(
+def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_new_clips(
     earmark: Earmark,
 ) -> None:
     rows = [
@@ -126,14 +127,14 @@ def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_what_is_new(
     assert len(earmark("results", "mine", "--format", "csv").stdout.splitlines()) == 3
 
 
-def test_a_model_that_cannot_be_had_is_one_sentence(earmark: Earmark) -> None:
+def test_an_unavailable_model_is_one_sentence(earmark: Earmark) -> None:
     refused = earmark("run", str(EXAMPLES / "dog.ogg"), "--model", "./no-such-model", status=3)
     assert "no-such-model" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
     assert left_running() == []
 
 
-def test_results_come_in_every_format(earmark: Earmark) -> None:
+def test_results_are_printed_in_every_format(earmark: Earmark) -> None:
     earmark(
         "run",
         str(EXAMPLES / "dog.ogg"),
@@ -155,11 +156,11 @@ def test_results_come_in_every_format(earmark: Earmark) -> None:
     assert json.loads(earmark("status", "two", "--format", "jsonl").stdout)["done"] == 2
 
 
-def test_urls_that_another_run_has_are_not_downloaded_again_and_strict_tells_of_failures(
+def test_reuse_urls_downloads_nothing_and_strict_exits_with_1_on_failures(
     earmark: Earmark,
 ) -> None:
     with serving(EXAMPLES) as base:
-        earmark.core.settings |= {
+        earmark.settings |= {
             "EARMARK_FETCH__ALLOW_NETWORKS": "127.0.0.1/32",
             "EARMARK_FETCH__PORTS": base.rpartition(":")[2],
             "EARMARK_LEDGER__MAX_ATTEMPTS": "1",

@@ -1,4 +1,4 @@
-"""The whole journey gives the scores of `transformers.pipeline` on the same waveform."""
+"""`earmark run` gives the scores of `transformers.pipeline` on the same waveform."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STARTER = Path(classifier.__file__).with_name("starter")
 
 
 def load(path: Path) -> Any:
-    """Load as librosa does; it has no AAC of its own."""
+    """Load as librosa does, which cannot read AAC."""
     if path.suffix != ".m4a":
         return librosa.load(path, sr=16000)[0]
     with av.open(str(path)) as container:
@@ -37,7 +37,7 @@ def load(path: Path) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_every_example_clip_scores_as_in_the_pipeline(earmark: Earmark) -> None:
+def test_every_example_clip_has_the_scores_of_the_pipeline(earmark: Earmark) -> None:
     earmark("run", str(EXAMPLES), "--window-s", "100", "--top-k", "17", "--name", "all")
     ours: dict[str, dict[str, float]] = defaultdict(dict)
     for line in earmark(

@@ -1,4 +1,4 @@
-"""`earmark plan`: a sample of a list, run for real and not kept."""
+"""`earmark plan`: classifies a sample of a list and keeps nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.end_to_end.conftest import Earmark
 
 
-def test_a_sample_tells_what_the_list_will_take_and_leaves_nothing(
+def test_a_plan_estimates_the_list_and_leaves_no_files(
     earmark: Earmark, serve: Callable[..., str], tmp_path: Path
 ) -> None:
     base = serve(EXAMPLES, delay_s=0.1)
@@ -44,7 +44,7 @@ def test_a_sample_tells_what_the_list_will_take_and_leaves_nothing(
     assert left_running() == []
 
 
-def test_a_plan_of_a_small_list_is_told_without_a_speed(earmark: Earmark) -> None:
+def test_a_plan_of_a_small_list_has_no_speed(earmark: Earmark) -> None:
     shown = earmark("plan", str(EXAMPLES)).stdout
     assert "14 clips, 14 of them tried" in shown
     assert "too few clips" in shown
@@ -52,22 +52,22 @@ def test_a_plan_of_a_small_list_is_told_without_a_speed(earmark: Earmark) -> Non
 
 
 @pytest.mark.parametrize("span", ["soon", "0h", "8", "-1h"])
-def test_a_time_that_is_none_is_refused(earmark: Earmark, span: str) -> None:
+def test_an_invalid_time_span_is_refused(earmark: Earmark, span: str) -> None:
     assert (
         "say 90s, 30min, 8h or 2d"
         in earmark("plan", str(EXAMPLES), "--within", span, status=2).stderr
     )
 
 
-def test_a_list_without_clips_cannot_be_planned(earmark: Earmark) -> None:
+def test_a_plan_of_an_empty_list_is_refused(earmark: Earmark) -> None:
     (earmark.folder / "empty.txt").write_text("\n# nothing\n")
     assert "no clip" in earmark("plan", "empty.txt", status=2).stderr
 
 
-def test_a_certain_looking_sample_still_has_a_margin() -> None:
+def test_a_sample_without_failures_still_has_a_margin() -> None:
     found = Plan(
-        clips=1_000_000, refused_lines=2, sampled=200, done=200, bytes=10**11, audio_s=5e6, clips_per_s=12.5,
-        eta_s=80_000.0, workers=3, hosts=[], errors=[],
+        clips=1_000_000, refused_lines=2, sampled=200, done=200, bytes=10**11, audio_s=5e6,
+        clips_per_s=12.5, eta_s=80_000.0, workers=3, hosts=[], errors=[],
     )  # fmt: skip
     assert list(sentences(found, "8h")) == [
         "1000000 clips (2 lines refused), 200 of them tried on this machine; nothing is kept.",

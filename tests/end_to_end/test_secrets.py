@@ -1,4 +1,4 @@
-"""The password of a database URL is in nothing that people see."""
+"""The password of a database URL is in no output and no log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REFUSED = (
 
 
 def refuse_connections(server: str, database: str) -> None:
-    """Have PostgreSQL end every connection to a database and take no more."""
+    """Make PostgreSQL end all connections to a database and refuse new ones."""
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")  # type: ignore[call-overload]
         connection.execute(
@@ -38,7 +38,7 @@ def refuse_connections(server: str, database: str) -> None:
         )
 
 
-def test_a_password_among_the_options_is_in_no_output_and_no_log(
+def test_a_password_in_the_url_options_is_in_no_output_and_no_log(
     cluster: Earmark,
     postgres: str,
     postgres_url: str,

@@ -1,4 +1,4 @@
-"""What people watch a worker and its chunks with: Flower in a browser, metrics, readiness, a log of JSON."""
+"""Monitoring: Flower in a browser, metrics, readiness and JSON logs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from earmark import local
+from earmark import flower
 from earmark.core.errors import UsageError
 from earmark.demo import EXAMPLES
 from tests.end_to_end.conftest import TIMEOUT_S, Earmark, finished_chunks, get_json, wait_until
@@ -29,7 +29,7 @@ SECRET = "sig=do-not-tell"
 
 
 class Watched:
-    """A machine with `earmark up` that has done one run of good and bad clips."""
+    """A machine with `earmark up`, after one run of good and bad clips."""
 
     def __init__(self, folder: Path, base: str) -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ class Watched:
     def work(self) -> None:
         self.earmark.start("earmark", "up", "--flower-port", str(self.flower))
         wait_until(lambda: answers(f"{self.worker}/ready") and answers(f"{self.page}/healthcheck"))
-        # A chunk that has begun before Flower listens would stay unknown to it.
+        # Flower would never see a chunk that began before Flower listens.
         wait_until(lambda: bool(get_json(f"{self.page}/api/workers?refresh=1")))
         self.earmark("submit", "list.txt", "--chunk-size", str(CHUNK), "--watch")
         wait_until(lambda: finished_chunks(self.flower) >= CLIPS // CHUNK)
@@ -64,10 +64,8 @@ class Watched:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        return [
-            json.loads(line)
-            for line in (self.folder / "data/clips/worker-1.log").read_text().splitlines()
-        ]
+        (log,) = self.folder.glob("data/clips-*/worker-1.log")  # named after the queue
+        return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +88,13 @@ def samples(watched: Watched) -> dict[str, float]:
     }
 
 
-def test_flower_knows_the_worker_and_every_chunk_as_done(watched: Watched) -> None:
+def test_flower_shows_the_worker_and_every_chunk_as_done(watched: Watched) -> None:
     assert list(get_json(f"{watched.page}/api/workers?status=1").values()) == [True]
     tasks = list(get_json(f"{watched.page}/api/tasks").values())
     assert len(tasks) == CLIPS // CHUNK
     assert {task["state"] for task in tasks} == {"SUCCESS"}
     results = [json.loads(task["result"].replace("'", '"')) for task in tasks]
-    # On a busy machine some clips are late: they end behind their chunk's back.
+    # On a busy machine some clips end after their chunk's message.
     assert all(
         set(result) <= {"done", "failed", "late"} and sum(result.values()) == CHUNK
         for result in results
@@ -107,7 +105,7 @@ def test_flower_knows_the_worker_and_every_chunk_as_done(watched: Watched) -> No
     assert all(SECRET not in json.dumps(task) for task in tasks)
 
 
-def test_flower_shows_the_chunks_in_a_browser_and_nothing_is_stuck(
+def test_flower_shows_every_chunk_in_a_browser_as_finished(
     watched: Watched, browser: Browser
 ) -> None:
     page = browser.new_page(viewport={"width": 1500, "height": 700})
@@ -125,7 +123,7 @@ def test_flower_shows_the_chunks_in_a_browser_and_nothing_is_stuck(
     assert not any("RECEIVED" in row for row in shown)
 
 
-def test_flower_steers_nothing(watched: Watched) -> None:
+def test_flower_is_read_only(watched: Watched) -> None:
     asked = urllib.request.Request(
         f"{watched.page}/api/task/async-apply/earmark.classify", data=b'{"args": []}'
     )
@@ -133,7 +131,7 @@ def test_flower_steers_nothing(watched: Watched) -> None:
         urllib.request.urlopen(asked, timeout=TIMEOUT_S)
 
 
-def test_a_worker_tells_prometheus_what_came_of_the_clips_and_where_the_time_went(
+def test_a_worker_exports_outcomes_and_stage_times_to_prometheus(
     watched: Watched,
 ) -> None:
     found = samples(watched)
@@ -155,16 +153,14 @@ STAGES = ("fetch", "decode", "classify", "store")
 
 
 @pytest.mark.parametrize("name", ["grafana-dashboard.json", "prometheus-alerts.yml"])
-def test_a_dashboard_and_the_alerts_ask_for_nothing_that_no_worker_tells(
-    watched: Watched, name: str
-) -> None:
+def test_dashboard_and_alerts_use_only_exported_metrics(watched: Watched, name: str) -> None:
     told = {sample.partition("{")[0] for sample in samples(watched)}
     asked = set(re.findall(r"\bearmark_\w+", (DEPLOY / name).read_text()))
     assert len(asked) > 4
     assert asked - told <= {name for name in asked if name.startswith("earmark_gpu_")}
 
 
-def test_flower_tells_prometheus_of_its_chunks(watched: Watched) -> None:
+def test_flower_exports_its_chunks_to_prometheus(watched: Watched) -> None:
     with urllib.request.urlopen(f"{watched.page}/metrics", timeout=TIMEOUT_S) as answer:
         told = answer.read().decode()
     succeeded = re.findall(
@@ -173,7 +169,7 @@ def test_flower_tells_prometheus_of_its_chunks(watched: Watched) -> None:
     assert [float(count) for count in succeeded] == [CLIPS / CHUNK]
 
 
-def test_a_worker_logs_a_line_a_chunk_that_a_machine_can_read(watched: Watched) -> None:
+def test_a_worker_logs_one_json_line_a_chunk(watched: Watched) -> None:
     chunks = [line for line in watched.log if line.get("action") == "chunk_done"]
     tasks = set(get_json(f"{watched.page}/api/tasks"))
     assert {line["chunk_id"] for line in chunks} == tasks
@@ -188,14 +184,12 @@ def test_a_worker_logs_a_line_a_chunk_that_a_machine_can_read(watched: Watched) 
 @pytest.mark.parametrize(
     ("address", "basic_auth"), [("0.0.0.0", None), ("", None), ("0.0.0.0", "someone:")]
 )
-def test_flower_is_not_opened_to_other_machines_without_a_password(
-    address: str, basic_auth: str | None
-) -> None:
+def test_flower_needs_a_password_on_other_addresses(address: str, basic_auth: str | None) -> None:
     with pytest.raises(UsageError, match="USER:PASSWORD"):
-        local.flower_arguments(5555, address, basic_auth)
+        flower.arguments(5555, address, basic_auth)
 
 
-def test_alerts_are_rules_that_say_what_to_do() -> None:
+def test_each_alert_has_a_summary_and_a_duration() -> None:
     groups = yaml.safe_load((DEPLOY / "prometheus-alerts.yml").read_text())["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     assert len({rule["alert"] for rule in rules}) == len(rules) >= 4

@@ -1,6 +1,7 @@
 """Many faults in a row, chosen by a seed, over a list that is being worked on: `make chaos SEED=1`.
 
-`--each` has every fault happen once to a small list of its own instead, and prints the table of docs/reliability.md.
+With `--each`, each fault happens once to a small list instead, and the table of docs/reliability.md
+is printed.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def strike(world: World, fault: Fault) -> None:
 
 
 def recovery(world: World, fault: Fault, clips: int = 100) -> str:
-    """Return a table's cells on one fault: seconds until all that was in hand was final, clips classified again."""
+    """Return cells about a fault: seconds until all clips in hand were final, clips done again."""
     world.submit(*world.uris(clips))
     world.start_workers()
     world.until_some_are_done()
@@ -115,31 +116,30 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--faults", type=int, default=25)
     parser.add_argument("--each", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with ExitStack() as stack:
         nursery = Nursery()
         stack.callback(nursery.close)
         postgres = None
-        if asked.database == "postgresql":
+        if arguments.database == "postgresql":
             postgres = Postgres()
             stack.callback(postgres.remove)
-        if asked.each:
+        if arguments.each:
             print(
-                f"| fault, on {asked.database} | it lasts, s | in hand final after, s | of 100 classified again |"
+                f"| fault, on {arguments.database} | it lasts, s | in hand final after, s"
+                " | of 100 classified again |"
             )
             print("|---|---|---|---|")
-            for fault in FAULTS[asked.database]:
-                with new_world(asked.database, nursery, postgres, asked.seed, 0.2) as world:
+            for fault in FAULTS[arguments.database]:
+                with new_world(arguments.database, nursery, postgres, arguments.seed, 0.2) as world:
                     print(
                         f"| {fault.__name__.replace('_', ' ')} | {recovery(world, fault)} |",
                         flush=True,
                     )
         else:
-            with new_world(asked.database, nursery, postgres, asked.seed, DELAY_S) as world:
-                print(
-                    f"seed {asked.seed}, {asked.database}: {have_chaos(world, asked.clips, asked.faults)}",
-                    flush=True,
-                )
+            with new_world(arguments.database, nursery, postgres, arguments.seed, DELAY_S) as world:
+                line = have_chaos(world, arguments.clips, arguments.faults)
+                print(f"seed {arguments.seed}, {arguments.database}: {line}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Failovers of PostgreSQL under a run that is being worked on: `python -m tests.faults.failovers --seed 1`.
+"""Failovers of PostgreSQL during a run: `python -m tests.faults.failovers --seed 1`.
 
-Each failover is drawn from a seed: the server is killed, or it is read-only for 5 to 60 s with connections ended
-before and after or only before. Printed are the seconds from the database's return to the next final clip and, at
-the end, what was lost, doubled, failed and counted as a crash. `--pooler` puts a PgBouncer in transaction mode between
-workers and server, and `--failovers 0` has nothing go wrong.
+Each failover is drawn from a seed: the server is killed, or it is read-only for 5 to 60 s, with its
+connections ended before and after, or only before. It prints the seconds from the database's return
+to the next final clip and, at the end, the clips that were lost, doubled, failed or counted as a
+crash. `--pooler` puts a PgBouncer in transaction mode before the server. `--failovers 0` makes no
+fault.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 GOES_ON_S = 15.0
 #: Work between two failovers.
 BETWEEN_S = 3.0
-#: The released default: a lease of a few seconds would end in a failover that an ordinary one outlasts.
+#: The released default, which outlasts a failover as a lease of a few seconds would not.
 LEASE_S = "60"
 #: From the last failover to the last clip.
 END_S = 1800
@@ -107,7 +108,8 @@ def fail_over(world: World, clips: int, workers: int, count: int) -> str:
     crashes = world.rows(sa.select(sa.func.sum(Clip.crashes)))[0][0]
     ends = ", ".join(f"{found} {promise}" for promise, found in broken.items())
     again = world.classified_again
-    line = f"{clips} clips, {workers} workers, {count} failovers, {seconds:.0f} s: {ends}, {failed} failed"
+    line = f"{clips} clips, {workers} workers, {count} failovers, {seconds:.0f} s:"
+    line += f" {ends}, {failed} failed"
     slow = f"; slowest going on {slowest:.1f} s (at most {GOES_ON_S:.0f} wanted)" if count else ""
     return f"{line}, {crashes} crashes; {again} classified again{slow}"
 
@@ -122,7 +124,7 @@ def main() -> None:
         "--delay-s", type=float, default=0.5, help="how long each clip takes to come"
     )
     parser.add_argument("--pooler", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with ExitStack() as stack:
         nursery = Nursery()
         stack.callback(nursery.close)
@@ -130,15 +132,19 @@ def main() -> None:
         stack.callback(postgres.remove)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="earmark-failovers-"))
         url = upgraded(postgres.new_database())
-        if asked.pooler:
+        if arguments.pooler:
             pooler = PgBouncer(postgres.url, pool_size=POOL_SIZE)
             stack.callback(pooler.remove)
             url = pooler.url_of(url)
-        running = running_world(Path(folder), url, nursery, postgres, asked.seed, asked.delay_s)
+        running = running_world(
+            Path(folder), url, nursery, postgres, arguments.seed, arguments.delay_s
+        )
         world = stack.enter_context(running)
         world.settings["EARMARK_LEDGER__LEASE_S"] = LEASE_S
-        line = fail_over(world, asked.clips, asked.workers, asked.failovers)
-        print(f"seed {asked.seed}{', PgBouncer' if asked.pooler else ''}: {line}", flush=True)
+        line = fail_over(world, arguments.clips, arguments.workers, arguments.failovers)
+        print(
+            f"seed {arguments.seed}{', PgBouncer' if arguments.pooler else ''}: {line}", flush=True
+        )
 
 
 if __name__ == "__main__":

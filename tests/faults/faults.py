@@ -1,4 +1,4 @@
-"""The faults: each happens to a world whose workers are at work, and leaves the infrastructure as it was."""
+"""The faults: each happens to a world with workers at work, and leaves its services as before."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DRAINED_S = 20
 
 
-# workers -------------------------------------------------------------------------------------------------------------
+# workers ------------------------------------------------------------------------------------------
 
 
 def kill_a_worker(world: World) -> None:
@@ -90,7 +90,7 @@ def _limit_files(process: psutil.Process, nbytes: int) -> None:
         process.rlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
 
 
-# Redis ---------------------------------------------------------------------------------------------------------------
+# Redis --------------------------------------------------------------------------------------------
 
 
 def restart_redis_that_forgets(world: World) -> None:
@@ -154,7 +154,7 @@ def _redis(world: World) -> redis.Redis:
     return redis.Redis.from_url(world.valkey.url)
 
 
-# the database --------------------------------------------------------------------------------------------------------
+# the database -------------------------------------------------------------------------------------
 
 
 def restart_postgres_at_once(world: World) -> None:
@@ -186,7 +186,7 @@ def make_postgres_read_only_for_12_s(world: World) -> None:
 
 
 def make_postgres_read_only_for_6_s_and_keep_connections(world: World) -> None:
-    """Fail over to a server that is read-only at first: connections made meanwhile stay read-only for good."""
+    """Fail over to a server that is read-only at first; connections made then stay read-only."""
     make_postgres_read_only(world, 6, pinned=True)
 
 
@@ -255,7 +255,7 @@ def lock_sqlite_for_20_s(world: World) -> None:
     connection.close()
 
 
-# users ---------------------------------------------------------------------------------------------------------------
+# users --------------------------------------------------------------------------------------------
 
 
 def submit_again_and_kill_that(world: World) -> None:

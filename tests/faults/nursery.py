@@ -1,4 +1,4 @@
-"""Starts the real command line in a moment: each process is forked from one that has imported all that is heavy."""
+"""Starts the real command line fast: each process is forked from one with all heavy imports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 class Nursery:
-    """The process children are forked from; a line in says what is wanted, a line out is its answer."""
+    """The process that children are forked from; lines in are requests, lines out are answers."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "tests.faults.nursery"]
@@ -34,10 +34,14 @@ class Nursery:
         )
 
     def start_worker(self, folder: Path, environment: Mapping[str, str]) -> psutil.Process:
-        """Start `earmark worker`, in a process group of its own, its output going to `worker.log`."""
+        """Start `earmark worker` in its own process group; its output goes to `worker.log`."""
         log = folder / "worker.log"
         child = self.start(
-            "worker", folder=folder, environment=environment, files=[Path(os.devnull), log, log], group=True
+            "worker",
+            folder=folder,
+            environment=environment,
+            files=[Path(os.devnull), log, log],
+            group=True,
         )  # fmt: skip
         return psutil.Process(child.pid)
 
@@ -57,7 +61,7 @@ class Nursery:
         return Child(self, pid, files)
 
     def status(self, pid: int) -> int | None:
-        """Return how a child has ended, as subprocess says it; None while it runs."""
+        """Return a child's exit status, as subprocess does; None while it runs."""
         return self._ask(status_of=pid)
 
     def _ask(self, **question: Any) -> Any:
@@ -68,9 +72,9 @@ class Nursery:
         return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
-        self._process.stdin.close()  # type: ignore[union-attr]
-        self._process.wait(20)
-        self._process.stdout.close()  # type: ignore[union-attr]
+        # It forks and keeps nothing, so nothing has to end in order. It may still be importing.
+        self._process.kill()
+        self._process.communicate()
 
 
 class Child:

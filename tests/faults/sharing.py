@@ -1,7 +1,10 @@
-"""Two ledgers on one Redis, in random schedules: `python -m tests.faults.sharing --seed 1 --schedules 20`.
+"""Two ledgers on one Redis, in random schedules.
 
-Each schedule has two new databases, whose ids are the same, runs with different options, and workers for one or both.
-A clip's result is wrong unless it is what its own run's options make of the scores that the clip has in a ledger alone.
+`python -m tests.faults.sharing --seed 1 --schedules 20` runs them.
+
+Each schedule has two new databases with equal ids, runs with different options, and workers for one
+or both. A clip's result is right if it follows from its own run's options and from the scores that
+the clip has in a ledger alone.
 """
 
 from __future__ import annotations
@@ -23,12 +26,12 @@ import psutil
 import redis
 import sqlalchemy as sa
 
-import producer
 from db.models import Clip
 from db.session import connect, reading
 from earmark.core.clips import FINAL_STATES
 from earmark.core.options import RunOptions
 from earmark.core.settings import Broker, Database, Ledger, Settings
+from producer.submit import submit
 from tests.faults.nursery import Nursery
 from tests.servers import Postgres, Valkey, upgraded
 
@@ -63,7 +66,7 @@ class Member:
     database_url: str
     queue: str | None
     nursery: Nursery
-    #: What the ledger's workers are told besides.
+    #: More variables of the workers' environment.
     more: dict[str, str] = field(default_factory=dict)
     workers: list[psutil.Process] = field(default_factory=list)
     submitted: int = 0
@@ -77,7 +80,7 @@ class Member:
         )
         engine = connect(self.database_url, Database())
         try:
-            run = producer.submit(
+            run = submit(
                 list(map(str, files)), engine, settings, options=options, name=name, chunk_size=4
             )
         finally:
@@ -183,7 +186,7 @@ def until(done: Callable[[], bool], seconds: float, tell: Callable[[], str] = st
 
 
 class Schedules:
-    """Runs schedules one after the other, on one Valkey, with the scores of a ledger alone to compare with."""
+    """Runs schedules one by one on one Valkey; compares with the scores of a ledger alone."""
 
     def __init__(
         self, folder: Path, valkey: Valkey, nursery: Nursery, postgres: Postgres | None
@@ -266,21 +269,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--schedules", type=int, default=20)
     parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="earmark-sharing-")))
         nursery = Nursery()
         stack.callback(nursery.close)
-        postgres = Postgres() if asked.database == "postgresql" else None
+        postgres = Postgres() if arguments.database == "postgresql" else None
         if postgres:
             stack.callback(postgres.remove)
         valkey = Valkey(folder)
         stack.callback(valkey.stop)
         schedules = Schedules(folder, valkey, nursery, postgres)
-        for seed in range(asked.seed, asked.seed + asked.schedules):
+        for seed in range(arguments.seed, arguments.seed + arguments.schedules):
             print(f"seed {seed}, {schedules.run(seed)}", flush=True)
         print(
-            f"{asked.schedules} schedules, {asked.database}, {schedules.clips} clips:"
+            f"{arguments.schedules} schedules, {arguments.database}, {schedules.clips} clips:"
             f" {len(schedules.wrong)} wrong results, {schedules.failed} failed for good"
         )
         assert not schedules.wrong, schedules.wrong[:5]

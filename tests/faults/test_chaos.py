@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     "database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 )
-def test_600_clips_end_well_though_12_faults_happen(
+def test_12_faults_lose_and_double_none_of_600_clips(
     database: str, nursery: Nursery, request: pytest.FixtureRequest
 ) -> None:
     postgres = request.getfixturevalue("postgres_server") if database == "postgresql" else None

@@ -1,4 +1,4 @@
-"""Each fault by itself: whatever happens, every clip ends in exactly one final state, the right one."""
+"""Each fault by itself: every clip ends in exactly one final state, the right one."""
 
 from __future__ import annotations
 
@@ -34,8 +34,13 @@ RECOVERY_S = 15
 #: Outlasts every outage.
 LONG_LEASE_S = "60"
 MODEL = {
-    "name": "m", "revision": "", "sha256": "0", "sample_rate": 8000, "function_to_apply": "softmax", "window_s": 10.0
-}  # fmt: skip
+    "name": "m",
+    "revision": "",
+    "sha256": "0",
+    "sample_rate": 8000,
+    "function_to_apply": "softmax",
+    "window_s": 10.0,
+}
 
 
 def strike_amid_work(world: World, fault: Fault) -> None:
@@ -77,7 +82,7 @@ def test_behind_a_pooler_nothing_is_lost_failed_or_doubled(world: World, pooler:
     assert world.rows(sa.select(sa.func.max(Clip.attempts), sa.func.max(Clip.crashes))) == [(1, 0)]
 
 
-def test_clips_that_fail_or_kill_cost_only_themselves(world: World) -> None:
+def test_clips_that_fail_or_kill_workers_cost_no_other_clip(world: World) -> None:
     world.submit(
         *world.uris(
             CLIPS, "busy", "broken", "cut", "gone", "endless", "poison", "unnamed", "renamed"
@@ -91,7 +96,7 @@ def test_clips_that_fail_or_kill_cost_only_themselves(world: World) -> None:
     ]
 
 
-def test_a_killed_worker_s_clips_go_on_within_its_lease_and_15_s(world: World) -> None:
+def test_a_killed_workers_clips_end_within_its_lease_and_15_s(world: World) -> None:
     world.submit(*world.uris(CLIPS))
     world.start_workers(1)
     running = kill_all_workers_at_work(world)
@@ -101,7 +106,7 @@ def test_a_killed_worker_s_clips_go_on_within_its_lease_and_15_s(world: World) -
     check_invariants(world)
 
 
-def test_a_stopped_worker_loses_nothing_and_does_nothing_twice(world: World) -> None:
+def test_a_stopped_worker_loses_no_clip_and_classifies_none_twice(world: World) -> None:
     world.submit(*world.uris(CLIPS))
     world.start_workers()
     world.until_some_are_done()
@@ -121,7 +126,7 @@ def test_a_worker_without_memory_for_a_batch_scores_windows_one_by_one(world: Wo
     assert world.rows(sa.select(sa.func.max(Clip.attempts))) == [(1,)]
 
 
-def test_a_worker_whose_model_cannot_be_had_takes_nothing(world: World) -> None:
+def test_a_worker_without_its_model_takes_no_chunk(world: World) -> None:
     world.submit(*world.uris(8))
     world.start_workers(1, EARMARK_MODEL__NAME="./nowhere")
     world.workers.pop().wait(SUBMITTED_S)
@@ -132,7 +137,7 @@ def test_a_worker_whose_model_cannot_be_had_takes_nothing(world: World) -> None:
     check_invariants(world)
 
 
-def test_an_outage_longer_than_results_wait_loses_nothing(world: World) -> None:
+def test_an_outage_longer_than_results_wait_loses_no_clip(world: World) -> None:
     world.settings |= {"EARMARK_LEDGER__OUTAGE_S": "1", "EARMARK_LEDGER__LEASE_S": LONG_LEASE_S}
     strike_amid_work(
         world, faults.stop_postgres_for_10_s if world.postgres else faults.lock_sqlite_for_20_s
@@ -140,7 +145,7 @@ def test_an_outage_longer_than_results_wait_loses_nothing(world: World) -> None:
     assert world.rows(sa.select(sa.func.max(Clip.crashes))) == [(0,)]
 
 
-def test_a_killed_flower_takes_nothing_with_it(world: World) -> None:
+def test_a_killed_flower_harms_no_clip(world: World) -> None:
     port = free_port()
     command = [sys.executable, "-m", "earmark", "flower", "--port", str(port)]
     with (world.folder / "flower.log").open("wb") as log:
@@ -159,8 +164,8 @@ def test_a_killed_flower_takes_nothing_with_it(world: World) -> None:
 def test_two_producers_of_one_list_make_one_run(world: World) -> None:
     uris = world.uris(2000)
     both = [world.submit(*uris, wait=False, name=name) for name in ("one", "two")]
-    said = [process.communicate(SUBMITTED_S)[1].decode() for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    logs = [process.communicate(SUBMITTED_S)[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], logs
     assert sum(world.states().values()) == 2000
 
 
@@ -184,7 +189,7 @@ def kill_all_workers_at_work(world: World) -> list[int]:
     return held
 
 
-def test_an_idle_worker_that_chunks_do_not_reach_ends_itself(world: World) -> None:
+def test_a_worker_cut_off_from_the_queue_exits(world: World) -> None:
     world.start_workers(1, EARMARK_WORKER__IDLE_S="4")
     world.until(lambda: "ready" in world.log(), 60)
     deaf = world.workers[0]
@@ -203,7 +208,7 @@ def cut_off_from_the_queue(world: World) -> None:
     broker.app.close()
 
 
-def test_the_check_notices_a_feeder_that_takes_nothing_back(world: World) -> None:
+def test_the_checks_fail_for_a_feeder_that_takes_nothing_back(world: World) -> None:
     world.settings["FAULT_NO_RECOVERY"] = "1"
     world.submit(*world.uris(CLIPS))
     world.start_workers()
@@ -214,7 +219,7 @@ def test_the_check_notices_a_feeder_that_takes_nothing_back(world: World) -> Non
         check_invariants(world)
 
 
-def test_the_check_notices_a_ledger_without_fencing(
+def test_the_checks_fail_for_a_ledger_without_fencing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.submit(*world.uris(1))

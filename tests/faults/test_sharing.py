@@ -1,4 +1,4 @@
-"""Ledgers that share a Redis: each does its own clips by its own options, whatever the queue holds."""
+"""Ledgers that share a Redis: each classifies its own clips with its own options."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def send(member: Member, message: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_ledgers_that_share_a_redis_give_no_wrong_result(
+def test_two_ledgers_on_one_redis_give_no_wrong_result(
     database: str, tmp_path: Path, valkey: Valkey, nursery: Nursery, request: pytest.FixtureRequest
 ) -> None:
     postgres: Postgres | None = None
@@ -98,7 +98,7 @@ def test_ledgers_that_share_a_redis_give_no_wrong_result(
     assert (schedules.wrong, schedules.failed) == ([], 0)
 
 
-def test_a_worker_whose_chunks_are_all_of_another_ledger_puts_them_back_and_is_not_ready(
+def test_a_worker_that_gets_only_foreign_chunks_puts_them_back_and_is_not_ready(
     member: Callable[..., Member], files: list[Path]
 ) -> None:
     port = free_port()
@@ -119,7 +119,7 @@ def test_a_worker_whose_chunks_are_all_of_another_ledger_puts_them_back_and_is_n
     assert busy.states() == idle.states() == {"done": FEW}
 
 
-def test_messages_that_nobody_can_use_cost_no_clip_and_leave_the_queue(
+def test_unusable_messages_cost_no_clip_and_leave_the_queue(
     member: Callable[..., Member], files: list[Path]
 ) -> None:
     one = member(None)
@@ -139,7 +139,7 @@ def test_messages_that_nobody_can_use_cost_no_clip_and_leave_the_queue(
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_what_an_older_earmark_had_queued_goes_on_after_the_upgrade(
+def test_clips_queued_by_an_older_earmark_are_classified_after_the_upgrade(
     database: str, member: Callable[..., Member], files: list[Path], request: pytest.FixtureRequest
 ) -> None:
     one = member(None)
@@ -151,7 +151,10 @@ def test_what_an_older_earmark_had_queued_goes_on_after_the_upgrade(
         command.upgrade(schema._config(connection), "v0_1_0")
     run_id = ledger.open_run(engine, "old", RunOptions(), queue="clips", chunk_size=4)
     one.submitted = ledger.add_clips(engine, run_id, [Clip(str(file)) for file in files])
-    lease = "INSERT INTO leases (clip_id, run_id, until) SELECT id, run_id, {now} + 10 FROM clips WHERE id < 6"
+    lease = (
+        "INSERT INTO leases (clip_id, run_id, until)"
+        " SELECT id, run_id, {now} + 10 FROM clips WHERE id < 6"
+    )
     with writing(engine) as connection:
         execute(connection, lease)
     engine.dispose()
@@ -163,7 +166,7 @@ def test_what_an_older_earmark_had_queued_goes_on_after_the_upgrade(
     assert one.rows(sa.select(Lease.clip_id)) == []
 
 
-def test_a_worker_with_an_empty_file_of_its_own_says_so_and_is_not_ready(
+def test_a_worker_with_an_empty_sqlite_file_logs_it_and_is_not_ready(
     member: Callable[..., Member], files: list[Path]
 ) -> None:
     port = free_port()

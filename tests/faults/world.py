@@ -39,7 +39,7 @@ SUBMITTED_S = 180
 
 @dataclass
 class World:
-    """Workers under a supervisor that starts them again as systemd or compose would, and all they depend on."""
+    """Workers with all their services, and a supervisor that restarts them as systemd would."""
 
     folder: Path
     settings: dict[str, str]
@@ -79,8 +79,8 @@ class World:
         )
         self.producers.append(process)
         if wait:
-            said = process.communicate(SUBMITTED_S)[1].decode()
-            assert process.returncode == 0, said
+            log = process.communicate(SUBMITTED_S)[1].decode()
+            assert process.returncode == 0, log
         return process
 
     def start_workers(self, count: int = 2, **environment: str) -> None:
@@ -147,7 +147,7 @@ class World:
         return len(classified) - len(set(classified))
 
     def log(self) -> str:
-        """Return the end of what the workers have said."""
+        """Return the end of the workers' log."""
         log = self.folder / "worker.log"
         return log.read_text()[-3000:] if log.exists() else ""
 
@@ -215,7 +215,7 @@ def check_invariants(world: World) -> None:
 
 
 def broken_promises(world: World) -> dict[str, list[str]]:
-    """Return by promise what broke it: every clip has one final state, the right one, and all that is told agrees."""
+    """Return the broken promises: one final state a clip, the right one, and counts that agree."""
     clips = world.rows(
         sa.select(Clip.id, Clip.uri, Clip.state, Clip.error_code, Clip.attempts, Clip.crashes)
     )
@@ -232,7 +232,7 @@ def broken_promises(world: World) -> dict[str, list[str]]:
 
 
 def ends_as_it_should(uri: str, state: str, code: str | None, attempts: int, crashes: int) -> bool:
-    """Say whether a clip came to the end its kind must come to, after as many tries as it must take."""
+    """Return whether a clip ended as its kind must, after as many tries as it must take."""
     expected = KINDS[uri.split("/")[3]]
     right = (state, code) == (("failed", expected) if expected else ("done", None))
     tries = attempts == MAX_ATTEMPTS if expected in ("timeout", "dns") else attempts <= MAX_ATTEMPTS
@@ -241,10 +241,10 @@ def ends_as_it_should(uri: str, state: str, code: str | None, attempts: int, cra
 
 def _wrong_counts(world: World) -> list[str]:
     with world.database() as engine:
-        told = runs.progress(engine, 1).states
+        shown = runs.progress(engine, 1).states
     states = world.states()
     return [
-        f"{state}: {told[state]}, not {states.get(state, 0)}"
-        for state in told
-        if told[state] != states.get(state, 0)
+        f"{state}: {shown[state]}, not {states.get(state, 0)}"
+        for state in shown
+        if shown[state] != states.get(state, 0)
     ]

@@ -1,4 +1,4 @@
-"""The feeder: a full queue from any ledger, never more; hosts mixed, suspects alone, a wiped queue noticed."""
+"""The feeder: a full queue and no more, hosts mixed, suspects alone, a wiped queue filled again."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def taken_from_queue() -> list[dict[str, object]]:
     return decoded
 
 
-def test_the_queue_is_filled_to_its_mark_and_not_beyond(
-    engine: sa.Engine, settings: Settings
-) -> None:
+def test_the_queue_is_filled_to_its_high_water_mark(engine: sa.Engine, settings: Settings) -> None:
     new_run(engine, 1000)
     assert feed(engine, settings) == 4
     assert broker.queue_length() == 4
@@ -108,7 +106,7 @@ def test_clips_whose_worker_died_before_it_claimed_them_are_sent_again(
     assert feed(engine, impatient) == 2
 
 
-def test_after_an_outage_of_the_database_workers_renew_before_leases_are_taken_back(
+def test_after_a_database_outage_workers_have_time_to_renew_their_leases(
     engine: sa.Engine, settings: Settings
 ) -> None:
     new_run(engine, 8)
@@ -131,7 +129,7 @@ def out_of_reach(feeder: Feeder) -> None:
     feeder._engine = engine
 
 
-def test_two_runs_go_side_by_side_in_proportion_to_their_priorities(
+def test_two_runs_share_the_queue_in_proportion_to_their_priorities(
     engine: sa.Engine, settings: Settings
 ) -> None:
     slow, fast = new_run(engine, 500), new_run(engine, 500, priority=3)
@@ -142,9 +140,7 @@ def test_two_runs_go_side_by_side_in_proportion_to_their_priorities(
         assert sorted(runs) == [slow, fast, fast, fast]
 
 
-def test_chunks_wiped_a_moment_ago_are_found_though_the_queue_is_fed_again(
-    engine: sa.Engine, settings: Settings
-) -> None:
+def test_chunks_wiped_a_moment_ago_are_sent_again(engine: sa.Engine, settings: Settings) -> None:
     patient = settings.model_copy(update={"ledger": Ledger(lost_after_s=600.0)})
     new_run(engine, 32)
     assert feed(engine, patient) == 4
@@ -152,14 +148,16 @@ def test_chunks_wiped_a_moment_ago_are_found_though_the_queue_is_fed_again(
     assert feed(engine, patient) == 4
 
 
-def test_the_marks_grow_with_what_workers_hold(engine: sa.Engine, settings: Settings) -> None:
+def test_the_high_water_mark_grows_with_the_chunks_in_hand(
+    engine: sa.Engine, settings: Settings
+) -> None:
     new_run(engine, 1000)
     for tag in range(20):
         broker.client().hset("earmark:unacked:clips", str(tag), "chunk")
     assert feed(engine, settings) == 40
 
 
-def test_a_message_of_another_version_is_told_from_one_that_is_none_of_ours() -> None:
+def test_another_versions_message_is_distinguished_from_a_foreign_one() -> None:
     for other in ({"v": 1, "run_id": 1, "clips": [[1, "u"]]}, {"v": 3}):
         with pytest.raises(broker.OtherVersionError):
             broker.decode(other)
@@ -182,7 +180,7 @@ def test_submit_counts_every_line(engine: sa.Engine, settings: Settings, tmp_pat
     assert submit(["https://h/c", "https://h/d"], engine, settings, limit=1).clips == 1
 
 
-def test_a_broker_that_does_not_answer_is_a_sentence(engine: sa.Engine) -> None:
+def test_an_unreachable_broker_raises_one_sentence(engine: sa.Engine) -> None:
     unreachable = Settings(broker=Broker(url=f"redis://127.0.0.1:{free_port()}/0", queue="clips"))
     broker.configure(unreachable.broker)
     new_run(engine, 1)

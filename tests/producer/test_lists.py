@@ -1,4 +1,4 @@
-"""Reading lists: every format, compression and place; whatever a line holds, it is counted and the rest goes on."""
+"""Reading lists: every format, compression and place; a bad line is counted, the rest is read."""
 
 from __future__ import annotations
 
@@ -54,9 +54,11 @@ CONTENTS = {
 }
 
 
-def read(source: object, **how: Any) -> tuple[list[tuple[str, dict[str, Any]]], Tally]:
+def read(source: object, **options: Any) -> tuple[list[tuple[str, dict[str, Any]]], Tally]:
     tally = Tally()
-    clips = [(clip.uri, dict(clip.meta)) for clip in read_clips([str(source)], tally=tally, **how)]
+    clips = [
+        (clip.uri, dict(clip.meta)) for clip in read_clips([str(source)], tally=tally, **options)
+    ]
     assert tally.clips + tally.blank + tally.refused + tally.extra == tally.lines
     assert tally.clips == len(clips)
     return clips, tally
@@ -70,7 +72,7 @@ def meta(format_: str, n: int) -> dict[str, Any]:
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("format_", CONTENTS)
 @pytest.mark.parametrize("named", [True, False])
-def test_every_format_is_read_compressed_or_not_known_by_name_or_by_content(
+def test_every_format_and_compression_is_recognised_by_name_or_content(
     tmp_path: Path, format_: str, compression: str, named: bool
 ) -> None:
     path = tmp_path / (f"list.{format_}{compression}" if named else "unnamed")
@@ -80,7 +82,7 @@ def test_every_format_is_read_compressed_or_not_known_by_name_or_by_content(
 
 
 @pytest.mark.parametrize("format_", CONTENTS)
-def test_a_list_elsewhere_is_read_through_fsspec(format_: str) -> None:
+def test_a_remote_list_is_read_through_fsspec(format_: str) -> None:
     place = f"memory://bucket/lists/list.{format_}"
     with fsspec.open(place, "wb", compression="gzip") as file:
         file.write(CONTENTS[format_]())
@@ -88,14 +90,14 @@ def test_a_list_elsewhere_is_read_through_fsspec(format_: str) -> None:
     assert len(read(f"memory://bucket/lists/*.{format_}")[0]) == 3
 
 
-def test_a_list_on_a_web_server_and_its_relative_lines(tmp_path: Path) -> None:
+def test_relative_lines_of_a_list_on_a_web_server_are_resolved(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a/b.wav\nhttps://h.org/c.wav\n")
     with serving(tmp_path) as url:
         clips, _ = read(f"{url}/list.txt?token=secret")
     assert [uri for uri, _ in clips] == [f"{url}/a/b.wav", "https://h.org/c.wav"]
 
 
-def test_a_url_that_does_not_end_like_a_list_is_a_clip_unless_the_format_is_said() -> None:
+def test_a_url_without_a_list_suffix_is_a_clip_unless_a_format_is_given() -> None:
     assert read("https://h.org/list.wav")[0] == [("https://h.org/list.wav", {})]
     with pytest.raises(
         UsageError, match="memory://nowhere/list cannot be read: there is no such file"
@@ -161,7 +163,7 @@ def test_a_url_that_does_not_end_like_a_list_is_a_clip_unless_the_format_is_said
         ),
     ],
 )
-def test_what_a_table_holds_is_read_or_told_by_its_line(
+def test_each_line_of_a_table_is_read_or_refused_by_its_number(
     tmp_path: Path, content: bytes, uris: list[str], refused: dict[int, str]
 ) -> None:
     (tmp_path / "list.csv").write_bytes(content)
@@ -176,7 +178,7 @@ def test_what_a_table_holds_is_read_or_told_by_its_line(
         assert tally.lines == content.count(b"\n")
 
 
-def test_a_line_that_is_no_json_or_has_no_url_is_told(tmp_path: Path) -> None:
+def test_a_line_without_json_or_url_is_refused(tmp_path: Path) -> None:
     lines = [
         '{"url": "https://h/a", "n": [1, {"b": NaN}]}',
         "{",
@@ -192,7 +194,7 @@ def test_a_line_that_is_no_json_or_has_no_url_is_told(tmp_path: Path) -> None:
     assert (tally.lines, tally.blank) == (7, 1)
 
 
-def test_a_parquet_row_without_a_url_is_told_and_any_type_becomes_meta(tmp_path: Path) -> None:
+def test_a_parquet_row_without_a_url_is_refused_and_any_type_becomes_meta(tmp_path: Path) -> None:
     frame = pl.DataFrame(
         {
             "url": ["https://h/a", None, "https://h/c"],
@@ -212,7 +214,7 @@ def test_a_parquet_row_without_a_url_is_told_and_any_type_becomes_meta(tmp_path:
 
 @pytest.mark.parametrize("compression", [".gz", ".bz2", ".zst"])
 @pytest.mark.parametrize("format_", ["txt", "csv", "jsonl"])
-def test_a_compressed_list_that_breaks_off_gives_what_it_has(
+def test_a_truncated_compressed_list_gives_its_complete_lines(
     tmp_path: Path, format_: str, compression: str
 ) -> None:
     urls = [f"https://h.org/{os.urandom(40).hex()}" for _ in range(40_000)]
@@ -229,7 +231,7 @@ def test_a_compressed_list_that_breaks_off_gives_what_it_has(
 
 
 @pytest.mark.parametrize("damage", [slice(0, 2000), slice(2000, None)])
-def test_a_damaged_parquet_is_told_and_no_traceback(tmp_path: Path, damage: slice) -> None:
+def test_a_damaged_parquet_is_refused_without_a_traceback(tmp_path: Path, damage: slice) -> None:
     pl.DataFrame({"url": [f"https://h/{n}" for n in range(5000)]}).write_parquet(
         tmp_path / "list.parquet"
     )
@@ -238,7 +240,7 @@ def test_a_damaged_parquet_is_told_and_no_traceback(tmp_path: Path, damage: slic
     assert "breaks off here" in tally.examples[0].reason
 
 
-def test_a_parquet_damaged_in_the_middle_gives_what_comes_before(
+def test_a_parquet_damaged_in_the_middle_gives_the_rows_before_the_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lists, "PARQUET_ROWS_AT_ONCE", 500)

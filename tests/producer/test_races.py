@@ -1,4 +1,4 @@
-"""Submissions of one new name that race: each ends well, there is one run, and each clip is in it once."""
+"""Racing submissions of one new name: all succeed, and make one run with each clip once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
-import producer
 from db.models import Clip, Run
 from db.session import connect, reading
+from producer.submit import submit
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
@@ -26,7 +26,7 @@ LONGEST_S = 120
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
-def test_submissions_of_one_list_and_one_new_name_race(
+def test_racing_submissions_of_one_list_make_one_run(
     engine: sa.Engine, settings: Settings, tmp_path: Path, rounds: int
 ) -> None:
     path = tmp_path / "list.txt"
@@ -37,7 +37,7 @@ def test_submissions_of_one_list_and_one_new_name_race(
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
-def test_submissions_of_two_lists_that_overlap_by_half_race(
+def test_racing_submissions_of_overlapping_lists_make_one_run(
     engine: sa.Engine, settings: Settings, tmp_path: Path, rounds: int
 ) -> None:
     for turn in range(rounds):
@@ -51,7 +51,7 @@ def test_submissions_of_two_lists_that_overlap_by_half_race(
 
 
 def write_list(path: Path, numbers: range, seed: int) -> None:
-    """Write a list in an order of its own, so that submitters insert common clips in different orders."""
+    """Write a list in its own order, so that submitters insert common clips in different orders."""
     lines = [f"https://h.org/{number}\n" for number in numbers]
     random.Random(seed).shuffle(lines)
     path.write_text("".join(lines))
@@ -82,7 +82,7 @@ def submit_one(start: Barrier, settings: Settings, name: str, path: str) -> None
     broker.configure(settings.broker)
     engine = connect(settings.database_url, settings.database)
     start.wait(LONGEST_S)
-    producer.submit([path], engine, settings, name=name)
+    submit([path], engine, settings, name=name)
 
 
 def clips_by_run(engine: sa.Engine, name: str) -> list[tuple[int, int]]:

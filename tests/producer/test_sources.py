@@ -1,4 +1,4 @@
-"""Reading sources: every line becomes a clip or is counted, and what cannot be read is a sentence."""
+"""Reading sources: each line is a clip or is counted; an unreadable source raises one sentence."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def uris(*sources: object, **how: object) -> list[str]:
-    return [clip.uri for clip in read_clips([str(source) for source in sources], **how)]  # type: ignore[arg-type]
+def uris(*sources: object, **options: object) -> list[str]:
+    return [clip.uri for clip in read_clips([str(source) for source in sources], **options)]  # type: ignore[arg-type]
 
 
-def test_a_text_list_gives_urls_paths_and_counts_what_it_passes_over(folder: Path) -> None:
+def test_a_text_list_gives_urls_and_paths_and_counts_its_skipped_lines(folder: Path) -> None:
     list_file = folder / "list.txt"
     list_file.write_bytes(
         b"\xef\xbb\xbfhttps://h/a.wav\r\n\r\n# comment\r\nsounds/b.wav\r\n/abs/c.wav\r\nno such\r\n"
@@ -82,7 +82,7 @@ def test_a_glob_an_audio_file_and_a_url_are_sources(folder: Path) -> None:
     ]
 
 
-def test_a_url_typed_with_bytes_that_are_no_text_can_be_stored() -> None:
+def test_a_url_with_undecodable_bytes_can_be_stored() -> None:
     assert [clip.uri for clip in read_clips(["https://h.org/\udcff.wav"])] == [
         "https://h.org/\\udcff.wav"
     ]
@@ -98,13 +98,13 @@ def test_standard_input_is_a_list_of_any_format(
     assert uris("-") == ["https://h/a", "https://h/b"]
 
 
-def test_a_file_name_that_is_not_text_becomes_a_file_url(tmp_path: Path) -> None:
+def test_an_undecodable_file_name_becomes_a_file_url(tmp_path: Path) -> None:
     (tmp_path / "a\udcff.wav").touch()
     assert uris(tmp_path) == [f"file://{tmp_path}/a%FF.wav"]
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "how", "sentence"),
+    ("name", "text", "options", "sentence"),
     [
         ("gone.txt", None, {}, "no file or folder"),
         ("list.xyz", "a", {}, "input-format"),
@@ -112,16 +112,16 @@ def test_a_file_name_that_is_not_text_becomes_a_file_url(tmp_path: Path) -> None
         ("list.csv", "", {}, "none at all"),
     ],
 )
-def test_what_cannot_be_read_is_a_sentence(
-    tmp_path: Path, name: str, text: str | None, how: dict[str, object], sentence: str
+def test_an_unreadable_source_raises_one_sentence(
+    tmp_path: Path, name: str, text: str | None, options: dict[str, object], sentence: str
 ) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=sentence):
-        uris(tmp_path / name, **how)
+        uris(tmp_path / name, **options)
 
 
-def test_a_list_is_read_as_it_is_consumed(tmp_path: Path) -> None:
+def test_a_list_is_read_lazily(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("https://h/a\n" * 10)
     clips = read_clips([str(tmp_path / "list.txt"), str(tmp_path / "gone")])
     assert next(clips).uri == "https://h/a"

@@ -1,4 +1,4 @@
-"""Submitting: rows once each whatever happens, counts that add up, and a run to wait for and read from."""
+"""Submitting: rows once each whatever happens, and counts that add up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-import producer
 from db import bulk_insert, feeding, ledger, runs
 from db.models import Clip
 from db.session import connect, execute, reading
@@ -24,13 +23,14 @@ from earmark.core.clips import Part, normal_uri, uri_key
 from earmark.core.errors import DatabaseError, UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger
+from producer import submit as submit_module
+from producer.submit import submit
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from earmark.core.settings import Settings
 
-submit_module = sys.modules["producer.submit"]
 ROWS = 60_000
 
 
@@ -43,15 +43,15 @@ def count(engine: sa.Engine, run_id: int) -> tuple[int, int]:
         return tuple(connection.execute(found).one())  # type: ignore[return-value]
 
 
-def test_an_edited_and_reordered_list_adds_only_what_is_new(
+def test_an_edited_and_reordered_list_adds_only_its_new_clips(
     engine: sa.Engine, settings: Settings, tmp_path: Path
 ) -> None:
     path = tmp_path / "list.txt"
     path.write_text("".join(f"https://h.org/{n}\n" for n in range(25_000)))
-    first = producer.submit([str(path)], engine, settings, name="mine")
+    first = submit([str(path)], engine, settings, name="mine")
     assert (first.added, first.known) == (25_000, 0)
     path.write_text("".join(f"https://h.org/{n}\n" for n in reversed(range(10, 45_000))))
-    second = producer.submit([str(path)], engine, settings, name="mine")
+    second = submit([str(path)], engine, settings, name="mine")
     assert (second.run_id, second.added, second.known) == (first.run_id, 20_000, 24_990)
     assert count(engine, first.run_id) == (45_000, 45_000)
 
@@ -61,7 +61,7 @@ def test_the_report_accounts_for_every_line(
 ) -> None:
     path = tmp_path / "list.csv"
     path.write_text("n,url\n1,https://h.org/a\n2\n3,https://h.org/a\n\n")
-    submitted = producer.submit(str(path), engine, settings)
+    submitted = submit(str(path), engine, settings)
     assert submitted.report() == [
         "Of the list's 5 lines: 1 new, 1 known already, 1 blank or comment, 1 refused, "
         "1 header or further line of a cell.",
@@ -69,7 +69,7 @@ def test_the_report_accounts_for_every_line(
     ]
     path.write_text("url,n\n,1\n")
     with pytest.raises(UsageError, match="line 2: there is no text"):
-        producer.submit(str(path), engine, settings)
+        submit(str(path), engine, settings)
 
 
 def test_any_meta_is_kept_and_found_with_sql(
@@ -78,9 +78,10 @@ def test_any_meta_is_kept_and_found_with_sql(
     path = tmp_path / "list.jsonl"
     odd = '"nul": "a\\u0000b", "half": "\\ud800", "number": NaN, "deep": {"n": [1, "\\u0000"]}'
     path.write_text(
-        f'{{"url": "https://h.org/a", "city": "Zürich", {odd}}}\n{{"url": "https://h.org/b", "n": 2}}\n'
+        f'{{"url": "https://h.org/a", "city": "Zürich", {odd}}}\n'
+        '{"url": "https://h.org/b", "n": 2}\n'
     )
-    run = producer.submit(str(path), engine, settings)
+    run = submit(str(path), engine, settings)
     field = "json_extract(meta, '$.city')" if engine.dialect.name == "sqlite" else "meta ->> 'city'"
     with reading(engine) as connection:
         found = (
@@ -97,18 +98,25 @@ def test_any_meta_is_kept_and_found_with_sql(
         )
     assert found == ["https://h.org/a"]
     assert meta[0] == {
-        "city": "Zürich", "nul": "a\\x00b", "half": "\\ud800", "number": None, "deep": {"n": [1, "\\x00"]}
-    }  # fmt: skip
+        "city": "Zürich",
+        "nul": "a\\x00b",
+        "half": "\\ud800",
+        "number": None,
+        "deep": {"n": [1, "\\x00"]},
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_producer_that_is_killed_and_run_again_loses_and_doubles_nothing(
+def test_a_killed_and_repeated_submission_has_each_clip_once(
     engine: sa.Engine, settings: Settings, tmp_path: Path, seed: int
 ) -> None:
     path = tmp_path / "list.txt"
     path.write_text("".join(f"https://h.org/{n}\n" for n in range(ROWS)))
-    program = "import sys, producer; print(flush=True); producer.submit(sys.argv[1], name='mine')"
+    program = (
+        "import sys; from producer.submit import submit; print(flush=True);"
+        " submit(sys.argv[1], name='mine')"
+    )
     environment = {
         **os.environ,
         "EARMARK_DATABASE__URL": str(settings.database.url),
@@ -122,12 +130,12 @@ def test_a_producer_that_is_killed_and_run_again_loses_and_doubles_nothing(
             child.stdout.readline()
             time.sleep(moment.uniform(0, 0.8))
             child.send_signal(signal.SIGKILL)
-    again = producer.submit(str(path), engine, settings, name="mine")
+    again = submit(str(path), engine, settings, name="mine")
     assert count(engine, again.run_id) == (ROWS, ROWS)
-    assert again.progress().total == ROWS
+    assert runs.progress(engine, again.run_id).total == ROWS
 
 
-def test_rows_that_another_submitter_adds_meanwhile_are_passed_over(
+def test_rows_added_by_another_submitter_meanwhile_are_skipped(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=16)
@@ -140,7 +148,7 @@ def test_rows_that_another_submitter_adds_meanwhile_are_passed_over(
     assert runs.progress(engine, run_id).total == 10
 
 
-def test_a_database_that_goes_away_in_the_midst_of_rows_is_a_sentence(
+def test_a_database_lost_during_an_insert_raises_one_sentence(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = connect(postgres_url, Database())
@@ -160,7 +168,7 @@ def test_a_database_that_goes_away_in_the_midst_of_rows_is_a_sentence(
     engine.dispose()
 
 
-def test_duplicates_where_two_writers_meet_are_one_clip(
+def test_duplicates_in_batches_of_two_writers_are_one_clip(
     engine: sa.Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submit_module, "ROWS_AT_ONCE", 50)
@@ -168,13 +176,13 @@ def test_duplicates_where_two_writers_meet_are_one_clip(
     random.Random(2).shuffle(lines)
     path = tmp_path / "list.txt"
     path.write_text("".join(lines))
-    submitted = producer.submit([str(path)], engine, settings)
+    submitted = submit([str(path)], engine, settings)
     assert (submitted.added, submitted.known) == (400, 3600)
     assert count(engine, submitted.run_id) == (400, 400)
-    assert submitted.progress().total == 400
+    assert runs.progress(engine, submitted.run_id).total == 400
 
 
-def test_memory_holds_one_window_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_one_window_of_the_list_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit_module, "ROWS_AT_ONCE", 10)
     monkeypatch.setattr(submit_module, "ROWS_SORTED", 50)
     clips = (ListedClip(f"https://h.org/{n}") for n in range(200))
@@ -187,16 +195,7 @@ def test_memory_holds_one_window_of_the_list(monkeypatch: pytest.MonkeyPatch) ->
     assert max(map(len, submit_module._windows(wide))) == 2
 
 
-def test_a_run_is_waited_for_and_read_from(engine: sa.Engine, settings: Settings) -> None:
-    run = producer.submit(["https://h.org/a"], engine, settings)
-    with pytest.raises(TimeoutError, match="0 of 1 clips"):
-        run.wait(timeout_s=0)
-    ledger.cancel(engine, run.run_id)
-    assert run.wait().states["cancelled"] == 1
-    assert list(run.results()) == list(run.failures()) == []
-
-
-def test_two_ways_of_writing_a_url_are_one_clip() -> None:
+def test_two_spellings_of_a_url_are_one_clip() -> None:
     same = ["https://h.org/~a%2Fb?x=1", "HTTPS://H.ORG:443/c/../%7ea%2fb?x=1#part"]
     assert len({uri_key(uri) for uri in same}) == 1
     assert uri_key("http://h.org") == uri_key("http://h.org/")
@@ -237,7 +236,7 @@ def test_keys_of_whole_files_are_those_of_earmark_0_1_0() -> None:
         st.sampled_from([*"aZ0-._~,;:@!$'()*&=/?+#% ä", "%C3%A4", "%FF", "%7e", "%2F", "/../"])
     ).map("".join),
 )
-def test_the_short_way_to_a_key_is_right(host: str, rest: str) -> None:
+def test_the_fast_path_to_a_key_agrees_with_the_normal_form(host: str, rest: str) -> None:
     uri = f"https://{host}/{rest}"
     assert uri_key(uri) == uri_key(normal_uri(uri))
 
@@ -263,7 +262,7 @@ def test_the_feeder_walks_its_index_and_sorts_nothing(engine: sa.Engine) -> None
         assert "b-tree" not in found.lower()
 
 
-def test_retries_that_are_due_go_before_what_was_never_begun(engine: sa.Engine) -> None:
+def test_due_retries_are_picked_before_new_clips(engine: sa.Engine) -> None:
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=4)
     ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(40)])
     after: dict[int, int] = {}
@@ -280,7 +279,7 @@ def test_retries_that_are_due_go_before_what_was_never_begun(engine: sa.Engine) 
     assert len(set(seen)) == len(seen) == 36
 
 
-def test_what_lies_behind_the_feeders_mark_is_found_at_the_end(engine: sa.Engine) -> None:
+def test_clips_before_the_feeders_mark_are_picked_at_the_end(engine: sa.Engine) -> None:
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=4)
     ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(4)])
     after = {run_id: 10**9}

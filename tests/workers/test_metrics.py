@@ -28,8 +28,8 @@ def fake_batcher(device: str, *, waiting_bytes: int, lanes: int) -> Any:
 
 
 @pytest.fixture
-def told() -> Callable[..., dict[str, float]]:
-    """Return a function that gives the samples of a worker with these batchers, whose Redis is away."""
+def gauges() -> Callable[..., dict[str, float]]:
+    """Return a function from batchers to their worker's metrics; the worker's Redis is away."""
     broker.configure(Broker(url=f"redis://127.0.0.1:{free_port()}/0"))
 
     def samples(*batchers: Any) -> dict[str, float]:
@@ -37,48 +37,48 @@ def told() -> Callable[..., dict[str, float]]:
         state: Any = SimpleNamespace(chunks_in_hand=3, batchers=list(batchers))
         feeder: Any = SimpleNamespace(taken_back=7)
         registry.register(metrics_server.ScrapeCollector(state, feeder))
-        found = [sample for family in registry.collect() for sample in family.samples]
-        assert len({sample.name for sample in found}) == len(found)
-        return {sample.name: sample.value for sample in found}
+        values = [sample for family in registry.collect() for sample in family.samples]
+        assert len({sample.name for sample in values}) == len(values)
+        return {sample.name: sample.value for sample in values}
 
     return samples
 
 
-def test_two_models_are_one_worker(told: Callable[..., dict[str, float]]) -> None:
-    found = told(
+def test_the_gauges_of_two_models_are_added_up(gauges: Callable[..., dict[str, float]]) -> None:
+    values = gauges(
         fake_batcher("cpu", waiting_bytes=5, lanes=2), fake_batcher("cpu", waiting_bytes=6, lanes=2)
     )
-    assert found["earmark_waiting_audio_bytes"] == 11
-    assert found["earmark_model_lanes"] == 4
-    assert found["earmark_leases_ended_total"] == 7
-    assert not any("gpu" in name or "queue" in name for name in found)
+    assert values["earmark_waiting_audio_bytes"] == 11
+    assert values["earmark_model_lanes"] == 4
+    assert values["earmark_leases_ended_total"] == 7
+    assert not any("gpu" in name or "queue" in name for name in values)
 
 
-def test_a_gpu_s_memory_and_work_are_told(
-    told: Callable[..., dict[str, float]], monkeypatch: pytest.MonkeyPatch
+def test_a_gpus_memory_and_utilisation_are_shown(
+    gauges: Callable[..., dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 80))
     monkeypatch.setattr(torch.cuda, "utilization", lambda device: 65)
-    found = told(*[fake_batcher("cuda:0", waiting_bytes=0, lanes=2)] * 2)
-    assert found["earmark_gpu_memory_used_bytes"] == 50
-    assert found["earmark_gpu_memory_bytes"] == 80
-    assert found["earmark_gpu_utilisation"] == 0.65
+    values = gauges(*[fake_batcher("cuda:0", waiting_bytes=0, lanes=2)] * 2)
+    assert values["earmark_gpu_memory_used_bytes"] == 50
+    assert values["earmark_gpu_memory_bytes"] == 80
+    assert values["earmark_gpu_utilisation"] == 0.65
 
 
-def test_a_gpu_without_its_library_tells_its_memory(
-    told: Callable[..., dict[str, float]], monkeypatch: pytest.MonkeyPatch
+def test_without_nvidia_ml_py_only_the_gpus_memory_is_shown(
+    gauges: Callable[..., dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(_device: str) -> int:
         raise ModuleNotFoundError("pynvml")
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 80))
     monkeypatch.setattr(torch.cuda, "utilization", missing)
-    found = told(fake_batcher("cuda", waiting_bytes=0, lanes=2))
-    assert found["earmark_gpu_memory_used_bytes"] == 50
-    assert "earmark_gpu_utilisation" not in found
+    values = gauges(fake_batcher("cuda", waiting_bytes=0, lanes=2))
+    assert values["earmark_gpu_memory_used_bytes"] == 50
+    assert "earmark_gpu_utilisation" not in values
 
 
-def test_two_workers_on_one_port_are_told_how_to_part() -> None:
+def test_a_second_worker_on_one_metrics_port_names_the_cure() -> None:
     worker = Worker(metrics_port=free_port())
     metrics_server.serve(worker, lambda: True)
     with pytest.raises(ServiceError, match="EARMARK_WORKER__METRICS_PORT of its own"):

@@ -1,4 +1,4 @@
-"""One clip's way: every end it can come to is one outcome, and no clip is blamed for what is not its fault."""
+"""Each clip ends as one outcome, and is postponed if a host or a service is to blame."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def classify(error: Exception | None = None, **plan: Any) -> Any:
     return pipeline.classify(CLIP, RunPlan(RunOptions(top_k=1), model, **plan))
 
 
-def test_windows_are_combined_and_kept() -> None:
+def test_window_scores_are_combined_and_kept() -> None:
     outcome = classify()
     assert isinstance(outcome, Success)
     assert (outcome.clip_id, outcome.source, outcome.facts) == (7, SOURCE, FACTS)
@@ -74,7 +74,7 @@ def test_windows_are_combined_and_kept() -> None:
     assert (outcome.predictions[0].label, outcome.predictions[0].score) == (1, 3.5)
 
 
-def test_bytes_that_have_a_result_are_not_decoded_again() -> None:
+def test_bytes_with_a_result_are_not_decoded_again() -> None:
     known = Success(7, SOURCE, FACTS, (), reused=True)
     outcome = classify(
         known=lambda clip_id, source: known if (clip_id, source) == (7, SOURCE) else None
@@ -83,29 +83,41 @@ def test_bytes_that_have_a_result_are_not_decoded_again() -> None:
     assert outcome.timings.decode_ms == 0.0
 
 
-def test_a_clips_own_error_is_its_outcome() -> None:
+def test_a_clip_error_is_the_clips_outcome() -> None:
     outcome = classify(NotFound(status=404))
     assert isinstance(outcome, Failure)
     assert outcome.error.code == "not_found"
 
 
-def test_an_unexpected_error_ends_one_clip_and_not_the_worker() -> None:
+def test_an_unexpected_error_fails_one_clip_and_not_the_worker() -> None:
     outcome = classify(ZeroDivisionError("by nought"))
     assert isinstance(outcome, Failure)
     assert "by nought" in str(outcome.error)
 
 
 @pytest.mark.parametrize("error", [HostBusyError(3.0), DatabaseError(reason="away")])
-def test_a_clip_is_put_off_for_what_is_not_its_fault(error: Exception) -> None:
+def test_a_busy_host_or_an_absent_database_postpones_the_clip(error: Exception) -> None:
     assert isinstance(classify(error), Postponed)
 
 
 @pytest.mark.parametrize(
     "error", [DatabaseError(reason="away", bug=True), RuntimeError("the driver's own")]
 )
-def test_a_look_up_that_fails_in_any_way_is_no_clip_s_fault(error: Exception) -> None:
+def test_a_failed_look_up_postpones_the_clip(error: Exception) -> None:
     def known(_clip_id: int, _source: Source | None) -> None:
         raise error
 
     assert isinstance(classify(known=known), Postponed)
     assert isinstance(classify(known=known, reuse_urls=True), Postponed)
+
+
+def test_a_look_up_whose_connection_had_ended_is_made_again() -> None:
+    errors = [DatabaseError(reason="ended")]
+    known = Success(7, SOURCE, FACTS, (), reused=True)
+
+    def look_up(_clip_id: int, _source: Source | None) -> Success:
+        if errors:
+            raise errors.pop()
+        return known
+
+    assert classify(known=look_up).reused

@@ -1,1 +1,1 @@
-"""From an open file to samples, in disposable sandboxed processes."""
+"""An open file in, its samples out, decoded in disposable sandboxed processes."""

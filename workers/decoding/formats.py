@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes, and whether it holds all the audio it declares: never by its name or its type."""
+"""A file's format by its first bytes, never by its name, and whether the file was cut short."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from earmark.core import errors
 
 HEAD_BYTES = 4096
-#: More chunks than any writer makes; a file of empty ones would keep us counting.
+#: More chunks than any writer makes. A file of empty chunks must not keep us counting.
 MAX_CHUNKS = 10_000
 LAST_PAGE = 4
 _ANY_CASE = re.DOTALL | re.IGNORECASE
@@ -19,7 +19,7 @@ UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A container, and what can read it."""
+    """A container format, and the readers for it."""
 
     name: str
     #: FFmpeg's name for it; the only reader FFmpeg may use on such a file.
@@ -27,18 +27,16 @@ class Format:
     ffmpeg_first: bool = False
 
 
-#: What begins like nothing we know may still be an MP3 after some rubbish.
+#: A file of unknown beginning may be an MP3 that starts with rubbish.
 UNKNOWN = Format("unknown", "mp3")
 _MP3 = Format("mp3", "mp3")
+_OGG_NOT_VORBIS = rb"OggS.{24,512}(OpusHead|Speex   |\x80theora|fishead)"
 _FORMATS = [
     (rb"(RIFF|RF64|BW64)....WAVE", Format("wav", "wav")),
     (rb"RIFX....WAVE", Format("rifx", "wav")),
     (rb"fLaC", Format("flac", "flac")),
-    # libsndfile takes 2.4 times as long for Opus and knows no Speex and no video
-    (
-        rb"OggS.{24,512}(OpusHead|Speex   |\x80theora|fishead)",
-        Format("ogg", "ogg", ffmpeg_first=True),
-    ),
+    # libsndfile takes 2.4 times as long for Opus, and reads neither Speex nor video.
+    (_OGG_NOT_VORBIS, Format("ogg", "ogg", ffmpeg_first=True)),
     (rb"OggS", Format("ogg", "ogg")),
     (rb"\xff[\xf0\xf1\xf8\xf9]", Format("aac", "aac", ffmpeg_first=True)),
     (rb"\xff[\xe2-\xff]", _MP3),
@@ -76,7 +74,11 @@ _NOT_AUDIO = [
 
 
 def recognise(clip: int) -> Format:
-    """Return the format of an open file, or raise NotAudio when it is plainly something else."""
+    """Return the format of an open file, given by its descriptor.
+
+    Raises:
+        NotAudio: the file is clearly something else.
+    """
     start = after_id3(clip)
     head = os.pread(clip, HEAD_BYTES, start)
     if not head:
@@ -84,14 +86,14 @@ def recognise(clip: int) -> Format:
     for pattern, kind in _NOT_AUDIO:
         if re.match(pattern, head, _ANY_CASE):
             raise errors.NotAudio(kind=kind)
-    for pattern, found in _FORMATS:
+    for pattern, known in _FORMATS:
         if re.match(pattern, head, re.DOTALL):
-            return found
+            return known
     return _MP3 if start else UNKNOWN
 
 
 def describe(clip: int) -> str:
-    """Say what a file that no decoder knows looks like."""
+    """Return what a file looks like that no decoder knows."""
     head = os.pread(clip, HEAD_BYTES, 0)
     if not head.strip(b"\0"):
         return "nothing but zeros"
@@ -99,23 +101,24 @@ def describe(clip: int) -> str:
 
 
 def after_id3(clip: int) -> int:
-    """Return where the tags that may stand before any audio end."""
+    """Return where the audio begins, behind any ID3 tags."""
     start = 0
     for _ in range(MAX_CHUNKS):
         tag = os.pread(clip, 10, start)
         if len(tag) < 10 or tag[:3] != b"ID3":
             break
-        start += 10 + sum(
-            (byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True)
-        )
+        size = 0
+        for byte in tag[6:]:
+            size = size << 7 | byte & 0x7F
+        start += 10 + size
     return start
 
 
-# truncation ----------------------------------------------------------------------------------------------------------
+# truncation ---------------------------------------------------------------------------------------
 
 
 def is_cut_short(clip: int, name: str) -> bool:
-    """Say whether a file of this format ends before the audio that its own structure declares."""
+    """Return whether the file ends before the audio that its own structure declares."""
     size = os.fstat(clip).st_size
     if name == "ogg":
         return not _ogg_ends(clip, size)
@@ -123,18 +126,14 @@ def is_cut_short(clip: int, name: str) -> bool:
 
 
 def counts_mp3_frames(clip: int) -> bool:
-    """Say whether an MP3 begins with a Xing, Info or LAME header, which holds the number of its frames."""
-    return (
-        re.match(
-            rb"\xff[\xe2-\xff].{2,220}?(Xing|Info)", os.pread(clip, 256, after_id3(clip)), re.DOTALL
-        )
-        is not None
-    )
+    """Return whether an MP3 begins with a Xing, Info or LAME header, which counts its frames."""
+    head = os.pread(clip, 256, after_id3(clip))
+    return re.match(rb"\xff[\xe2-\xff].{2,220}?(Xing|Info)", head, re.DOTALL) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """How a container of named, sized chunks is written."""
+    """The layout of a container of named, sized chunks."""
 
     header: str
     first: int
@@ -143,7 +142,7 @@ class _Layout:
     size_includes: int = 0
 
     def audio_end(self, clip: int) -> int:
-        """Return where the audio chunk should end; 0 if there is none, or if its writer did not know."""
+        """Return where the audio chunk should end; 0 if there is none, or of unknown size."""
         at = self.first
         for _ in range(MAX_CHUNKS):
             head = os.pread(clip, struct.calcsize(self.header), at)
@@ -162,7 +161,9 @@ class _Layout:
 def _end(clip: int, content: int, size: int) -> int:
     if size == 0xFFFFFFFF and os.pread(clip, 4, 0) in (b"RF64", b"BW64"):
         (size,) = struct.unpack("<Q", os.pread(clip, 8, 28))
-    return 0 if size < 0 or size in UNKNOWN_SIZES else content + size
+    if size < 0 or size in UNKNOWN_SIZES:
+        return 0
+    return content + size
 
 
 _LAYOUTS = {
@@ -175,8 +176,12 @@ _LAYOUTS = {
 
 
 def _ogg_ends(clip: int, size: int) -> bool:
+    """Return whether the last page of an Ogg file is whole and marked as the last."""
     start = max(0, size - 2 * 65536)  # a page is at most 65,307 bytes
     tail = os.pread(clip, size - start, start)
     page = tail[max(0, tail.rfind(b"OggS")) :]
-    end = 27 + page[26] + sum(page[27 : 27 + page[26]]) if len(page) > 26 else len(page) + 1
+    if len(page) < 27:
+        return False
+    segments = page[26]
+    end = 27 + segments + sum(page[27 : 27 + segments])
     return end <= len(page) and bool(page[5] & LAST_PAGE)

@@ -1,4 +1,4 @@
-"""An open clip in, its waveform out, decoded in a pool of disposable child processes that may crash, hang or swell."""
+"""An open clip in, its waveform out, decoded by a pool of disposable child processes."""
 
 from __future__ import annotations
 
@@ -25,37 +25,46 @@ if TYPE_CHECKING:
     from earmark.core import settings
 
 START_TIMEOUT_S = 60.0
-#: A child whose socket is closed is about to end.
+#: A child that has closed its socket ends within this.
 END_S = 1.0
 MAX_HEADER_BYTES = 65536
-#: Memory given back after each clip and taken again costs 2 ms a clip; a thread per core costs address space.
+#: Giving memory back after each clip costs 2 ms a clip. OpenBLAS threads cost address space.
 TUNING = {
     "MALLOC_TRIM_THRESHOLD_": str(32 * 1024**2),
     "MALLOC_MMAP_THRESHOLD_": str(4 * 1024**2),
     "OPENBLAS_NUM_THREADS": "1",
 }
-#: A decoder does not give back the memory that a waveform so large took.
+#: A decoder keeps the memory of a waveform this large, so it is replaced afterwards.
 SWOLLEN_BYTES = 64 * 1024**2
+#: Raised when a child dies, or sends an answer that makes no sense.
+_BROKEN = (OSError, ValueError, KeyError, TypeError)
 _TIMED_OUT = (-signal.SIGALRM, -signal.SIGXCPU)
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a clip's bytes turned out to hold."""
+    """A decoded clip: its waveform and the facts of its file."""
 
     waveform: clips.Waveform
     facts: clips.AudioFacts
 
 
 class Decoders:
-    """A pool of decoder processes; as many clips are decoded at once as it has children, and further callers wait."""
+    """A pool of sandboxed decoder processes, for untrusted files.
 
-    def __init__(self, limits: settings.Audio, processes: int) -> None:
-        self._limits = limits
+    Use one per worker, shared by its threads, and close it. Each process decodes one clip at a
+    time; further callers wait for a free one. A file that crashes, hangs or swells its process
+    costs only itself, as the pool starts another.
+
+    Raises ServiceError when created if the decoders cannot start.
+    """
+
+    def __init__(self, audio_settings: settings.Audio, processes: int) -> None:
+        self._settings = audio_settings
         self._processes = processes
-        # The last one to rest is the next at work: what it needs is still in the processor's cache.
+        # Last in, first out: the process used last has its data in the processor's cache still.
         self._idle: queue.LifoQueue[_Decoder | None] = queue.LifoQueue()
-        children = [_Decoder(limits) for _ in range(processes)]
+        children = [_Decoder(audio_settings) for _ in range(processes)]
         for child in children:
             self._idle.put(child)
         try:
@@ -66,7 +75,12 @@ class Decoders:
             raise
 
     def decode(self, file: BinaryIO, sample_rate: int) -> Decoded:
-        """Return the waveform of a file with a descriptor at this rate; a child that dies or hangs costs only this."""
+        """Return the mono waveform of a file at `sample_rate` Hz, and the file's facts.
+
+        Raises:
+            DecodeError: the file is no audio, is damaged or over a limit, or broke its decoder.
+            ServiceError: no decoder can be started, or the pool is closed.
+        """
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise errors.NotAudio(kind="a device, a pipe or a folder")
         child = self._idle.get()
@@ -75,7 +89,7 @@ class Decoders:
                 raise errors.ServiceError(reason="The decoders are closed.")
             if not child.usable:
                 child.stop()
-                child = _Decoder(self._limits)
+                child = _Decoder(self._settings)
             child.wait_until_ready()
             return child.decode(file.fileno(), sample_rate)
         finally:
@@ -92,15 +106,16 @@ class Decoders:
 class _Decoder:
     """One child process, which serves one clip at a time, and the socket to it."""
 
-    def __init__(self, limits: settings.Audio) -> None:
+    def __init__(self, audio_settings: settings.Audio) -> None:
         self._clips = 0
         self._swollen = False
-        self._limits = limits
+        self._settings = audio_settings
         self._ready = False
+        program = [sys.executable, "-P", "-m", "workers.decoding.child"]
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "workers.decoding.child", limits.model_dump_json()],
+                [*program, audio_settings.model_dump_json()],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 # The child closes it when it is ready.
@@ -112,7 +127,7 @@ class _Decoder:
     def usable(self) -> bool:
         return (
             self._process.poll() is None
-            and self._clips < self._limits.clips_per_decoder
+            and self._clips < self._settings.clips_per_decoder
             and not self._swollen
         )
 
@@ -138,13 +153,8 @@ class _Decoder:
             raise
         except TimeoutError as error:
             self.stop()
-            raise errors.DecoderTimeout(timeout_s=self._limits.decode_timeout_s) from error
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ) as error:  # it died, or what it says makes no sense
+            raise errors.DecoderTimeout(timeout_s=self._settings.decode_timeout_s) from error
+        except _BROKEN as error:
             raise self._post_mortem() from error
 
     def stop(self) -> None:
@@ -155,7 +165,7 @@ class _Decoder:
         self._process.stderr.close()
 
     def _last_words(self) -> str:
-        """Stop a child that did not become ready; return the last line it wrote, or how it ended."""
+        """Stop a child that did not become ready; return its last line of output, or its end."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_S)
         status = self._process.poll()
@@ -163,27 +173,26 @@ class _Decoder:
         assert self._process.stderr is not None
         lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
         self.stop()
-        how = (
-            f"no answer within {START_TIMEOUT_S:g} s"
-            if status is None
-            else f"it ended with status {status}"
-        )
-        return lines[-1].rstrip(".") if lines else how
+        if lines:
+            return lines[-1].rstrip(".")
+        if status is None:
+            return f"no answer within {START_TIMEOUT_S:g} s"
+        return f"it ended with status {status}"
 
     def _exchange(self, descriptor: int, sample_rate: int) -> Decoded:
-        deadline = time.monotonic() + self._limits.decode_timeout_s
+        deadline = time.monotonic() + self._settings.decode_timeout_s
         socket.send_fds(self._socket, [struct.pack("<I", sample_rate)], [descriptor])
         (size,) = struct.unpack("<I", self._receive(4, deadline))
         if size > MAX_HEADER_BYTES:
             raise ValueError(size)
-        # JSON, not pickle: a child that hostile bytes have taken over must not be able to run code here.
+        # JSON, not pickle: a child that hostile bytes have taken over must not run code here.
         header: dict[str, Any] = json.loads(self._receive(size, deadline))
         if "error" in header:
             raise _error(header)
         return self._decoded(header, sample_rate, deadline)
 
     def _decoded(self, header: dict[str, Any], sample_rate: int, deadline: float) -> Decoded:
-        if not 0 <= header["samples"] <= (self._limits.max_duration_s + 1) * sample_rate:
+        if not 0 <= header["samples"] <= (self._settings.max_duration_s + 1) * sample_rate:
             raise ValueError(header["samples"])
         samples = np.empty(header["samples"], np.float32)
         self._swollen = samples.nbytes > SWOLLEN_BYTES
@@ -206,14 +215,16 @@ class _Decoder:
     def _post_mortem(self) -> errors.DecodeError:
         self.stop()
         if self._process.returncode in _TIMED_OUT:
-            return errors.DecoderTimeout(timeout_s=self._limits.decode_timeout_s)
+            return errors.DecoderTimeout(timeout_s=self._settings.decode_timeout_s)
         return errors.DecoderCrashed()
 
 
 def _environment() -> dict[str, str]:
-    """Return what a child needs to start and nothing else: no token or password is there to be found."""
-    libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    return {**libraries, **TUNING, "PYTHONPATH": os.pathsep.join(import_path())}
+    """Return a child's environment: what it needs to start, and no token or password."""
+    environment = {**TUNING, "PYTHONPATH": os.pathsep.join(import_path())}
+    if "LD_LIBRARY_PATH" in os.environ:
+        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    return environment
 
 
 def _error(header: dict[str, Any]) -> errors.ClipError:

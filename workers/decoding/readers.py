@@ -1,4 +1,4 @@
-"""An open clip in, its audio out in blocks: by libsndfile, or by FFmpeg for what that lacks; never by path or name."""
+"""An open clip in, its audio out in blocks, read by libsndfile or FFmpeg; never by path or name."""
 
 from __future__ import annotations
 
@@ -20,36 +20,43 @@ if TYPE_CHECKING:
 
     from workers.decoding.formats import Format
 
-#: The resampler is quickest with blocks that stay in the processor's cache.
+#: Blocks that stay in the processor's cache, where the resampler is fastest.
 BLOCK_FRAMES = 65536
-#: libsndfile gives nothing of a FLAC block in which it meets damage.
+#: FLAC is read in smaller steps: libsndfile gives nothing of a step that holds damage.
 FLAC_FRAMES = 8192
+#: libsndfile gives a length above this if it knows none.
 UNKNOWN_FRAMES = 2**62
+#: libsndfile's error code.
 OUT_OF_MEMORY = 17
-#: Formats whose header says how long they are; the length of others is FFmpeg's guess.
+#: Formats whose header tells their length. For others, FFmpeg guesses.
 TIMED = ("mp4", "matroska", "asf", "ogg", "wav", "flac")
-#: A container's clock and its codec's frames may differ by this much.
+#: A container's duration and its codec's frames may differ by this much.
 CLOCK_S = 0.1
-#: What PyAV raises for damage, and for lack of memory too.
+#: PyAV raises these for damage, and for lack of memory too.
 DAMAGE = (av.error.FFmpegError, OSError, ValueError)
 
 
 def open_audio(clip: int) -> Audio:
-    """Open a file by the reader that is best at its format, or else by the other one."""
-    found = formats.recognise(clip)
-    # libsndfile guesses how long other MP3s are by their first frame, and reads no further.
-    if found.ffmpeg_first or (found.name == "mp3" and not formats.counts_mp3_frames(clip)):
-        return Ffmpeg(clip, found)
+    """Open a file, given by its descriptor, with the reader that suits its format.
+
+    Raises:
+        DecodeError: neither reader can open it.
+        MemoryError: its header asks for too much memory.
+    """
+    known = formats.recognise(clip)
+    # Without a count, libsndfile guesses an MP3's length by its first frame and reads no further.
+    if known.ffmpeg_first or (known.name == "mp3" and not formats.counts_mp3_frames(clip)):
+        return Ffmpeg(clip, known)
     try:
-        return Sndfile(clip, found)
+        return Sndfile(clip, known)
     except soundfile.LibsndfileError as error:
         if error.code == OUT_OF_MEMORY:
             raise MemoryError from error
         refusal = error.error_string.rstrip(".")
     try:
-        return Ffmpeg(clip, found)
+        return Ffmpeg(clip, known)
     except errors.DecodeError:
-        if found is formats.UNKNOWN:
+        if known is formats.UNKNOWN:
             raise errors.NotAudio(kind=formats.describe(clip)) from None
         raise errors.Corrupt(reason=refusal) from None
 
@@ -57,14 +64,14 @@ def open_audio(clip: int) -> Audio:
 class Audio(ABC):
     """An opened clip, to be read once from front to back."""
 
-    def __init__(self, clip: int, found: Format) -> None:
+    def __init__(self, clip: int, known: Format) -> None:
         os.lseek(clip, 0, os.SEEK_SET)
-        self.clip, self.format = clip, found
+        self.clip, self.format = clip, known
         self.codec = ""
         self.sample_rate = self.channels = 0
-        #: What the header says; 0: nothing.
+        #: Frames by the header; 0: unknown.
         self.declared_frames = 0
-        #: A file that gives fewer has lost its end.
+        #: A file that gives fewer frames was cut short.
         self.least_frames = 0
         self.damaged = False
 
@@ -73,18 +80,18 @@ class Audio(ABC):
         """Yield float32 samples, shape (frames, channels)."""
 
     def count(self) -> Iterator[int]:
-        """Yield, packet by packet, how many frames the clip has up to there; nothing is decoded for it."""
+        """Yield the number of frames up to the end of each packet, without decoding any."""
         place = os.lseek(self.clip, 0, os.SEEK_CUR)
         try:
             yield from Ffmpeg(self.clip, self.format).packet_ends()
-        except errors.DecodeError:  # then what is decoded has to tell
+        except errors.DecodeError:  # then only decoding tells the length
             return
         finally:
             os.lseek(self.clip, place, os.SEEK_SET)
 
 
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # it comes without types
-    """Reads without a seek after each block, which changes the samples of an MP3 and which some formats cannot do."""
+    """Reads without a seek after each block: it changes MP3 samples, and some formats lack it."""
 
     def seekable(self) -> bool:
         return False
@@ -93,15 +100,14 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # it comes withou
 class Sndfile(Audio):
     """Audio read by libsndfile."""
 
-    def __init__(self, clip: int, found: Format) -> None:
-        super().__init__(clip, found)
+    def __init__(self, clip: int, known: Format) -> None:
+        super().__init__(clip, known)
         self._file = _Sequential(clip, closefd=False)
         self.codec = f"{self._file.format}/{self._file.subtype}".lower()
         self.sample_rate, self.channels = self._file.samplerate, self._file.channels
         self.declared_frames = self._file.frames if self._file.frames < UNKNOWN_FRAMES else 0
-        if found.name == "flac" or formats.counts_mp3_frames(
-            clip
-        ):  # in others it is no more than a guess
+        # The length of other formats is a guess.
+        if known.name == "flac" or formats.counts_mp3_frames(clip):
             self.least_frames = self.declared_frames
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -121,26 +127,24 @@ class Sndfile(Audio):
 
 
 class Ffmpeg(Audio):
-    """Audio read by FFmpeg, with the one demuxer that the file's first bytes ask for."""
+    """Audio read by FFmpeg, with the one demuxer for the file's first bytes."""
 
-    def __init__(self, clip: int, found: Format) -> None:
-        super().__init__(clip, found)
+    def __init__(self, clip: int, known: Format) -> None:
+        super().__init__(clip, known)
         file = io.FileIO(clip, closefd=False)
-        file.name = "clip"  # else PyAV passes on the number; FFmpeg takes hints from names
+        # Else PyAV would pass the descriptor's number as a name. FFmpeg takes hints from names.
+        file.name = "clip"
         try:
             self._container = av.open(
                 file,
                 "r",
-                format=found.demuxer,
+                format=known.demuxer,
                 options={"protocol_whitelist": ""},
                 metadata_errors="ignore",
             )
-        except (
-            av.error.MemoryError
-        ) as error:  # nothing is decoded yet: it is the header that asks for so much
-            raise errors.Corrupt(
-                reason="its header asks for more memory than a clip may have"
-            ) from error
+        except av.error.MemoryError as error:  # nothing is decoded yet, so the header asks for it
+            reason = "its header asks for more memory than a clip may have"
+            raise errors.Corrupt(reason=reason) from error
         except DAMAGE as error:
             raise errors.Corrupt(reason=str(getattr(error, "strerror", error))) from error
         if not self._container.streams.audio:
@@ -161,13 +165,13 @@ class Ffmpeg(Audio):
             return 0.0
         if self._stream.duration and self._stream.time_base:
             return float(self._stream.duration * self._stream.time_base)
-        alone = len(self._container.streams) == 1  # a picture may go on for longer
-        return (self._container.duration or 0) / av.time_base if alone else 0.0
+        if len(self._container.streams) > 1:  # a video track may be longer
+            return 0.0
+        return (self._container.duration or 0) / av.time_base
 
     def blocks(self) -> Iterator[np.ndarray]:
-        queue = (
-            av.AudioFifo()
-        )  # a codec's frames are so short that handling each would cost more than decoding it
+        # A codec's frames are short: handling each one would cost more than decoding it.
+        queue = av.AudioFifo()
         with self._noting_damage():
             for packet in self._packets():
                 self.damaged |= packet.is_corrupt
@@ -188,7 +192,7 @@ class Ffmpeg(Audio):
     def _packets(self) -> Iterator[av.Packet[av.AudioStream]]:
         try:
             yield from self._container.demux(self._stream)
-        except DAMAGE:  # even where it is memory that lacks: a packet is as large as the file says
+        except DAMAGE:  # or lack of memory: a packet is as large as the file says
             self.damaged = True
 
     def _decode(self, packet: av.Packet[av.AudioStream], queue: av.AudioFifo) -> None:
@@ -210,7 +214,7 @@ class Ffmpeg(Audio):
             self.damaged = True
 
 
-#: What integers are divided by, as in libsndfile.
+#: Divisors of integer samples, as in libsndfile.
 _SCALES = {"uint8": 2**7, "int16": 2**15, "int32": 2**31}
 
 

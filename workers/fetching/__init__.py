@@ -1,1 +1,1 @@
-"""From a URI to an open file: the SSRF guard, limits per host, robots.txt, object stores."""
+"""A URI in, an open file out: the SSRF guard, limits per host, robots.txt, object stores."""

@@ -1,4 +1,4 @@
-"""Outcomes of downloads, in; whether the network itself seems down, out."""
+"""A circuit breaker for the worker's own network: results of downloads in, open or closed out."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ if TYPE_CHECKING:
 
     from earmark.core.errors import ClipError
 
-#: What a missing network looks like; everything else was said by a server that was reached.
+#: Error codes of a missing network. Every other code came from a server that was reached.
 NETWORK_CODES = ("dns", "connect")
 NEARLY_ALL = 0.9
 LONGEST_PAUSE_S = 120.0
 
 
 class Breaker:
-    """Open while nearly all of the last downloads, from many hosts, found no network; shared by a worker's threads."""
+    """Open while nearly all of the last downloads, from many hosts, failed to find a network.
+
+    Use one per worker process, shared by its threads: `record` every download, and take no chunk
+    while `open`. So a worker without a network fails no clips.
+    """
 
     def __init__(
         self,
@@ -29,16 +33,21 @@ class Breaker:
         pause_s: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._window = window
         self._hosts = hosts
         self._shortest_s = self._pause_s = pause_s
         self._clock = clock
         self._lock = threading.Lock()
+        #: Of the last downloads: the host if no network was found, else None.
         self._last: deque[str | None] = deque(maxlen=window)
         self._opened_until = 0.0
 
     @property
     def open(self) -> bool:
-        """Whether to take no work; after each pause it closes for a try, and a failure opens it for twice as long."""
+        """Whether to take no work.
+
+        After each pause it closes for a try; another failure opens it for twice as long.
+        """
         return self._clock() < self._opened_until
 
     def record(self, host: str, error: ClipError | None) -> None:
@@ -54,8 +63,7 @@ class Breaker:
                 self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def _network_is_down(self) -> bool:
+        if len(self._last) < self._window:
+            return False
         failed = [host for host in self._last if host is not None]
-        enough = len(self._last) == self._last.maxlen and len(failed) >= NEARLY_ALL * len(
-            self._last
-        )
-        return enough and len(set(failed)) >= self._hosts
+        return len(failed) >= NEARLY_ALL * self._window and len(set(failed)) >= self._hosts

@@ -1,4 +1,4 @@
-"""A clip's URI in; an open file with its size and SHA-256, out."""
+"""A clip's URI in; an open file with its size and SHA-256 out."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from earmark.core import settings
 
 BLOCK_BYTES = 64 * 1024
-#: A body declared larger, or not declared, goes to disk: 32 clips in flight hold 256 MB at most.
+#: Larger bodies, and those of unknown length, go to disk: 32 clips in flight hold at most 256 MB.
 IN_MEMORY_BYTES = 8 * 1024**2
 SECONDS = re.compile(r"[0-9]{1,9}")
-# O_PATH, where there is one, passes through folders that may be entered but not listed.
+# O_PATH (Linux) opens folders that may be entered but not listed.
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)
 # Without O_NONBLOCK, opening a pipe would wait for its writer.
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
@@ -48,31 +48,39 @@ class Fetched:
 
 
 class Fetcher:
-    """Fetches clips within the limits; one per process, shared by its threads."""
+    """Fetches clips from HTTP(S), object stores and allowed folders, within the settings' limits.
 
-    def __init__(self, limits: settings.Fetch, opener: guard.Guard | None = None) -> None:
-        self._limits = limits
-        self._max_bytes = limits.max_bytes
-        self._guard = opener or guard.Guard(limits)
-        self._robots = (
-            robots.RobotsRules(lambda url: self._download(url).file) if limits.robots else None
-        )
-        self._roots = [os.path.realpath(root) for root in limits.file_roots]
+    Use one per process, shared by its threads, and close it. It knows neither rates nor other
+    workers: `PoliteFetcher` adds these. Pass an `opener` to replace the SSRF guard.
+    """
+
+    def __init__(self, fetch_settings: settings.Fetch, opener: guard.Guard | None = None) -> None:
+        self._settings = fetch_settings
+        self._max_bytes = fetch_settings.max_bytes
+        self._guard = opener or guard.Guard(fetch_settings)
+        self._robots = None
+        if fetch_settings.robots:
+            self._robots = robots.RobotsRules(lambda url: self._download(url).file)
+        self._roots = [os.path.realpath(root) for root in fetch_settings.file_roots]
 
     def close(self) -> None:
         self._guard.close()
 
     def fetch(self, uri: str) -> Fetched:
-        """Return the clip's bytes, or raise a DownloadError."""
+        """Return the clip's bytes in an open file.
+
+        Raises:
+            DownloadError: the clip cannot be fetched.
+        """
         if uri[:8].lower().startswith(("http://", "https://")):
             if self._robots:
-                self._robots.check(guard.check_url(uri, self._limits))
+                self._robots.check(guard.check_url(uri, self._settings))
             return self._download(uri)
-        if uri.partition("://")[0].lower() in self._limits.stores and "://" in uri:
+        scheme, separator, _ = uri.partition("://")
+        if separator and scheme.lower() in self._settings.stores:
             file = _new_file(None)
-            return self._fetched(
-                file, _saved(object_stores.read(uri, self._limits.timeout_s), file)
-            )
+            blocks = object_stores.read(uri, self._settings.timeout_s)
+            return self._fetched(file, _saved(blocks, file))
         return self._open(_real(_path(uri)))
 
     def _download(self, url: str) -> Fetched:
@@ -134,13 +142,14 @@ def _retry_after_s(answer: BaseHTTPResponse) -> float | None:
         when = parsedate_to_datetime(text)
     except (ValueError, OverflowError):
         return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
 def _declared_bytes(answer: BaseHTTPResponse) -> int | None:
     if answer.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
-        raise errors.HttpError(reason="it is compressed, which was not asked for")
+        raise errors.HttpError(reason="it is compressed, which we did not ask for")
     transfer = answer.headers.get("Transfer-Encoding", "").strip().lower()
     length = answer.headers.get("Content-Length")
     if transfer not in ("", "chunked"):
@@ -159,9 +168,8 @@ def _received(answer: BaseHTTPResponse, declared: int | None) -> Iterator[bytes]
             received += len(block)
             yield block
         return
-    raise errors.Incomplete(
-        received=received, declared="an unknown number" if declared is None else str(declared)
-    )
+    total = "an unknown number" if declared is None else str(declared)
+    raise errors.Incomplete(received=received, declared=total)
 
 
 def _new_file(declared: int | None) -> FileIO:
@@ -186,7 +194,8 @@ def _path(uri: str) -> str:
     if uri[:7].lower() == "file://":
         with suppress(ValueError):
             parts = urlsplit(uri)
-            path = "" if parts.netloc or parts.query or parts.fragment else unquote(parts.path)
+            plain = not (parts.netloc or parts.query or parts.fragment)
+            path = unquote(parts.path) if plain else ""
     if guard.CONTROL.search(uri + path) or not path.startswith("/"):
         raise errors.BadUrl(
             reason="it starts with neither http://, https:// nor /, or holds control characters"
@@ -198,24 +207,27 @@ def _real(path: str) -> str:
     try:
         return os.path.realpath(path)
     except OSError:
-        # A link went away between being seen and being read.
+        # A link was removed while it was resolved.
         raise errors.FileNotFound from None
 
 
 def _open_regular(path: str) -> FileIO:
-    """Open the file folder by folder: its path was resolved, so a link on the way has been put there since."""
+    """Open a file folder by folder, following no link.
+
+    The path is resolved already, so any link in it was put there afterwards.
+    """
     *folders, name = path[1:].split("/")
-    at = os.open("/", FOLDER)
+    parent = os.open("/", FOLDER)
     try:
         for folder in folders:
-            below = os.open(folder, FOLDER, dir_fd=at)
-            os.close(at)
-            at = below
-        file = FileIO(os.open(name, FILE, dir_fd=at))
+            child = os.open(folder, FOLDER, dir_fd=parent)
+            os.close(parent)
+            parent = child
+        file = FileIO(os.open(name, FILE, dir_fd=parent))
     except OSError:
         raise errors.FileNotFound from None
     finally:
-        os.close(at)
+        os.close(parent)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise errors.FileNotFound
@@ -223,7 +235,7 @@ def _open_regular(path: str) -> FileIO:
 
 
 def _read(file: FileIO) -> Iterator[bytes]:
-    """Yield the bytes the file says it has: those of /proc say none."""
+    """Yield as many bytes as the file's size says: none for files in /proc, which may not end."""
     left = os.fstat(file.fileno()).st_size
     try:
         while block := file.read(min(left, BLOCK_BYTES)):

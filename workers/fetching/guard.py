@@ -1,4 +1,4 @@
-"""URLs that strangers wrote, in; answers from public addresses only, out: the address really dialled decides."""
+"""Fetch untrusted URLs safely (SSRF guard): every connection is checked at the address it dials."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin
 
 import certifi
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 REDIRECTS = (301, 302, 303, 307, 308)
-#: Headers of one answer, and what chunk sizes and trailers may add to a body beyond doubling it.
+#: The most that headers, chunk sizes and trailers may add to twice the largest body.
 HEADER_BYTES = 256 * 1024
-#: In each family: a name none of whose first addresses answers is down.
+#: Addresses tried of each family (IPv4, IPv6). If none of these answers, the host is down.
 ADDRESSES_TRIED = 2
-#: Kept connected: with 8 connections to each, still within the usual 1,024 descriptors.
+#: Hosts kept connected: with 8 connections each, within the usual limit of 1,024 descriptors.
 HOSTS_KEPT = 64
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -49,39 +50,63 @@ HOST_NAME = re.compile(
     r"(?=.{1,254}$)([a-z0-9_][a-z0-9_-]{0,62}\.)*[a-z0-9_][a-z0-9_-]{0,62}\.?", re.ASCII
 )
 
-#: What some Python's `ipaddress` calls global: metadata of Azure and Oracle, 6to4, multicast, Teredo, examples.
-NOT_PUBLIC = "168.63.129.16 192.0.0.0/24 192.88.99.0/24 224.0.0.0/4 2001::/23 2001:db8::/32 2002::/16 3fff::/20"
+#: Some versions of `ipaddress` call these global: cloud metadata services (Azure, Oracle), 6to4,
+#: multicast, Teredo, documentation.
+NOT_PUBLIC = (
+    "168.63.129.16 192.0.0.0/24 192.88.99.0/24 224.0.0.0/4"
+    " 2001::/23 2001:db8::/32 2002::/16 3fff::/20"
+)
 REFUSED = [ip_network(text) for text in NOT_PUBLIC.split()]
-#: Outside lie ULA, link-local, site-local, multicast, v4-compatible, NAT64 and SRv6.
+#: ULA, link-local, site-local, multicast, v4-compatible, NAT64 and SRv6 lie outside.
 PUBLIC_IPV6 = ip_network("2000::/3")
-#: Forms in which a network may dial an IPv4 address, and how far left in them it stands.
+#: IPv6 prefixes that stand for an IPv4 address, and how many bits follow the address.
 TRANSLATED = {"::ffff:0:0/96": 0, "::ffff:0:0:0/96": 0, "64:ff9b::/96": 0, "2002::/16": 80}
 
-logging.getLogger("urllib3").setLevel(
-    logging.ERROR
-)  # its warnings quote whole URLs, signatures and all
+# urllib3's warnings quote whole URLs, with their signatures.
+logging.getLogger("urllib3").setLevel(logging.ERROR)
+
+
+class Observer(Protocol):
+    """Sees each request of a guard, redirects included, and the answer to it."""
+
+    def sending(self, url: str) -> None: ...
+
+    def answered(self, url: str, answer: BaseHTTPResponse) -> None: ...
 
 
 class Guard:
-    """Opens http and https URLs, hop by hop, within the limits."""
+    """Opens untrusted http and https URLs, within the settings' limits.
 
-    def __init__(self, limits: settings.Fetch) -> None:
-        self._limits = limits
-        self._addresses = Addresses(limits)
-        # requests' sessions are not used: they read redirect bodies and keep cookies, proxies and .netrc passwords.
-        self._adapter = _Adapter(HOSTS_KEPT, limits.host_concurrency)
-        self._headers = {
-            "User-Agent": f"Earmark ({limits.contact})" if limits.contact else "Earmark"
-        }
+    Use one per process, shared by its threads, for every URL that a user or a list supplies, and
+    close it. It follows redirects itself and checks each hop: the URL, and the address dialled.
+    It raises a DownloadError for any answer that cannot be used. Pass an `observer` to see each
+    request and its answer.
+    """
+
+    def __init__(self, fetch_settings: settings.Fetch, observer: Observer | None = None) -> None:
+        self._settings = fetch_settings
+        self._observer = observer
+        self._addresses = Addresses(fetch_settings)
+        # No requests.Session: it reads the bodies of redirects, keeps cookies, and obeys proxies
+        # and .netrc passwords.
+        self._adapter = _Adapter(HOSTS_KEPT, fetch_settings.host_concurrency)
+        contact = fetch_settings.contact
+        self._headers = {"User-Agent": f"Earmark ({contact})" if contact else "Earmark"}
         self.close = self._adapter.close
 
     @contextmanager
     def open(self, url: str) -> Iterator[BaseHTTPResponse]:
-        """Yield the answer behind the URL and its redirects, its body unread and its deadline running."""
-        download = Download(self._limits, self._addresses)
+        """Yield the final answer, after redirects, with its body unread.
+
+        Reading the body raises Timeout once the download's deadline has passed.
+
+        Raises:
+            DownloadError: the URL is refused, or its server gives no usable answer.
+        """
+        download = Download(self._settings, self._addresses)
         token = _download.set(download)
         try:
-            answer = self._follow(check_url(url, self._limits), download)
+            answer = self._follow(check_url(url, self._settings), download)
             try:
                 yield answer
             finally:
@@ -90,28 +115,35 @@ class Guard:
             _download.reset(token)
 
     def _follow(self, url: str, download: Download) -> BaseHTTPResponse:
-        for _ in range(self._limits.max_redirects + 1):
+        for _ in range(self._settings.max_redirects + 1):
             answer = self._ask(url, download)
             location = answer.headers.get("Location")
             if location is None or answer.status not in REDIRECTS:
                 return answer
             answer.close()
             url = self._next_url(url, location)
-        raise errors.HttpError(reason=f"more than {self._limits.max_redirects} redirects")
+        raise errors.HttpError(reason=f"more than {self._settings.max_redirects} redirects")
 
     def _next_url(self, url: str, location: str) -> str:
         try:
-            target = urljoin(
-                url, location.encode("latin-1").decode()
-            )  # http.client reads headers as Latin-1
+            # http.client reads headers as Latin-1.
+            target = urljoin(url, location.encode("latin-1").decode())
         except ValueError:
             raise errors.BadUrl(reason="its redirect does not parse") from None
-        target = check_url(target, self._limits)
+        target = check_url(target, self._settings)
         if url.startswith("https:") and not target.startswith("https:"):
             raise errors.HttpError(reason="it redirects from https to http")
         return target
 
     def _ask(self, url: str, download: Download) -> BaseHTTPResponse:
+        if self._observer is None:
+            return self._send_twice(url, download)
+        self._observer.sending(url)
+        answer = self._send_twice(url, download)
+        self._observer.answered(url, answer)
+        return answer
+
+    def _send_twice(self, url: str, download: Download) -> BaseHTTPResponse:
         try:
             return self._send(url, download)
         except errors.Connect:
@@ -132,10 +164,10 @@ class Guard:
         return answer
 
 
-def check_url(url: str, limits: settings.Fetch) -> str:
+def check_url(url: str, fetch_settings: settings.Fetch) -> str:
     """Return the URL in canonical form, or raise BadUrl."""
-    if len(url) > limits.max_url_chars:
-        raise errors.BadUrl(reason=f"it is longer than {limits.max_url_chars} characters")
+    if len(url) > fetch_settings.max_url_chars:
+        raise errors.BadUrl(reason=f"it is longer than {fetch_settings.max_url_chars} characters")
     if CONTROL.search(url) or "\\" in url or USER_INFO.match(url):
         raise errors.BadUrl(reason="it holds control characters, backslashes or a user name")
     try:
@@ -145,7 +177,7 @@ def check_url(url: str, limits: settings.Fetch) -> str:
     if parts.scheme not in DEFAULT_PORTS or not _is_host(parts.host or ""):
         raise errors.BadUrl(reason="it names no http or https host")
     port = DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
-    if port not in limits.ports:
+    if port not in fetch_settings.ports:
         raise errors.BadUrl(reason=f"port {port} is not allowed (EARMARK_FETCH__PORTS)")
     return parts.url
 
@@ -160,12 +192,16 @@ def _is_host(host: str) -> bool:
 
 
 class Addresses:
-    """Which addresses may be dialled: public ones that are not this machine's, unless the settings say otherwise."""
+    """The addresses that may be dialled: public ones that are not this machine's own.
 
-    def __init__(self, limits: settings.Fetch) -> None:
-        self._denied = limits.deny_networks
-        self._allowed = limits.allow_networks
-        self._own = {address.address for nic in psutil.net_if_addrs().values() for address in nic}
+    EARMARK_FETCH__ALLOW_NETWORKS and EARMARK_FETCH__DENY_NETWORKS add to them and take from them.
+    """
+
+    def __init__(self, fetch_settings: settings.Fetch) -> None:
+        self._denied = fetch_settings.deny_networks
+        self._allowed = fetch_settings.allow_networks
+        interfaces = psutil.net_if_addrs().values()
+        self._own = {address.address for address in chain.from_iterable(interfaces)}
         self._translated = {ip_network(text): shift for text, shift in TRANSLATED.items()}
 
     def check(self, address: str) -> None:
@@ -191,12 +227,12 @@ def _within(ip: IPv4Address | IPv6Address, networks: Iterable[Any]) -> bool:
 
 
 class Download:
-    """One fetch on its way: its deadline, and what came from the server it is at."""
+    """One download in progress: its deadline, and the bytes received of the current hop."""
 
-    def __init__(self, limits: settings.Fetch, addresses: Addresses) -> None:
-        self._limits = limits
+    def __init__(self, fetch_settings: settings.Fetch, addresses: Addresses) -> None:
+        self._settings = fetch_settings
         self._addresses = addresses
-        self._deadline = time.monotonic() + limits.timeout_s
+        self._deadline = time.monotonic() + fetch_settings.timeout_s
 
     def start_hop(self) -> None:
         self.dialled = False
@@ -204,7 +240,7 @@ class Download:
         self._most = HEADER_BYTES
 
     def start_body(self) -> None:
-        self._most += 2 * self._limits.max_bytes
+        self._most += 2 * self._settings.max_bytes
 
     def left_s(self) -> float:
         left = self._deadline - time.monotonic()
@@ -213,7 +249,7 @@ class Download:
         return left
 
     def late(self) -> errors.Timeout:
-        return errors.Timeout(timeout_s=self._limits.timeout_s)
+        return errors.Timeout(timeout_s=self._settings.timeout_s)
 
     def count(self, received: int) -> None:
         self.received += received
@@ -221,7 +257,7 @@ class Download:
             raise errors.HttpError(reason="endless headers or trailers")
 
     def dial(self, host: str, port: int) -> socket.socket:
-        """Return a connection to the first address of the host that answers, if all of them are allowed."""
+        """Connect to the host's first address that answers; refuse the host if one is forbidden."""
         self.dialled = True
         tries: dict[int, list[Any]] = {}
         for family, _, _, _, place in resolve(host, port, self._connect_s()):
@@ -237,7 +273,7 @@ class Download:
         raise errors.Connect(reason=reason)
 
     def _connect_s(self) -> float:
-        return min(self._limits.connect_timeout_s, self.left_s())
+        return min(self._settings.connect_timeout_s, self.left_s())
 
     def _connect(self, family: int, place: Any) -> socket.socket:
         connection = _Socket(family, socket.SOCK_STREAM)
@@ -252,9 +288,8 @@ class Download:
         return connection
 
     def error(self, outside: BaseException) -> errors.DownloadError:
-        """Return our word for what requests, urllib3, http.client, ssl or the system raised."""
-        cause: BaseException | None = outside
-        while cause := cause and (cause.__cause__ or cause.__context__):
+        """Return our error for one of requests, urllib3, http.client, ssl or the system."""
+        for cause in _causes(outside):
             match cause:
                 case ssl.SSLError():
                     reason = getattr(cause, "verify_message", "") or cause.reason
@@ -266,8 +301,16 @@ class Download:
         return errors.HttpError(reason="its answer is not HTTP")
 
 
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions that led to this one, the latest first."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
 def resolve(host: str, port: int, timeout_s: float) -> list[Any]:
-    """Ask the system, which knows no timeout and so may outlive this call."""
+    """Look a host up in a thread: getaddrinfo has no timeout, and may run on after this returns."""
     answer: Future[list[Any]] = Future()
 
     def ask() -> None:
@@ -283,12 +326,12 @@ def resolve(host: str, port: int, timeout_s: float) -> list[Any]:
         raise errors.Dns(host=host) from None
 
 
-#: The fetch this thread is at; outside one nothing can be dialled.
+#: The download of this thread. Without one, no connection can be made.
 _download: ContextVar[Download] = ContextVar("download")
 
 
 class _Socket(socket.socket):
-    """A socket on which every wait ends at the download's deadline and every byte counts."""
+    """A socket that waits no longer than the download's deadline, and counts every byte."""
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         download = _download.get()
@@ -307,7 +350,7 @@ class _Socket(socket.socket):
 
 class _TlsContext(ssl.SSLContext):
     def wrap_socket(self, sock: socket.socket, server_hostname: str | None = None) -> Any:  # type: ignore[override]
-        """Keep OpenSSL off the socket: endless empty handshake messages held it in there, beyond any deadline."""
+        """Keep OpenSSL off the socket: endless empty handshake messages held it past a deadline."""
         return SSLTransport(sock, self, server_hostname)
 
 
@@ -315,7 +358,7 @@ class _Answer(http.client.HTTPResponse):
     def _read_next_chunk_size(self) -> int:
         size: int = super()._read_next_chunk_size()  # type: ignore[misc]
         if size < 0:
-            raise ValueError("a chunk of -1 would be read without end")
+            raise ValueError("a chunk of -1 bytes would be read without end")
         return size
 
 
@@ -347,4 +390,4 @@ class _Adapter(requests.adapters.HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 
     def cert_verify(self, *args: Any) -> None:
-        """Leave it to our TLS context: requests would load its CA file anew for each connection."""
+        """Leave this to our TLS context: requests would load its CA file for each connection."""

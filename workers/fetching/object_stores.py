@@ -1,4 +1,4 @@
-"""An object store's URI in (s3, gs, hf, whatever fsspec knows), its bytes out in blocks."""
+"""An object store's URI in (s3, gs, hf or another of fsspec's), its bytes out in blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read(uri: str, timeout_s: float) -> Iterator[bytes]:
     """Yield the object's bytes, opened with the credentials of the worker's environment.
 
     Raises:
-        DownloadError: they cannot be had, or not in time.
+        DownloadError: the object cannot be read, or not in time.
     """
     # Imported here because most workers fetch over HTTP only.
     import fsspec

@@ -1,4 +1,4 @@
-"""A URI in, its bytes out, when its host may be asked; else how long to leave the host alone."""
+"""A URI in, its bytes out if its host may be asked now; otherwise how long to wait."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from earmark.core.settings import Settings
     from workers.fetching.fetch import Fetched
 
-#: While the network is down: long enough not to circle, short enough to go on soon after.
+#: A clip is put off by this while the network is down: rarely enough, and soon after it is back.
 OFFLINE_S = 10.0
 
 
 class HostBusyError(Exception):
-    """The host is to be left alone for `wait_s` seconds."""
+    """The host must not be asked for `wait_s` seconds."""
 
     def __init__(self, wait_s: float) -> None:
         super().__init__(wait_s)
@@ -28,7 +28,11 @@ class HostBusyError(Exception):
 
 
 class PoliteFetcher:
-    """Fetches with limits, and notices when the network itself is down."""
+    """Fetches clips, keeps the limits per host, and notices when the network itself is down.
+
+    Use one per worker process, shared by its threads, and close it. It needs the broker's Redis,
+    where the workers share their limits.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.breaker = Breaker()
@@ -36,11 +40,11 @@ class PoliteFetcher:
         self._host_limits = HostLimits(broker.client(), settings.fetch, settings.ledger)
 
     def fetch(self, uri: str) -> Fetched:
-        """Return the clip's bytes.
+        """Return the clip's bytes in an open file.
 
         Raises:
-            DownloadError: they cannot be had.
-            HostBusyError: not now, and the host was not asked; or the network is down, and the clip is not to blame.
+            DownloadError: the clip cannot be fetched.
+            HostBusyError: the host must not be asked yet, or the network is down.
         """
         host = _host(uri)
         return self._fetch(host, uri) if host else self._fetcher.fetch(uri)
@@ -70,7 +74,9 @@ class PoliteFetcher:
 
 
 def _host(uri: str) -> str:
+    if "://" not in uri:
+        return ""
     try:
-        return urlsplit(uri).netloc.rpartition("@")[2].lower() if "://" in uri else ""
+        return urlsplit(uri).netloc.rpartition("@")[2].lower()
     except ValueError:
         return ""

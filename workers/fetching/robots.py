@@ -1,4 +1,4 @@
-"""What a site's robots.txt allows; each worker process asks for itself."""
+"""The rules of sites' robots.txt files, which each worker process reads for itself."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROBOTS_KEPT_S = 3600.0
-#: Crawlers read no more of it (RFC 9309, section 2.5).
+#: Crawlers read at least this much of the file (RFC 9309, section 2.5); we read no more.
 ROBOTS_BYTES = 500 * 1024
-#: Sites remembered at most.
+#: The most sites remembered.
 SITES = 1000
 
 
 class RobotsRules:
-    """Asks each site's robots.txt once an hour; one per worker process, shared by its threads."""
+    """Reads each site's robots.txt once an hour; one per worker process, shared by its threads."""
 
     def __init__(self, download: Callable[[str], BinaryIO]) -> None:
-        """Take what downloads a URL to an open file, or raises a DownloadError."""
+        """Take a function that downloads a URL to an open file, or raises a DownloadError."""
         self._download = download
         self._rules: dict[str, tuple[float, RobotFileParser]] = {}
 
     def check(self, url: str) -> None:
-        """Raise Robots if the site asks not to fetch this URL; one that fails for a while is asked again."""
+        """Check a URL against its site's rules.
+
+        Raises:
+            Robots: the site asks not to fetch this URL.
+            DownloadError: robots.txt cannot be read for now; it is asked for again next time.
+        """
         site = "{0.scheme}://{0.netloc}".format(urlsplit(url))
         asked_at, rules = self._rules.get(site, (0.0, None))
         if rules is None or time.monotonic() - asked_at > ROBOTS_KEPT_S:

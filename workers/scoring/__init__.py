@@ -1,1 +1,1 @@
-"""From samples to scores: windows, batches, the model."""
+"""Samples in, scores out: windows, batches, the model. The only folder that imports torch."""

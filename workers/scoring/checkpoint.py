@@ -1,4 +1,4 @@
-"""A model's name in, its checkpoint out: files, identity, extractor and weights, or one sentence that says why not."""
+"""A model's name in, its checkpoint out: files, identity, feature extractor and weights."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 transformers_logging: Any = transformers.logging
 
 STARTER = Path(__file__).with_name("starter")
-#: Configurations, extractors and tokenizers are JSON or text; safe weights are preferred to pickles.
+#: Configurations, extractors and tokenizers: JSON or text. Safe weights are preferred to pickles.
 _FILES = ["config.json", "*processor_config.json", "*token*.json", "vocab.*", "merges.txt"]
 _SAFE_WEIGHTS, _PICKLES = "model*.safetensors*", "pytorch_model*.bin*"
-#: Parameters only training uses, absent from many good checkpoints.
+#: Parameters that only training uses; many good checkpoints lack them.
 _TRAINING_ONLY = "masked_spec_embed"
 _UNREADABLE = (
     OSError,
@@ -49,7 +49,7 @@ _FUNCTIONS: dict[str | None, options.FunctionToApply] = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model's files, read but not yet its weights."""
+    """A model's files and configuration, without its weights."""
 
     name: str
     folder: Path
@@ -64,11 +64,11 @@ class Checkpoint:
 
     @property
     def function_to_apply(self) -> options.FunctionToApply:
-        """Say what turns logits into scores, as `AudioClassificationPipeline.postprocess` decides it."""
+        """The function from logits to scores, chosen as `AudioClassificationPipeline` does."""
         return _FUNCTIONS.get(getattr(self.config, "problem_type", None), "softmax")
 
     def sha256(self) -> str:
-        """Return the digest of the weights, in the order of their files' names."""
+        """Return the digest of the weights' files, in the order of their names."""
         digest = hashlib.sha256()
         for path in sorted(self.folder.glob(_weights_pattern(self.folder))):
             with path.open("rb") as file:
@@ -77,9 +77,12 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str, revision: str | None) -> Checkpoint:
-    """Find a checkpoint (`starter`, a directory or a hub id, which is downloaded once) and read its configuration.
+    """Find a checkpoint and read its configuration; code in a checkpoint never runs.
 
-    Raises ServiceError for one that is not there, cannot be reached, or is no audio classifier. Its code never runs.
+    Its name is `starter`, a folder or a hub id. A hub model is downloaded once.
+
+    Raises:
+        ServiceError: the checkpoint is missing, out of reach, or no audio classifier.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -90,18 +93,16 @@ def open_checkpoint(name: str, revision: str | None) -> Checkpoint:
         extractors: Any = transformers.AutoFeatureExtractor
         extractor = extractors.from_pretrained(folder, trust_remote_code=False)
     except _UNREADABLE as error:
-        raise errors.ServiceError(
-            reason=f"{name} cannot be read as a model: {_first_line(error)}"
-        ) from error
+        reason = f"{name} cannot be read as a model: {_first_line(error)}"
+        raise errors.ServiceError(reason=reason) from error
     return Checkpoint(name, folder, commit, config, extractor)
 
 
 def _require_audio_classifier(name: str, config: Any) -> None:
     known = [*MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, "clap"]
     if config.model_type not in known:
-        raise errors.ServiceError(
-            reason=f"{name} is a {config.model_type} model; Earmark classifies with {', '.join(known)}."
-        )
+        usable = f"Earmark classifies with {', '.join(known)}"
+        raise errors.ServiceError(reason=f"{name} is a {config.model_type} model; {usable}.")
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
@@ -148,16 +149,22 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise errors.ServiceError(reason=reason) from error
 
 
-def labels_of(checkpoint: Checkpoint, asked: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the names of the scores in their order: the checkpoint's, or those asked of a zero-shot model."""
+def labels_of(checkpoint: Checkpoint, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the labels in the order of the scores.
+
+    They are the checkpoint's own or, for a zero-shot model, those that the run asks for.
+
+    Raises:
+        ServiceError: the labels do not fit the model.
+    """
     name = checkpoint.name
     if checkpoint.zero_shot:
-        if not asked:
+        if not wanted:
             raise errors.ServiceError(
                 reason=f"{name} has no labels of its own; say what to listen for with --labels."
             )
-        return tuple(asked)
-    if asked:
+        return tuple(wanted)
+    if wanted:
         raise errors.ServiceError(
             reason=f"{name} has its own labels; --labels is for zero-shot models (CLAP)."
         )
@@ -172,17 +179,17 @@ def labels_of(checkpoint: Checkpoint, asked: Sequence[str] = ()) -> tuple[str, .
 def load_model(
     checkpoint: Checkpoint, dtype: torch.dtype, labels: Sequence[str]
 ) -> torch.nn.Module:
-    """Load the weights; the model returns `logits`, (windows, labels).
+    """Load the weights; the model returns `logits`, shape (windows, labels).
 
-    Raises ServiceError if a file is damaged or a weight is missing: it would be random, and so would the scores.
+    Raises:
+        ServiceError: a file is damaged, or a weight is missing, which would be random and make
+            the scores random too.
     """
-    kind: Any = (
-        transformers.ClapModel
-        if checkpoint.zero_shot
-        else transformers.AutoModelForAudioClassification
-    )
+    kind: Any = transformers.AutoModelForAudioClassification
+    if checkpoint.zero_shot:
+        kind = transformers.ClapModel
     try:
-        model, found = kind.from_pretrained(
+        model, loading = kind.from_pretrained(
             checkpoint.folder,
             config=checkpoint.config,
             dtype=dtype,
@@ -192,7 +199,7 @@ def load_model(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        _require_all_weights(checkpoint.name, found)
+        _require_all_weights(checkpoint.name, loading)
         if checkpoint.zero_shot:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 checkpoint.folder, trust_remote_code=False
@@ -206,23 +213,24 @@ def load_model(
     return loaded
 
 
-def _require_all_weights(name: str, found: dict[str, Any]) -> None:
-    missing = sorted(key for key in found["missing_keys"] if _TRAINING_ONLY not in key)
+def _require_all_weights(name: str, loading: dict[str, Any]) -> None:
+    missing = sorted(key for key in loading["missing_keys"] if _TRAINING_ONLY not in key)
     if missing:
         reason = f"{name} is no audio classifier: its checkpoint lacks {', '.join(missing[:4])}"
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         raise errors.ServiceError(
             reason=f"{reason}{more}; choose one fine-tuned for audio classification."
         )
-    for key, stored, expected in sorted(found["mismatched_keys"]):
+    for key, stored, expected in sorted(loading["mismatched_keys"]):
         shapes = f"{key} is {tuple(stored)} and not {tuple(expected)}"
-        raise errors.ServiceError(
-            reason=f"The weights of {name} do not fit its config.json: {shapes}."
-        )
+        reason = f"The weights of {name} do not fit its config.json: {shapes}."
+        raise errors.ServiceError(reason=reason)
 
 
 def _weights_pattern(folder: Path) -> str:
-    return _SAFE_WEIGHTS if any(folder.glob(_SAFE_WEIGHTS)) else _PICKLES
+    if any(folder.glob(_SAFE_WEIGHTS)):
+        return _SAFE_WEIGHTS
+    return _PICKLES
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Windows in, scores out: the model and its features on one device."""
+"""Windows in, logits out: the model and its features on one device."""
 
 from __future__ import annotations
 
@@ -20,56 +20,63 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Of the classifiers that take any length, those whose attention mask hides padding exactly if their convolutions
-#: use layer norm; group norm, and data2vec's and Conformer's deeper convolutions, let padding leak into the scores.
+#: Of the models that take any length, those whose attention mask hides padding exactly if their
+#: convolutions use layer norm. Group norm, and the deeper convolutions of data2vec and Conformer,
+#: let padding leak into the scores.
 _MASKS_EXACTLY = ("hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
-#: On a GPU, windows this much shorter than the longest of a batch are padded rather than left behind.
+#: On a GPU, the longest window of a batch over its shortest: the shorter ones are padded.
 _PADDING = 1.15
+#: What a batch may hold at most: padded seconds of audio, and windows.
 _GPU_BATCH_S, _GPU_BATCH_WINDOWS, _CPU_BATCH_WINDOWS = 640.0, 64, 16
-#: glibc's parameters M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, and values at which a lane keeps its memory.
+#: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, with values at which a lane keeps its memory.
 _MALLOC = ((-3, 32 * 1024**2), (-1, 256 * 1024**2))
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Which model gives the scores, and what it takes."""
+    """A model's identity, its labels, and the windows it takes."""
 
     name: str
     #: The commit of a hub model.
     revision: str | None
-    #: Of the weights.
+    #: The digest of the weights.
     sha256: str
     sample_rate: int
     function_to_apply: str
     labels: tuple[str, ...]
-    #: The model's own window.
+    #: The length of the model's own window.
     window_s: float
-    #: The model hears nothing of a window beyond `window_s`.
+    #: The model ignores the part of a window beyond `window_s`.
     fixed: bool
     #: The shortest window the model can take.
     min_samples: int
 
-    def usable_window_s(self, asked: float | None) -> float:
-        """Return the window to cut: the one asked for, but never longer than the model hears."""
-        if asked is None:
+    def usable_window_s(self, wanted: float | None) -> float:
+        """Return the length of the windows to cut: never longer than the model hears."""
+        if wanted is None:
             return self.window_s
-        return min(asked, self.window_s) if self.fixed else asked
+        return min(wanted, self.window_s) if self.fixed else wanted
 
 
 @dataclass(slots=True)
 class Limits:
-    """What a batch may hold; the samples shrink when the device runs out of memory, for good."""
+    """The most that a batch may hold; out of memory on the device shrinks `samples` for good."""
 
     windows: int
     #: Samples, padding included.
     samples: float
-    #: Longest over shortest window of a batch: 1 where padding would change the scores.
+    #: A batch's longest window over its shortest; 1 if padding would change the scores.
     padding: float
 
 
 @dataclass(eq=False)
 class Classifier:
-    """Score windows: 1-D float32 arrays at the card's sample rate, of any lengths."""
+    """A model on its device, with the features it takes.
+
+    Create it with `load`, and put a `Batcher` in front of it: one thread at a time may use a
+    classifier, and each further thread (lane) needs a `twin`. Windows are float32 arrays, shape
+    (samples,), at the card's sample rate and at least `card.min_samples` long.
+    """
 
     _model: Any
     _features: features.Features
@@ -81,8 +88,9 @@ class Classifier:
     lanes: int
 
     def choose(self, lengths: Sequence[int]) -> list[int]:
-        """Return the places of the windows to score next: the first, and those that share its batch within limits."""
-        chosen, shortest, longest = [0], lengths[0], lengths[0]
+        """Choose a batch by the windows' lengths; return positions, the first always among them."""
+        chosen = [0]
+        shortest = longest = lengths[0]
         for place, length in enumerate(lengths[1:], 1):
             low, high = min(shortest, length), max(longest, length)
             if len(chosen) >= self.limits.windows:
@@ -97,13 +105,13 @@ class Classifier:
         return self.card.window_s * self.card.sample_rate if self.card.fixed else longest
 
     def outcomes(self, windows: Sequence[np.ndarray]) -> list[np.ndarray | errors.ClipError]:
-        """Score one batch: for each window its logits (labels,) or why it has none.
+        """Score one batch: return for each window its logits, shape (labels,), or its error.
 
-        A batch that fails is halved, so that no window fails for a neighbour.
+        A batch that fails is halved, so that no window fails because of a neighbour.
         """
         try:
             return [_checked(logits) for logits in self._forward(windows)]
-        except Exception as error:  # whatever a model raises fails one clip, never the worker
+        except Exception as error:  # any error of a model fails one clip, never the worker
             failure = _translated(error)
         if isinstance(failure, errors.OutOfMemory):
             self._make_room(windows)
@@ -133,25 +141,27 @@ class Classifier:
         )  # fmt: skip
 
     def healthy(self) -> bool:
-        """Say whether the device still scores a window of silence: after a CUDA fault it never will again."""
+        """Return whether the device still scores silence; after a CUDA fault it never does."""
         return not isinstance(self.silent_outcome(), errors.ModelError)
 
     def silent_outcome(self) -> np.ndarray | errors.ClipError:
-        """Score the shortest window there is, of silence, which any sound model and device can."""
+        """Score the shortest window of silence, which only a broken model or device cannot."""
         return self.outcomes([np.zeros(self.card.min_samples, np.float32)])[0]
 
     def twin(self) -> Classifier:
-        """Return a classifier for another thread: the same weights, but modules of its own (some cache positions)."""
-        weights = {
-            id(tensor): tensor for tensor in [*self._model.parameters(), *self._model.buffers()]
-        }
+        """Return a classifier for another thread, with the same weights.
+
+        It has its own modules, because some of them cache positions.
+        """
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        weights = {id(tensor): tensor for tensor in tensors}
         other = copy.copy(self)
         other._model = copy.deepcopy(self._model, weights)
         return other
 
 
 def apply(logits: np.ndarray, function_to_apply: str) -> np.ndarray:
-    """Turn logits (..., labels) into scores with softmax, sigmoid or none of them."""
+    """Turn logits, shape (..., labels), into scores with softmax, sigmoid or no function."""
     if function_to_apply == "none":
         return logits
     if function_to_apply == "sigmoid":
@@ -172,35 +182,33 @@ def _translated(error: Exception) -> errors.ClipError:
     if isinstance(error, errors.ClipError):
         return error
     exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if exhausted or any(
-        words in str(error) for words in ("out of memory", "can't allocate memory")
-    ):
+    text = str(error)
+    if exhausted or "out of memory" in text or "can't allocate memory" in text:
         return errors.OutOfMemory()
     return errors.ModelError(reason=f"{type(error).__name__}: {error}")
 
 
 def load(model: settings.Model, labels: Sequence[str] = ()) -> Classifier:
-    """Load a model and score one window of silence with it; `labels` are what a zero-shot model listens for.
+    """Load a model and score one window of silence with it; `labels` are for a zero-shot model.
 
-    Raises ServiceError with the cure where the model, the device or the dtype cannot be had.
+    Raises:
+        ServiceError: the model, the device or the dtype is not available; it names the cure.
     """
     device = pick_device(model.device)
     dtype = pick_dtype(model.dtype, device)
     _set_precision(device)
     _keep_memory()
-    found = checkpoint.open_checkpoint(model.name, model.revision)
-    names = checkpoint.labels_of(found, labels)
-    network = checkpoint.load_model(found, dtype, names).to(device)
-    inputs = features.build(found.extractor, found.config, device)
-    card = _card(found, names, inputs)
-    limits = _limits(model, found, inputs, device)
+    opened = checkpoint.open_checkpoint(model.name, model.revision)
+    names = checkpoint.labels_of(opened, labels)
+    network = checkpoint.load_model(opened, dtype, names).to(device)
+    inputs = features.build(opened.extractor, opened.config, device)
     classifier = Classifier(
         network,
         inputs,
-        card,
+        _card(opened, names, inputs),
         str(device),
         str(dtype).removeprefix("torch."),
-        limits,
+        _limits(model, opened, inputs, device),
         _lanes(model, device),
     )
     _warm_up(classifier)
@@ -208,14 +216,14 @@ def load(model: settings.Model, labels: Sequence[str] = ()) -> Classifier:
 
 
 def _card(
-    found: checkpoint.Checkpoint, labels: tuple[str, ...], inputs: features.Features
+    opened: checkpoint.Checkpoint, labels: tuple[str, ...], inputs: features.Features
 ) -> ModelCard:
     return ModelCard(
-        name=found.name,
-        revision=found.revision,
-        sha256=found.sha256(),
-        sample_rate=found.extractor.sampling_rate,
-        function_to_apply=found.function_to_apply,
+        name=opened.name,
+        revision=opened.revision,
+        sha256=opened.sha256(),
+        sample_rate=opened.extractor.sampling_rate,
+        function_to_apply=opened.function_to_apply,
         labels=labels,
         window_s=inputs.window_s,
         fixed=inputs.fixed,
@@ -225,15 +233,17 @@ def _card(
 
 def _limits(
     model: settings.Model,
-    found: checkpoint.Checkpoint,
+    opened: checkpoint.Checkpoint,
     inputs: features.Features,
     device: torch.device,
 ) -> Limits:
-    on_cpu = device.type == "cpu"
-    seconds = model.batch_s or (inputs.cpu_batch_s if on_cpu else _GPU_BATCH_S)
-    windows = model.batch_windows or (_CPU_BATCH_WINDOWS if on_cpu else _GPU_BATCH_WINDOWS)
-    padding = _PADDING if not on_cpu and masks_exactly(found.config, found.extractor) else 1.0
-    return Limits(windows, seconds * found.extractor.sampling_rate, padding)
+    windows, seconds, padding = _GPU_BATCH_WINDOWS, _GPU_BATCH_S, 1.0
+    if device.type == "cpu":
+        windows, seconds = _CPU_BATCH_WINDOWS, inputs.cpu_batch_s
+    elif masks_exactly(opened.config, opened.extractor):
+        padding = _PADDING
+    samples = (model.batch_s or seconds) * opened.extractor.sampling_rate
+    return Limits(model.batch_windows or windows, samples, padding)
 
 
 def _lanes(model: settings.Model, device: torch.device) -> int:
@@ -243,7 +253,7 @@ def _lanes(model: settings.Model, device: torch.device) -> int:
 
 
 def masks_exactly(config: Any, extractor: Any) -> bool:
-    """Say whether padding leaves this checkpoint's scores as they are."""
+    """Return whether padding leaves this checkpoint's scores unchanged."""
     layer_norm = getattr(config, "feat_extract_norm", None) == "layer"
     return config.model_type in _MASKS_EXACTLY and layer_norm and extractor.return_attention_mask
 
@@ -251,29 +261,36 @@ def masks_exactly(config: Any, extractor: Any) -> bool:
 def _warm_up(classifier: Classifier) -> None:
     outcome = classifier.silent_outcome()
     if isinstance(outcome, errors.ClipError):
-        reason = f"{classifier.card.name} cannot score a window of silence on {classifier.device}: {outcome}"
+        name, device = classifier.card.name, classifier.device
+        reason = f"{name} cannot score a window of silence on {device}: {outcome}"
         raise errors.ServiceError(reason=reason) from outcome
 
 
-def pick_device(asked: str) -> torch.device:
-    """Return the device asked for, or with `auto` the best there is; never another one in silence."""
-    if asked == "auto":
-        best = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+def pick_device(name: str) -> torch.device:
+    """Return the named device, or with `auto` the best available one.
+
+    Raises:
+        ServiceError: the device is unknown or missing; another one is never taken instead.
+    """
+    if name == "auto":
+        best = _best_device()
         logger.info("device auto: %s", best, extra={"action": "device_chosen"})
         return torch.device(best)
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
     except RuntimeError as error:
-        reason = f"EARMARK_MODEL__DEVICE is {asked}; it may be auto, cpu, cuda, cuda:1 or mps."
+        reason = f"EARMARK_MODEL__DEVICE is {name}; it may be auto, cpu, cuda, cuda:1 or mps."
         raise errors.ServiceError(reason=reason) from error
     _require_present(device)
     return device
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
 
 
 def _require_present(device: torch.device) -> None:
@@ -290,31 +307,36 @@ def _require_present(device: torch.device) -> None:
         raise errors.ServiceError(reason=reason)
 
 
-def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
-    """Return the dtype asked for; `auto` is bfloat16 on CUDA that computes in it, else float32.
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the named dtype; `auto` is bfloat16 on CUDA that computes in it, else float32.
 
-    On a CPU bfloat16 was measured 1.7 times slower.
+    On a CPU, bfloat16 was measured to be 1.7 times slower.
+
+    Raises:
+        ServiceError: the dtype is unknown.
     """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if asked == "auto":
+    if name == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
-    if asked not in known:
-        raise errors.ServiceError(
-            reason=f"EARMARK_MODEL__DTYPE is {asked}; it may be auto, {', '.join(known)}."
-        )
-    return known[asked]
+    if name not in known:
+        reason = f"EARMARK_MODEL__DTYPE is {name}; it may be auto, {', '.join(known)}."
+        raise errors.ServiceError(reason=reason)
+    return known[name]
 
 
 def _keep_memory() -> None:
-    """Let threads keep what they freed: glibc gives it back at once, and taking it again costs small models 7%."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    """Let glibc keep freed memory: giving it back and taking it again costs small models 7%."""
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
         for parameter, value in _MALLOC:
             libc.mallopt(parameter, value)
 
 
 def _set_precision(device: torch.device) -> None:
-    """Give features and float32 models full precision: TensorFloat-32 keeps 3 digits of a log-mel or a logit."""
+    """Compute float32 in full precision: TensorFloat-32 keeps 3 digits of a log-mel or a logit."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False

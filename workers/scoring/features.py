@@ -1,4 +1,4 @@
-"""Windows of audio in, the tensors a model takes out, on its device and equal to the checkpoint's own extractor."""
+"""Windows in, a model's input tensors out, equal to those of the checkpoint's own extractor."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ _FRAME, _HOP, _FFT = 400, 160, 512
 _PREEMPHASIS = 0.97
 #: The smallest mel energy, kaldi's float32 epsilon.
 _FLOOR = 1.192092955078125e-07
-#: What the widest activation of a batch on a CPU may take, and the batch where that is not known.
+#: CPU batches: the most memory for the widest activation, and seconds if its size is unknown.
 _CPU_BATCH_BYTES, _CPU_BATCH_S = 32 * 1024**2, 10.0
-#: What a model that takes any length is given at once: speech and sound events fit, memory stays small.
+#: The window of a model that takes any length: speech and sound events fit, memory stays small.
 _ANY_LENGTH_S = 10.0
 
 
 class Features(Protocol):
-    """Turn windows, each (samples,) float32, into a model's keyword arguments, each (windows, ...)."""
+    """Turns windows, each float32 (samples,), into a model's arguments, each (windows, ...)."""
 
-    #: Every window gives the same shape, so windows of any length share a batch exactly.
+    #: Whether every window gives the same shape, so that windows of any length can share a batch.
     fixed: bool
-    #: The model's own length; a fixed model hears nothing beyond it.
+    #: The length of the model's own window; a fixed model ignores audio beyond it.
     window_s: float
     #: The shortest window the model can take.
     min_samples: int
-    #: What a CPU is given at once: enough to spread the cost of each call, little enough to stay near its caches.
+    #: Seconds of audio in a CPU's batch: enough to spread the cost of a call, and near its caches.
     cpu_batch_s: float
 
     def __call__(self, windows: Sequence[np.ndarray]) -> dict[str, torch.Tensor]: ...
 
 
 def build(extractor: Any, config: Any, device: torch.device) -> Features:
-    """Return the fastest features that equal `extractor`'s: its own, where we have no fast path."""
+    """Return the fastest features that equal the extractor's; its own if we have no fast ones."""
     if type(extractor) is ASTFeatureExtractor:
         return LogMel(extractor, device)
     if type(extractor) is Wav2Vec2FeatureExtractor:
@@ -54,7 +54,7 @@ def build(extractor: Any, config: Any, device: torch.device) -> Features:
 
 
 class LogMel:
-    """Kaldi's log-mel filterbank, as `ASTFeatureExtractor` computes it with torchaudio or with numpy."""
+    """Kaldi's log-mel filterbank, as `ASTFeatureExtractor` computes it."""
 
     fixed = True
     min_samples = _FRAME
@@ -64,17 +64,19 @@ class LogMel:
         self.window_s = extractor.max_length * _HOP / extractor.sampling_rate
         self._frames = extractor.max_length
         self._device = device
-        self._normalization = (
-            (extractor.mean, extractor.std * 2) if extractor.do_normalize else (0.0, 1.0)
-        )
+        self._normalization = (0.0, 1.0)
+        if extractor.do_normalize:
+            self._normalization = (extractor.mean, extractor.std * 2)
         self._spectrum = torch.from_numpy(_spectrum()).to(device, torch.float32)
         self._mel = torch.from_numpy(_mel(extractor)).to(device, torch.float32)
 
     def __call__(self, windows: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-        # On a CPU, the intermediates of more than one window fall out of its cache: 1.5 times slower at 16.
-        groups = [[window] for window in windows] if self._device.type == "cpu" else [windows]
+        if self._device.type == "cpu":
+            # The intermediates of several windows fall out of the cache: 1.5 times slower at 16.
+            log_mel = torch.cat([self._log_mel([window]) for window in windows])
+        else:
+            log_mel = self._log_mel(windows)
         mean, scale = self._normalization
-        log_mel = torch.cat([self._log_mel(group) for group in groups])
         return {"input_values": log_mel.sub_(mean).div_(scale)}
 
     def _log_mel(self, windows: Sequence[np.ndarray]) -> torch.Tensor:
@@ -89,9 +91,10 @@ class LogMel:
 
 
 def _spectrum() -> np.ndarray:
-    """Return the matrix (400, 514) from a frame to the real, then the imaginary parts of its spectrum.
+    """Return the matrix (400, 514) from a frame to its spectrum: real, then imaginary parts.
 
-    Removing the mean, pre-emphasis, the Hann window and the Fourier transform are all linear: one product does them.
+    Removing the mean, pre-emphasis, the Hann window and the Fourier transform are all linear, so
+    one product does them all.
     """
     no_mean = np.eye(_FRAME) - 1 / _FRAME
     emphasis = np.eye(_FRAME) - _PREEMPHASIS * np.eye(_FRAME, k=1)
@@ -115,14 +118,14 @@ def _mel(extractor: ASTFeatureExtractor) -> np.ndarray:
 
 
 class Waveforms:
-    """The samples themselves, with zero mean and unit variance if asked, as `Wav2Vec2FeatureExtractor` gives them."""
+    """The samples, normalised if the checkpoint asks for it, as by `Wav2Vec2FeatureExtractor`."""
 
     fixed = False
 
     def __init__(
         self, extractor: Wav2Vec2FeatureExtractor, config: Any, device: torch.device
     ) -> None:
-        # Some checkpoints say what they were trained on; the starter does.
+        # Some checkpoints give the length they were trained on, as the starter does.
         self.window_s = float(getattr(extractor, "chunk_length_s", None) or _ANY_LENGTH_S)
         self.min_samples = _receptive_field(config)
         bytes_per_s = 4 * config.conv_dim[0] * extractor.sampling_rate / config.conv_stride[0]
@@ -134,10 +137,12 @@ class Waveforms:
     def __call__(self, windows: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         samples, lengths = _stack(windows, self._device)
         mask = _mask(lengths, samples.shape[1])
-        values = _normalized(samples, mask) if self._normalize else samples
-        return {"input_values": values} | (
-            {"attention_mask": mask.int()} if self._with_mask else {}
-        )
+        if self._normalize:
+            samples = _normalized(samples, mask)
+        inputs = {"input_values": samples}
+        if self._with_mask:
+            inputs["attention_mask"] = mask.int()
+        return inputs
 
 
 def _normalized(samples: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -147,7 +152,7 @@ def _normalized(samples: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _receptive_field(config: Any) -> int:
-    """Return the samples behind the fewest frames the encoder can take: one, or what SEW squeezes into one."""
+    """Return the samples of the fewest frames that the encoder takes: one, or several with SEW."""
     samples = getattr(config, "squeeze_factor", 1)
     for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
         samples = (samples - 1) * stride + kernel
@@ -155,26 +160,29 @@ def _receptive_field(config: Any) -> int:
 
 
 class HubExtractor:
-    """The checkpoint's own extractor, one window at a time as `pipeline` calls it: some draw lots in a batch."""
+    """The checkpoint's own extractor, one window at a time: some draw at random in a batch."""
 
     cpu_batch_s = _CPU_BATCH_S
 
     def __init__(self, extractor: Any, device: torch.device) -> None:
         self.fixed = isinstance(extractor, (WhisperFeatureExtractor, ClapFeatureExtractor))
         self.window_s = _own_window_s(extractor)
-        # Per-bin variance takes two frames.
-        self.min_samples = (
-            _FRAME + _HOP if isinstance(extractor, SeamlessM4TFeatureExtractor) else 1
-        )
+        self.min_samples = 1
+        if isinstance(extractor, SeamlessM4TFeatureExtractor):
+            # The variance of a bin takes two frames.
+            self.min_samples = _FRAME + _HOP
         self._extractor = extractor
         self._device = device
-        self._on_device = (
-            {"device": str(device)} if isinstance(extractor, WhisperFeatureExtractor) else {}
-        )
+        self._on_device = {}
+        if isinstance(extractor, WhisperFeatureExtractor):
+            self._on_device["device"] = str(device)
 
     def __call__(self, windows: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         each = [self._extract(window) for window in windows]
-        return {name: torch.cat([one[name] for one in each]).to(self._device) for name in each[0]}
+        batch = {}
+        for name in each[0]:
+            batch[name] = torch.cat([tensors[name] for tensors in each]).to(self._device)
+        return batch
 
     def _extract(self, window: np.ndarray) -> Any:
         rate = self._extractor.sampling_rate
@@ -184,11 +192,9 @@ class HubExtractor:
 def _own_window_s(extractor: Any) -> float:
     if isinstance(extractor, WhisperFeatureExtractor):
         return float(extractor.chunk_length)
-    return (
-        float(extractor.max_length_s)
-        if isinstance(extractor, ClapFeatureExtractor)
-        else _ANY_LENGTH_S
-    )
+    if isinstance(extractor, ClapFeatureExtractor):
+        return float(extractor.max_length_s)
+    return _ANY_LENGTH_S
 
 
 def _stack(

@@ -1,4 +1,4 @@
-"""How much of a GPU is in use."""
+"""The memory of a GPU in use, and the share of time it is busy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Usage:
 
     used_bytes: int
     total_bytes: int
-    #: None where nvidia-ml-py is not installed, or finds no driver.
+    #: None if nvidia-ml-py is not installed or finds no driver.
     busy: float | None
 
 
 def usage(device: str) -> Usage:
-    """Return the use of a CUDA device such as `cuda:0`, at this moment."""
+    """Return the current use of a CUDA device such as `cuda:0`."""
     free, total = torch.cuda.mem_get_info(device)
     try:
         busy = torch.cuda.utilization(device) / 100

@@ -1,4 +1,4 @@
-"""A waveform in, the windows a model sees out; the windows' scores in, the clip's scores and predictions out."""
+"""A waveform in, windows out; the windows' scores in, the clip's scores and predictions out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def split(
     waveform: clips.Waveform, *, window_s: float, hop_s: float | None, min_samples: int
 ) -> Iterator[clips.Window]:
-    """Yield views of the waveform, `hop_s` apart; the last one ends where the clip ends, so nothing goes unheard.
+    """Yield views of the waveform, `hop_s` apart. The last one ends where the clip ends.
 
-    A clip shorter than a window is one window. What is shorter than `min_samples`, the least the model can take,
-    is padded with zeros at its end; `end_s` then still says where the sound ends.
+    A clip shorter than a window is one window. A window shorter than `min_samples`, the least
+    that the model takes, is padded with zeros at its end; its `end_s` is where the sound ends.
     """
     rate = waveform.sample_rate
     size = max(1, round(window_s * rate))
@@ -39,20 +39,24 @@ def _starts(total: int, *, size: int, hop: int) -> Iterator[int]:
 
 
 def _padded(samples: np.ndarray, least: int) -> np.ndarray:
-    return samples if len(samples) >= least else np.pad(samples, (0, least - len(samples)))
+    if len(samples) >= least:
+        return samples
+    return np.pad(samples, (0, least - len(samples)))
 
 
-def combine(scores: np.ndarray, how: options.Combine) -> np.ndarray:
+def combine(scores: np.ndarray, method: options.Combine) -> np.ndarray:
     """Combine the scores of a clip's windows, (windows, labels), into the clip's, (labels,)."""
-    combined: np.ndarray = scores.max(axis=0) if how == "max" else scores.mean(axis=0)
+    combined: np.ndarray = scores.max(axis=0) if method == "max" else scores.mean(axis=0)
     return combined
 
 
 def top_k(scores: np.ndarray, k: int, min_score: float) -> tuple[clips.Prediction, ...]:
-    """Return the `k` best of (labels,) scores that reach `min_score`, best first; equal ones in label order.
+    """Return the `k` best of (labels,) scores that reach `min_score`, the best first.
 
-    A `k` beyond the label set is the label set. A `min_score` of 0 keeps everything, negative logits too.
+    Equal scores are in label order. A `k` beyond the label set gives all labels. A `min_score` of
+    0 keeps every score, negative logits too.
     """
     best = np.argsort(-scores, kind="stable")[:k]
-    kept = best if min_score == 0 else best[scores[best] >= min_score]
-    return tuple(clips.Prediction(int(label), float(scores[label])) for label in kept)
+    if min_score:
+        best = best[scores[best] >= min_score]
+    return tuple(clips.Prediction(int(label), float(scores[label])) for label in best)

@@ -1,4 +1,4 @@
-"""A CLAP model and the labels to listen for in, a classifier with those labels out."""
+"""A CLAP model and a run's labels in, a classifier with these labels out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SENTENCE = "This is a sound of {}."
 
 
 class ZeroShot(torch.nn.Module):
-    """Score audio against the text features of the labels, which are computed once."""
+    """Scores audio against the text features of the labels, which are computed once."""
 
     text: torch.Tensor  # (labels, features)
 
@@ -27,7 +27,7 @@ class ZeroShot(torch.nn.Module):
         self.register_buffer("text", _text_features(clap, tokenizer, labels))
 
     def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
-        """Return what an audio-classification model returns: `logits`, (windows, labels)."""
+        """Return `logits`, shape (windows, labels), as an audio-classification model does."""
         audio = _unit(self.audio_projection(self.audio_model(**inputs).pooler_output))
         return SimpleNamespace(logits=audio @ self.text.T * self.scale.exp())
 

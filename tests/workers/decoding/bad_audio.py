@@ -1,6 +1,6 @@
 """Two thousand files nobody should have to decode, made the same way each time from a seed.
 
-`python -m tests.workers.decoding.bad_audio --seed 7` decodes them all and prints what became of them.
+`python -m tests.workers.decoding.bad_audio --seed 7` decodes them all and prints the outcomes.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def cases(seed: int = 0, canary_port: int = 9, bomb_s: int = 7200) -> list[Case]
     return list(itertools.chain.from_iterable(families))
 
 
-# whole files ---------------------------------------------------------------------------------------------------------
+# whole files --------------------------------------------------------------------------------------
 
 
 @cache
@@ -196,7 +196,7 @@ def through_ffmpeg() -> Iterator[Case]:
         )
 
 
-# files that lost or changed something --------------------------------------------------------------------------------
+# files that lost or changed something -------------------------------------------------------------
 
 
 def breakable() -> dict[str, bytes]:
@@ -238,7 +238,7 @@ def damage(rng: random.Random) -> Iterator[Case]:
             yield Case(f"splattered/{name}-{number}", bytes(content))
 
 
-# headers that lie ----------------------------------------------------------------------------------------------------
+# headers that lie ---------------------------------------------------------------------------------
 
 
 def wav(
@@ -360,7 +360,7 @@ def not_finite() -> Iterator[Case]:
         )
 
 
-# what is no audio, or does not look it -------------------------------------------------------------------------------
+# what is no audio, or does not look it ------------------------------------------------------------
 
 NOT_AUDIO = {
     "html": b"<!DOCTYPE html><html><head><title>404</title></head><body>Not found</body></html>"
@@ -443,7 +443,8 @@ def references(canary_port: int) -> Iterator[Case]:
         "m3u8-file": "#EXTM3U\n#EXTINF:5,\nfile:///etc/passwd\n",
         "m3u": f"{url}.mp3\n",
         "pls": f"[playlist]\nFile1={url}.mp3\n",
-        "xspf": f'<?xml version="1.0"?><playlist><track><location>{url}</location></track></playlist>',
+        "xspf": '<?xml version="1.0"?><playlist><track>'
+        f"<location>{url}</location></track></playlist>",
         "asx": f'<asx version="3.0"><entry><ref href="{url}"/></entry></asx>',
         "dash": f'<?xml version="1.0"?><MPD><Period><BaseURL>{url}</BaseURL></Period></MPD>',
         "concat": f"ffconcat version 1.0\nfile {url}.wav\n",
@@ -480,7 +481,7 @@ def _mov_with_reference(url: bytes) -> bytes:
     return bytes(grown)
 
 
-# bombs ---------------------------------------------------------------------------------------------------------------
+# bombs --------------------------------------------------------------------------------------------
 
 
 @cache
@@ -523,7 +524,7 @@ def bombs(seconds: int) -> Iterator[Case]:
     yield Case("bomb/wav-1-khz", wav(bytes(40_000), rate=1000, bits=8))
 
 
-# what becomes of them ------------------------------------------------------------------------------------------------
+# what becomes of them -----------------------------------------------------------------------------
 
 
 class Canary:
@@ -625,7 +626,8 @@ def defuse(bomb: Case) -> str:
     try:
         (child,) = psutil.Process().children()
         verdict = judge(decoders, bomb)
-        return f"{bomb.name}: {verdict.outcome} after {verdict.seconds:.3f} s in {peak_mb(child.pid):.0f} MB"
+        took = f"{verdict.seconds:.3f} s in {peak_mb(child.pid):.0f} MB"
+        return f"{bomb.name}: {verdict.outcome} after {took}"
     finally:
         decoders.close()
 

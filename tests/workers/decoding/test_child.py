@@ -14,11 +14,11 @@ from workers.decoding import formats
 
 CONFINED = """
     import os, resource, socket, subprocess
-    from workers import decoder
+    from workers.decoding import child
 
-    decoder.warm_up()
-    decoder.confine(2 * 1024**3)
-    assert os.dup(0) == decoder.CLIP
+    child.warm_up()
+    child.confine(2 * 1024**3)
+    assert os.dup(0) == child.CLIP
     attempts = {
         "open": lambda: open("/etc/passwd"),
         "create": lambda: open("/tmp/x", "w"),
@@ -45,7 +45,7 @@ def test_a_confined_decoder_can_open_no_file_and_no_socket():
     child = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CONFINED)],
         capture_output=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         stdin=subprocess.DEVNULL,
     )
     assert child.stdout.decode().split() == [
@@ -61,7 +61,7 @@ def test_a_confined_decoder_can_open_no_file_and_no_socket():
     "source_rate", [1000, 8000, 11025, 22050, 44100, 44101, 48000, 96000, 192000, 384000]
 )
 @pytest.mark.parametrize("block", [65536, 1009])
-def test_resampling_in_blocks_gives_the_bits_of_librosa(source_rate, block):
+def test_resampling_in_blocks_equals_librosas_bit_by_bit(source_rate, block):
     samples = bad_audio.tone(source_rate, 1.3)[:, 0]
     blocks = (samples[start : start + block] for start in range(0, len(samples), block))
     expected = librosa.resample(samples, orig_sr=source_rate, target_sr=16000)
@@ -71,7 +71,7 @@ def test_resampling_in_blocks_gives_the_bits_of_librosa(source_rate, block):
 
 
 @pytest.mark.parametrize("channels", range(1, 33))
-def test_the_mean_of_the_channels_is_that_of_librosa(channels):
+def test_the_mean_of_the_channels_equals_librosas(channels):
     block = np.random.default_rng(channels).standard_normal((5000, channels)).astype(np.float32)
     assert np.allclose(decoder_child.downmix(block), librosa.to_mono(block.T), rtol=0, atol=1e-6)
 
@@ -95,7 +95,7 @@ def test_a_format_is_known_by_the_first_bytes(content, name):
 
 
 @pytest.mark.parametrize("container", ["WAV", "AIFF", "CAF", "W64", "RF64", "OGG"])
-def test_one_lost_byte_of_sound_is_noticed(container):
+def test_one_missing_byte_of_audio_is_noticed(container):
     whole = bad_audio.written(container, "VORBIS" if container == "OGG" else "PCM_16")
     name = "wav" if container == "RF64" else container.lower()
     for content, expected in ((whole, False), (whole[:-1], True)):

@@ -64,7 +64,7 @@ def loaded_by_librosa(path, sample_rate=16000):
         return librosa.load(path, sr=sample_rate)[0]
 
 
-# waveforms -----------------------------------------------------------------------------------------------------------
+# waveforms ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sample_rate", [8000, 16000, 22050, 44100, 48000])
@@ -79,9 +79,7 @@ def loaded_by_librosa(path, sample_rate=16000):
         ("MP3", "MPEG_LAYER_III"),
     ],
 )
-def test_a_waveform_is_to_the_bit_what_librosa_loads(
-    decoders, tmp_path, pair, channels, sample_rate
-):
+def test_a_waveform_equals_librosas_bit_by_bit(decoders, tmp_path, pair, channels, sample_rate):
     content = bad_audio.written(*pair, sample_rate, channels, seconds=2.0)
     path = tmp_path / "clip"
     path.write_bytes(content)
@@ -92,12 +90,12 @@ def test_a_waveform_is_to_the_bit_what_librosa_loads(
     assert np.array_equal(waveform.samples, expected)
 
 
-def test_an_mp3_that_does_not_say_how_long_it_is_is_read_to_its_end(decoders):
+def test_an_mp3_without_a_declared_length_is_read_to_its_end(decoders):
     untagged = bad_audio.without_tag(bad_audio.written("MP3", "MPEG_LAYER_III", 44100, seconds=10))
     assert decoded(decoders, untagged).waveform.duration_s == pytest.approx(10, abs=0.1)
 
 
-def test_a_long_clip_read_in_blocks_is_what_librosa_loads_whole(decoders, tmp_path):
+def test_a_long_clip_read_in_blocks_equals_librosas_whole_one(decoders, tmp_path):
     path = tmp_path / "clip.flac"
     path.write_bytes(bad_audio.written("FLAC", "PCM_16", 48000, 2, seconds=90.0))
     expected = loaded_by_librosa(path)
@@ -105,7 +103,7 @@ def test_a_long_clip_read_in_blocks_is_what_librosa_loads_whole(decoders, tmp_pa
         assert np.array_equal(decoders.decode(file, 16000).waveform.samples, expected)
 
 
-def test_any_rate_may_be_asked_for(decoders, tmp_path):
+def test_any_sample_rate_can_be_requested(decoders, tmp_path):
     path = tmp_path / "clip.wav"
     path.write_bytes(whole_clip())
     expected = loaded_by_librosa(path, 32000)
@@ -113,7 +111,7 @@ def test_any_rate_may_be_asked_for(decoders, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["m4a", "webm", "opus", "wma", "amr", "flac32", "caf-alac"])
-def test_what_libsndfile_lacks_sounds_as_it_should(decoders, name):
+def test_formats_that_libsndfile_lacks_are_decoded_correctly(decoders, name):
     arguments = next(rest for pair, *rest in bad_audio.FFMPEG_PAIRS if pair == name)
     samples = decoded(decoders, bad_audio.encoded(*arguments)).waveform.samples
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
@@ -133,11 +131,11 @@ def test_the_facts_describe_the_file_and_not_the_waveform(decoders):
     assert (facts.codec, facts.truncated, facts.silent) == ("flac/pcm_24", False, False)
 
 
-def test_silence_is_a_result_and_marked(decoders):
+def test_a_silent_clip_is_decoded_and_marked(decoders):
     assert decoded(decoders, bad_audio.wav(bytes(32000))).facts.silent
 
 
-def test_a_file_that_lost_its_end_is_decoded_and_marked(decoders):
+def test_a_truncated_file_is_decoded_and_marked(decoders):
     half = whole_clip()[:16000]
     result = decoded(decoders, half)
     assert result.facts.truncated
@@ -151,7 +149,7 @@ def test_clips_of_many_threads_are_not_mixed_up(decoders):
     assert [result.waveform.samples[0] * 32768 for result in results] == list(range(1, 33))
 
 
-# refusals ------------------------------------------------------------------------------------------------------------
+# refusals -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -163,7 +161,7 @@ def test_clips_of_many_threads_are_not_mixed_up(decoders):
         ("lfs", "a Git LFS pointer"),
     ],
 )
-def test_what_is_no_audio_is_called_what_it_is(decoders, name, words):
+def test_a_file_without_audio_is_named_by_its_kind(decoders, name, words):
     with pytest.raises(errors.NotAudio, match=words):
         decoded(decoders, bad_audio.NOT_AUDIO[name])
 
@@ -184,7 +182,7 @@ def test_what_is_no_audio_is_called_what_it_is(decoders, name, words):
         (bad_audio.with_entry(b"stsz", 8, 2**30 - 1), errors.Corrupt),
     ],
 )
-def test_what_cannot_be_sound_is_refused_by_name(decoders, content, kind):
+def test_impossible_audio_is_refused_with_a_named_error(decoders, content, kind):
     with pytest.raises(kind):
         decoded(decoders, content)
 
@@ -202,7 +200,7 @@ def test_many_channels_count_as_much_as_many_seconds(pool):
         decoded(decoders, bad_audio.written("WAV", "PCM_16", 16000, 8))
 
 
-def test_what_is_no_regular_file_is_refused_without_reading_it(decoders, tmp_path):
+def test_an_irregular_file_is_refused_without_reading_it(decoders, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/zero")
     for path, flags in (
@@ -236,7 +234,7 @@ def test_a_sparse_file_of_3_gb_is_refused_by_its_header(decoders):
             decoders.decode(file, 16000)
 
 
-# children that die, hang or swell ------------------------------------------------------------------------------------
+# children that die, hang or swell -----------------------------------------------------------------
 
 
 def act_on_the_child_at_work(decoders, child, act):
@@ -324,7 +322,7 @@ def test_closing_leaves_no_child_and_no_caller_waiting():
         decoded(decoders, whole_clip())
 
 
-def test_decoders_that_cannot_start_are_a_wrong_service_and_not_a_wrong_clip(monkeypatch):
+def test_decoders_that_cannot_start_raise_a_service_error(monkeypatch):
     others = set(children())
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(errors.ServiceError, match="does not start"):
@@ -341,7 +339,7 @@ def python_with(kib, folder, monkeypatch):
 
 
 @LINUX
-def test_a_decoder_that_cannot_start_says_why(tmp_path, monkeypatch):
+def test_a_decoder_that_cannot_start_gives_the_reason(tmp_path, monkeypatch):
     python_with(100_000, tmp_path, monkeypatch)
     with pytest.raises(errors.ServiceError, match=r"does not start: .*(MemoryError|failed to map)"):
         decoder_pool.Decoders(settings.Audio(), 1)
@@ -355,11 +353,11 @@ def test_a_decoder_works_within_a_limit_below_its_own(pool, tmp_path, monkeypatc
 
 ORPHANS = """
     import tempfile, threading
-    from earmark import settings
-    from tests.workers import bad_audio
-    from workers import decode
+    from earmark.core import settings
+    from tests.workers.decoding import bad_audio
+    from workers.decoding import pool
 
-    decoders = decode.Decoders(settings.Audio(decode_timeout_s=5), 2)
+    decoders = pool.Decoders(settings.Audio(decode_timeout_s=5), 2)
     clip = tempfile.TemporaryFile(buffering=0)
     clip.write(bad_audio.silence("FLAC", "PCM_16", 96000, 2, 600))
     threading.Thread(target=decoders.decode, args=(clip, 16000)).start()
@@ -372,7 +370,7 @@ def test_children_of_a_killed_worker_end_by_themselves():
     worker = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(ORPHANS)],
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     with worker:
         assert worker.stdout.readline() == b"ready\n"
@@ -393,7 +391,7 @@ def test_a_child_has_neither_torch_nor_our_secrets(monkeypatch, pool):
     assert "torch" not in Path(f"/proc/{child}/maps").read_text()
 
 
-# two thousand bad files ----------------------------------------------------------------------------------------------
+# two thousand bad files ---------------------------------------------------------------------------
 
 #: The limits of the fixed third, for bombs that are quicker to make.
 SHORT = settings.Audio(max_duration_s=600, max_samples=50_000_000, decode_timeout_s=20)
@@ -407,7 +405,7 @@ def corpus():
     return files, verdicts, canary
 
 
-def test_every_bad_file_ends_in_a_result_or_a_named_error_and_kills_no_decoder(corpus):
+def test_every_bad_file_gives_a_result_or_a_named_error_and_kills_no_decoder(corpus):
     files, verdicts, _ = corpus
     assert len(files) >= 1800
     assert len(verdicts) == len(files[::3])
@@ -418,7 +416,7 @@ def test_every_valid_file_is_decoded_whole(corpus):
     assert bad_audio.false_refusals(corpus[1]) == []
 
 
-def test_no_file_makes_a_decoder_call_anyone(corpus):
+def test_no_file_makes_a_decoder_open_a_connection(corpus):
     assert corpus[2].hits == 0
 
 
@@ -435,12 +433,12 @@ def test_no_file_makes_a_decoder_call_anyone(corpus):
         ("mp3", 0.95),
     ],
 )
-def test_a_lost_end_is_noticed(corpus, name, share):
+def test_a_truncated_file_is_noticed(corpus, name, share):
     assert bad_audio.seen(corpus[1], name) >= share
 
 
 @LINUX
-def test_bombs_are_refused_before_they_take_memory(pool):
+def test_decompression_bombs_are_refused_before_they_take_memory(pool):
     others = set(children())
     decoders = pool(max_duration_s=600, max_samples=50_000_000)
     (child,) = set(children()) - others
@@ -455,7 +453,7 @@ def test_bombs_are_refused_before_they_take_memory(pool):
 
 
 @LINUX
-def test_a_bomb_that_hides_its_length_takes_no_memory_either(pool):
+def test_a_bomb_without_a_declared_length_takes_no_memory(pool):
     others = set(children())
     decoders = pool()
     (child,) = set(children()) - others

@@ -1,4 +1,4 @@
-"""A loopback internet: one public address, one canary behind every other address, scripted servers and resolver."""
+"""A loopback internet: one public address, a canary behind all others, scripted servers."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def fail(breaker: Breaker, times: int, *, hosts: int = 10) -> None:
         breaker.record(f"host{n % hosts}", (DNS, CONNECT)[n % 2])
 
 
-def test_it_opens_when_downloads_from_many_hosts_find_no_network(breaker: Breaker) -> None:
+def test_the_breaker_opens_if_downloads_from_many_hosts_find_no_network(breaker: Breaker) -> None:
     fail(breaker, 19)
     assert not breaker.open
     fail(breaker, 1)
@@ -41,14 +41,16 @@ def test_it_opens_when_downloads_from_many_hosts_find_no_network(breaker: Breake
 
 
 @pytest.mark.parametrize(("successes", "expected"), [(2, True), (3, False)])
-def test_nearly_all_is_nine_in_ten(successes: int, expected: bool, breaker: Breaker) -> None:
+def test_nine_failures_in_ten_open_the_breaker(
+    successes: int, expected: bool, breaker: Breaker
+) -> None:
     for _ in range(successes):
         breaker.record("fine", None)
     fail(breaker, 20 - successes)
     assert breaker.open is expected
 
 
-def test_a_few_dead_hosts_are_not_the_network(breaker: Breaker) -> None:
+def test_a_few_dead_hosts_do_not_open_the_breaker(breaker: Breaker) -> None:
     fail(breaker, 200, hosts=4)
     assert not breaker.open
 
@@ -62,7 +64,7 @@ def test_a_few_dead_hosts_are_not_the_network(breaker: Breaker) -> None:
         None,
     ],
 )
-def test_what_a_server_said_is_proof_of_a_network(
+def test_any_answer_of_a_server_proves_a_network(
     error: errors.ClipError | None, breaker: Breaker
 ) -> None:
     for n in range(100):
@@ -70,7 +72,7 @@ def test_what_a_server_said_is_proof_of_a_network(
     assert not breaker.open
 
 
-def test_it_closes_for_a_try_and_one_failure_opens_it_for_twice_as_long(
+def test_the_breaker_closes_for_a_try_and_a_failure_doubles_its_pause(
     breaker: Breaker, clock: Clock
 ) -> None:
     fail(breaker, 20)
@@ -83,15 +85,15 @@ def test_it_closes_for_a_try_and_one_failure_opens_it_for_twice_as_long(
         assert breaker.open
 
 
-def test_downloads_under_way_when_it_opened_do_not_prolong_it(
-    breaker: Breaker, clock: Clock
-) -> None:
+def test_downloads_in_progress_do_not_prolong_the_pause(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, 50)
     clock.now += 15.1
     assert not breaker.open
 
 
-def test_a_success_closes_it_and_the_past_is_forgotten(breaker: Breaker, clock: Clock) -> None:
+def test_a_success_closes_the_breaker_and_clears_its_history(
+    breaker: Breaker, clock: Clock
+) -> None:
     fail(breaker, 20)
     breaker.record("host1", None)
     assert not breaker.open

@@ -45,7 +45,7 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-# downloads ------------------------------------------------------------------------------------------------------------
+# downloads ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_many_threads_share_a_fetcher(fetcher: Fetcher, httpserver: HTTPServer) 
     assert digests == [hashlib.sha256(body).hexdigest() for body in bodies.values()]
 
 
-def test_a_full_disk_is_no_fault_of_the_clip(
+def test_a_full_disk_is_a_transient_error(
     fetcher: Fetcher, httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "_new_file", lambda _declared: FileIO("/dev/full", "w"))
@@ -155,7 +155,7 @@ def test_without_retry_after_the_fact_is_none(fetcher: Fetcher, httpserver: HTTP
     assert failure(fetcher, httpserver.url_for("/")).retry_after_s is None
 
 
-# files ----------------------------------------------------------------------------------------------------------------
+# files --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_a_file_under_a_root_is_read_and_hashed(reader: Fetcher, root: Path) -> 
     assert fetched.source.bytes == len(CLIP)
 
 
-def test_paths_may_be_written_in_several_ways(reader: Fetcher, root: Path) -> None:
+def test_paths_and_file_urls_are_read_alike(reader: Fetcher, root: Path) -> None:
     uris = [
         f"file://{root}/a%20b.wav",
         f"FILE://{root}/a b.wav",
@@ -268,7 +268,7 @@ def test_nothing_outside_the_roots_is_read(uri: str, reader: Fetcher, root: Path
         "C:\\a.wav",
     ],
 )
-def test_what_is_no_absolute_path_is_a_bad_url(uri: str, reader: Fetcher, root: Path) -> None:
+def test_a_relative_path_is_a_bad_url(uri: str, reader: Fetcher, root: Path) -> None:
     assert failure(reader, uri.format(root=root)).code == "bad_url"
 
 
@@ -296,9 +296,7 @@ def test_the_size_limits_hold_for_files(reader: Fetcher, root: Path) -> None:
     assert open_files() == before
 
 
-def test_a_link_put_in_the_way_while_the_file_is_opened_is_not_followed(
-    reader: Fetcher, root: Path
-) -> None:
+def test_a_link_created_while_a_file_is_opened_is_not_followed(reader: Fetcher, root: Path) -> None:
     real, link = root / "swapped", root / "swapped.link"
     real.mkdir()
     (real / "secret").write_bytes(CLIP)
@@ -323,7 +321,7 @@ def test_a_link_put_in_the_way_while_the_file_is_opened_is_not_followed(
     assert seen == {CLIP}
 
 
-def test_a_link_put_in_the_way_after_the_path_was_checked_is_refused(
+def test_a_link_created_after_the_path_was_checked_is_refused(
     reader: Fetcher, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / "out").symlink_to(root.parent / "outside")

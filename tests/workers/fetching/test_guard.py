@@ -1,4 +1,4 @@
-"""The guard against a loopback internet: no case may dial an address that is refused, hang or grow."""
+"""The guard against a loopback internet: no case may dial a refused address, hang or grow."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_plain_requests_dials_the_refused_address(case: Case, world: World) -> N
     assert world.refused
 
 
-# what the environment may not change ----------------------------------------------------------------------------------
+# what the environment may not change --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])
@@ -140,7 +140,7 @@ def test_cookies_are_neither_kept_nor_sent(world: World, fetcher: Fetcher) -> No
     assert not any("Cookie" in head for head in world.heads)
 
 
-def test_the_request_says_who_asks_and_asks_for_the_bytes_as_they_are(world: World) -> None:
+def test_the_request_names_its_contact_and_accepts_no_compression(world: World) -> None:
     limits = settings.Fetch(contact="https://example.org/bot")
     with closing(Fetcher(limits)) as fetcher:
         assert outcome(fetcher, "http://public.test/a b?c=d#e") == "ok"
@@ -151,7 +151,7 @@ def test_the_request_says_who_asks_and_asks_for_the_bytes_as_they_are(world: Wor
     assert "Host: public.test\r\n" in head
 
 
-# TLS ------------------------------------------------------------------------------------------------------------------
+# TLS ----------------------------------------------------------------------------------------------
 
 
 def test_the_certificate_is_checked_against_the_name(world: World, fetcher: Fetcher) -> None:
@@ -197,7 +197,7 @@ def test_an_unknown_authority_is_refused(
         ),
     ],
 )
-def test_what_is_not_tls_ends_in_time(
+def test_a_server_without_tls_ends_in_time(
     script: Script, code: str, world: World, fetcher: Fetcher
 ) -> None:
     world.tls, world.script = False, script
@@ -214,7 +214,7 @@ def test_the_deadline_holds_inside_tls(world: World, fetcher: Fetcher) -> None:
     assert time.monotonic() - start < BOUND_S
 
 
-# names ----------------------------------------------------------------------------------------------------------------
+# names --------------------------------------------------------------------------------------------
 
 
 def test_a_resolver_that_hangs_costs_no_more_than_the_deadline(
@@ -271,7 +271,7 @@ def test_a_peer_that_is_not_the_checked_address_is_refused(
     assert world.heads == []
 
 
-# kept connections -----------------------------------------------------------------------------------------------------
+# kept connections ---------------------------------------------------------------------------------
 
 
 def test_connections_are_reused(world: World, fetcher: Fetcher) -> None:
@@ -303,7 +303,8 @@ def test_bytes_left_over_from_one_answer_never_become_the_next(
     world: World, fetcher: Fetcher
 ) -> None:
     world.script = raw(
-        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nxyz",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nxyz",
         close=False,
     )
     for _ in range(3):
@@ -311,7 +312,7 @@ def test_bytes_left_over_from_one_answer_never_become_the_next(
             assert file.read() == b"abc"
 
 
-# the settings ---------------------------------------------------------------------------------------------------------
+# the settings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -365,7 +366,7 @@ def test_no_redirect_is_followed_when_none_is_allowed(world: World) -> None:
     assert len(world.heads) == 1
 
 
-# secrets --------------------------------------------------------------------------------------------------------------
+# secrets ------------------------------------------------------------------------------------------
 
 SIGNED = "http://public.test/clip.wav?X-Amz-Signature=CANARY"
 
@@ -392,7 +393,7 @@ def fails_with_the_url_in_its_text(talk: Talk) -> None:
         (SIGNED.replace("http:", "ftp:"), answer()),
     ],
 )
-def test_a_signature_stands_in_no_error_traceback_or_log(
+def test_no_error_traceback_or_log_contains_a_signature(
     url: str, script: Script, world: World, fetcher: Fetcher, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")

@@ -44,7 +44,7 @@ def workers(client: redis.Redis, count: int, **limits: float) -> list[HostLimits
     return [HostLimits(client, settings.Fetch(**limits), LEDGER) for _ in range(count)]
 
 
-def test_a_worker_keeps_to_its_own_connections(client: redis.Redis) -> None:
+def test_a_worker_keeps_its_own_connection_limit(client: redis.Redis) -> None:
     (worker,) = workers(client, 1, host_concurrency=2)
     assert [worker.wait_s("a"), worker.wait_s("a")] == [0, 0]
     assert worker.wait_s("a") > 0
@@ -53,7 +53,7 @@ def test_a_worker_keeps_to_its_own_connections(client: redis.Redis) -> None:
     assert worker.wait_s("a") == 0
 
 
-def test_all_workers_together_keep_to_the_slots(client: redis.Redis) -> None:
+def test_all_workers_together_keep_the_slots(client: redis.Redis) -> None:
     one, two = workers(client, 2, host_slots=3)
     assert [one.wait_s("a"), two.wait_s("a"), one.wait_s("a")] == [0, 0, 0]
     assert two.wait_s("a") > 0
@@ -83,7 +83,7 @@ def age_slots(client: redis.Redis, seconds: int) -> None:
     client.pexpire(key, client.pttl(key) - 1000 * seconds)
 
 
-def test_a_refused_clip_takes_nothing(client: redis.Redis) -> None:
+def test_a_refused_request_takes_no_slot(client: redis.Redis) -> None:
     one, two = workers(client, 2, host_slots=1, host_concurrency=1)
     assert one.wait_s("a") == 0
     assert all(two.wait_s("a") > 0 for _ in range(5))
@@ -109,10 +109,11 @@ def test_early_requests_are_spread_one_interval_apart(
 RATE, SECONDS = 20, 5
 LOOP = """
 import sys, time, redis
-from earmark import errors, settings
+from earmark.core import settings
 from workers.fetching.host_limits import BURST_S, HostLimits
 rate, seconds = map(int, sys.argv[2:])
-worker = HostLimits(redis.Redis.from_url(sys.argv[1]), settings.Fetch(host_rate=rate), settings.Ledger())
+client = redis.Redis.from_url(sys.argv[1])
+worker = HostLimits(client, settings.Fetch(host_rate=rate), settings.Ledger())
 worker.wait_s("warm-up")
 print("ready", flush=True)
 sys.stdin.readline()
@@ -175,7 +176,7 @@ def test_a_pause_is_capped_and_only_ever_lengthened(client: redis.Redis) -> None
     assert worker.wait_s("b") > 40
 
 
-def test_nothing_stays_in_redis(client: redis.Redis) -> None:
+def test_every_key_in_redis_expires(client: redis.Redis) -> None:
     (worker,) = workers(client, 1, host_rate=10, host_slots=1)
     worker.block("b", 5)
     for host in ("a", "a", "a", "b", "c"):
@@ -228,7 +229,7 @@ def test_threads_never_hold_more_than_the_limit(client: redis.Redis) -> None:
     assert client.zcard("earmark:host:{a}:slots") == 0
 
 
-# robots.txt -----------------------------------------------------------------------------------------------------------
+# robots.txt ---------------------------------------------------------------------------------------
 
 RULES = "User-agent: *\nDisallow: /private/\n\nUser-agent: Earmark\nDisallow: /secret/\n"
 
@@ -255,7 +256,7 @@ def asked_for_rules(httpserver: HTTPServer) -> int:
     return sum(request.path == "/robots.txt" for request, _ in httpserver.log)
 
 
-def test_robots_txt_is_asked_once_a_site_and_obeyed(httpserver: HTTPServer) -> None:
+def test_robots_txt_is_read_once_per_site_and_obeyed(httpserver: HTTPServer) -> None:
     httpserver.expect_request("/robots.txt").respond_with_data(RULES)
     assert outcomes(httpserver, "/open/a.wav", "/secret/a.wav", "/open/a.wav") == [
         "ok",
@@ -265,7 +266,7 @@ def test_robots_txt_is_asked_once_a_site_and_obeyed(httpserver: HTTPServer) -> N
     assert asked_for_rules(httpserver) == 1
 
 
-def test_robots_txt_is_not_asked_unless_wanted(httpserver: HTTPServer) -> None:
+def test_robots_txt_is_not_read_unless_enabled(httpserver: HTTPServer) -> None:
     httpserver.expect_request("/robots.txt").respond_with_data(RULES)
     assert outcomes(httpserver, "/secret/a.wav", robots=False) == ["ok"]
     assert asked_for_rules(httpserver) == 0
@@ -276,7 +277,7 @@ def test_a_site_without_rules_allows_all(httpserver: HTTPServer) -> None:
     assert outcomes(httpserver, "/open/a.wav", "/secret/a.wav") == ["ok", "ok"]
 
 
-def test_a_site_that_fails_to_say_is_asked_again_later(httpserver: HTTPServer) -> None:
+def test_a_failed_robots_txt_is_asked_for_again(httpserver: HTTPServer) -> None:
     httpserver.expect_request("/robots.txt").respond_with_data("", status=503)
     assert outcomes(httpserver, "/open/a.wav", "/open/a.wav") == ["server_error"] * 2
     assert asked_for_rules(httpserver) == 2

@@ -34,19 +34,19 @@ def test_an_enabled_store_is_read() -> None:
     assert fetch("memory://bucket/clip.wav", stores=("memory",)) == b"sound" * 1000
 
 
-def test_a_store_that_is_not_enabled_is_no_url() -> None:
+def test_a_url_of_a_disabled_store_is_a_bad_url() -> None:
     with pytest.raises(errors.BadUrl):
         fetch("memory://bucket/clip.wav")
 
 
-def test_the_caps_hold() -> None:
+def test_a_large_and_a_missing_object_of_a_store_are_refused() -> None:
     with pytest.raises(errors.TooLarge):
         fetch("memory://bucket/clip.wav", stores=("memory",), max_bytes=100)
     with pytest.raises(errors.NotFound):
         fetch("memory://bucket/gone.wav", stores=("memory",))
 
 
-def test_a_store_without_its_package_says_what_to_install() -> None:
+def test_a_store_without_its_package_names_the_package() -> None:
     with pytest.raises(errors.BadUrl, match=r"earmark\[stores\]"):
         fetch("gs://bucket/clip.wav", stores=("gs",))
 

@@ -1,4 +1,4 @@
-"""Small random checkpoints of every audio-classification architecture, saved the way the hub stores them."""
+"""Small random checkpoints of every audio-classification architecture, saved as on the hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RATE = 16_000
 LABELS = {0: "bell", 1: "dog", 2: "rain", 3: "siren", 4: "speech"}
 
-#: What the wav2vec2 family has in common; strides and kernels multiply to the usual 20 ms, with few channels.
+#: Common to the wav2vec2 family: strides and kernels give the usual 20 ms, with few channels.
 _FAMILY: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -68,8 +68,8 @@ def _ast() -> tuple[Any, Any]:
 
 def _wav2vec2_bert() -> tuple[Any, Any]:
     config = transformers.Wav2Vec2BertConfig(
-        **_SPECTROGRAM, feature_projection_input_dim=160, conv_depthwise_kernel_size=7, classifier_proj_size=24,
-        output_hidden_size=32, id2label=LABELS,
+        **_SPECTROGRAM, feature_projection_input_dim=160, conv_depthwise_kernel_size=7,
+        classifier_proj_size=24, output_hidden_size=32, id2label=LABELS,
     )  # fmt: skip
     return transformers.Wav2Vec2BertForSequenceClassification(
         config
@@ -78,16 +78,18 @@ def _wav2vec2_bert() -> tuple[Any, Any]:
 
 def _whisper() -> tuple[Any, Any]:
     config = transformers.WhisperConfig(
-        d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=48, decoder_layers=1,
-        decoder_attention_heads=2, decoder_ffn_dim=48, vocab_size=64, classifier_proj_size=24, id2label=LABELS,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=48,
+        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=48, vocab_size=64,
+        classifier_proj_size=24, id2label=LABELS, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=1,
     )  # fmt: skip
     return transformers.WhisperForAudioClassification(
         config
     ), transformers.WhisperFeatureExtractor()
 
 
-#: One maker for each architecture `AutoModelForAudioClassification` knows, and for variants that batch differently.
+#: A maker for each architecture of `AutoModelForAudioClassification`, and for variants that batch
+#: differently.
 MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "audio-spectrogram-transformer": _ast,
     "data2vec-audio": lambda: _family(
@@ -120,7 +122,7 @@ MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 
 def save(name: str, folder: Path, **config_changes: Any) -> Path:
-    """Save the small random checkpoint of this name; its scores are spread as a trained one's are."""
+    """Save the small random checkpoint of this name, with scores spread as if it were trained."""
     torch.manual_seed(7)
     model, extractor = MAKERS[name]()
     _spread(model)
@@ -131,7 +133,7 @@ def save(name: str, folder: Path, **config_changes: Any) -> Path:
 
 
 def _spread(model: Any) -> None:
-    """Enlarge the classification head: random ones give every label the same score, which hides differences."""
+    """Enlarge the classification head: a random one scores labels alike, hiding differences."""
     head = getattr(model.classifier, "dense", model.classifier)
     with torch.no_grad():
         head.weight.normal_(std=2.0)
@@ -151,9 +153,10 @@ def save_clap(folder: Path, *, fusion: bool = False) -> Path:
     torch.manual_seed(7)
     text = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
             "intermediate_size": 24, "pad_token_id": 1, "projection_dim": 16}  # fmt: skip
-    audio = {"spec_size": 256, "patch_size": 8, "patch_stride": (8, 8), "num_mel_bins": 64, "hidden_size": 64,
-             "depths": (1, 1), "num_attention_heads": (2, 2), "patch_embeds_hidden_size": 32,
-             "projection_dim": 16, "window_size": 4, "enable_fusion": fusion}  # fmt: skip
+    audio = {"spec_size": 256, "patch_size": 8, "patch_stride": (8, 8), "num_mel_bins": 64,
+             "hidden_size": 64, "depths": (1, 1), "num_attention_heads": (2, 2),
+             "patch_embeds_hidden_size": 32, "projection_dim": 16, "window_size": 4,
+             "enable_fusion": fusion}  # fmt: skip
     config = transformers.ClapConfig(text_config=text, audio_config=audio, projection_dim=16)
     transformers.ClapModel(config).save_pretrained(folder)
     truncation = "fusion" if fusion else "rand_trunc"
@@ -216,7 +219,7 @@ def scores(
 
 
 def logits(loaded: classifier.Classifier, windows: Sequence[np.ndarray]) -> np.ndarray:
-    """Return logits (windows, labels), scored in the batches the classifier chooses; raise the first ClipError."""
+    """Return logits (windows, labels), scored in the batches chosen; raise the first ClipError."""
     found: dict[int, np.ndarray] = {}
     while waiting := [place for place in range(len(windows)) if place not in found]:
         batch = [

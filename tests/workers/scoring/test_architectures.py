@@ -1,4 +1,4 @@
-"""Every audio-classification architecture gives the scores transformers' pipelines give, alone and in any company."""
+"""Each audio-classification architecture scores as in transformers, alone and in batches."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def _pipeline_scores(
     loaded: classifier.Classifier, folder: str, waves: list[np.ndarray]
 ) -> np.ndarray:
-    """Ask the pipeline; it takes a clip shorter than the receptive field (the starter's is 0.5 s) only when padded."""
+    """Ask the pipeline; pad a clip shorter than the receptive field (0.5 s in the starter)."""
     path = str(classifier.checkpoint.STARTER) if folder == "starter" else folder
     ask: Any = transformers.pipeline("audio-classification", model=path, device="cpu")
     answers = [
@@ -109,13 +109,13 @@ def test_the_shortest_window_of_the_card_is_taken(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", checkpoints.MAKERS)
-def test_only_what_masks_padding_exactly_is_padded(name: str) -> None:
+def test_only_models_that_mask_padding_exactly_are_padded(name: str) -> None:
     model, extractor = checkpoints.MAKERS[name]()
     assert classifier.masks_exactly(model.config, extractor) == (name in EXACT_WHEN_PADDED)
 
 
 @pytest.mark.parametrize("name", EXACT_WHEN_PADDED)
-def test_padding_changes_no_score_where_it_is_used(name: str, tmp_path: Path) -> None:
+def test_padding_changes_no_score_of_models_that_are_padded(name: str, tmp_path: Path) -> None:
     loaded = classifier.load(
         settings.Model(name=str(checkpoints.save(name, tmp_path)), device="cpu")
     )
@@ -126,14 +126,14 @@ def test_padding_changes_no_score_where_it_is_used(name: str, tmp_path: Path) ->
     assert np.abs(checkpoints.scores(loaded, waves) - alone).max() < 1e-4
 
 
-def test_attention_is_the_fused_one_where_transformers_has_it(case: Case) -> None:
+def test_fused_attention_is_used_if_transformers_has_it(case: Case) -> None:
     config = case.classifier._model.config
     expected = "eager" if config.model_type in ("sew-d", "wavlm") else "sdpa"
     assert config._attn_implementation == expected
 
 
 @pytest.mark.parametrize("fusion", [False, True])
-def test_zero_shot_scores_equal_the_pipeline_s(tmp_path: Path, *, fusion: bool) -> None:
+def test_zero_shot_scores_equal_the_pipelines(tmp_path: Path, *, fusion: bool) -> None:
     labels = ("dog barking", "piano", "siren")
     folder = str(checkpoints.save_clap(tmp_path, fusion=fusion))
     loaded = classifier.load(settings.Model(name=folder, device="cpu"), labels)

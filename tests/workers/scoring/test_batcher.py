@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Fake(classifier.Classifier):
-    """Its logits for a window are its first sample and minus that; it takes four equally long windows at once."""
+    """Takes four windows of one length at once; logits: the first sample and its negative."""
 
     def __init__(self, lanes: int = 1) -> None:
         self.card = SimpleNamespace(function_to_apply="none", fixed=False, min_samples=1)  # type: ignore[assignment]
@@ -68,13 +68,13 @@ def hold(fake: Fake, queue: batcher.Batcher) -> Any:
     return future
 
 
-def test_a_window_s_scores_come_back_with_its_own_function_applied(queue: batcher.Batcher) -> None:
+def test_each_windows_scores_have_its_own_function_applied(queue: batcher.Batcher) -> None:
     plain, sigmoid = queue.submit(window(2)), queue.submit(window(2), "sigmoid")
     assert plain.result(timeout=30).tolist() == [2, -2]
     assert sigmoid.result(timeout=30) == pytest.approx([0.880797, 0.119203])
 
 
-def test_what_is_ready_when_the_model_is_free_makes_a_batch(
+def test_the_windows_ready_when_the_model_is_free_make_a_batch(
     fake: Fake, queue: batcher.Batcher
 ) -> None:
     hold(fake, queue)
@@ -111,7 +111,7 @@ def test_a_cancelled_window_is_not_scored(fake: Fake, queue: batcher.Batcher) ->
     assert fake.batches == [[99], [2]]
 
 
-def test_submitting_waits_while_the_windows_waiting_hold_all_the_bytes_there_may_be(
+def test_submitting_blocks_while_waiting_windows_hold_all_bytes_in_flight(
     fake: Fake, queue: batcher.Batcher
 ) -> None:
     hold(fake, queue)
@@ -125,11 +125,13 @@ def test_submitting_waits_while_the_windows_waiting_hold_all_the_bytes_there_may
     late.join()
 
 
-def test_a_window_larger_than_the_bytes_there_may_be_is_taken_alone(queue: batcher.Batcher) -> None:
+def test_a_window_larger_than_the_bytes_in_flight_is_taken_alone(queue: batcher.Batcher) -> None:
     assert queue.submit(window(1, length=5000)).result(timeout=30)[0] == 1
 
 
-def test_closing_scores_what_waits_and_takes_no_more(fake: Fake, queue: batcher.Batcher) -> None:
+def test_closing_scores_the_waiting_windows_and_takes_no_more(
+    fake: Fake, queue: batcher.Batcher
+) -> None:
     hold(fake, queue)
     waiting = queue.submit(window(1))
     fake.free.set()
@@ -175,7 +177,7 @@ def test_many_threads_get_their_own_scores() -> None:
 
 SILENT = """
 import numpy as np
-from earmark import settings
+from earmark.core import settings
 from tests.workers.scoring.test_batcher import Fake, batcher
 fake = Fake()
 fake.free.clear()
@@ -184,7 +186,7 @@ queue.submit(np.ones(10, np.float32)).result(timeout=60)
 """
 
 
-def test_a_model_that_does_not_answer_ends_the_process_with_its_stacks() -> None:
+def test_a_silent_model_ends_the_process_and_dumps_its_stacks() -> None:
     ended = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True)
     assert ended.returncode == 70
     assert "has not answered" in ended.stderr
@@ -202,7 +204,7 @@ def _has_a_bug(fake: Fake) -> None:
 @pytest.mark.parametrize(
     ("fault", "says"), [(_fails_on_everything, "device lost"), (_has_a_bug, "the batcher failed")]
 )
-def test_a_model_or_batcher_that_can_only_fail_ends_the_process(
+def test_a_broken_model_or_batcher_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, fake: Fake, fault: Callable[[Fake], None], says: str
 ) -> None:
     ended = threading.Event()

@@ -42,7 +42,7 @@ def model(tmp_path: Path) -> Path:
     return checkpoints.save("wav2vec2", tmp_path / "model")
 
 
-def test_the_starter_says_which_model_it_is() -> None:
+def test_the_starters_card_identifies_the_model() -> None:
     card = load("starter").card
     weights = (checkpoint.STARTER / "model.safetensors").read_bytes()
     assert (card.name, card.revision, card.sample_rate, card.function_to_apply) == (
@@ -56,7 +56,7 @@ def test_the_starter_says_which_model_it_is() -> None:
     assert card.min_samples == 8144
 
 
-def test_the_windows_of_a_model_that_hears_no_further_are_never_longer(tmp_path: Path) -> None:
+def test_windows_are_never_longer_than_a_fixed_models_own(tmp_path: Path) -> None:
     spectrogram = load(checkpoints.save("audio-spectrogram-transformer", tmp_path)).card
     assert [spectrogram.usable_window_s(asked) for asked in (None, 5, 30)] == [10.24, 5, 10.24]
     assert load("starter").card.usable_window_s(30) == 30
@@ -64,9 +64,13 @@ def test_the_windows_of_a_model_that_hears_no_further_are_never_longer(tmp_path:
 
 @pytest.mark.parametrize(
     ("problem_type", "expected"),
-    [(None, "softmax"), ("single_label_classification", "softmax"), ("multi_label_classification", "sigmoid"),
-     ("regression", "none")],
-)  # fmt: skip
+    [
+        (None, "softmax"),
+        ("single_label_classification", "softmax"),
+        ("multi_label_classification", "sigmoid"),
+        ("regression", "none"),
+    ],
+)
 def test_the_problem_type_decides_the_function(
     tmp_path: Path, problem_type: str | None, expected: str
 ) -> None:
@@ -78,7 +82,7 @@ def test_the_problem_type_decides_the_function(
     )
 
 
-def test_the_function_asked_for_wins_over_the_problem_type(model: Path) -> None:
+def test_the_runs_function_overrides_the_problem_type(model: Path) -> None:
     loaded = load(model)
     logits = checkpoints.logits(loaded, [checkpoints.clip(1)])
     assert checkpoints.scores(loaded, [checkpoints.clip(1)], "none") == pytest.approx(logits)
@@ -107,7 +111,7 @@ def test_a_text_model_is_refused(model: Path) -> None:
     assert "is a bert model" in refusal(model)
 
 
-def test_a_folder_that_is_not_there_is_named() -> None:
+def test_a_missing_model_folder_is_named() -> None:
     assert "There is no folder /nowhere/model" in refusal("/nowhere/model")
 
 
@@ -179,7 +183,7 @@ def test_safetensors_are_preferred_to_a_pickle_beside_them(model: Path) -> None:
     assert load(model).card.labels
 
 
-def test_a_checkpoint_s_own_code_never_runs(model: Path) -> None:
+def test_a_checkpoints_own_code_never_runs(model: Path) -> None:
     (model / "evil.py").write_text("raise SystemExit('remote code ran')")
     remote = {"AutoConfig": "evil.Config", "AutoModelForAudioClassification": "evil.Model"}
     checkpoints.edit_json(model / "config.json", model_type="evil", auto_map=remote)
@@ -199,7 +203,7 @@ def test_a_zero_shot_model_asks_for_labels_and_others_refuse_them(tmp_path: Path
         (hub_errors.HFValidationError("bad id"), "a hub id such as owner/model"),
     ],
 )
-def test_a_hub_model_that_cannot_be_had_is_explained(
+def test_an_unavailable_hub_model_is_explained(
     monkeypatch: pytest.MonkeyPatch, error: Exception, cure: str
 ) -> None:
     def fail(*_: Any, **__: Any) -> str:
@@ -209,7 +213,7 @@ def test_a_hub_model_that_cannot_be_had_is_explained(
     assert cure in refusal("owner/model")
 
 
-def test_a_hub_model_s_revision_is_its_commit(
+def test_a_hub_models_revision_is_its_commit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -227,7 +231,7 @@ def test_a_hub_model_s_revision_is_its_commit(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
-def test_a_device_that_is_not_there_is_an_error_never_another_device(device: str) -> None:
+def test_a_missing_device_is_an_error_and_never_replaced(device: str) -> None:
     if device == "mps" and torch.backends.mps.is_available():
         pytest.skip("there is an MPS device")
     assert "which PyTorch does not find here" in refusal("starter", device=device)
@@ -238,7 +242,7 @@ def test_an_unknown_device_or_dtype_is_an_error() -> None:
     assert "it may be auto, float32" in refusal("starter", dtype="int3")
 
 
-def test_auto_takes_cuda_before_mps_before_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_device_prefers_cuda_to_mps_to_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert classifier.pick_device("auto").type == "cpu"
@@ -248,7 +252,9 @@ def test_auto_takes_cuda_before_mps_before_cpu(monkeypatch: pytest.MonkeyPatch) 
     assert classifier.pick_device("auto").type == "cuda"
 
 
-def test_auto_is_bfloat16_only_on_cuda_that_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_dtype_is_bfloat16_only_on_cuda_that_supports_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert classifier.pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
     assert classifier.pick_dtype("auto", torch.device("cpu")) == torch.float32
@@ -267,7 +273,7 @@ def test_a_half_precision_model_gives_float32_scores_near_the_full_ones(tmp_path
 
 
 class Bounded:
-    """A model with room for so many samples; NaN samples give NaN scores, negative ones are a fault."""
+    """A model with room for so many samples; NaN samples give NaN scores, negative ones raise."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -293,7 +299,7 @@ def bounded(room: int) -> tuple[classifier.Classifier, Bounded]:
     return loaded, small
 
 
-def test_out_of_memory_halves_the_batch_and_remembers() -> None:
+def test_out_of_memory_halves_this_batch_and_later_ones() -> None:
     loaded, small = bounded(room=300)
     windows = [np.full(100, number, np.float32) for number in range(8)]
     assert checkpoints.logits(loaded, windows)[:, 0].tolist() == [

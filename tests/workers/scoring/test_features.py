@@ -1,4 +1,4 @@
-"""Tests of workers/scoring/features.py: what a model is given equals what the checkpoint's own extractor gives it."""
+"""A model's inputs equal those of the checkpoint's own extractor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter has all 
 
 CPU = torch.device("cpu")
 SECONDS = (0.025, 0.3, 1, 5, 10.24, 12)
-#: `torchaudio.compliance.kaldi.fbank(clip, sample_frequency=16000, window_type="hanning", num_mel_bins=128)[1, ::16]`
+#: `fbank(clip, sample_frequency=16000, window_type="hanning", num_mel_bins=128)[1, ::16]` of
+#: torchaudio.compliance.kaldi.
 TORCHAUDIO = (-7.956099, -3.104448, -4.630643, -1.864960, -0.381754, -2.447964, 0.151259, -1.105355)
 
 
@@ -32,7 +33,7 @@ def test_the_log_mel_filterbank_equals_the_numpy_one() -> None:
     assert (ours - own(extractor, windows)["input_values"]).abs().max() < 1e-3
 
 
-def test_the_log_mel_filterbank_equals_torchaudio_s() -> None:
+def test_the_log_mel_filterbank_equals_torchaudios() -> None:
     extractor = transformers.ASTFeatureExtractor(do_normalize=False)
     ours = features.build(extractor, None, CPU)([checkpoints.clip(0.05, seed=1)])["input_values"]
     assert ours[0, 1, ::16].numpy() == pytest.approx(np.array(TORCHAUDIO), abs=1e-3)
@@ -56,7 +57,7 @@ def test_silence_offsets_and_extreme_levels_give_equal_features(
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_waveforms_of_mixed_lengths_equal_the_extractor_s(*, normalize: bool) -> None:
+def test_waveforms_of_mixed_lengths_equal_the_extractors(*, normalize: bool) -> None:
     extractor = transformers.Wav2Vec2FeatureExtractor(
         do_normalize=normalize, return_attention_mask=True
     )
@@ -68,7 +69,7 @@ def test_waveforms_of_mixed_lengths_equal_the_extractor_s(*, normalize: bool) ->
     assert torch.equal(ours["attention_mask"], theirs["attention_mask"])
 
 
-def test_a_mask_is_given_only_where_the_checkpoint_asks_for_one() -> None:
+def test_a_mask_is_given_only_if_the_checkpoint_asks_for_one() -> None:
     config = SimpleNamespace(conv_kernel=(10,), conv_stride=(5,), conv_dim=(8,))
     given = features.build(transformers.Wav2Vec2FeatureExtractor(), config, CPU)(
         [checkpoints.clip(1)]
@@ -92,7 +93,7 @@ def test_the_shortest_window_is_the_receptive_field() -> None:
         (type("Variant", (transformers.ASTFeatureExtractor,), {}), {}),
     ],
 )
-def test_other_extractors_are_used_as_they_are(kind: Any, options: dict[str, Any]) -> None:
+def test_other_extractors_are_used_unchanged(kind: Any, options: dict[str, Any]) -> None:
     extractor = kind(**options)
     build = features.build(extractor, None, CPU)
     window = checkpoints.clip(1, seed=6)

@@ -1,4 +1,4 @@
-"""Tests of workers/scoring/starter: the bundled model still hears the bundled clips, at any length it says it takes."""
+"""The bundled model recognises the bundled clips, at any length that it takes."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def best(starter: Any, window: np.ndarray, count: int = 1) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_every_window_of_an_example_is_heard_as_its_label(starter: Any, name: str) -> None:
+def test_every_window_of_an_example_gets_its_label(starter: Any, name: str) -> None:
     samples = load(name)
     for start in {0, max(0, len(samples) - WINDOW)}:
         assert best(starter, samples[start : start + WINDOW]) == [SINGLE[name]]
 
 
-def test_the_sounds_of_the_long_recording_are_heard_when_they_sound(starter: Any) -> None:
+def test_the_long_recordings_sounds_are_found_at_their_times(starter: Any) -> None:
     samples = load("long.ogg")
     for event in rows("long.csv"):
         for start in np.arange(float(event["start_s"]), float(event["end_s"]) - 4.99, 5):
@@ -73,7 +73,7 @@ def test_the_sounds_of_the_long_recording_are_heard_when_they_sound(starter: Any
             assert best(starter, window) == [event["label"]], start
 
 
-def test_the_times_of_the_long_recording_s_sounds_are_right_within_two_seconds(
+def test_the_long_recordings_times_are_right_within_two_seconds(
     starter: Any,
 ) -> None:
     cut = windows.split(
@@ -100,7 +100,7 @@ def test_the_siren_is_heard_over_the_music(starter: Any) -> None:
 
 
 @pytest.mark.parametrize("seconds", [SHORTEST / RATE, 1, 3, 5, 12, 30])
-def test_every_length_from_half_a_second_on_has_scores(starter: Any, seconds: float) -> None:
+def test_every_length_from_half_a_second_up_is_scored(starter: Any, seconds: float) -> None:
     window = np.random.default_rng(1).normal(0, 0.1, round(seconds * RATE)).astype(np.float32)
     assert scores(starter, window).sum() == pytest.approx(1)
 

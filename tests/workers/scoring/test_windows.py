@@ -19,7 +19,7 @@ def spans(
     return [(window.start_s, window.end_s) for window in found]
 
 
-def test_windows_stand_side_by_side_and_the_last_ends_where_the_clip_ends() -> None:
+def test_windows_are_adjacent_and_the_last_ends_with_the_clip() -> None:
     assert spans(25, window_s=10) == [(0, 10), (10, 20), (15, 25)]
 
 

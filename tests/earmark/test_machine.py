@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from earmark import local
+from earmark import machine
 from earmark.cli import options as o  # noqa: TC001 - read by Typer
 from earmark.core.settings import Model, Settings, Worker, cores
 
@@ -42,7 +42,7 @@ def test_auto_means_a_worker_for_each_gpu_that_the_machine_has(
     gpu = "GPU {}: NVIDIA A100 (UUID: GPU-{})\\n  MIG 1g.5gb Device 0: (UUID: MIG-1)\\n"
     with_gpus(monkeypatch, tmp_path, "".join(gpu.format(number, number) for number in range(4)))
     assert counted("auto") == 4
-    assert [own["CUDA_VISIBLE_DEVICES"] for own in local.shares(4, Settings())] == [
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in machine.shares(4, Settings())] == [
         "0",
         "1",
         "2",
@@ -55,7 +55,7 @@ def test_auto_keeps_to_the_gpus_that_the_environment_allows(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert counted("auto") == 2
-    assert [own["CUDA_VISIBLE_DEVICES"] for own in local.shares(3, Settings())] == ["3", "5", "3"]
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in machine.shares(3, Settings())] == ["3", "5", "3"]
 
 
 @pytest.mark.parametrize("visible", ["", None])
@@ -66,12 +66,12 @@ def test_auto_is_one_worker_without_a_gpu(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert counted("auto") == 1
-    assert all("CUDA_VISIBLE_DEVICES" not in own for own in local.shares(2, Settings()))
+    assert all("CUDA_VISIBLE_DEVICES" not in own for own in machine.shares(2, Settings()))
 
 
 def test_workers_share_the_cores_and_have_ports_of_their_own() -> None:
     settings = Settings(model=Model(device="cpu"), worker=Worker(metrics_port=9100))
-    (one,), several = local.shares(1, settings), list(local.shares(cores(), settings))
+    (one,), several = machine.shares(1, settings), list(machine.shares(cores(), settings))
     assert one["EARMARK_WORKER__DECODERS"] == one["EARMARK_MODEL__THREADS"] == str(cores())
     assert {own["EARMARK_WORKER__DECODERS"] for own in several} == {"1"}
     assert [own["EARMARK_WORKER__METRICS_PORT"] for own in several] == [
@@ -81,7 +81,7 @@ def test_workers_share_the_cores_and_have_ports_of_their_own() -> None:
 
 def test_what_is_said_of_decoders_and_threads_holds_for_each_worker() -> None:
     settings = Settings(model=Model(threads=3), worker=Worker(decoders=5))
-    own = next(local.shares(8, settings))
+    own = next(machine.shares(8, settings))
     assert (own["EARMARK_WORKER__DECODERS"], own["EARMARK_MODEL__THREADS"]) == ("5", "3")
     assert "EARMARK_WORKER__METRICS_PORT" not in own
 

@@ -1,0 +1,106 @@
+"""Classify one clip in this process, with the parts of a worker and without a queue."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from db.ledger import Claimed
+from earmark import folders
+from earmark.core.clips import Failure, Postponed, Success
+from earmark.core.errors import ServiceError
+from workers import pipeline
+from workers.decoding.pool import Decoders
+from workers.fetching import guard
+from workers.fetching.breaker import Breaker
+from workers.fetching.fetch import Fetcher
+from workers.models import LoadedModel, RunPlan, open_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from earmark.core.clips import Prediction, Waveform
+    from earmark.core.options import RunOptions
+    from earmark.core.settings import Fetch, Settings
+    from workers.decoding.pool import Decoded
+    from workers.fetching.fetch import Fetched
+    from workers.scoring.batcher import Batcher
+
+
+class Observer(guard.Observer, pipeline.Observer, Protocol):
+    """Sees every request for a clip, and the clip between the stages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """How one clip ended, the model that scored it, and its waveform if it was decoded."""
+
+    outcome: Success | Failure | Postponed
+    labels: tuple[str, ...]
+    batcher: Batcher
+    waveform: Waveform | None
+
+    @property
+    def success(self) -> Success:
+        """The outcome of a clip that has a result; of any other, the reason is raised."""
+        match self.outcome:
+            case Success():
+                return self.outcome
+            case Failure():
+                raise self.outcome.error
+        raise ServiceError(reason="The clip could not be worked on here; the log above says why.")
+
+    def named(self, predictions: Iterable[Prediction]) -> list[tuple[str, float]]:
+        """Return predictions as pairs of label and score."""
+        return [(self.labels[each.label], each.score) for each in predictions]
+
+
+@contextmanager
+def classified(
+    uri: str, settings: Settings, options: RunOptions, observer: Observer | None = None
+) -> Iterator[Classified]:
+    """Yield how the clip ended, while the model is still loaded.
+
+    Raises:
+        ServiceError: the model or the decoder cannot be had.
+    """
+    folders.check_temporary()
+    fetcher = _Fetcher(settings.fetch, guard.Guard(settings.fetch, observer))
+    clip = _Clip(observer)
+    line = pipeline.Pipeline(fetcher, Decoders(settings.audio, 1), 1, clip)
+    try:
+        card, batcher = open_model((options.model, options.revision, options.labels), settings)
+        try:
+            plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
+            outcome = line.classify(Claimed(0, uri, attempts=1, crashes=0), plan)
+            yield Classified(outcome, card.labels, batcher, clip.waveform)
+        finally:
+            batcher.close()
+    finally:
+        line.close()
+
+
+class _Fetcher(Fetcher):
+    """Fetches as a worker does, but for the limits that workers share, which need a broker."""
+
+    def __init__(self, limits: Fetch, opener: guard.Guard) -> None:
+        super().__init__(limits, opener)
+        self.breaker = Breaker()
+
+
+class _Clip:
+    """Keeps the waveform, and passes on what it sees."""
+
+    def __init__(self, observer: Observer | None) -> None:
+        self._observer = observer
+        self.waveform: Waveform | None = None
+
+    def fetched(self, fetched: Fetched) -> None:
+        if self._observer:
+            self._observer.fetched(fetched)
+
+    def decoded(self, decoded: Decoded) -> None:
+        self.waveform = decoded.waveform
+        if self._observer:
+            self._observer.decoded(decoded)

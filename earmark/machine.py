@@ -1,0 +1,159 @@
+"""One machine: an embedded Valkey and workers as child processes, and a clean stop of them all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from earmark import children, valkey
+from earmark.core import broker
+from earmark.core.broker import EMBEDDED_NOTE
+from earmark.core.errors import SERVICE_EXIT, ServiceError
+from earmark.core.settings import cores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from earmark.core.settings import Settings
+
+#: Stop restarting a worker after it has ended this often.
+MAX_RESTARTS = 10
+
+
+@contextmanager
+def running(settings: Settings, *, queue: str, workers: int) -> Iterator[Machine]:
+    """Run an embedded Valkey and workers with these settings."""
+    folder = settings.data_dir / queue
+    with valkey.running(folder / "valkey") as url:
+        here = use_broker(settings, url=url, queue=queue)
+        environments = [children.environment(here) | own for own in shares(workers, settings)]
+        with running_workers(environments, folder) as started:
+            yield Machine(here, started)
+    broker.app.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A running Valkey with workers; the settings lead a producer to it."""
+
+    settings: Settings
+    workers: list[Worker]
+
+    @property
+    def restarts(self) -> int:
+        """How often a worker had to be started again."""
+        return sum(worker.restarts for worker in self.workers)
+
+    def keep_alive(self) -> None:
+        """Restart the workers that have died.
+
+        Raises:
+            ServiceError: one cannot work here, or keeps dying.
+        """
+        for worker in self.workers:
+            worker.keep_alive()
+
+
+class Worker:
+    """One worker process, started again when it dies of anything but a wrong setting."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self._environment = environment
+        self._log = log
+        self.restarts = 0
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        self.process = self._start()
+
+    def keep_alive(self) -> None:
+        """Start the process again if it has died.
+
+        Raises:
+            ServiceError: it cannot work here, or keeps dying.
+        """
+        status = self.process.poll()
+        if status is None:
+            return
+        self.restarts += 1
+        if status == SERVICE_EXIT:
+            raise ServiceError(reason=children.last_line(self._log))
+        if self.restarts > MAX_RESTARTS:
+            raise ServiceError(
+                reason=f"The worker keeps ending (last with {status}): see {self._log}."
+            )
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            return children.start(
+                [*children.EARMARK, "worker"], environment=self._environment, log=log
+            )
+
+
+@contextmanager
+def running_workers(environments: Iterable[dict[str, str]], logs: Path) -> Iterator[list[Worker]]:
+    """Run a worker process in each of these environments; stop them at the end."""
+    started = []
+    for number, environment in enumerate(environments, 1):
+        started.append(Worker(environment, logs / f"worker-{number}.log"))
+    try:
+        yield started
+    finally:
+        children.stop(*(worker.process for worker in started))
+
+
+def shares(count: int, settings: Settings) -> Iterator[dict[str, str]]:
+    """Yield the variables of each worker of this machine: its device, cores and metrics port."""
+    devices = gpus() if settings.model.device in ("auto", "cuda") else []
+    share = max(1, cores() // count)
+    for number in range(count):
+        own = {}
+        if devices:
+            own["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+        if port := settings.worker.metrics_port:
+            own["EARMARK_WORKER__METRICS_PORT"] = str(port + number)
+        own["EARMARK_WORKER__DECODERS"] = str(settings.worker.decoders or share)
+        own["EARMARK_MODEL__THREADS"] = str(settings.model.threads or share)
+        yield own
+
+
+def gpus() -> list[str]:
+    """Return the GPUs that may be used here, as CUDA_VISIBLE_DEVICES names them."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [device.strip() for device in visible.split(",") if device.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
+    ).stdout
+    count = sum(line.startswith("GPU ") for line in listed.splitlines())
+    return [str(number) for number in range(count)]
+
+
+def find_broker(settings: Settings) -> Settings:
+    """Return settings with their own broker, or with the one that `earmark up` runs here.
+
+    Raises:
+        ServiceError: there is neither.
+    """
+    url = settings.broker.url
+    note = settings.data_dir / EMBEDDED_NOTE
+    if url is None and note.is_file():
+        url = note.read_text()
+    if url is None:
+        raise ServiceError(
+            reason="No broker is known: set EARMARK_BROKER__URL, or start `earmark up` here."
+        )
+    return use_broker(settings, url=url)
+
+
+def use_broker(settings: Settings, **changes: Any) -> Settings:
+    """Return settings with a changed broker, which this process uses from now on."""
+    changed = settings.changed(broker=changes)
+    broker.configure(changed.broker)
+    return changed

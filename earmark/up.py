@@ -1,0 +1,58 @@
+"""`earmark up`: an embedded Valkey, workers and Flower on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from db.identity import with_queue
+from earmark import children, flower, folders, machine, progress
+from earmark.core.broker import EMBEDDED_NOTE
+from earmark.database import open_database
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from earmark.core.settings import Settings
+    from earmark.machine import Machine
+
+
+def up(
+    settings: Settings, *, workers: int = 1, files: Sequence[Path] = (), flower_port: int = 5555
+) -> None:
+    """Keep an embedded Valkey, workers that may read these folders, and Flower until Ctrl-C."""
+    folders.check(settings)
+    engine = open_database(settings, create=True)
+    queue = str(with_queue(settings, engine).broker.queue)
+    note = settings.data_dir / EMBEDDED_NOTE
+    if files:
+        roots = [folder.absolute() for folder in files]
+        settings = settings.changed(fetch={"file_roots": roots})
+    with progress.terminable(), machine.running(settings, queue=queue, workers=workers) as here:
+        assert here.settings.broker.url is not None
+        note.write_text(here.settings.broker.url)
+        environment = children.environment(here.settings)
+        try:
+            with flower.running(environment, flower_port, settings.data_dir):
+                _tell_up(workers, flower_port)
+                _wait_for_ctrl_c(here)
+        finally:
+            note.unlink(missing_ok=True)
+
+
+def _tell_up(workers: int, flower_port: int) -> None:
+    flower_url = f"http://127.0.0.1:{flower_port}"
+    progress.screen.print(f"[bold]Up[/]: {workers} worker(s); Flower at {flower_url}")
+    progress.screen.print(
+        "In another terminal: earmark submit LIST --watch. Ctrl-C stops everything."
+    )
+
+
+def _wait_for_ctrl_c(here: Machine) -> None:
+    try:
+        while True:
+            here.keep_alive()
+            time.sleep(progress.LOOK_S)
+    except KeyboardInterrupt:
+        progress.screen.print("Stopping.")
