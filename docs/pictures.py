@@ -1,4 +1,4 @@
-"""Make the pictures of the README and the site: `python -m docs.pictures`, with Chromium at /usr/bin/chromium."""
+"""Make the pictures of README and site: `python -m docs.pictures`, with /usr/bin/chromium."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CHROMIUM = [
 
 
 def main() -> None:
-    """Run the demo in an empty folder, and picture what it prints, its report, the live page, and Flower."""
+    """Run the demo in an empty folder; picture its output, its report, the live page and Flower."""
     PICTURES.mkdir(exist_ok=True)
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         report = Path(folder, "report.html")

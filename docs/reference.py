@@ -1,4 +1,4 @@
-"""Write docs/settings.md, errors.md, cli.md and schema.md from the code: `python -m docs.reference`."""
+"""Write settings.md, errors.md, cli.md and schema.md from the code: `python -m docs.reference`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def settings_page() -> str:
         f"| `{name}` | {_shown(field.default)} | {field.description} |"
         for name, field in _settings()
     ]
-    head = "# Settings\n\nFrom the environment or a `.env` file in the working directory; the environment goes first.\n"
+    source = "From the environment or a `.env` file in the working directory; the environment goes first."
+    head = f"# Settings\n\n{source}\n"
     return "\n".join([MADE + head, "| variable | default | why |", "|---|---|---|", *rows, ""])
 
 
@@ -55,7 +56,10 @@ def _shown(default: object) -> str:
 
 def errors_page() -> str:
     """Return the page of every error code, its stage and its sentence."""
-    head = "# Errors\n\nThe codes of `failures.error_code`. A transient one is tried again, the others are final.\n"
+    codes = (
+        "The codes of `failures.error_code`. A transient one is tried again, the others are final."
+    )
+    head = f"# Errors\n\n{codes}\n"
     rows = [
         f"| `{code}` | {kind.stage} | {'yes' if kind.transient else ''} | {kind.sentence} |"
         for code, kind in BY_CODE.items()
@@ -81,7 +85,8 @@ def _help(command: Any, name: str) -> Iterator[str]:
 
 
 def _verb(verb: Any, name: str) -> Iterator[str]:
-    yield f"## `{name}`\n\n{verb.help}\n\n{(verb.epilog or '').replace('Example: ', 'Example: `')}`\n"
+    example = (verb.epilog or "").replace("Example: ", "Example: `")
+    yield f"## `{name}`\n\n{verb.help}\n\n{example}`\n"
     yield "| argument or option | default | what |\n|---|---|---|"
     for parameter in verb.params:
         if parameter.name != "help":

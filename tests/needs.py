@@ -1,4 +1,4 @@
-"""What a test needs from the machine. If it is missing, the test is skipped; where CI is set, it fails."""
+"""Programs and packages that a test needs. It is skipped without them; where CI is set, it fails."""
 
 from __future__ import annotations
 

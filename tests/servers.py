@@ -1,4 +1,4 @@
-"""Servers of the tests' own on free loopback ports: PostgreSQL, PgBouncer, Valkey, files over HTTP."""
+"""The tests' servers on free loopback ports: PostgreSQL, PgBouncer, Valkey, files over HTTP."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ atexit.register(_reserved.close)
 
 
 class Postgres:
-    """A server on a free port, in a folder of its own; it can be killed and started again with its data."""
+    """A server on a free port with a folder; it can be killed and started again with its data."""
 
     def __init__(self, settings: Mapping[str, str] = MappingProxyType({})) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="earmark-postgres-"))
@@ -107,7 +107,7 @@ class Postgres:
 
 
 class PgBouncer:
-    """Debian's PgBouncer on a free port in front of a PostgreSQL, with few server connections to share."""
+    """Debian's PgBouncer on a free port before a PostgreSQL, with few server connections."""
 
     def __init__(self, postgres_url: str, mode: str = "transaction", pool_size: int = 4) -> None:
         program = needs.program("pgbouncer")
@@ -150,7 +150,7 @@ server_login_retry = 1
 
 
 class Valkey:
-    """A server on a free port; it can be killed and started again, and forgets all unless told otherwise.
+    """A server on a free port; it can be killed and started again, and by default forgets all.
 
     The options may begin with a configuration file.
     """
@@ -244,7 +244,8 @@ def upgraded(url: str) -> str:
 def free_port() -> int:
     """Return a port that nobody takes before our process ends, though nothing listens on it yet.
 
-    It lies below those that Linux gives to connections, and a UDP socket on it keeps other processes of the tests away.
+    It lies below those that Linux gives to connections. A UDP socket on it keeps other test
+    processes away.
     """
     while True:
         port = random.choice(PORTS)

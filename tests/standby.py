@@ -1,4 +1,4 @@
-"""A PostgreSQL that follows another by streaming replication: a hot standby, which can be read and not written."""
+"""A PostgreSQL that follows another by streaming replication: a read-only hot standby."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Standby(Postgres):
         self.start()
 
     def following(self, url: str) -> str:
-        """Return the URL here of one of the primary's databases, once all that was written there has come."""
+        """Return the standby's URL of a database of the primary, once it has caught up."""
         with psycopg.connect(self._primary_url, autocommit=True) as primary:
             (written,) = primary.execute("SELECT pg_current_wal_lsn()").fetchone() or ("",)
         deadline = time.monotonic() + CAUGHT_UP_S

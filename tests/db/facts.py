@@ -1,4 +1,4 @@
-"""Runs, clips and outcomes made through the ledger, for the tests of everything that reads or changes them."""
+"""Runs, clips and outcomes made through the ledger, for other tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ SIREN_THEN_DOG = ((1, 0.7), (1, 0.9), (0, 0.6), (1, 0.8))
 
 
 def two_runs(engine: sa.Engine) -> None:
-    """Fill a database: `march` has a long siren in Rome, a close call, a copy and a failure; `april` hears a dog."""
+    """Fill a database with two runs.
+
+    `march` has a long siren in Rome, a close call, a copy and a failure; `april` has a dog.
+    """
     march, claim = _claimed(engine, "march")
     long = _success(claim.clips[0].id, [(1, 0.8), (0, 0.3)], "aa", windows=SIREN_THEN_DOG)
     close = _success(claim.clips[1].id, [(2, 0.45), (0, 0.40)], "bb")

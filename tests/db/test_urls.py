@@ -1,4 +1,4 @@
-"""Database URLs: those that cannot be used are one sentence, and none is shown with its password."""
+"""Database URLs: a wrong one is one sentence, and no password is ever shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of training/: what is trained is what is shipped, and a run that was stopped goes on as if it had not been."""
+"""Training: the trained model is the shipped one, and a stopped training goes on."""
 
 from __future__ import annotations
 
