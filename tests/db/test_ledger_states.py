@@ -1,4 +1,4 @@
-"""Any order of claims, ends, deaths and losses leaves a clip in one state, with a way to its end."""
+"""Any order of claims, ends, deaths and losses leaves a clip in one state that can still end."""
 
 from __future__ import annotations
 

@@ -168,6 +168,6 @@ def last_sentence_of_a_worker(cluster: Earmark) -> str:
     worker = cluster.start("earmark", "worker")
     assert worker.wait(120) == 3
     log = max(
-        cluster.folder.glob("earmark.cli-*.log"), key=lambda file: int(file.stem.rpartition("-")[2])
+        cluster.folder.glob("earmark-*.log"), key=lambda file: int(file.stem.rpartition("-")[2])
     )
     return log.read_text().splitlines()[-1]
