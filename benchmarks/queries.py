@@ -1,4 +1,4 @@
-"""Build a run in SQL, then time the queries of people and workers, each beside its target.
+"""Build a run in SQL, then time queries and writes, each figure beside its bound.
 
 python -m benchmarks.queries --clips 10000000
 python -m benchmarks.queries --database postgresql --plans
@@ -42,9 +42,9 @@ PENDING = 32_000
 CHUNK = 16
 REPEATS = 5
 
-#: A query is not asked again once it has taken so long.
+#: A query is not repeated after so long.
 PATIENCE_S = 10.0
-#: The advice of docs/deploy.md for a server of 8 GB, with fsync off as in all servers of the tests.
+#: As `docs/deploy.md` advises for a server of 8 GB. fsync is off, as in every server of the tests.
 POSTGRESQL = {"shared_buffers": "2GB", "max_wal_size": "8GB", "checkpoint_timeout": "15min"}
 #: In the unit of the figure's name: at most, or for a rate at least.
 WANTED = {
@@ -58,11 +58,10 @@ WANTED = {
 }
 SIZES = (
     "SELECT relname, pg_relation_size(oid) FROM pg_class"
-    " WHERE relkind IN ('r', 'i') AND relname NOT LIKE 'pg\\_%'"
-    " ORDER BY 2 DESC LIMIT 9"
+    " WHERE relkind IN ('r', 'i') AND relname NOT LIKE 'pg\\_%' ORDER BY 2 DESC LIMIT 9"
 )
 
-#: What each database calls: the numbers from :a to :b, a digest, bytes of a text, a list.
+#: For each database: the numbers from :a to :b, a digest, the bytes of a text, and a list.
 DIALECTS = {
     "sqlite": (
         "WITH RECURSIVE n(i) AS (SELECT :a UNION ALL SELECT i + 1 FROM n WHERE i < :b)",
@@ -83,24 +82,30 @@ DIALECTS = {
 }
 #: By the key, as `submit` sorts what it inserts: an index of random keys grows page by page.
 CLIPS = """
-INSERT INTO clips (run_id, uri, uri_key, state, attempts, not_before, worker, label_id, score,
-                   label_ids, scores, sha256, bytes, duration_s, source_sample_rate, channels,
-                   codec, truncated, silent, fetch_ms, decode_ms, classify_ms, finished_at)
+INSERT INTO clips (
+    run_id, uri, uri_key, state, attempts, not_before, worker, label_id, score, label_ids, scores,
+    sha256, bytes, duration_s, source_sample_rate, channels, codec, truncated, silent,
+    fetch_ms, decode_ms, classify_ms, finished_at
+)
 {numbers}
-SELECT 1,
-       'https://archive-' || (i % 40) || '.example.org/recordings/2026/' || (10000000 + i)
-       || '.wav',
-       {key}, 'done', 1, NULL, 'worker@machine-' || (i % 8), 1 + best, score, {labels}, {scores},
-       {sha256}, 441044, 5, 44100, 1, 'pcm_s16le', false, false, 80, 2, 9, 1.78e9 + i / 300.0
-FROM (SELECT i, CAST(526 * u * u * u AS int) AS best, 0.2 + 0.8 * v AS score
-      FROM (SELECT i, (i * 2654435761 % 4294967296) / 4294967296.0 AS u,
-                   (i * 40503 % 65536) / 65536.0 AS v FROM n) AS n
-     ) AS drawn
+SELECT
+    1,
+    'https://archive-' || (i % 40) || '.example.org/recordings/2026/' || (10000000 + i) || '.wav',
+    {key}, 'done', 1, NULL, 'worker@machine-' || (i % 8), 1 + best, score, {labels}, {scores},
+    {sha256}, 441044, 5, 44100, 1, 'pcm_s16le', false, false, 80, 2, 9, 1.78e9 + i / 300.0
+FROM (
+    SELECT i, CAST(526 * u * u * u AS int) AS best, 0.2 + 0.8 * v AS score
+    FROM (
+        SELECT i, (i * 2654435761 % 4294967296) / 4294967296.0 AS u,
+               (i * 40503 % 65536) / 65536.0 AS v
+        FROM n
+    ) AS n
+) AS drawn
 ORDER BY 3
 """
 QUERIES = {
-    "label and least score, the best 50": "SELECT * FROM results"
-    " WHERE run = 'big' AND label = 'label 300' AND score >= 0.6 ORDER BY score DESC LIMIT 50",
+    "label and least score, the best 50": "SELECT * FROM results WHERE run = 'big'"
+    " AND label = 'label 300' AND score >= 0.6 ORDER BY score DESC LIMIT 50",
     "one clip": "SELECT * FROM results WHERE clip_id = 4321",
     "one clip's top 5": "SELECT * FROM top_k WHERE clip_id = 4321",
     "one clip's events": "SELECT * FROM events WHERE run_id = 1 AND clip_id = 4321",
@@ -109,8 +114,8 @@ QUERIES = {
     " ORDER BY clips DESC LIMIT 20",
     "first page of results": "SELECT * FROM results WHERE run_id = 1 ORDER BY clip_id LIMIT 50",
     "failures": "SELECT * FROM failures WHERE run_id = 1 ORDER BY clip_id LIMIT 50",
-    "a label anywhere in the top 5": "SELECT count(*) FROM top_k"
-    " WHERE run_id = 1 AND label = 'label 300' AND score >= 0.3",
+    "a label anywhere in the top 5": "SELECT count(*) FROM top_k WHERE run_id = 1"
+    " AND label = 'label 300' AND score >= 0.3",
     "hosts": "SELECT * FROM host_stats WHERE run_id = 1",
 }
 
@@ -191,7 +196,7 @@ def plan(engine: sa.Engine, statement: str) -> str:
 
 
 def rates(engine: sa.Engine, label_ids: tuple[int, ...]) -> tuple[float, float]:
-    """Return clips/s of `finish`, and of `claim` with `finish`, in chunks of 16 on one thread."""
+    """Return clips/s of `finish`, and of `claim` and `finish`, in chunks of 16 on one thread."""
     # Sorted as `submit` does, so that a chunk's keys are neighbours in their index.
     new = sorted(
         listed(Listed(f"https://archive-0.example.org/new/{n:08}.wav")) for n in range(PENDING)
@@ -206,8 +211,9 @@ def rates(engine: sa.Engine, label_ids: tuple[int, ...]) -> tuple[float, float]:
         claim = ledger.claim(engine, chunk, worker="worker@machine-1", limits=Ledger())
         claiming += time.perf_counter() - began
         outcomes = [_success(clip.id) for clip in claim.clips]
-        finishing += _seconds(lambda claim=claim, outcomes=outcomes: ledger.finish(  # type: ignore[misc]
-            engine, claim, outcomes, label_ids, Ledger()))  # fmt: skip
+        began = time.perf_counter()
+        ledger.finish(engine, claim, outcomes, label_ids, Ledger())
+        finishing += time.perf_counter() - began
     return len(ids) / finishing, len(ids) / (claiming + finishing)
 
 
@@ -293,15 +299,12 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="Where the SQLite file goes; PostgreSQL's goes to TMPDIR."
     )
-    arguments = parser.parse_args()
+    asked = parser.parse_args()
     # Stopped from outside it takes its gigabytes and its server along.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for kind in arguments.database or DIALECTS:
-        with (
-            database(kind, arguments.folder) as url,
-            TemporaryDirectory(dir=arguments.folder) as folder,
-        ):
-            _report(connect(url, Database()), arguments.clips, Path(folder), plans=arguments.plans)
+    for kind in asked.database or DIALECTS:
+        with database(kind, asked.folder) as url, TemporaryDirectory(dir=asked.folder) as folder:
+            _report(connect(url, Database()), asked.clips, Path(folder), plans=asked.plans)
 
 
 def _report(engine: sa.Engine, clips: int, folder: Path, *, plans: bool) -> None:
@@ -310,8 +313,8 @@ def _report(engine: sa.Engine, clips: int, folder: Path, *, plans: bool) -> None
     label_ids = build(engine, clips)
     print(f"\n| {clips:,} clips x 5 predictions | {engine.dialect.name} | wanted |\n|---|---|---|")
     if engine.dialect.name == "postgresql":
-        values = [f"{name} {value}" for name, value in POSTGRESQL.items()]
-        print(f"| settings | {', '.join(values)}, fsync off | |")
+        settings = ", ".join(f"{name} {value}" for name, value in POSTGRESQL.items())
+        print(f"| settings | {settings}, fsync off | |")
     _show("built in, s", time.perf_counter() - began)
     _show("bytes a clip, all tables and indexes", bytes_per_clip(engine, clips))
     if engine.dialect.name == "postgresql":

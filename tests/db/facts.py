@@ -1,4 +1,4 @@
-"""Runs, clips and outcomes made through the ledger, for tests that read or change them."""
+"""Runs, clips and outcomes made through the ledger, for other tests."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SIREN_THEN_DOG = ((1, 0.7), (1, 0.9), (0, 0.6), (1, 0.8))
 
 
 def two_runs(engine: sa.Engine) -> None:
-    """Fill a database.
+    """Fill a database with two runs.
 
-    `march` has a long siren in Rome, a close call, a copy and a failure; `april` hears a dog.
+    `march` has a long siren in Rome, a close call, a copy and a failure; `april` has a dog.
     """
     march, claim = _claimed(engine, "march")
     long = _success(claim.clips[0].id, [(1, 0.8), (0, 0.3)], "aa", windows=SIREN_THEN_DOG)

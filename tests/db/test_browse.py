@@ -1,4 +1,4 @@
-"""Pages of clips: each clip once, in the order asked for, with any filter; an even sample."""
+"""Pages of clips have each clip once and in order, with any filter; samples are even."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ ALL = [
 ]
 
 
-def test_all_pages_together_have_each_clip_once(
-    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_have_each_clip_once(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     two_runs(engine)
     monkeypatch.setattr(browse, "READ_FOR_PAGE", 2)
     for page in (1, 2, 50):
@@ -52,7 +50,7 @@ def test_all_pages_together_have_each_clip_once(
             assert (found if wanted.label else sorted(found)) == clips, (page, wanted)
 
 
-def test_a_key_that_is_none_is_refused(engine: sa.Engine) -> None:
+def test_an_invalid_page_key_is_refused(engine: sa.Engine) -> None:
     two_runs(engine)
     for after in ("x", "1", "1~2~3", "~"):
         with pytest.raises(UsageError):
@@ -70,7 +68,7 @@ def test_a_sample_is_spread_over_the_run_and_its_charts_count_every_clip(engine:
     assert (seconds, counts) == (0.0, []) or sum(counts) == 4
 
 
-def test_all_that_is_known_of_a_clip(engine: sa.Engine) -> None:
+def test_details_of_a_clip(engine: sa.Engine) -> None:
     two_runs(engine)
     first, *_ = browse.details(engine, browse.sample(engine, runs.find_run(engine, "march").id, 4))
     assert [label for label, _ in first["top"]] == ["siren", "dog"]

@@ -1,4 +1,4 @@
-"""The ledger: one worker claims a clip, and only its holder finishes it and counts the try."""
+"""The ledger: one worker claims a clip; only its holder finishes it, and counts the try then."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_chunk_delivered_twice_is_claimed_once(engine: sa.Engine) -> None:
     assert second.clips == ()
 
 
-def test_threads_that_claim_the_same_clips_share_them_out(engine: sa.Engine) -> None:
+def test_concurrent_claims_of_the_same_clips_are_disjoint(engine: sa.Engine) -> None:
     _, ids = submit(engine, 40)
     with ThreadPoolExecutor(8) as pool:
         claims = list(
@@ -98,7 +98,7 @@ def test_results_and_state_are_written_together(engine: sa.Engine) -> None:
     ]
 
 
-def test_a_zombie_whose_lease_ended_cannot_write(engine: sa.Engine) -> None:
+def test_a_worker_cannot_write_after_its_lease_ended(engine: sa.Engine) -> None:
     _, ids = submit(engine, 1)
     zombie = ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
     expire_leases(engine)
@@ -122,14 +122,14 @@ def test_a_worker_death_counts_as_a_crash_and_not_as_a_try(engine: sa.Engine) ->
     assert (row(engine, ids[0]).attempts, row(engine, ids[0]).crashes) == (0, 5)
 
 
-def test_a_fleet_that_died_may_leave_more_leases_than_a_statement_has_parameters(
+def test_more_ended_leases_than_a_statement_has_parameters_are_taken_back(
     engine: sa.Engine,
 ) -> None:
     run_id, ids = submit(engine, 1)
     ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
     numbers = (
-        "WITH RECURSIVE n(i) AS"
-        " (SELECT CAST(:first AS integer) UNION ALL SELECT i + 1 FROM n WHERE i < 300000)"
+        "WITH RECURSIVE n(i) AS (SELECT CAST(:first AS integer)"
+        " UNION ALL SELECT i + 1 FROM n WHERE i < 300000)"
     )
     leases = f"{numbers} INSERT INTO leases (clip_id, run_id, until) SELECT i, :run_id, 0 FROM n"
     with writing(engine) as connection:
@@ -190,7 +190,7 @@ def test_picking_is_fair_between_runs_and_bounded(engine: sa.Engine) -> None:
     assert feeding.pick(engine, "other", 20, LIMITS) == []
 
 
-def test_what_a_wiped_queue_held_is_taken_back_once_it_is_old_enough(engine: sa.Engine) -> None:
+def test_clips_lost_from_the_queue_are_taken_back_when_their_lease_ends(engine: sa.Engine) -> None:
     submit(engine, 3)
     feeding.pick(engine, "clips", 10, LIMITS)
     assert feeding.take_back_queued(engine, "clips", LIMITS.queue_lease_s - 10) == 0
@@ -213,7 +213,7 @@ def test_cancelled_clips_are_final_and_failed_ones_can_be_retried(engine: sa.Eng
     assert row(engine, ids[0]).error_code is None
 
 
-def test_a_cancelled_run_is_over_at_once_and_nothing_brings_it_back(engine: sa.Engine) -> None:
+def test_a_cancelled_run_is_final_and_stays_cancelled(engine: sa.Engine) -> None:
     run_id, ids = submit(engine, 3)
     feeding.pick(engine, "clips", 10, LIMITS)
     claim = ledger.claim(engine, chunk_of(engine, ids[:2]), worker="a", limits=LIMITS)

@@ -1,4 +1,4 @@
-"""Any order of claims, ends, deaths and losses leaves a clip in one state that can still end."""
+"""After any order of claims, ends, deaths and losses, states and results are consistent."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ some = st.randoms(use_true_random=False)
 
 
 class LedgerStates(RuleBasedStateMachine):
-    """A queue that loses and doubles messages, workers that die or come back, and one run."""
+    """One run, a queue that loses and doubles messages, and workers that die or come back late."""
 
     engine: sa.Engine
 
@@ -195,7 +195,7 @@ class LedgerStates(RuleBasedStateMachine):
             )
 
 
-def test_any_order_of_events_keeps_the_ledger_true(engine: sa.Engine) -> None:
+def test_the_ledger_is_consistent_after_any_order_of_events(engine: sa.Engine) -> None:
     bound = type("BoundLedgerStates", (LedgerStates,), {"engine": engine})
     examples = 40 if engine.dialect.name == "sqlite" else 15
     plan = settings(

@@ -49,7 +49,7 @@ def test_the_views_can_be_read(engine: sa.Engine) -> None:
         "",
     ],
 )
-def test_whatever_does_not_just_read_is_refused_in_one_sentence(
+def test_statements_other_than_select_are_refused_in_one_sentence(
     engine: sa.Engine, statement: str
 ) -> None:
     with pytest.raises(UsageError) as refusal:

@@ -35,7 +35,7 @@ def finish(engine: sa.Engine, success: words.Success, label_ids: tuple[int, ...]
     assert ledger.finish(engine, claim, [success], label_ids, Ledger())["done"] == 1
 
 
-def test_the_same_bytes_get_the_result_they_have_already(engine: sa.Engine) -> None:
+def test_the_same_bytes_reuse_their_result(engine: sa.Engine) -> None:
     label_ids = classified(engine)
     run_id, ids = submit(engine, 1)
     ledger.settle_model(engine, run_id, 1)
@@ -57,7 +57,7 @@ def test_other_bytes_another_model_and_other_options_are_classified(engine: sa.E
     assert reuse(engine, other, ids[0], SOURCE) is None
 
 
-def test_the_same_url_gets_the_newest_result_another_run_has(engine: sa.Engine) -> None:
+def test_the_same_url_reuses_the_newest_result_of_another_run(engine: sa.Engine) -> None:
     classified(engine)
     run_id, ids = submit(engine, 2)
     ledger.settle_model(engine, run_id, 1)
@@ -80,7 +80,7 @@ def test_the_same_url_gets_the_newest_result_another_run_has(engine: sa.Engine) 
 @pytest.mark.parametrize(
     ("source", "index"), [(SOURCE, "clips_sha256"), (None, "run_id_uri_key|autoindex_clips")]
 )
-def test_looking_is_one_statement_and_uses_the_index(
+def test_a_reuse_look_up_is_one_statement_with_an_index(
     engine: sa.Engine, source: words.Source | None, index: str
 ) -> None:
     for count in (2000, 2000, 2001):
@@ -122,7 +122,7 @@ PARTS = (
 )
 
 
-def test_only_the_same_part_of_the_same_bytes_has_the_result_already(engine: sa.Engine) -> None:
+def test_only_the_same_part_of_the_same_bytes_reuses_a_result(engine: sa.Engine) -> None:
     label_ids = classified(engine)
     run_id, ids = submit(engine, len(PARTS))
     ledger.settle_model(engine, run_id, 1)
@@ -138,7 +138,7 @@ def test_only_the_same_part_of_the_same_bytes_has_the_result_already(engine: sa.
         assert reuse(engine, run_id, clip_id, SOURCE) is not None
 
 
-def test_the_windows_of_each_channel_are_taken_over(engine: sa.Engine) -> None:
+def test_the_windows_of_each_channel_are_reused(engine: sa.Engine) -> None:
     label_ids = labels(engine)
     run_id, ids = submit(engine, 2)
     ledger.settle_model(engine, run_id, 1)

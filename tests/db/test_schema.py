@@ -1,4 +1,4 @@
-"""Migrations: forth and back, equal to the models, with data; sentences about a wrong schema."""
+"""Migrations: up and down, equal to the models, without loss; sentences about a wrong schema."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def migrate(engine: sa.Engine, to: str, *, back: bool = False) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*expression-based index")
-def test_the_migrations_arrive_at_the_models(engine: sa.Engine) -> None:
+def test_the_migrations_create_the_tables_of_the_models(engine: sa.Engine) -> None:
     with reading(engine) as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Base.metadata) == []
 
 
-def test_the_migrations_go_back_to_nothing_and_forth_again(empty: sa.Engine) -> None:
+def test_the_migrations_can_be_undone_and_redone(empty: sa.Engine) -> None:
     schema.upgrade(empty)
     migrate(empty, "base", back=True)
     assert schema.current(empty) is None
@@ -84,7 +84,7 @@ def test_the_migrations_go_back_to_nothing_and_forth_again(empty: sa.Engine) -> 
     schema.check(empty)
 
 
-def test_data_of_the_first_version_is_there_after_every_later_one(empty: sa.Engine) -> None:
+def test_data_of_the_first_version_survives_every_upgrade(empty: sa.Engine) -> None:
     first, *later = schema.versions()
     migrate(empty, first)
     with writing(empty) as connection:
@@ -140,7 +140,7 @@ def test_versions_are_in_the_order_of_their_numbers(
     assert schema.versions() == ["v0_1_0", "v0_2_0", "v0_10_0"]
 
 
-def test_a_newer_schema_is_left_alone_with_a_sentence(engine: sa.Engine) -> None:
+def test_a_newer_schema_is_refused_and_not_changed(engine: sa.Engine) -> None:
     with writing(engine) as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = 'v9_0_0'"))
     for act in (schema.upgrade, schema.check):
@@ -148,7 +148,7 @@ def test_a_newer_schema_is_left_alone_with_a_sentence(engine: sa.Engine) -> None
             act(engine)
 
 
-def test_an_older_schema_is_told_to_be_upgraded(
+def test_an_older_schema_asks_for_an_upgrade(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = schema.versions()
@@ -176,7 +176,7 @@ def test_a_worker_that_finds_another_schema_says_so_and_exits(
     assert ended.stderr.endswith("newer than this Earmark: upgrade Earmark.\n")
 
 
-def test_an_empty_database_is_told_to_be_upgraded(empty: sa.Engine) -> None:
+def test_an_empty_database_asks_for_an_upgrade(empty: sa.Engine) -> None:
     with pytest.raises(ServiceError, match="earmark db upgrade"):
         schema.check(empty)
 
@@ -189,7 +189,7 @@ def test_a_file_that_is_no_database_gets_a_sentence(tmp_path: Path) -> None:
         schema.current(engine)
 
 
-def test_datasette_is_told_of_the_views_and_hides_every_table() -> None:
+def test_datasette_shows_the_views_and_hides_every_table() -> None:
     told = json.loads((Path(__file__).parents[2] / "docs" / "datasette.json").read_text())
     tables = told["databases"]["earmark"]["tables"]
     hidden = {name for name, about in tables.items() if about.get("hidden")}

@@ -1,4 +1,4 @@
-"""PostgreSQL connections that are lost, turn read-only or lead through a pooler; their errors."""
+"""PostgreSQL connections that are lost, turn read-only or lead through a pooler."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def process(engine: sa.Engine) -> int:
 
 
 def ended(engine: sa.Engine, url: str) -> int:
-    """Have PostgreSQL end the process that serves the engine's connection; return its id."""
+    """End the server process of the engine's connection, and return its id."""
     ended = process(engine)
     with psycopg.connect(url, autocommit=True) as other:
         other.execute("SELECT pg_terminate_backend(%s, 5000)", [ended])
@@ -47,7 +47,7 @@ def test_a_connection_that_died_while_it_was_idle_is_replaced(
     assert process(engine) != first
 
 
-def test_one_that_died_a_moment_after_its_use_is_one_sentence_and_then_replaced(
+def test_a_connection_that_died_just_after_its_use_is_one_error_and_then_replaced(
     engine: sa.Engine, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "FRESH_S", 60.0)
@@ -105,7 +105,7 @@ def test_an_error_that_another_transaction_caused_keeps_the_connection(
 @pytest.mark.parametrize(
     "statement", ["SELECT nothing_of_the_sort FROM clips", "SELECT 'x'::int", "SELEC 1"]
 )
-def test_a_wrong_statement_is_told_as_a_bug(engine: sa.Engine, statement: str) -> None:
+def test_a_wrong_statement_is_reported_as_a_bug(engine: sa.Engine, statement: str) -> None:
     with (
         pytest.raises(DatabaseError, match="bug in Earmark") as raised,
         reading(engine) as connection,
@@ -114,7 +114,7 @@ def test_a_wrong_statement_is_told_as_a_bug(engine: sa.Engine, statement: str) -
     assert raised.value.facts["bug"]
 
 
-def test_waiting_for_a_connection_of_the_pool_too_long_is_the_database_s_trouble(
+def test_a_timeout_of_the_connection_pool_is_a_database_error(
     postgres_url: str,
 ) -> None:
     engine = connect(postgres_url, Database(pool_size=1))
@@ -152,7 +152,7 @@ def test_a_pooler_that_shares_by_the_statement_is_refused_in_a_sentence(postgres
     bouncer.remove()
 
 
-def test_without_that_a_pooler_mixes_them_up(
+def test_undetected_a_pooler_mixes_up_prepared_statements(
     pooler: PgBouncer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "behind_pooler", lambda _: False)
@@ -164,7 +164,7 @@ def test_without_that_a_pooler_mixes_them_up(
 
 
 @pytest.mark.parametrize("state", session.PREPARED_ELSEWHERE)
-def test_a_pooler_that_was_not_noticed_is_noticed_by_its_first_error(
+def test_an_undetected_pooler_is_detected_by_its_first_error(
     engine: sa.Engine, state: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):

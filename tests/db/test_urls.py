@@ -1,4 +1,4 @@
-"""Database URLs: one that cannot be used is one sentence; none is shown with its password."""
+"""Database URLs: a wrong one is one sentence, and no password is ever shown."""
 
 from __future__ import annotations
 

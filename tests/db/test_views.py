@@ -108,7 +108,7 @@ def test_hosts_models_and_labels_are_counted(engine: sa.Engine) -> None:
     assert [tuple(row.values()) for row in labels] == [("rain", 2), ("siren", 1)]
 
 
-def test_kept_counts_agree_with_the_clips_whatever_happens(engine: sa.Engine) -> None:
+def test_run_counts_agree_with_the_clips_after_each_change(engine: sa.Engine) -> None:
     two_runs(engine)
     assert kept(engine) == counted(engine)
     run_id = runs.find_run(engine, "march").id
@@ -123,7 +123,7 @@ def test_kept_counts_agree_with_the_clips_whatever_happens(engine: sa.Engine) ->
     assert kept(engine) == counted(engine)
 
 
-def test_kept_counts_agree_with_the_clips_when_many_write_at_once(
+def test_run_counts_agree_with_the_clips_after_concurrent_writes(
     engine: sa.Engine, database_url: str
 ) -> None:
     run_id, _ = submit(engine, 0)
@@ -159,7 +159,7 @@ def test_kept_counts_agree_with_the_clips_when_many_write_at_once(
     assert progress.audio_s == 5.0 * progress.states["done"]
 
 
-def test_a_pruned_run_leaves_nothing_and_takes_nothing_else_along(engine: sa.Engine) -> None:
+def test_prune_deletes_the_whole_run_and_nothing_else(engine: sa.Engine) -> None:
     two_runs(engine)
     march, april = runs.find_run(engine, "march").id, runs.find_run(engine, "april").id
     with pytest.raises(UsageError, match="cancel"):
