@@ -299,15 +299,12 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="Where the SQLite file goes; PostgreSQL's goes to TMPDIR."
     )
-    arguments = parser.parse_args()
+    asked = parser.parse_args()
     # Stopped from outside it takes its gigabytes and its server along.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for kind in arguments.database or DIALECTS:
-        with (
-            database(kind, arguments.folder) as url,
-            TemporaryDirectory(dir=arguments.folder) as folder,
-        ):
-            _report(connect(url, Database()), arguments.clips, Path(folder), plans=arguments.plans)
+    for kind in asked.database or DIALECTS:
+        with database(kind, asked.folder) as url, TemporaryDirectory(dir=asked.folder) as folder:
+            _report(connect(url, Database()), asked.clips, Path(folder), plans=asked.plans)
 
 
 def _report(engine: sa.Engine, clips: int, folder: Path, *, plans: bool) -> None:

@@ -29,7 +29,10 @@ def settings_page() -> str:
         f"| `{name}` | {_shown(field.default)} | {field.description} |"
         for name, field in _settings()
     ]
-    source = "From the environment or a `.env` file in the working directory; the environment goes first."
+    source = (
+        "From the environment or a `.env` file in the working directory;"
+        " the environment goes first."
+    )
     head = f"# Settings\n\n{source}\n"
     return "\n".join([MADE + head, "| variable | default | why |", "|---|---|---|", *rows, ""])
 

@@ -1,4 +1,4 @@
-"""Programs and packages that a test needs. It is skipped without them; where CI is set, it fails."""
+"""Programs and packages a test needs. It is skipped without them; where CI is set, it fails."""
 
 from __future__ import annotations
 
