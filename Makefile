@@ -26,7 +26,7 @@ test-fast: .venv/ready-dev ## run the quick tests, which need no PostgreSQL, bro
 	@$(BIN)/python -m pytest -m "not slow and not chaos and not postgresql" --numprocesses 2
 
 test-chaos: .venv/ready-dev ## have many faults in a row happen to workers on each database; four minutes
-	@$(BIN)/python -m pytest -m chaos --numprocesses 2 tests/faults
+	@$(BIN)/python -m pytest -m chaos --numprocesses 2
 
 browser: ## install Debian's Chromium, in which some tests look at pages
 	@$(call debian,chromium,chromium fonts-liberation)

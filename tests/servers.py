@@ -107,10 +107,17 @@ class Postgres:
 
 
 class PgBouncer:
-    """Debian's PgBouncer on a free port before a PostgreSQL, with few server connections."""
+    """Debian's PgBouncer on a free port before a PostgreSQL, with few server connections.
 
-    def __init__(self, postgres_url: str, mode: str = "transaction", pool_size: int = 4) -> None:
+    It keeps apart the prepared statements of its clients only if it is told how many to keep, which
+    PgBouncer knows since 1.21.
+    """
+
+    def __init__(
+        self, postgres_url: str, mode: str = "transaction", pool_size: int = 4, prepared: int = 0
+    ) -> None:
         program = needs.program("pgbouncer")
+        statements = f"max_prepared_statements = {prepared}" if _pgbouncer_prepares(program) else ""
         self._folder = Path(tempfile.mkdtemp(prefix="earmark-pgbouncer-"))
         self._folder.chmod(0o755)
         self._port = free_port()
@@ -128,6 +135,7 @@ pool_mode = {mode}
 default_pool_size = {pool_size}
 max_client_conn = 200
 server_login_retry = 1
+{statements}
 """
         )
         who = {} if os.geteuid() != 0 else {"user": "nobody"}
@@ -144,9 +152,16 @@ server_login_retry = 1
         return parts._replace(netloc=f"{parts.username}@127.0.0.1:{self._port}").geturl()
 
     def remove(self) -> None:
-        self._server.terminate()
+        # SIGTERM waits for its clients since PgBouncer 1.23.
+        self._server.kill()
         self._server.wait(STOP_S)
         shutil.rmtree(self._folder)
+
+
+def _pgbouncer_prepares(program: Path) -> bool:
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    number = version.stdout.split()[1]
+    return tuple(int(part) for part in number.split(".")[:2]) >= (1, 21)
 
 
 class Valkey:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SUBMITTERS = 8
 CLIPS = 5000
-ROUNDS = [pytest.param(2, id="2-rounds"), pytest.param(10, id="10-rounds", marks=pytest.mark.slow)]
+ROUNDS = [pytest.param(2, id="2-rounds"), pytest.param(10, id="10-rounds", marks=pytest.mark.chaos)]
 LONGEST_S = 120
 
 

@@ -41,6 +41,10 @@ def failure(fetcher: Fetcher, uri: str) -> errors.DownloadError:
     return caught.value
 
 
+#: Downloads that fail in each way.
+EACH = 20
+
+
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -112,9 +116,10 @@ def test_failed_downloads_leave_no_file_open(fetcher: Fetcher, httpserver: HTTPS
     )
     failure(fetcher, httpserver.url_for("/404"))
     before = open_files()
-    for path in ("/404", "/empty", "/302") * 20:
+    for path in ("/404", "/empty", "/302") * EACH:
         failure(fetcher, httpserver.url_for(path))
-    assert open_files() <= before + 1
+    # A way of failing that left its file open would leave as many; the server has some of its own.
+    assert open_files() < before + EACH
 
 
 @pytest.mark.parametrize("status", [429, 503])
