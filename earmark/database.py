@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from db import access, results, runs, schema
 from db.session import connect
 from earmark.core.errors import ServiceError, UsageError
@@ -24,16 +22,7 @@ def read_settings(db: str | None = None) -> Settings:
     Raises:
         ServiceError: a setting cannot be read.
     """
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "EARMARK_" + "__".join(str(part) for part in first["loc"]).upper()
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ServiceError(reason=f"The setting {name} is wrong: {reason}.") from error
-    except RuntimeError as error:
-        raise ServiceError(reason="This user has no home folder: set EARMARK_DATA_DIR.") from error
-    return with_database(settings, db)
+    return with_database(Settings.read(), db)
 
 
 def with_database(settings: Settings, db: str | None) -> Settings:

@@ -43,9 +43,19 @@ CUT_OFF_CHECKS = 8
 #: A worker with the wrong database logs it within this.
 DATABASE_CHECK_S = 2.0
 
+
+def _read_settings() -> Settings:
+    try:
+        return Settings.read()
+    except ServiceError as error:
+        # Celery prints the traceback of any other exception.
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(SERVICE_EXIT) from error
+
+
 # `celery -A` has put the working directory on the path. Nothing may be imported from it.
 isolate_imports()
-_settings = Settings()
+_settings = _read_settings()
 app = broker.configure(_settings.broker)
 _stopping = threading.Event()
 

@@ -10,10 +10,19 @@ from typing import Annotated, Any, Self
 from urllib.parse import quote
 
 from platformdirs import user_data_path
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from earmark.core import broker_url
+from earmark.core.errors import ServiceError
 
 
 def _split(value: Any) -> Any:
@@ -277,6 +286,25 @@ class Settings(BaseSettings):
     @property
     def database_url(self) -> str:
         return self.database.url or sqlite_url(self.data_dir / "earmark.db")
+
+    @classmethod
+    def read(cls) -> Self:
+        """Return the settings of the environment.
+
+        Raises:
+            ServiceError: one of them cannot be used; the sentence names it, and not its value.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "EARMARK_" + "__".join(str(part) for part in first["loc"]).upper()
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ServiceError(reason=f"The setting {name} is wrong: {reason}.") from error
+        except RuntimeError as error:
+            raise ServiceError(
+                reason="This user has no home folder: set EARMARK_DATA_DIR."
+            ) from error
 
     def changed(self, **changes: Any) -> Self:
         """Return these settings with some changed, such as `changed(fetch={"ports": (8080,)})`.

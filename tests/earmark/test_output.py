@@ -19,12 +19,15 @@ from earmark import label_files, output
 from earmark.core.errors import UsageError
 from earmark.core.settings import Database
 from tests.db.facts import two_runs
+from tests.end_to_end.conftest import Earmark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     import sqlalchemy as sa
+
+    from tests.faults.nursery import Nursery
 
 pytestmark = pytest.mark.slow
 
@@ -53,9 +56,26 @@ def either(engine: sa.Engine, database_url: str) -> str:
     return database_url
 
 
-def earmark(database: Path | str, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "earmark", *words, "--db", str(database)]
-    return subprocess.run(command, text=True, capture_output="stdout" not in more, **more)
+class CommandLine:
+    """Runs a verb on a database: forked, or as a process of its own if its surroundings matter."""
+
+    def __init__(self, folder: Path, nursery: Nursery) -> None:
+        self._forked = Earmark({}, folder, nursery)
+
+    def __call__(
+        self, database: Path | str, *words: str, stdin: str = "", **surroundings: Any
+    ) -> subprocess.CompletedProcess[str]:
+        words = (*words, "--db", str(database))
+        if not surroundings:
+            return self._forked.ended(*words, stdin=stdin)
+        command = [sys.executable, "-m", "earmark", *words]
+        captured = "stdout" not in surroundings
+        return subprocess.run(command, text=True, capture_output=captured, **surroundings)
+
+
+@pytest.fixture
+def earmark(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> CommandLine:
+    return CommandLine(tmp_path_factory.mktemp("command-line"), nursery)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +133,9 @@ def test_labels_for_audacity_are_a_folder_of_files(tmp_path: Path) -> None:
     assert (tmp_path / "labels" / "7-a_b.wav.txt").read_text() == "0.000\t4.000\tdog 0.50\n"
 
 
-def test_labels_for_raven_are_one_table(database: Path, tmp_path: Path) -> None:
+def test_labels_for_raven_are_one_table(
+    earmark: CommandLine, database: Path, tmp_path: Path
+) -> None:
     assert (
         earmark(
             database, "export", "march", "--labels", "raven", "-o", str(tmp_path / "t.txt")
@@ -125,7 +147,7 @@ def test_labels_for_raven_are_one_table(database: Path, tmp_path: Path) -> None:
     assert first.split("\t")[3:9] == ["0.0", "4.0", "0", "20000", "https://h0.org/0.wav", "siren"]
 
 
-def test_a_run_is_exported_whole(database: Path, tmp_path: Path) -> None:
+def test_a_run_is_exported_whole(earmark: CommandLine, database: Path, tmp_path: Path) -> None:
     assert earmark(database, "export", "march", "-o", str(tmp_path / "m.parquet")).returncode == 0
     assert polars.read_parquet(tmp_path / "m.parquet")["label"].to_list() == [
         "siren",
@@ -135,7 +157,9 @@ def test_a_run_is_exported_whole(database: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")  # noqa: PTH110
-def test_a_full_disk_behind_standard_output_is_one_sentence(database: Path) -> None:
+def test_a_full_disk_behind_standard_output_is_one_sentence(
+    earmark: CommandLine, database: Path
+) -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
         ended = earmark(database, "results", "march", stdout=full, stderr=subprocess.PIPE)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
@@ -144,7 +168,7 @@ def test_a_full_disk_behind_standard_output_is_one_sentence(database: Path) -> N
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_a_file_that_grows_too_large_leaves_what_was_there(
-    either: str, tmp_path: Path, suffix: str
+    earmark: CommandLine, either: str, tmp_path: Path, suffix: str
 ) -> None:
     (tmp_path / "out").mkdir()
     file = tmp_path / "out" / f"big.{suffix}"
@@ -160,7 +184,9 @@ def test_a_file_that_grows_too_large_leaves_what_was_there(
 
 
 @pytest.mark.parametrize("words", [["query", MANY], ["export", "march", "-o", "-"]])
-def test_a_reader_that_stops_early_ends_it_with_one_sentence(either: str, words: list[str]) -> None:
+def test_a_reader_that_stops_early_ends_it_with_one_sentence(
+    earmark: CommandLine, either: str, words: list[str]
+) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     ended = earmark(either, *words, stdout=writer, stderr=subprocess.PIPE)
@@ -184,7 +210,7 @@ def test_a_reader_that_stops_early_ends_it_with_one_sentence(either: str, words:
     ],
 )
 def test_a_bad_query_is_one_sentence_and_leaves_no_file(
-    either: str, tmp_path: Path, statement: str
+    earmark: CommandLine, either: str, tmp_path: Path, statement: str
 ) -> None:
     ended = earmark(
         either, "query", statement, "--timeout-s", "0.5", "-o", str(tmp_path / "bad.csv")
@@ -194,7 +220,9 @@ def test_a_bad_query_is_one_sentence_and_leaves_no_file(
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_whatever_a_column_holds_can_be_written(either: str, tmp_path: Path, suffix: str) -> None:
+def test_whatever_a_column_holds_can_be_written(
+    earmark: CommandLine, either: str, tmp_path: Path, suffix: str
+) -> None:
     statement = (
         "SELECT 'plain' AS meta, label_ids, sha256,"
         " (SELECT avg(attempts) FROM clips) AS tries, CURRENT_DATE AS today"
@@ -211,7 +239,7 @@ def test_whatever_a_column_holds_can_be_written(either: str, tmp_path: Path, suf
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_no_rows_are_a_file_with_the_names_of_the_columns(
-    either: str, tmp_path: Path, suffix: str
+    earmark: CommandLine, either: str, tmp_path: Path, suffix: str
 ) -> None:
     file = tmp_path / f"none.{suffix}"
     assert earmark(either, "results", "march", "--label", "cow", "-o", str(file)).returncode == 0
@@ -234,7 +262,7 @@ def test_a_pipe_and_a_link_stay_what_they_are(tmp_path: Path) -> None:
     assert file.read_text().startswith("uri,label")
 
 
-def test_a_locked_database_is_one_sentence(database: Path) -> None:
+def test_a_locked_database_is_one_sentence(earmark: CommandLine, database: Path) -> None:
     holder = sqlite3.connect(database, isolation_level=None)
     for statement in (
         "PRAGMA journal_mode = DELETE",
@@ -258,7 +286,9 @@ def test_a_locked_database_is_one_sentence(database: Path) -> None:
 @pytest.mark.parametrize(
     "where", ["none.db", "postgresql://postgres@127.0.0.1:1/none", "postgresql://h:port/none"]
 )
-def test_a_database_that_is_not_there_is_one_sentence(tmp_path: Path, where: str) -> None:
+def test_a_database_that_is_not_there_is_one_sentence(
+    earmark: CommandLine, tmp_path: Path, where: str
+) -> None:
     for words in (["query", "SELECT 1"], ["export", "march", "-o", str(tmp_path / "m.csv")]):
         ended = earmark(where if "://" in where else tmp_path / where, *words)
         assert (ended.returncode, ended.stderr.count("\n")) == (3, 1)
@@ -269,7 +299,7 @@ def test_a_database_that_is_not_there_is_one_sentence(tmp_path: Path, where: str
     "words", [["results", "march"], ["results", "march", "--windows"], ["failures", "march"]]
 )
 def test_a_table_fits_80_columns_and_has_colour_only_on_a_terminal(
-    database: Path, words: list[str]
+    earmark: CommandLine, database: Path, words: list[str]
 ) -> None:
     plain = earmark(database, *words, "--format", "table").stdout
     assert max(map(len, plain.splitlines())) <= 80
@@ -293,17 +323,17 @@ def test_a_bar_is_exact_to_an_eighth_of_a_character() -> None:
     ]
 
 
-def test_status_names_the_hosts_that_fail(database: Path) -> None:
+def test_status_names_the_hosts_that_fail(earmark: CommandLine, database: Path) -> None:
     assert "most failures: h1.org (1)" in earmark(database, "status", "march").stderr
 
 
-def test_prune_asks_first(database: Path) -> None:
-    assert earmark(database, "prune", "march", input="n\n").returncode == 1
+def test_prune_asks_first(earmark: CommandLine, database: Path) -> None:
+    assert earmark(database, "prune", "march", stdin="n\n").returncode == 1
     assert "4 clips" in earmark(database, "prune", "march", "--yes").stderr
     assert earmark(database, "results", "march").returncode == 2
 
 
-def test_status_gives_the_same_numbers_as_json(database: Path) -> None:
+def test_status_gives_the_same_numbers_as_json(earmark: CommandLine, database: Path) -> None:
     told = json.loads(earmark(database, "status", "march", "--format", "json").stdout)
     assert (told["done"], told["failed"]) == (3, 1)
     assert told["clips_per_s"] > 0

@@ -45,14 +45,16 @@ class Earmark:
     def __call__(
         self, *words: str, status: int = 0, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        ended = (
-            self._run(words, stdin)
-            if self.nursery is None
-            else self._fork(self.nursery, words, stdin)
-        )
+        ended = self.ended(*words, stdin=stdin)
         assert ended.returncode == status, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
         return ended
+
+    def ended(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a verb to its end, with whatever status."""
+        if self.nursery is None:
+            return self._run(words, stdin)
+        return self._fork(self.nursery, words, stdin)
 
     def _run(self, words: tuple[str, ...], stdin: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from earmark.demo import EXAMPLES
+from tests.end_to_end.conftest import TIMEOUT_S
 from tests.servers import running_valkey, upgraded
 
 if TYPE_CHECKING:
@@ -22,6 +23,16 @@ def test_submit_refuses_an_unusable_broker_url_before_it_writes(earmark: Earmark
     )
     assert "seCret" not in refused
     assert not (earmark.folder / "data").exists()
+
+
+def test_celery_itself_shows_a_wrong_setting_in_one_sentence(earmark: Earmark) -> None:
+    earmark.settings["EARMARK_BROKER__URL"] = "amqp://guest:seCret@localhost"
+    worker = earmark.start("celery", "-A", "workers.app", "worker")
+    assert worker.wait(TIMEOUT_S) == 3
+    refused = (earmark.folder / "celery-0.log").read_text()
+    assert refused.startswith("The setting EARMARK_BROKER__URL is wrong: the queue needs Redis")
+    assert refused.count("\n") == 1
+    assert "seCret" not in refused
 
 
 def test_submit_and_worker_refuse_a_redis_cluster(earmark: Earmark) -> None:
