@@ -157,8 +157,12 @@ def _import_what_is_heavy() -> None:
 def _become_earmark(
     words: list[str], folder: str, environment: dict[str, str], files: list[str], group: bool
 ) -> None:
+    import torch
+
     from earmark import cli
 
+    # A fork leaves torch's thread pool broken; it is mended here, where no threads can race for it.
+    torch.set_num_threads(1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if group:
         os.setsid()
