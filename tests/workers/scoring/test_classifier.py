@@ -78,7 +78,7 @@ def test_the_problem_type_decides_the_function(
     logits = checkpoints.logits(loaded, [checkpoints.clip(1)])
     assert loaded.card.function_to_apply == expected
     assert checkpoints.scores(loaded, [checkpoints.clip(1)]) == pytest.approx(
-        classifier.apply(logits, expected)
+        classifier.apply(torch.from_numpy(logits), expected).numpy()
     )
 
 
@@ -92,9 +92,9 @@ def test_the_runs_function_overrides_the_problem_type(model: Path) -> None:
 
 
 def test_large_logits_neither_overflow_nor_warn() -> None:
-    logits = np.array([[1000.0, -1000.0]], np.float32)
+    logits = torch.tensor([[1000.0, -1000.0]])
     assert classifier.apply(logits, "softmax").tolist() == [[1.0, 0.0]]
-    assert classifier.apply(logits, "sigmoid")[0] == pytest.approx([1.0, 0.0], abs=1e-30)
+    assert classifier.apply(logits, "sigmoid").tolist() == [[1.0, 0.0]]
 
 
 def test_a_speech_recogniser_is_refused_and_its_missing_weights_named(tmp_path: Path) -> None:
