@@ -42,13 +42,21 @@ class QueuedWindow:
     function_to_apply: str
     #: The caller's own. The batcher never looks at it.
     tag: object
+    #: 0: the scores of all labels, shape (labels,). Else only the best labels leave the device:
+    #: an array of `windows.BEST`, shape (top_k,).
+    top_k: int = 0
+
+    @property
+    def wanted(self) -> tuple[str, int]:
+        """What is wanted of the model: alike for all windows of a batch."""
+        return self.function_to_apply, self.top_k
 
 
 class Batcher:
     """Scores windows that many threads submit, in batches.
 
     Use one per loaded model and close it. `scored` is called once per batch, from the thread that
-    scored it, with the windows and the outcome of each: its scores, shape (labels,), or its error.
+    scored it, with the windows and the outcome of each: its scores or its error.
     The queue has no limit of its own: the memory that holds the samples bounds it.
 
     A model that becomes free takes the windows that are ready; there is no timer. Each lane of the
@@ -157,7 +165,7 @@ class Batcher:
             return
         began = time.monotonic()
         self._busy_since[threading.get_ident()] = began
-        outcomes = lane.outcomes([window.samples for window in batch], batch[0].function_to_apply)
+        outcomes = lane.outcomes([window.samples for window in batch], *batch[0].wanted)
         failures = [outcome for outcome in outcomes if isinstance(outcome, errors.ModelError)]
         if failures and not lane.healthy():
             _die(f"the model fails on {lane.device} even on silence: {failures[0]}")
@@ -174,11 +182,10 @@ class Batcher:
 
 
 def _choose(lane: Classifier, ahead: list[QueuedWindow]) -> list[QueuedWindow]:
-    """Return a batch out of these windows; its scores are computed by one function."""
+    """Return a batch out of these windows, with the oldest among them."""
     if not ahead:
         return []
-    function = ahead[0].function_to_apply
-    alike = [window for window in ahead if window.function_to_apply == function]
+    alike = [window for window in ahead if window.wanted == ahead[0].wanted]
     lengths = [len(window.samples) for window in alike]
     return [alike[place] for place in lane.choose(lengths)]
 

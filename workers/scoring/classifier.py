@@ -14,6 +14,7 @@ import torch
 
 from earmark.core import errors, settings
 from workers.scoring import checkpoint, features
+from workers.scoring.windows import BEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,14 +106,15 @@ class Classifier:
         return self.card.window_s * self.card.sample_rate if self.card.fixed else longest
 
     def outcomes(
-        self, windows: Sequence[np.ndarray], function_to_apply: str = "none"
+        self, windows: Sequence[np.ndarray], function_to_apply: str = "none", top_k: int = 0
     ) -> list[np.ndarray | errors.ClipError]:
         """Score one batch: return for each window its scores, shape (labels,), or its error.
 
+        With `top_k`, return the best labels of each window only: an array of `windows.BEST`.
         A batch that fails is halved, so that no window fails because of a neighbour.
         """
         try:
-            return self._scores(windows, function_to_apply)
+            return self._scores(windows, function_to_apply, top_k)
         except Exception as error:  # any error of a model fails one clip, never the worker
             failure = _translated(error)
         if isinstance(failure, errors.OutOfMemory):
@@ -121,19 +123,27 @@ class Classifier:
             return [failure]
         half = len(windows) // 2
         return [
-            *self.outcomes(windows[:half], function_to_apply),
-            *self.outcomes(windows[half:], function_to_apply),
+            *self.outcomes(windows[:half], function_to_apply, top_k),
+            *self.outcomes(windows[half:], function_to_apply, top_k),
         ]
 
     @torch.inference_mode()
     def _scores(
-        self, windows: Sequence[np.ndarray], function_to_apply: str
+        self, windows: Sequence[np.ndarray], function_to_apply: str, top_k: int
     ) -> list[np.ndarray | errors.ClipError]:
         logits = self._forward(windows)
         numbers = logits.isfinite().all(dim=1, keepdim=True)
+        wanted = [apply(logits, function_to_apply)]
+        if top_k:
+            # `topk` would be faster, but it does not keep the order of equal scores.
+            ranked, labels = wanted[0].sort(dim=1, descending=True, stable=True)
+            wanted = [ranked[:, :top_k], labels[:, :top_k]]
         # One copy for all: a second one would wait for the batch of the other lane.
-        packed = torch.cat([numbers, apply(logits, function_to_apply)], dim=1).cpu().numpy()
-        return _checked(list(packed[:, 1:]), packed[:, 0])
+        packed = torch.cat([numbers, *wanted], dim=1).cpu().numpy()
+        scores = packed[:, 1:]
+        if top_k:
+            scores = _best(*np.split(scores, 2, axis=1))
+        return _checked(list(scores), packed[:, 0])
 
     def _forward(self, windows: Sequence[np.ndarray]) -> torch.Tensor:
         """Return the logits, shape (windows, labels), float32, on the device."""
@@ -182,6 +192,13 @@ def apply(logits: torch.Tensor, function_to_apply: str) -> torch.Tensor:
     if function_to_apply == "sigmoid":
         return logits.sigmoid()
     return logits.softmax(dim=1)
+
+
+def _best(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    best = np.empty(scores.shape, BEST)
+    best["score"] = scores
+    best["label"] = labels
+    return best
 
 
 def _checked(scores: list[np.ndarray], numbers: np.ndarray) -> list[np.ndarray | errors.ClipError]:

@@ -30,15 +30,15 @@ class Fake(classifier.Classifier):
         self.free.set()
         self.started = threading.Semaphore(0)
         self.batches: list[list[float]] = []
-        self.functions: list[str] = []
+        self.wanted: list[tuple[str, int]] = []
 
     def outcomes(
-        self, windows: Sequence[np.ndarray], function_to_apply: str = "none"
+        self, windows: Sequence[np.ndarray], function_to_apply: str = "none", top_k: int = 0
     ) -> list[np.ndarray | errors.ClipError]:
         self.started.release()
         self.free.wait(timeout=30)
         self.batches.append([float(window[0]) for window in windows])
-        self.functions.append(function_to_apply)
+        self.wanted.append((function_to_apply, top_k))
         return [
             errors.OutOfMemory() if window[0] < 0 else np.array([window[0], -window[0]])
             for window in windows
@@ -78,8 +78,8 @@ class Outcomes:
         return set(self._by_tag)
 
 
-def window(value: float, length: int = 10, function: str = "none") -> QueuedWindow:
-    return QueuedWindow(np.full(length, value, np.float32), function, tag=value)
+def window(value: float, length: int = 10, function: str = "none", top_k: int = 0) -> QueuedWindow:
+    return QueuedWindow(np.full(length, value, np.float32), function, tag=value, top_k=top_k)
 
 
 @pytest.fixture
@@ -139,16 +139,16 @@ def test_windows_that_stay_behind_keep_their_order(
     assert fake.batches == [[99], [0, 5], [1, 3, 6], [2, 4]]
 
 
-def test_a_batch_has_one_function_from_logits_to_scores(
+def test_the_windows_of_a_batch_want_alike_scores(
     fake: Fake, queue: batcher.Batcher, outcomes: Outcomes
 ) -> None:
     hold(fake, queue)
-    functions = ["softmax", "sigmoid", "softmax"]
-    queue.put(window(number, function=name) for number, name in enumerate(functions))
+    wanted = [("softmax", 5), ("sigmoid", 5), ("softmax", 5), ("softmax", 0)]
+    queue.put(window(number, function=name, top_k=k) for number, (name, k) in enumerate(wanted))
     fake.free.set()
-    outcomes.of(0, 1, 2)
-    assert fake.batches == [[99], [0, 2], [1]]
-    assert fake.functions == ["none", "softmax", "sigmoid"]
+    outcomes.of(0, 1, 2, 3)
+    assert fake.batches == [[99], [0, 2], [1], [3]]
+    assert fake.wanted == [("none", 0), ("softmax", 5), ("sigmoid", 5), ("softmax", 0)]
 
 
 def test_a_failed_window_costs_its_neighbour_nothing(
@@ -246,12 +246,8 @@ def test_a_silent_model_ends_the_process_and_dumps_its_stacks() -> None:
 
 
 def _fails_on_everything(fake: Fake) -> None:
-    fake.outcomes = lambda windows, _function="none": (
-        [  # type: ignore[method-assign]
-            errors.ModelError(reason="device lost")
-        ]
-        * len(windows)
-    )
+    lost = errors.ModelError(reason="device lost")
+    fake.outcomes = lambda windows, *_: [lost] * len(windows)  # type: ignore[method-assign]
 
 
 def _has_a_bug(fake: Fake) -> None:
