@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from earmark.core.clips import Source, Success
     from earmark.core.options import RunOptions
     from earmark.core.settings import Settings
-    from workers.scoring.batcher import Batcher
     from workers.scoring.classifier import ModelCard
+    from workers.scoring.futures import FutureBatcher
 
 Key = tuple[str, str | None, tuple[str, ...]]
 
@@ -30,7 +30,7 @@ class LoadedModel:
     """A model in memory, with the number of chunks that use it."""
 
     card: ModelCard
-    batcher: Batcher
+    batcher: FutureBatcher
     model_id: int
     label_ids: tuple[int, ...]
     users: int = 0
@@ -95,7 +95,7 @@ class Models:
             plan.model.users -= 1
 
     @property
-    def batchers(self) -> list[Batcher]:
+    def batchers(self) -> list[FutureBatcher]:
         """The queues in front of the loaded models."""
         return [loaded.batcher for loaded in list(self._loaded.values())]
 
@@ -132,13 +132,13 @@ class Models:
         return LoadedModel(card, batcher, model_id, label_ids)
 
 
-def open_model(key: Key, settings: Settings) -> tuple[ModelCard, Batcher]:
+def open_model(key: Key, settings: Settings) -> tuple[ModelCard, FutureBatcher]:
     """Load a model and put a batcher in front of it; raises ServiceError."""
     # Imported here because torch takes seconds, and Flower and the command line load this module.
-    from workers.scoring import batcher, classifier
+    from workers.scoring import classifier, futures
 
     name, revision, labels = key
     model = classifier.load(
         settings.model.model_copy(update={"name": name, "revision": revision}), labels
     )
-    return model.card, batcher.Batcher(model, settings.worker)
+    return model.card, futures.FutureBatcher(model, settings.worker)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from earmark.core.settings import Settings
     from workers.models import Models, RunPlan
     from workers.pipeline import Pipeline
-    from workers.scoring.batcher import Batcher
+    from workers.scoring.futures import FutureBatcher
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -124,7 +124,7 @@ class WorkerState:
         return self._through_outage(claim, math.inf)
 
     @property
-    def batchers(self) -> list[Batcher]:
+    def batchers(self) -> list[FutureBatcher]:
         return self._models.batchers
 
     def renew(self) -> None:
