@@ -29,6 +29,8 @@ _MASKS_EXACTLY = ("hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
 _PADDING = 1.15
 #: What a batch may hold at most: padded seconds of audio, and windows.
 _GPU_BATCH_S, _GPU_BATCH_WINDOWS, _CPU_BATCH_WINDOWS = 640.0, 64, 16
+#: What an error of a device without memory says; cuBLAS and cuDNN have words of their own.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 #: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, with values at which a lane keeps its memory.
 _MALLOC = ((-3, 32 * 1024**2), (-1, 256 * 1024**2))
 
@@ -215,8 +217,7 @@ def _translated(error: Exception) -> errors.ClipError:
     if isinstance(error, errors.ClipError):
         return error
     exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    text = str(error)
-    if exhausted or "out of memory" in text or "can't allocate memory" in text:
+    if exhausted or any(words in str(error) for words in _NO_MEMORY):
         return errors.OutOfMemory()
     return errors.ModelError(reason=f"{type(error).__name__}: {error}")
 
@@ -233,7 +234,7 @@ def load(model: settings.Model, labels: Sequence[str] = ()) -> Classifier:
     _keep_memory()
     opened = checkpoint.open_checkpoint(model.name, model.revision)
     names = checkpoint.labels_of(opened, labels)
-    network = checkpoint.load_model(opened, dtype, names).to(device)
+    network = _placed(checkpoint.load_model(opened, dtype, names), device, model.name)
     inputs = features.build(opened.extractor, opened.config, device)
     classifier = Classifier(
         network,
@@ -246,6 +247,16 @@ def load(model: settings.Model, labels: Sequence[str] = ()) -> Classifier:
     )
     _warm_up(classifier)
     return classifier
+
+
+def _placed(network: torch.nn.Module, device: torch.device, name: str) -> torch.nn.Module:
+    try:
+        return network.to(device)
+    except RuntimeError as error:
+        first_line = str(error).partition("\n")[0]
+        cure = "end what else uses the device, or take a smaller model or another device"
+        reason = f"{name} cannot be put on {device}: {cure}. PyTorch says: {first_line}"
+        raise errors.ServiceError(reason=reason) from error
 
 
 def _card(

@@ -226,22 +226,33 @@ def test_many_threads_get_their_own_scores(outcomes: Outcomes) -> None:
     queue.close()
 
 
-SILENT = """
+BROKEN = """
 import time
-from earmark.core import settings
+from earmark.core import errors, settings
 from tests.workers.scoring.test_batcher import Fake, Outcomes, batcher, window
 fake = Fake()
-fake.free.clear()
+{fault}
 queue = batcher.Batcher(fake, settings.Worker(silent_batcher_s=0.2), Outcomes().scored)
 queue.put([window(1)])
 time.sleep(60)
 """
+SILENT = "fake.free.clear()"
+#: What every batch ends with after a CUDA fault.
+LOST = """
+fake.outcomes = lambda windows, *_: [errors.ModelError(reason="CUDA error")] * len(windows)
+"""
 
 
-def test_a_silent_model_ends_the_process_and_dumps_its_stacks() -> None:
-    ended = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("fault", "says"), [(SILENT, "has not answered"), (LOST, "even on silence: The model failed")]
+)
+def test_a_silent_or_lost_device_ends_the_process_and_dumps_its_stacks(
+    fault: str, says: str
+) -> None:
+    program = BROKEN.format(fault=fault)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == 70
-    assert "has not answered" in ended.stderr
+    assert says in ended.stderr
     assert "in _score" in ended.stderr
 
 

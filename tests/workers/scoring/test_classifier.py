@@ -272,14 +272,15 @@ def test_a_half_precision_model_gives_float32_scores_near_the_full_ones(tmp_path
     assert np.abs(full - half).max() < 0.1
 
 
-class Bounded:
+class Bounded(torch.nn.Module):
     """A model with room for so many samples; NaN samples give NaN scores, negative ones raise."""
 
     def __init__(self, room: int) -> None:
+        super().__init__()
         self.room = room
         self.batches: list[int] = []
 
-    def __call__(self, input_values: torch.Tensor) -> SimpleNamespace:
+    def forward(self, input_values: torch.Tensor) -> SimpleNamespace:
         self.batches.append(len(input_values))
         if input_values.numel() > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -360,6 +361,66 @@ def test_out_of_memory_halves_this_batch_and_later_ones() -> None:
     small.batches.clear()
     checkpoints.logits(loaded, clips)
     assert small.batches == [2, 2, 2, 2]
+
+
+def test_out_of_memory_on_cuda_frees_what_pytorch_keeps_and_counts_for_all_lanes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
+    loaded, small = bounded(room=300)
+    loaded.device = "cuda:0"
+    other_lane = loaded.twin()
+    clips = [np.ones(100, np.float32)] * 8
+    assert checkpoints.logits(loaded, clips).tolist() == [[100.0]] * 8
+    assert len(freed) == len([batch for batch in small.batches if batch > 3])
+    assert other_lane.choose([100] * 8) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate"
+                     " memory"),
+        MemoryError(),
+    ],
+)  # fmt: skip
+def test_each_way_of_having_no_memory_is_known(error: Exception) -> None:
+    loaded, _ = bounded(room=0)
+
+    def fail(**_: Any) -> None:
+        raise error
+
+    loaded._model = fail
+    assert isinstance(loaded.outcomes([np.ones(10, np.float32)])[0], errors.OutOfMemory)
+    assert loaded.healthy()
+
+
+def test_a_lost_device_fails_even_on_silence() -> None:
+    loaded, _ = bounded(room=0)
+
+    def lost(**_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    loaded._model = lost
+    outcomes = loaded.outcomes([np.ones(10, np.float32)] * 3)
+    assert all("illegal memory access" in str(outcome) for outcome in outcomes)
+    assert not loaded.healthy()
+
+
+def test_a_device_without_room_for_the_model_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.\nSee docs")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    sentence = refusal("starter")
+    assert "cannot be put on cpu: end what else uses the device" in sentence
+    assert "See docs" not in sentence
 
 
 def test_a_window_that_does_not_fit_fails_alone() -> None:
