@@ -105,6 +105,7 @@ def _end_in(seconds: float) -> None:
 def reply(parent: socket.socket, sample_rate: int, audio_settings: settings.Audio) -> None:
     """Send the clip in pieces, as it is decoded, and its facts or its error with the last one."""
     samples: list[np.ndarray] = []
+    end: dict[str, Any]
     try:
         blocks, facts = decode(CLIP, sample_rate, audio_settings)
         for samples, last in wire.pieces(blocks):

@@ -95,7 +95,7 @@ class Decoder:
             self.become_ready()
         except OSError as error:
             raise errors.ServiceError(
-                reason=f"The audio decoder does not start: {self._last_words()}."
+                reason=f"The audio decoder does not start: {self.last_words()}."
             ) from error
 
     def become_ready(self) -> None:
@@ -194,7 +194,7 @@ class Decoder:
             return errors.DecoderTimeout(timeout_s=self._settings.decode_timeout_s)
         return errors.DecoderCrashed()
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
         """Stop a child that did not become ready; return its last line of output, or its end."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_S)
@@ -230,7 +230,11 @@ def _facts(values: dict[str, Any]) -> clips.AudioFacts:
     facts = clips.AudioFacts(**values)
     kinds = {"float": float, "int": int, "str": str, "bool": bool}
     for name, kind in clips.AudioFacts.__annotations__.items():
-        value = getattr(facts, name)
-        if not isinstance(value, kinds[kind]) or (kind != "str" and not 0 <= value < 2**31):
+        value: object = getattr(facts, name)
+        if type(value) is not kinds[kind]:
+            raise TypeError(name)
+        if isinstance(value, str):
+            value.encode("ascii")
+        elif isinstance(value, int | float) and not 0 <= value < 2**31:
             raise ValueError(name)
     return facts

@@ -6,10 +6,10 @@ import json
 import struct
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    import numpy as np
 
 #: The number of samples of a piece, and the bytes of the JSON in front of them; 0: more will come.
 HEAD = struct.Struct("<II")
