@@ -20,7 +20,6 @@ import numpy as np
 
 from earmark.core import errors
 from earmark.core.clips import Failure, Postponed, Source, Timings
-from earmark.core.processes import import_path
 from earmark.core.settings import cores
 from workers import metrics
 from workers.loading import arena, messages
@@ -360,7 +359,6 @@ class _Loader:
             pass_fds=ends,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(import_path())},
         )
         theirs.close()
         os.close(descriptor)
