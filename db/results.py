@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from db.access import is_standby
-from db.models import Clip, Label, Model
-from db.rows import select
+from db.models import Clip, Label, Model, Run
+from db.rows import Rows, select
 from db.session import reading
 from earmark.core.errors import UsageError
+from earmark.core.spelling import did_you_mean
 
 if TYPE_CHECKING:
-    from db.rows import Rows
+    from collections.abc import Iterator, Sequence
+
+    from db.runs import RunRow
 
 SELECT_RESULTS = "SELECT * FROM results WHERE run_id = :run_id"
-SELECT_BEST_OF_WINDOWS = "SELECT * FROM windows WHERE run_id = :run_id AND rank = 1"
-SELECT_TOP_K = "SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank"
+SELECT_TOP_K = "SELECT * FROM top_k WHERE run_id = :run_id AND rank <= :top_k"
+SELECT_OF_WINDOWS = "SELECT * FROM windows WHERE run_id = :run_id AND rank <= :top_k"
 SELECT_FAILURES = "SELECT * FROM failures WHERE run_id = :run_id ORDER BY clip_id"
 SELECT_CLIPS = """
 SELECT id AS clip_id, coalesce(display_uri, uri) AS uri, state, error_code, error
 FROM clips WHERE run_id = :run_id ORDER BY id
 """
+#: A result with the ids and scores of all its labels, which are the columns that come last.
+SELECT_WIDE = """
+SELECT r.*, c.label_ids, c.scores
+FROM results r JOIN clips c ON c.id = r.clip_id
+WHERE r.run_id = :run_id ORDER BY r.clip_id
+"""
+#: Windows with the second at which their file begins if all files are played one after the other.
+SELECT_IN_SEQUENCE = """
+WITH files AS (
+  SELECT uri, min(id) AS first_id,
+         max(coalesce(end_s, coalesce(start_s, 0) + duration_s)) AS length_s
+  FROM clips WHERE run_id = :run_id AND state = 'done' GROUP BY uri
+), placed AS (
+  SELECT uri, sum(length_s) OVER (ORDER BY first_id) - length_s AS file_begin_s FROM files
+)
+SELECT w.*, p.file_begin_s
+FROM windows w JOIN clips c ON c.id = w.clip_id JOIN placed p ON p.uri = c.uri
+WHERE w.run_id = :run_id AND w.rank <= :top_k
+"""
+SELECT_MODEL = """
+SELECT model, revision, sha256, sample_rate, function_to_apply, window_s
+FROM models_used WHERE run_id = :run_id
+"""
+#: The start of the columns with the score of each label.
+SCORE_OF = "score."
+#: More labels than any model has.
+ALL_RANKS = 1_000_000
 
 
 def results(
@@ -32,30 +63,94 @@ def results(
     label: str | None = None,
     min_score: float | None = None,
     windows: bool = False,
+    top_k: int | None = None,
+    in_sequence: bool = False,
 ) -> Rows:
     """Return a run's clips, or windows, with their best label.
 
     Args:
-        label: only those with this best label.
+        label: only those with this label.
         min_score: only those with at least this score.
         windows: a row for each window.
+        top_k: a row for each of so many labels, not for the best one only.
+        in_sequence: windows, each with the second at which its file begins among all files.
+
+    Raises:
+        UsageError: the run's model has no such label.
     """
-    statement, order = SELECT_RESULTS, "clip_id"
-    if windows:
-        statement, order = SELECT_BEST_OF_WINDOWS, "clip_id, start_s"
     values: dict[str, Any] = {"run_id": run_id}
+    statement, order, table = SELECT_RESULTS, "clip_id", ""
+    if in_sequence:
+        statement, order, table = SELECT_IN_SEQUENCE, "w.clip_id, w.start_s", "w."
+    elif windows:
+        statement, order = SELECT_OF_WINDOWS, "clip_id, start_s, rank"
+    elif top_k:
+        statement, order = SELECT_TOP_K, "clip_id, rank"
+    if ":top_k" in statement:
+        values["top_k"] = top_k or 1
     if label is not None:
-        statement += " AND label = :label"
+        _check_label(engine, run_id, label)
+        statement += f" AND {table}label = :label"
         values["label"] = label
     if min_score is not None:
-        statement += " AND score >= :min_score"
+        statement += f" AND {table}score >= :min_score"
         values["min_score"] = min_score
     return select(engine, f"{statement} ORDER BY {order}", **values)
 
 
+def _check_label(engine: sa.Engine, run_id: int, label: str) -> None:
+    model_id = sa.select(Run.model_id).where(Run.id == run_id).scalar_subquery()
+    with reading(engine) as connection:
+        known = set(connection.scalars(sa.select(Label.name).where(Label.model_id == model_id)))
+    # Before a worker has loaded the model, nobody knows its labels.
+    if known and label not in known:
+        raise UsageError(
+            reason=f"The model of this run has no label {label}.{did_you_mean(label, known)}"
+        )
+
+
+def wide(engine: sa.Engine, run: RunRow) -> Rows:
+    """Return a run's clips with a column for the score of each label of its model.
+
+    A score that was not stored, as it was not among the clip's best, is None.
+    """
+    named = sa.select(Label.id, Label.name).where(Label.model_id == run.model_id)
+    with reading(engine) as connection:
+        labels = {row.id: row.name for row in connection.execute(named.order_by(Label.position))}
+    rows = select(engine, SELECT_WIDE, run_id=run.id)
+    *columns, _, _ = rows.columns
+    scores_of = [f"{SCORE_OF}{name}" for name in dict.fromkeys(labels.values())]
+
+    def lines() -> Iterator[Sequence[Any]]:
+        yield (*columns, *scores_of)
+        for row in rows:
+            ids, scores = _listed(row["label_ids"]), _listed(row["scores"])
+            found: dict[str, float] = {}
+            for label_id, score in zip(ids, scores, strict=True):
+                # The best comes first, also of two labels with one name.
+                found.setdefault(f"{SCORE_OF}{labels[label_id]}", score)
+            yield [
+                *(row[name] for name in columns),
+                *(found.get(name) for name in scores_of),
+            ]
+
+    return Rows(lines())
+
+
+def _listed(value: Any) -> list[Any]:
+    # SQLite's lists are JSON.
+    return json.loads(value) if isinstance(value, str) else value or []
+
+
+def made_by(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
+    """Return what made a run's results: its options and, once it is loaded, its model."""
+    models = list(select(engine, SELECT_MODEL, run_id=run.id))
+    return {"run": run.name, "options": run.options.as_json(), **(models[0] if models else {})}
+
+
 def top_k(engine: sa.Engine, run_id: int) -> Rows:
     """Return every stored prediction of a run, clip by clip, the best first."""
-    return select(engine, SELECT_TOP_K, run_id=run_id)
+    return results(engine, run_id, top_k=ALL_RANKS)
 
 
 def failures(engine: sa.Engine, run_id: int) -> Rows:
@@ -88,3 +183,9 @@ def model_labels(engine: sa.Engine, model: str) -> list[str]:
     labels = sa.select(Label.name).where(Label.model_id == newest).order_by(Label.position)
     with reading(engine) as connection:
         return list(connection.scalars(labels))
+
+
+def models(engine: sa.Engine) -> list[str]:
+    """Return the names of the models that workers loaded."""
+    with reading(engine) as connection:
+        return list(connection.scalars(sa.select(Model.name).distinct()))

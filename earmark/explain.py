@@ -10,8 +10,8 @@ from earmark import folders
 from earmark.core.clips import Failure, Success, display_uri
 from earmark.core.errors import ClipError
 from earmark.in_process import classified
-from earmark.output import bar
 from earmark.sound import peaks
+from earmark.tables import bar
 from workers.decoding import formats
 from workers.fetching import guard
 
