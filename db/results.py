@@ -16,7 +16,19 @@ if TYPE_CHECKING:
     from db.rows import Rows
 
 SELECT_RESULTS = "SELECT * FROM results WHERE run_id = :run_id"
-SELECT_BEST_OF_WINDOWS = "SELECT * FROM windows WHERE run_id = :run_id AND rank = 1"
+SELECT_WINDOWS = "SELECT * FROM windows WHERE run_id = :run_id AND rank <= :rank"
+#: The row of `results` with another label than the best; the columns are put in.
+SELECT_AT_ANY_RANK = """
+SELECT * FROM (
+  SELECT {columns}, t.rank FROM results r JOIN top_k t ON t.clip_id = r.clip_id
+  WHERE r.run_id = :run_id AND t.run_id = :run_id AND t.rank <= :rank
+) ranked WHERE run_id = :run_id
+"""
+#: Windows with the score of each label they have, clip by clip.
+SELECT_HEARD = """
+SELECT clip_id, uri, member, channel, start_s, end_s, label, score FROM windows
+WHERE run_id = :run_id AND score >= :min_score
+"""
 SELECT_TOP_K = "SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank"
 SELECT_FAILURES = "SELECT * FROM failures WHERE run_id = :run_id ORDER BY clip_id"
 SELECT_CLIPS = """
@@ -30,20 +42,26 @@ def results(
     run_id: int,
     *,
     label: str | None = None,
+    rank: int = 1,
     min_score: float | None = None,
     windows: bool = False,
 ) -> Rows:
     """Return a run's clips, or windows, with their best label.
 
     Args:
-        label: only those with this best label.
+        label: only those with this label.
+        rank: up to this rank; with more than 1, a row for each label of a clip up to it.
         min_score: only those with at least this score.
         windows: a row for each window.
     """
     statement, order = SELECT_RESULTS, "clip_id"
-    if windows:
-        statement, order = SELECT_BEST_OF_WINDOWS, "clip_id, start_s"
     values: dict[str, Any] = {"run_id": run_id}
+    if windows:
+        statement, order = SELECT_WINDOWS, "clip_id, start_s, rank"
+        values["rank"] = rank
+    elif rank > 1:
+        statement, order = _at_any_rank(engine), "clip_id, rank"
+        values["rank"] = rank
     if label is not None:
         statement += " AND label = :label"
         values["label"] = label
@@ -51,6 +69,24 @@ def results(
         statement += " AND score >= :min_score"
         values["min_score"] = min_score
     return select(engine, f"{statement} ORDER BY {order}", **values)
+
+
+def _at_any_rank(engine: sa.Engine) -> str:
+    columns = []
+    for column in sa.inspect(engine).get_columns("results"):
+        view = "t" if column["name"] in ("label", "score") else "r"
+        columns.append(f"{view}.{column['name']}")
+    return SELECT_AT_ANY_RANK.format(columns=", ".join(columns))
+
+
+def heard(engine: sa.Engine, run_id: int, *, label: str | None, min_score: float) -> Rows:
+    """Return each window's labels, of any rank, with at least this score, in order of time."""
+    statement = SELECT_HEARD
+    values: dict[str, Any] = {"run_id": run_id, "min_score": min_score}
+    if label is not None:
+        statement += " AND label = :label"
+        values["label"] = label
+    return select(engine, f"{statement} ORDER BY clip_id, start_s", **values)
 
 
 def top_k(engine: sa.Engine, run_id: int) -> Rows:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from db import results, runs
-from earmark import label_files, output, progress
+from earmark import events, label_files, output, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.database import find_run, known_labels, open_database, read_settings
 from earmark.label_files import LabelFormat  # noqa: TC001
@@ -42,6 +42,7 @@ def status(
 def show_results(
     run: o.Run,
     label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Up to this rank; 1 is the best label.")] = 1,
     min_score: Annotated[float | None, typer.Option(help="Only from this score up.")] = None,
     windows: Annotated[bool, typer.Option("--windows", help="Every window's best label.")] = False,
     format: o.OutputFormat = None,
@@ -50,8 +51,34 @@ def show_results(
 ) -> None:
     """Print a run's results: each clip with its best label."""
     engine, row = find_run(read_settings(db), run)
-    rows = results.results(engine, row.id, label=label, min_score=min_score, windows=windows)
+    rows = results.results(
+        engine, row.id, label=label, rank=rank, min_score=min_score, windows=windows
+    )
     output.write(rows, format, file, brief=True)
+
+
+@commands.command("events", epilog="Example: earmark events march --label siren --min-score 0.3")
+def show_events(
+    run: o.Run,
+    label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="The score that an event must reach.")
+    ] = 0.5,
+    low: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="The score down to which it goes on [--min-score]."),
+    ] = None,
+    gap_s: Annotated[
+        float, typer.Option(min=0, help="Join events with a gap of at most so many seconds.")
+    ] = 0.0,
+    format: o.OutputFormat = None,
+    file: o.OutputFile = None,
+    db: o.Db = None,
+) -> None:
+    """Print when each label is heard, also where another one is louder."""
+    engine, row = find_run(read_settings(db), run)
+    rule = events.Rule(min_score, min_score if low is None else low, gap_s)
+    output.write(events.events(engine, row, rule, label=label), format, file, brief=True)
 
 
 @commands.command(epilog="Example: earmark export march -o march.parquet")
