@@ -20,8 +20,20 @@ if TYPE_CHECKING:
     from db.runs import RunRow
 
 SELECT_RESULTS = "SELECT * FROM results WHERE run_id = :run_id"
-SELECT_TOP_K = "SELECT * FROM top_k WHERE run_id = :run_id AND rank <= :top_k"
-SELECT_OF_WINDOWS = "SELECT * FROM windows WHERE run_id = :run_id AND rank <= :top_k"
+SELECT_WINDOWS = "SELECT * FROM windows WHERE run_id = :run_id AND rank <= :rank"
+#: The row of `results` with another label than the best; the columns are put in.
+SELECT_AT_ANY_RANK = """
+SELECT * FROM (
+  SELECT {columns}, t.rank FROM results r JOIN top_k t ON t.clip_id = r.clip_id
+  WHERE r.run_id = :run_id AND t.run_id = :run_id AND t.rank <= :rank
+) ranked WHERE run_id = :run_id
+"""
+#: Windows with the score of each label they have, clip by clip.
+SELECT_HEARD = """
+SELECT clip_id, uri, member, channel, start_s, end_s, label, score FROM windows
+WHERE run_id = :run_id AND score >= :min_score
+"""
+SELECT_TOP_K = "SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank"
 SELECT_FAILURES = "SELECT * FROM failures WHERE run_id = :run_id ORDER BY clip_id"
 SELECT_CLIPS = """
 SELECT id AS clip_id, coalesce(display_uri, uri) AS uri, state, error_code, error
@@ -42,9 +54,11 @@ WITH files AS (
 ), placed AS (
   SELECT uri, sum(length_s) OVER (ORDER BY first_id) - length_s AS file_begin_s FROM files
 )
-SELECT w.*, p.file_begin_s
-FROM windows w JOIN clips c ON c.id = w.clip_id JOIN placed p ON p.uri = c.uri
-WHERE w.run_id = :run_id AND w.rank <= :top_k
+SELECT * FROM (
+  SELECT w.*, p.file_begin_s
+  FROM windows w JOIN clips c ON c.id = w.clip_id JOIN placed p ON p.uri = c.uri
+  WHERE w.run_id = :run_id AND w.rank <= :rank
+) placed_windows WHERE run_id = :run_id
 """
 SELECT_MODEL = """
 SELECT model, revision, sha256, sample_rate, function_to_apply, window_s
@@ -52,8 +66,6 @@ FROM models_used WHERE run_id = :run_id
 """
 #: The start of the columns with the score of each label.
 SCORE_OF = "score."
-#: More labels than any model has.
-ALL_RANKS = 1_000_000
 
 
 def results(
@@ -61,39 +73,39 @@ def results(
     run_id: int,
     *,
     label: str | None = None,
+    rank: int = 1,
     min_score: float | None = None,
     windows: bool = False,
-    top_k: int | None = None,
     in_sequence: bool = False,
 ) -> Rows:
     """Return a run's clips, or windows, with their best label.
 
     Args:
         label: only those with this label.
+        rank: up to this rank; with more than 1, a row for each label of a clip up to it.
         min_score: only those with at least this score.
         windows: a row for each window.
-        top_k: a row for each of so many labels, not for the best one only.
         in_sequence: windows, each with the second at which its file begins among all files.
 
     Raises:
         UsageError: the run's model has no such label.
     """
-    values: dict[str, Any] = {"run_id": run_id}
-    statement, order, table = SELECT_RESULTS, "clip_id", ""
+    values: dict[str, Any] = {"run_id": run_id, "rank": rank}
     if in_sequence:
-        statement, order, table = SELECT_IN_SEQUENCE, "w.clip_id, w.start_s", "w."
+        statement, order = SELECT_IN_SEQUENCE, "clip_id, start_s"
     elif windows:
-        statement, order = SELECT_OF_WINDOWS, "clip_id, start_s, rank"
-    elif top_k:
-        statement, order = SELECT_TOP_K, "clip_id, rank"
-    if ":top_k" in statement:
-        values["top_k"] = top_k or 1
+        statement, order = SELECT_WINDOWS, "clip_id, start_s, rank"
+    elif rank > 1:
+        statement, order = _at_any_rank(engine), "clip_id, rank"
+    else:
+        statement, order = SELECT_RESULTS, "clip_id"
+        del values["rank"]
     if label is not None:
         _check_label(engine, run_id, label)
-        statement += f" AND {table}label = :label"
+        statement += " AND label = :label"
         values["label"] = label
     if min_score is not None:
-        statement += f" AND {table}score >= :min_score"
+        statement += " AND score >= :min_score"
         values["min_score"] = min_score
     return select(engine, f"{statement} ORDER BY {order}", **values)
 
@@ -148,9 +160,28 @@ def made_by(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
     return {"run": run.name, "options": run.options.as_json(), **(models[0] if models else {})}
 
 
+def _at_any_rank(engine: sa.Engine) -> str:
+    columns = []
+    for column in sa.inspect(engine).get_columns("results"):
+        view = "t" if column["name"] in ("label", "score") else "r"
+        columns.append(f"{view}.{column['name']}")
+    return SELECT_AT_ANY_RANK.format(columns=", ".join(columns))
+
+
+def heard(engine: sa.Engine, run_id: int, *, label: str | None, min_score: float) -> Rows:
+    """Return each window's labels, of any rank, with at least this score, in order of time."""
+    statement = SELECT_HEARD
+    values: dict[str, Any] = {"run_id": run_id, "min_score": min_score}
+    if label is not None:
+        _check_label(engine, run_id, label)
+        statement += " AND label = :label"
+        values["label"] = label
+    return select(engine, f"{statement} ORDER BY clip_id, start_s", **values)
+
+
 def top_k(engine: sa.Engine, run_id: int) -> Rows:
     """Return every stored prediction of a run, clip by clip, the best first."""
-    return results(engine, run_id, top_k=ALL_RANKS)
+    return select(engine, SELECT_TOP_K, run_id=run_id)
 
 
 def failures(engine: sa.Engine, run_id: int) -> Rows:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from db import results, runs
-from earmark import label_files, output, progress, tables
+from earmark import events, label_files, output, progress, tables
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.core.errors import UsageError
 from earmark.database import find_run, known_labels, open_database, read_settings
@@ -55,6 +55,7 @@ def status(
 def show_results(
     run: o.Run,
     label: Label = None,
+    rank: Annotated[int, typer.Option(min=1, help="Up to this rank; 1 is the best label.")] = 1,
     min_score: MinScore = None,
     windows: Windows = False,
     format: o.OutputFormat = None,
@@ -63,7 +64,9 @@ def show_results(
 ) -> None:
     """Print a run's results: each clip with its best label."""
     engine, row = find_run(read_settings(db), run)
-    rows = results.results(engine, row.id, label=label, min_score=min_score, windows=windows)
+    rows = results.results(
+        engine, row.id, label=label, rank=rank, min_score=min_score, windows=windows
+    )
     output.write(
         rows,
         format,
@@ -72,6 +75,31 @@ def show_results(
         empty=f"No clip of {row.name} has such a result.",
         parquet=_parquet(engine, row),
     )
+
+
+@commands.command("events", epilog="Example: earmark events march --label siren --min-score 0.3")
+def show_events(
+    run: o.Run,
+    label: Label = None,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="The score that an event must reach.")
+    ] = 0.5,
+    low: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="The score down to which it goes on [--min-score]."),
+    ] = None,
+    gap_s: Annotated[
+        float, typer.Option(min=0, help="Join events with a gap of at most so many seconds.")
+    ] = 0.0,
+    format: o.OutputFormat = None,
+    file: o.OutputFile = None,
+    db: o.Db = None,
+) -> None:
+    """Print when each label is heard, also where another one is louder."""
+    engine, row = find_run(read_settings(db), run)
+    rule = events.Rule(min_score, min_score if low is None else low, gap_s)
+    rows = events.events(engine, row, rule, label=label)
+    output.write(rows, format, file, columns=tables.RESULTS, parquet=_parquet(engine, row))
 
 
 @commands.command(epilog="Example: earmark export march -o march.parquet")
@@ -86,8 +114,8 @@ def export(
     min_score: MinScore = None,
     windows: Windows = False,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="A row for each of a clip's best labels, so many.")
-    ] = None,
+        int, typer.Option(min=1, help="A row for each of a clip's best labels, so many.")
+    ] = 1,
     wide: Annotated[bool, typer.Option("--wide", help="A column with each label's score.")] = False,
     parts: Annotated[
         bool, typer.Option("--parts", help="A folder of Parquet files, as `load_dataset` reads it.")
@@ -104,12 +132,12 @@ def export(
         rows = results.results(engine, row.id, in_sequence=True, **conditions)
         label_files.write(rows, labels, file)
         return
-    if wide and (windows or top_k or label or min_score is not None):
+    if wide and (windows or top_k > 1 or label or min_score is not None):
         raise UsageError(reason="--wide has a row for each clip, and goes with no other choice.")
     if wide:
         rows = results.wide(engine, row)
     else:
-        rows = results.results(engine, row.id, windows=windows, top_k=top_k, **conditions)
+        rows = results.results(engine, row.id, windows=windows, rank=top_k, **conditions)
     if parts:
         format = output.Format.parquet
     output.write(rows, format, file, parquet=_parquet(engine, row, parts=parts))
