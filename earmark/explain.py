@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from earmark import folders
+from earmark.core import formats
 from earmark.core.clips import Failure, Success, display_uri
 from earmark.core.credentials import DEFAULT_PORTS, Credentials, Proxy
 from earmark.core.errors import ClipError
 from earmark.in_process import classified
 from earmark.output import bar
 from earmark.sound import peaks
-from workers.decoding import formats
 from workers.fetching import guard
 
 if TYPE_CHECKING:
