@@ -146,7 +146,12 @@ class Robots(DownloadError):
 
 class FileNotAllowed(DownloadError):
     code = "file_not_allowed"
-    sentence = "The path is outside the folders this worker may read (EARMARK_FETCH__FILE_ROOTS)."
+    sentence = (
+        "The file is outside the folders that this worker may read; add {folder} to"
+        " EARMARK_FETCH__FILE_ROOTS."
+    )
+    #: Where the file really lies, behind all links.
+    folder: str
 
 
 class FileNotFound(DownloadError):

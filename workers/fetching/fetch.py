@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from urllib3.exceptions import HTTPError
 
-from earmark.core import clips, errors
+from earmark.core import clips, errors, formats
 from workers.fetching import guard, object_stores, robots
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class Fetcher:
 
         Raises:
             DownloadError: the clip cannot be fetched.
+            NotAudio: it is a file of this machine that is not sound.
         """
         if uri[:8].lower().startswith(("http://", "https://")):
             if self._robots:
@@ -88,7 +89,7 @@ class Fetcher:
             file = _new_file(None)
             blocks = object_stores.read(uri, self._settings.timeout_s)
             return self._fetched(file, _saved(blocks, file))
-        return self._open(_real(_path(uri)))
+        return self._open(_path(uri))
 
     def _download(self, url: str) -> Fetched:
         with self._guard.open(url) as answer:
@@ -103,10 +104,12 @@ class Fetcher:
             return self._fetched(file, _saved(blocks, file))
 
     def _open(self, path: str) -> Fetched:
-        if not any(Path(path).is_relative_to(root) for root in self._roots):
-            raise errors.FileNotAllowed
-        file = _open_regular(path)
-        return self._fetched(file, _read(file))
+        real = _real(path)
+        if not any(Path(real).is_relative_to(root) for root in self._roots):
+            folder = os.fsencode(Path(real).parent).decode("utf-8", "backslashreplace")
+            raise errors.FileNotAllowed(folder=folder)
+        file = _open_regular(real)
+        return self._fetched(file, _read(file, linked=real != os.path.normpath(path)))
 
     def _fetched(self, file: FileIO, blocks: Iterable[bytes]) -> Fetched:
         try:
@@ -274,10 +277,17 @@ def _open_regular(path: str) -> FileIO:
     return file
 
 
-def _read(file: FileIO) -> Iterator[bytes]:
-    """Yield as many bytes as the file's size says: none for files in /proc, which may not end."""
+def _read(file: FileIO, *, linked: bool) -> Iterator[bytes]:
+    """Yield as many bytes as the file's size says: none for files in /proc, which may not end.
+
+    Raises:
+        NotAudio: the first bytes are not sound, and no others were read. A link in a folder of
+            somebody else may lead to any file, so behind a link the format must be a known one.
+    """
     left = os.fstat(file.fileno()).st_size
     try:
+        if left and formats.recognise(file.fileno()) is formats.UNKNOWN and linked:
+            raise errors.NotAudio(kind=formats.describe(file.fileno()))
         while block := file.read(min(left, BLOCK_BYTES)):
             left -= len(block)
             yield block
