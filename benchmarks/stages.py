@@ -5,8 +5,8 @@
 
 The worker runs in this process, with its functions wrapped; what one spends in another that is
 named here is not counted twice. Servers, loaders and decoders are processes of their own, and are
-counted whole. Clips are five seconds of Ogg Vorbis each, from a loopback server in another process; a run
-of them comes first, so that all is warm.
+counted whole. Clips are five seconds of Ogg Vorbis each, from a loopback server in another process;
+a run of them comes first, so that all is warm.
 """
 
 from __future__ import annotations
@@ -54,8 +54,6 @@ def wrap() -> None:
     from db import ledger
     from producer.feeder import Feeder
     from workers import tasks
-    from workers.fetching.fetch import Fetcher
-    from workers.fetching.host_limits import HostLimits
     from workers.scoring import features
     from workers.scoring.batcher import Batcher
     from workers.scoring.classifier import Classifier

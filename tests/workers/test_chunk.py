@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,9 +15,11 @@ from earmark.core.options import RunOptions
 from tests.db.facts import success
 from workers import chunk as chunks
 from workers.chunk import ChunkInProgress
-from workers.clip import ClipInWork
 from workers.loading.loaders import Known, Suspected
 from workers.models import RunPlan
+
+if TYPE_CHECKING:
+    from workers.clip import ClipInWork
 
 NEVER = threading.Event()
 
