@@ -54,6 +54,7 @@ def wrap() -> None:
     from db import ledger
     from producer.feeder import Feeder
     from workers import tasks
+    from workers.loading.loaders import Loaders
     from workers.scoring import features
     from workers.scoring.batcher import Batcher
     from workers.scoring.classifier import Classifier

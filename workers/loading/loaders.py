@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 #: A loader starts within this: its decoders have a minute, all at once.
 START_S = 90.0
 #: A loader that says nothing for so many checks, though it beats twice a second, hangs.
-SILENT_CHECKS = 30
+SILENT_CHECKS = 20
 CHECK_EVERY_S = 1.0
 #: A clip that was in a loader at so many deaths is suspected of them.
 SUSPECT_DEATHS = 2
