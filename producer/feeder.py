@@ -13,6 +13,7 @@ from db.identity import ledger_id
 from earmark.core import broker
 from earmark.core.clips import Chunk
 from earmark.core.errors import DatabaseError
+from earmark.core.options import CHUNK_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,11 +32,15 @@ class Feeder:
 
     Use one per process that submits or works, and call `feed` twice a second. Any number of
     feeders may run at once: they share the ledger's locks. A feeder that dies between marking
-    clips as `queued` and sending them loses nothing, as another feeder finds these clips.
+    clips as `queued` and sending them loses nothing, as another feeder finds these clips. Runs that
+    keep the default size of a chunk get chunks of `chunk_size`.
     """
 
-    def __init__(self, engine: sa.Engine, settings: Settings) -> None:
+    def __init__(
+        self, engine: sa.Engine, settings: Settings, *, chunk_size: int = CHUNK_SIZE
+    ) -> None:
         self._engine = engine
+        self._chunk_size = chunk_size
         assert settings.broker.queue
         self._queue = settings.broker.queue
         self._high_water = settings.broker.high_water
@@ -101,20 +106,22 @@ class Feeder:
         picked = feeding.pick(self._engine, self._queue, count, self._ledger_settings, self._picked)
         if not picked:
             return 0
-        chunks = list(interleave_evenly([_cut(run) for run in picked]))
+        chunks = list(interleave_evenly([self._cut(run) for run in picked]))
         broker.send_chunks(chunks)
         return len(chunks)
 
+    def _cut(self, picked: Picked) -> list[Chunk]:
+        """Cut the clips picked for one run into chunks."""
+        suspects = [clip for clip in picked.clips if clip.crashes]
+        innocent = [clip for clip in picked.clips if not clip.crashes]
+        size = picked.chunk_size
+        if size == CHUNK_SIZE:
+            size = self._chunk_size
 
-def _cut(picked: Picked) -> list[Chunk]:
-    """Cut the clips picked for one run into chunks."""
-    suspects = [clip for clip in picked.clips if clip.crashes]
-    innocent = [clip for clip in picked.clips if not clip.crashes]
-
-    # A suspect travels alone, so that it takes no neighbour with it.
-    groups = [[clip] for clip in suspects]
-    groups += chunked(_interleave_hosts(innocent), picked.chunk_size)
-    return [_chunk(picked, clips) for clips in groups]
+        # A suspect travels alone, so that it takes no neighbour with it.
+        groups = [[clip] for clip in suspects]
+        groups += chunked(_interleave_hosts(innocent), size)
+        return [_chunk(picked, clips) for clips in groups]
 
 
 def _chunk(picked: Picked, clips: list[PickedClip]) -> Chunk:

@@ -17,6 +17,7 @@ from db.identity import with_queue
 from db.session import connect
 from earmark.core import broker
 from earmark.core.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, ServiceError
+from earmark.core.options import CHUNK_SIZE, GPU_CHUNK_SIZE
 from earmark.core.processes import isolate_imports
 from earmark.core.settings import Settings
 from producer.feeder import Feeder
@@ -120,7 +121,7 @@ def _check_broker() -> None:
 def _start_timers(**_: Any) -> None:
     state = _ready_state()
     settings = state.settings
-    feeder = Feeder(state.engine, settings)
+    feeder = Feeder(state.engine, settings, chunk_size=_chunk_size(state))
     database = WrongDatabase(state.engine, settings)
     metrics_server.register(state, feeder)
     _every(settings.ledger.lease_s / 3, state.renew)
@@ -129,6 +130,11 @@ def _start_timers(**_: Any) -> None:
     _every(DATABASE_CHECK_S, partial(_check_database, database))
     _every(settings.worker.idle_s / CUT_OFF_CHECKS, _CutOff(state).check)
     logger.info("ready, with the model %s", settings.model.name, extra={"action": "ready"})
+
+
+def _chunk_size(state: tasks.WorkerState) -> int:
+    on_cpu = all(batcher.classifier.device == "cpu" for batcher in state.batchers)
+    return CHUNK_SIZE if on_cpu else GPU_CHUNK_SIZE
 
 
 @signals.worker_shutting_down.connect

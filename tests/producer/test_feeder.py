@@ -187,3 +187,14 @@ def test_an_unreachable_broker_raises_one_sentence(engine: sa.Engine) -> None:
     with pytest.raises(ServiceError, match="EARMARK_BROKER__URL"):
         feed(engine, unreachable)
     broker.app.close()
+
+
+def test_a_worker_with_a_gpu_makes_larger_chunks_of_runs_that_keep_the_default(
+    engine: sa.Engine, settings: Settings
+) -> None:
+    new_run(engine, 100, chunk_size=16)
+    new_run(engine, 8, chunk_size=4)
+    roomy = settings.changed(broker={"high_water": 64})
+    Feeder(engine, roomy, chunk_size=64).feed()
+    sizes = sorted(len(message["clips"]) for message in taken_from_queue())  # type: ignore[arg-type]
+    assert sizes == [4, 4, 36, 64]
