@@ -178,6 +178,8 @@ class _CutOff:
 def _feed(feeder: Feeder) -> None:
     state = _ready_state()
     feeder.shares_queue = state.foreign.seen
+    limits = [batcher.classifier.limits for batcher in state.batchers]
+    feeder.batch_windows = max((limit.windows for limit in limits), default=0)
     feeder.feed()
     state.answered_at = monotonic()
 

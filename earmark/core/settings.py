@@ -62,7 +62,9 @@ class Broker(Group):
         description="Name of the queue; unset: the ledger's own. So ledgers can share a Redis.",
     )
     high_water: int = Field(
-        64, description="Chunks kept in Redis: 1,000 clips ahead of the workers, 100 kB of memory."
+        64,
+        description="Chunks kept in Redis: 1,000 clips ahead of the workers, 4,000 with GPUs; at"
+        " most 2 MB of memory.",
     )
     pool_limit: int = Field(
         16, description="Connections to Redis: Flower inspects workers in parallel and needs 10."
