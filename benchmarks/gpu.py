@@ -303,9 +303,9 @@ def pipeline(model: str, device: str) -> Iterator[tuple[Label, Callable[[], floa
     import torch
     import transformers
 
-    from workers.scoring import checkpoint, classifier
+    from workers.scoring import classifier, hub
 
-    folder = str(checkpoint.STARTER) if model == "starter" else model
+    folder = str(hub.STARTER) if model == "starter" else model
     library: Any = transformers
     library.logging.disable_progress_bar()
     dtype = classifier.pick_dtype("auto", torch.device(device))

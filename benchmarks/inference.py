@@ -27,7 +27,7 @@ import torch
 import transformers
 
 from earmark.core import settings
-from workers.scoring import checkpoint, classifier
+from workers.scoring import classifier, hub
 from workers.scoring.batcher import Batcher, QueuedWindow
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace)
 
 
 def _ways(loaded: classifier.Classifier, queue: Batcher, name: str) -> dict[str, Any]:
-    folder = checkpoint.STARTER if name == "starter" else name
+    folder = hub.STARTER if name == "starter" else name
     pipe: Any = transformers.pipeline("audio-classification", model=str(folder), device="cpu")
     return {
         "ours": lambda clips: _ours(queue, clips),

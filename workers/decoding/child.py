@@ -20,8 +20,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from earmark.core import clips, errors
-from workers.decoding import formats, readers, wire
+from earmark.core import clips, errors, formats
+from workers.decoding import readers, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
