@@ -113,14 +113,14 @@ class Decoder:
         self._clips += 1
         self._at_work.append((self._settings.max_duration_s + 1) * sample_rate)
         if len(self._at_work) == 1:
-            self._restart_clock()
+            self.resume()
         socket.send_fds(self.socket, [struct.pack("<I", sample_rate)], [descriptor])
 
     def receive(self, room: Callable[[int, bool], np.ndarray | None]) -> Piece | None:
         """Return the next piece of the clip at work, or None if not all of it is here yet.
 
         `room` gives the array for so many samples, and is told whether they are the clip's last.
-        It may return None; the process then waits, and its clock stands still, until the next call.
+        It may return None: then `hold` it until there is room, and call this again.
         """
         try:
             if self._samples is None:
@@ -141,9 +141,7 @@ class Decoder:
         self._read_head(wire.HEAD.size + size)
         samples = room(count, size > 0)
         if samples is None:
-            self.deadline = math.inf
             return None
-        self._restart_clock()
         # JSON, not pickle: a child that hostile bytes have taken over must not run code here.
         self._end = json.loads(self._head[wire.HEAD.size :]) if size else None
         self._filled = 0
@@ -161,7 +159,7 @@ class Decoder:
         if not received:
             raise ConnectionResetError
         self._filled += received
-        self._restart_clock()
+        self.resume()
 
     def _piece(self, samples: np.ndarray) -> Piece:
         self._at_work[0] -= len(samples)
@@ -175,7 +173,12 @@ class Decoder:
             return Piece(samples, _error(self._end))
         return Piece(samples, _facts(self._end["facts"]))
 
-    def _restart_clock(self) -> None:
+    def hold(self) -> None:
+        """Stop its clock, while nobody takes its samples."""
+        self.deadline = math.inf
+
+    def resume(self) -> None:
+        """Start its clock again."""
         self.deadline = time.monotonic() + self._settings.decode_timeout_s
 
     def stop(self) -> None:

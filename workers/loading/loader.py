@@ -445,6 +445,7 @@ class Loader:
             offset = self._extents.take(needed)
         if offset is None:
             decoding.room_since = time.perf_counter()
+            decoding.decoder.hold()
             self._waiting.append(decoding)
             self._selector.unregister(decoding.decoder.socket)
         return offset
@@ -456,6 +457,7 @@ class Loader:
             assert decoding.room_since is not None
             decoding.clips[0].room_s += time.perf_counter() - decoding.room_since
             decoding.room_since = None
+            decoding.decoder.resume()
             self._watch(decoding)
             decoder = decoding.decoder
             if decoding.window is not None:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -284,7 +285,7 @@ class Loaders:
             self._died.wait(CHECK_EVERY_S)
             self._died.clear()
             for loader in self._loaders:
-                loader.silent_checks += 1
+                loader.silent_checks += loader.ready
                 if loader.dead:
                     self._replace(loader)
                 elif loader.silent_checks > SILENT_CHECKS:
@@ -362,9 +363,9 @@ class _Loader:
         )
         theirs.close()
         os.close(descriptor)
-        self._connection.send((settings, share.decoders, share.fetching))
         # A thread of its own, so that nobody waits for a loader that hangs.
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
+        self.send(pickle.dumps((settings, share.decoders, share.fetching)))
         threading.Thread(target=self._send_all, name="loader-send", daemon=True).start()
 
     def wait_until_ready(self) -> None:
