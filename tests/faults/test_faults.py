@@ -14,7 +14,7 @@ from db.identity import ledger_id, own_queue
 from db.models import Clip, Lease
 from earmark.core import broker
 from earmark.core.clips import AudioFacts, Failure, Prediction, Source, Success
-from earmark.core.errors import NotFound
+from earmark.core.errors import BROKEN_EXIT, NotFound
 from earmark.core.settings import Broker, Ledger
 from tests.db.facts import chunk_of
 from tests.end_to_end.conftest import wait_until
@@ -124,6 +124,18 @@ def test_a_worker_without_memory_for_a_batch_scores_windows_one_by_one(world: Wo
     world.until_final()
     check_invariants(world)
     assert world.rows(sa.select(sa.func.max(Clip.attempts))) == [(1,)]
+
+
+def test_a_worker_that_loses_its_device_ends_and_its_clips_are_scored_by_the_next(
+    world: World,
+) -> None:
+    world.submit(*world.uris(CLIPS))
+    world.start_workers(1, FAULT_DEVICE="5")
+    (worker,) = world.workers
+    world.until_final()
+    assert worker.wait() == BROKEN_EXIT
+    check_invariants(world)
+    assert world.rows(sa.select(sa.func.max(Clip.crashes))) == [(1,)]
 
 
 def test_a_worker_without_its_model_takes_no_chunk(world: World) -> None:

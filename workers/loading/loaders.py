@@ -16,6 +16,7 @@ from itertools import count
 from multiprocessing.connection import Pipe
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
+from zlib import crc32
 
 import numpy as np
 
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 #: A loader starts within this: its decoders have a minute, all at once.
 START_S = 90.0
 #: A loader that says nothing for so many checks, though it beats twice a second, hangs.
-SILENT_CHECKS = 30
+SILENT_CHECKS = 20
 CHECK_EVERY_S = 1.0
 #: A clip that was in a loader at so many deaths is suspected of them.
 SUSPECT_DEATHS = 2
@@ -159,14 +160,16 @@ class Loaders:
     """
 
     def __init__(self, settings: Settings, queue: Queue) -> None:
-        self._settings = settings
         self._queue = queue
         self._numbers = count(1)
         self._changing = threading.Lock()
         self._closed = threading.Event()
         self._died = threading.Event()
         self._draining = False
-        self._loaders = [_Loader(settings, share) for share in _shares(settings)]
+        shares = _shares(settings)
+        #: Loaders that ask one host, and the settings with the connections of each.
+        self._per_host, self._settings = _manners(settings, len(shares))
+        self._loaders = [_Loader(self._settings, share) for share in shares]
         try:
             for loader in self._loaders:
                 loader.wait_until_ready()
@@ -191,13 +194,22 @@ class Loaders:
         groups: dict[tuple[_Loader, Job], list[Dealt]] = defaultdict(list)
         with self._changing:
             for clip, job, deaths in clips:
-                loader = min(self._loaders, key=lambda loader: len(loader.dealt))
+                loader = min(self._loaders_for(clip.uri), key=lambda loader: len(loader.dealt))
                 dealt = Dealt(next(self._numbers), clip, job, loader, deaths)
                 loader.dealt[dealt.number] = dealt
                 groups[loader, job].append(dealt)
                 clip.begin(dealt)
         for (loader, job), group in groups.items():
             loader.deal(job, group)
+
+    def _loaders_for(self, uri: str) -> list[_Loader]:
+        """Return the loaders that may ask a URI's host."""
+        host = uri.partition("://")[2].partition("/")[0]
+        if not host:
+            return self._loaders
+        first = crc32(host.lower().encode("utf-8", "surrogateescape"))
+        places = range(first, first + self._per_host)
+        return [self._loaders[place % len(self._loaders)] for place in places]
 
     def drain(self) -> None:
         """Have all clips given back that are at no decoder yet, now and from now on."""
@@ -339,6 +351,21 @@ def _shares(settings: Settings) -> list[_Share]:
         share = decoders // loaders + (place < decoders % loaders)
         shares.append(_Share(samples, share, fetching))
     return shares
+
+
+def _manners(settings: Settings, loaders: int) -> tuple[int, Settings]:
+    """Divide a worker's connections to a host among as many loaders as can have some.
+
+    With robots.txt it is one, which then asks for the file once.
+    """
+    most = settings.fetch.host_concurrency
+    per_host = 1
+    if not settings.fetch.robots:
+        for number in range(1, min(loaders, most) + 1):
+            if number * (most // number) >= per_host * (most // per_host):
+                per_host = number
+    each = most // per_host
+    return per_host, settings.changed(fetch={"host_concurrency": each})
 
 
 class _Loader:

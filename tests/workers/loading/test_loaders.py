@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ import psutil
 import pytest
 
 from earmark.core.clips import Postponed
+from earmark.core.settings import Settings
 from tests.servers import upgraded
 from tests.workers.decoding import bad_audio
 from tests.workers.loading.world import SHAPE, Clip, Queue, job, score_all, settings_for, until
@@ -143,6 +147,90 @@ def test_a_window_beyond_the_memory_names_the_setting(one: Any, tmp_path: Path) 
     last = sound(tmp_path, 3, 1)
     loaders.deal(job(), [last])
     score_all(loaders, queue, [last])
+
+
+# manners ------------------------------------------------------------------------------------------
+
+
+class Host(ThreadingHTTPServer):
+    """Serves one sound, and counts connections at once and requests for robots.txt."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.lock = threading.Lock()
+        self.open = self.most_open = self.robots = 0
+
+    def finish_request(self, *arguments: Any) -> None:
+        with self.lock:
+            self.open += 1
+            self.most_open = max(self.most_open, self.open)
+        try:
+            super().finish_request(*arguments)
+        finally:
+            with self.lock:
+                self.open -= 1
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Host
+
+    def do_GET(self) -> None:
+        robots = self.path == "/robots.txt"
+        self.server.robots += robots
+        time.sleep(0.02)
+        body = b"" if robots else bad_audio.wav(bytes(16000), rate=8000)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("robots", [False, True])
+def test_the_loaders_of_a_worker_keep_to_its_connections_to_a_host(
+    make: Any, *, robots: bool
+) -> None:
+    server = Host()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    fetch = {"ports": [server.server_port], "host_concurrency": 2, "robots": robots}
+    loaders, queue = make(
+        fetch={**fetch, "allow_networks": ["127.0.0.0/8"]},
+        worker={"loaders": 3, "decoders": 3},
+    )
+    url = f"http://127.0.0.1:{server.server_port}"
+    clips = [Clip(number, f"{url}/{number}") for number in range(1, 31)]
+    loaders.deal(job(), clips)
+    score_all(loaders, queue, clips)
+    server.shutdown()
+    server.server_close()
+    assert server.most_open <= 2
+    assert server.robots == robots
+    users = {clip.deals[0].loader for clip in clips}
+    assert len(users) == (1 if robots else 2)
+
+
+@pytest.mark.parametrize(
+    ("loaders", "connections", "expected"),
+    [
+        (1, 8, (1, 8)),
+        (2, 8, (2, 4)),
+        (3, 8, (2, 4)),
+        (4, 8, (4, 2)),
+        (16, 8, (8, 1)),
+        (5, 1, (1, 1)),
+    ],
+)
+def test_connections_are_divided_without_a_rest(
+    loaders: int, connections: int, expected: tuple[int, int]
+) -> None:
+    settings = Settings().changed(fetch={"host_concurrency": connections})
+    per_host, changed = loading._manners(settings, loaders)
+    assert (per_host, changed.fetch.host_concurrency) == expected
 
 
 # what fails ---------------------------------------------------------------------------------------
