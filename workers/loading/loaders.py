@@ -43,6 +43,8 @@ CHECK_EVERY_S = 1.0
 #: A clip that was in a loader at so many deaths is suspected of them.
 SUSPECT_DEATHS = 2
 DECODERS_PER_LOADER = 4
+#: A worker ends after so many loaders in a row that do not start, some seconds each.
+MOST_FAILED_STARTS = 20
 
 
 class Loading(Protocol):
@@ -166,6 +168,8 @@ class Loaders:
         self._closed = threading.Event()
         self._died = threading.Event()
         self._draining = False
+        #: Loaders in a row that did not start.
+        self._failed_starts = 0
         shares = _shares(settings)
         #: Loaders that ask one host, and the settings with the connections of each.
         self._per_host, self._settings = _manners(settings, len(shares))
@@ -299,10 +303,22 @@ class Loaders:
             for loader in self._loaders:
                 loader.silent_checks += loader.ready
                 if loader.dead:
-                    self._replace(loader)
+                    self._try_to_replace(loader)
                 elif loader.silent_checks > SILENT_CHECKS:
                     logger.error("a loader hangs", extra={"action": "loader_hangs"})
                     loader.kill()
+
+    def _try_to_replace(self, loader: _Loader) -> None:
+        try:
+            self._replace(loader)
+        except OSError as error:  # no memory, no process, a full disk: it may pass
+            logger.warning(
+                "a loader cannot be started: %s", error, extra={"action": "loader_not_started"}
+            )
+            self._failed_starts += 1
+        if self._failed_starts > MOST_FAILED_STARTS:
+            logger.critical("no loader can be started; the worker ends")
+            os._exit(errors.BROKEN_EXIT)
 
     def _replace(self, loader: _Loader) -> None:
         if self._closed.is_set():
@@ -312,6 +328,7 @@ class Loaders:
             extra={"action": "loader_died"},
         )  # fmt: skip
         fresh = _Loader(self._settings, loader.share)
+        self._failed_starts = 0 if loader.ready else self._failed_starts + 1
         with self._changing:
             self._loaders[self._loaders.index(loader)] = fresh
             lost = list(loader.dealt.values())
@@ -378,18 +395,13 @@ class _Loader:
         self.ready = self.dead = self.offline = False
         self.silent_checks = 0
         descriptor = arena.new_memory(share.samples)
-        self._memory = arena.mapped(descriptor)
         self._connection, theirs = Pipe()
-        ends = theirs.fileno(), descriptor
-        program = [sys.executable, "-P", "-m", "workers.loading.loader", str(os.getpid())]
-        self._process = subprocess.Popen(
-            [*program, *map(str, ends)],
-            pass_fds=ends,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        theirs.close()
-        os.close(descriptor)
+        try:
+            self._memory = arena.mapped(descriptor)
+            self._process = _start(theirs.fileno(), descriptor)
+        finally:
+            theirs.close()
+            os.close(descriptor)
         # A thread of its own, so that nobody waits for a loader that hangs.
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
         self.send(pickle.dumps((settings, share.decoders, share.fetching)))
@@ -447,6 +459,16 @@ class _Loader:
                 self._connection.send_bytes(message)
         except OSError:  # it is dead, which is heard on the other side
             return
+
+
+def _start(*descriptors: int) -> subprocess.Popen[bytes]:
+    program = [sys.executable, "-P", "-m", "workers.loading.loader", str(os.getpid())]
+    return subprocess.Popen(
+        [*program, *map(str, descriptors)],
+        pass_fds=descriptors,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def _facts(row: Sequence[Any]) -> Facts:

@@ -311,6 +311,25 @@ def test_a_loader_that_hangs_is_replaced(
     assert [len(clip.deals) for clip in clips] == [2] * 4
 
 
+def test_a_loader_that_cannot_be_replaced_at_once_is_replaced_later(
+    one: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaders, queue = one
+    new_memory, failures = loading.arena.new_memory, [OSError("no space")] * 2
+
+    def scarce_memory(samples: int) -> int:
+        if failures:
+            raise failures.pop()
+        return new_memory(samples)
+
+    monkeypatch.setattr(loading.arena, "new_memory", scarce_memory)
+    children("loading.loader")[0].kill()
+    clips = sounds(tmp_path, 2)
+    loaders.deal(job(), clips)
+    score_all(loaders, queue, clips)
+    assert not failures
+
+
 ORPHANS = """
     import sys, threading
     from pathlib import Path
