@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from db.feeding import Picked, PickedClip
     from earmark.core.settings import Settings
 
+#: Clips of a chunk at most, whatever a device takes.
+MOST_CLIPS = 1000
 #: Chunks picked in one transaction, so that it ends within milliseconds.
 CHUNKS_AT_ONCE = 16
 
@@ -32,15 +34,11 @@ class Feeder:
 
     Use one per process that submits or works, and call `feed` twice a second. Any number of
     feeders may run at once: they share the ledger's locks. A feeder that dies between marking
-    clips as `queued` and sending them loses nothing, as another feeder finds these clips. Runs that
-    keep the default size of a chunk get chunks of `chunk_size`.
+    clips as `queued` and sending them loses nothing, as another feeder finds these clips.
     """
 
-    def __init__(
-        self, engine: sa.Engine, settings: Settings, *, chunk_size: int = CHUNK_SIZE
-    ) -> None:
+    def __init__(self, engine: sa.Engine, settings: Settings) -> None:
         self._engine = engine
-        self._chunk_size = chunk_size
         assert settings.broker.queue
         self._queue = settings.broker.queue
         self._high_water = settings.broker.high_water
@@ -51,6 +49,8 @@ class Feeder:
         self._ledger_id: str | None = None
         #: Whether the queue also holds chunks of other ledgers.
         self.shares_queue = False
+        #: How many windows a worker in this process scores at once.
+        self.batch_windows = 0
         #: Clips taken back from dead workers since this feeder started.
         self.taken_back = 0
 
@@ -64,6 +64,8 @@ class Feeder:
         Raises:
             ServiceError: the broker or the database is out of reach.
         """
+        if self.batch_windows > CHUNK_SIZE:
+            broker.note_batch(self.batch_windows)
         try:
             if time.monotonic() >= self._settled_at:
                 self.taken_back += feeding.take_back(self._engine, self._queue)
@@ -88,7 +90,8 @@ class Feeder:
             feeding.take_back_queued(self._engine, self._queue, queue_lease_s - lost_after_s)
         if self.shares_queue:
             # The chunks of a ledger that has no workers must not keep this ledger's chunks out.
-            waiting = min(waiting, feeding.queued_chunks(self._engine, self._queue))
+            own = feeding.queued_chunks(self._engine, self._queue, _chunk_size())
+            waiting = min(waiting, own)
         return waiting
 
     def _fill(self, waiting: int, high: int) -> int:
@@ -103,25 +106,30 @@ class Feeder:
     def _top_up(self, count: int) -> int:
         if count <= 0:
             return 0
-        picked = feeding.pick(self._engine, self._queue, count, self._ledger_settings, self._picked)
+        picked = feeding.pick(
+            self._engine, self._queue, count, self._ledger_settings, self._picked, _chunk_size()
+        )
         if not picked:
             return 0
-        chunks = list(interleave_evenly([self._cut(run) for run in picked]))
+        chunks = list(interleave_evenly([_cut(run) for run in picked]))
         broker.send_chunks(chunks)
         return len(chunks)
 
-    def _cut(self, picked: Picked) -> list[Chunk]:
-        """Cut the clips picked for one run into chunks."""
-        suspects = [clip for clip in picked.clips if clip.crashes]
-        innocent = [clip for clip in picked.clips if not clip.crashes]
-        size = picked.chunk_size
-        if size == CHUNK_SIZE:
-            size = self._chunk_size
 
-        # A suspect travels alone, so that it takes no neighbour with it.
-        groups = [[clip] for clip in suspects]
-        groups += chunked(_interleave_hosts(innocent), size)
-        return [_chunk(picked, clips) for clips in groups]
+def _chunk_size() -> int:
+    """Return the size of chunks that fills the batches of the workers."""
+    return min(max(CHUNK_SIZE, broker.noted_batch()), MOST_CLIPS)
+
+
+def _cut(picked: Picked) -> list[Chunk]:
+    """Cut the clips picked for one run into chunks."""
+    suspects = [clip for clip in picked.clips if clip.crashes]
+    innocent = [clip for clip in picked.clips if not clip.crashes]
+
+    # A suspect travels alone, so that it takes no neighbour with it.
+    groups = [[clip] for clip in suspects]
+    groups += chunked(_interleave_hosts(innocent), picked.chunk_size)
+    return [_chunk(picked, clips) for clips in groups]
 
 
 def _chunk(picked: Picked, clips: list[PickedClip]) -> Chunk:

@@ -17,8 +17,7 @@ from db.identity import with_queue
 from db.session import connect
 from earmark.core import broker
 from earmark.core.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, ServiceError
-from earmark.core.options import CHUNK_SIZE, GPU_CHUNK_SIZE
-from earmark.core.processes import isolate_imports
+from earmark.core.processes import isolate_imports, keep_to_cores
 from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from workers import logs, metrics_server, tasks
@@ -74,6 +73,7 @@ def _log_from(loglevel: int, **_: Any) -> None:
 @signals.celeryd_init.connect
 def _get_ready(sender: str, **_: Any) -> None:
     try:
+        keep_to_cores(_settings.worker.cores)
         if _settings.worker.metrics_port:
             metrics_server.serve(_settings.worker, _is_ready)
         tasks.state = _new_state(sender)
@@ -121,7 +121,7 @@ def _check_broker() -> None:
 def _start_timers(**_: Any) -> None:
     state = _ready_state()
     settings = state.settings
-    feeder = Feeder(state.engine, settings, chunk_size=_chunk_size(state))
+    feeder = Feeder(state.engine, settings)
     database = WrongDatabase(state.engine, settings)
     metrics_server.register(state, feeder)
     _every(settings.ledger.lease_s / 3, state.renew)
@@ -130,11 +130,6 @@ def _start_timers(**_: Any) -> None:
     _every(DATABASE_CHECK_S, partial(_check_database, database))
     _every(settings.worker.idle_s / CUT_OFF_CHECKS, _CutOff(state).check)
     logger.info("ready, with the model %s", settings.model.name, extra={"action": "ready"})
-
-
-def _chunk_size(state: tasks.WorkerState) -> int:
-    on_cpu = all(batcher.classifier.device == "cpu" for batcher in state.batchers)
-    return CHUNK_SIZE if on_cpu else GPU_CHUNK_SIZE
 
 
 @signals.worker_shutting_down.connect
@@ -184,6 +179,8 @@ class _CutOff:
 def _feed(feeder: Feeder) -> None:
     state = _ready_state()
     feeder.shares_queue = state.foreign.seen
+    limits = [batcher.classifier.limits for batcher in state.batchers]
+    feeder.batch_windows = max((limit.windows for limit in limits), default=0)
     feeder.feed()
     state.answered_at = monotonic()
 

@@ -42,7 +42,7 @@ SILENT_CHECKS = 20
 CHECK_EVERY_S = 1.0
 #: A clip that was in a loader at so many deaths is suspected of them.
 SUSPECT_DEATHS = 2
-CORES_PER_LOADER = 4
+DECODERS_PER_LOADER = 4
 #: A worker ends after so many loaders in a row that do not start, some seconds each.
 MOST_FAILED_STARTS = 20
 
@@ -360,7 +360,7 @@ class _Share:
 def _shares(settings: Settings) -> list[_Share]:
     worker = settings.worker
     decoders = worker.decoders or cores()
-    loaders = min(worker.loaders or max(1, cores() // CORES_PER_LOADER), decoders)
+    loaders = min(worker.loaders or max(1, decoders // DECODERS_PER_LOADER), decoders)
     samples = int(worker.in_flight_bytes) // loaders // arena.SAMPLE
     fetching = math.ceil(worker.clips_in_flight / loaders)
     shares = []
