@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from earmark.core.clips import Clip, display_uri
 from earmark.core.errors import UsageError
 from producer import walk
+from producer.containers import Container, kind_of
 from producer.lists import InputFormat, ListReader, Tally, named_format
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ class _Reading:
             raise UsageError(reason=f"There is no file or folder {source!r}.")
 
     def elsewhere(self, url: str) -> Iterator[Clip]:
-        if self.input_format == "auto" and named_format(display_uri(url)) is None:
+        if kind := kind_of(url, self.url_col):
+            yield from Container(url, kind, self.tally, AUDIO_SUFFIXES).clips(url)
+        elif self.input_format == "auto" and named_format(display_uri(url)) is None:
             yield self.single(_resolved(url, ""))
         elif "*" in url and not url.startswith("http"):
             for match in _remote_matches(url):
@@ -84,6 +87,8 @@ class _Reading:
     def file(self, path: Path) -> Iterator[Clip]:
         if self.input_format == "auto" and path.suffix.lower() in AUDIO_SUFFIXES:
             yield self.single(_storable(path))
+        elif kind := kind_of(str(path), self.url_col):
+            yield from Container(str(path), kind, self.tally, AUDIO_SUFFIXES).clips(_storable(path))
         else:
             yield from self.lines(str(path), str(path.parent.absolute()))
 

@@ -40,14 +40,6 @@ FINAL_STATES = (State.done, State.failed, State.cancelled)
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
-    """One URL or path of a list, with every other column of its line."""
-
-    uri: str
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Part:
     """The part of a file that a list row names."""
 
@@ -58,6 +50,20 @@ class Part:
     channel: int | None = None
     #: The member of a container file, such as a ZIP.
     member: str | None = None
+    #: Where the container has the member's bytes, and how it packs them. Empty: as they are.
+    offset: int | None = None
+    length: int | None = None
+    packing: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One URL or path of a list, with every other column of its line."""
+
+    uri: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    #: None for the whole file.
+    part: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +210,7 @@ def uri_key(uri: str, part: Part | None = None) -> bytes:
     key = normal.encode("utf-8", "surrogateescape")
     if part is not None:
         # No URI has a NUL, so that no other URI has the same key.
-        key += b"\0" + json.dumps(astuple(part)).encode()
+        key += b"\0" + json.dumps(astuple(part)[:4]).encode()
     return blake2b(key, digest_size=KEY_BYTES).digest()
 
 
