@@ -10,6 +10,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from earmark.core import signatures
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -40,14 +42,6 @@ FINAL_STATES = (State.done, State.failed, State.cancelled)
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
-    """One URL or path of a list, with every other column of its line."""
-
-    uri: str
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Part:
     """The part of a file that a list row names."""
 
@@ -58,6 +52,18 @@ class Part:
     channel: int | None = None
     #: The member of a container file, such as a ZIP.
     member: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One URL or path of a list, with every other column of its line."""
+
+    uri: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    #: None for the whole file.
+    part: Part | None = None
+    #: What identifies the clip in place of its URI.
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +204,27 @@ def display_uri(uri: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def clip_key(clip: Clip) -> bytes:
+    """Return a clip's key within its run."""
+    if clip.key is None:
+        return uri_key(clip.uri, clip.part)
+    # No URI begins with a NUL.
+    return _hashed(f"\0{clip.key}", clip.part)
+
+
 def uri_key(uri: str, part: Part | None = None) -> bytes:
-    """Return a clip's key within a run: a hash of its URI in normal form and of its part."""
+    """Return a clip's key within a run: a hash of its URI in normal form and of its part.
+
+    A signature that a provider will renew is no part of the key.
+    """
+    if "?" in uri:
+        uri = signatures.without(uri)
     normal = uri if _NORMAL.fullmatch(uri) and "/." not in uri else normal_uri(uri)
-    key = normal.encode("utf-8", "surrogateescape")
+    return _hashed(normal, part)
+
+
+def _hashed(text: str, part: Part | None) -> bytes:
+    key = text.encode("utf-8", "surrogateescape")
     if part is not None:
         # No URI has a NUL, so that no other URI has the same key.
         key += b"\0" + json.dumps(astuple(part)).encode()
