@@ -20,7 +20,7 @@ from workers.models import LoadedModel, RunPlan, open_model
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from earmark.core.clips import Prediction, Waveform
+    from earmark.core.clips import Part, Prediction, Waveform
     from earmark.core.options import RunOptions
     from earmark.core.settings import Fetch, Settings
     from workers.decoding.pool import Decoded
@@ -58,7 +58,11 @@ class Classified:
 
 @contextmanager
 def classified(
-    uri: str, settings: Settings, options: RunOptions, observer: Observer | None = None
+    uri: str,
+    settings: Settings,
+    options: RunOptions,
+    observer: Observer | None = None,
+    part: Part | None = None,
 ) -> Iterator[Classified]:
     """Yield how the clip ended, while the model is still loaded.
 
@@ -73,7 +77,7 @@ def classified(
         card, batcher = open_model((options.model, options.revision, options.labels), settings)
         try:
             plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
-            outcome = line.classify(Claimed(0, uri, attempts=1, crashes=0), plan)
+            outcome = line.classify(Claimed(0, uri, attempts=1, crashes=0, part=part), plan)
             yield Classified(outcome, card.labels, batcher, clip.waveform)
         finally:
             batcher.close()

@@ -19,9 +19,10 @@ from earmark.core.clips import Clip, Part, display_uri
 from earmark.core.containers import PACKINGS
 from earmark.core.errors import UsageError
 from producer.lists import named_format
+from producer.places import AUDIO_SUFFIXES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
 
     from producer.lists import Tally
 
@@ -47,12 +48,11 @@ def kind_of(place: str, column: str | None = None) -> str | None:
 class Container:
     """Reads one container in a process of its own. Use one per container, and iterate `clips`."""
 
-    def __init__(self, place: str, kind: str, tally: Tally, suffixes: Collection[str]) -> None:
+    def __init__(self, place: str, kind: str, tally: Tally) -> None:
         self._place = place
         self._shown = display_uri(place)
         self._kind = kind
         self._tally = tally
-        self._suffixes = suffixes
         self._number = 0
 
     def clips(self, uri: str) -> Iterator[Clip]:
@@ -120,19 +120,17 @@ class Container:
         elif not parts[0] or ".." in parts:
             self._refuse(f"the name {name!r} leads out of the container")
         elif not self._is_sound(name, parts):
-            self._tally.blank += 1
+            self._tally.not_audio += 1
         else:
             self._tally.clips += 1
-            offset, length, packing = told["place"]
-            part = Part(member=name, offset=offset, length=length, packing=packing)
-            return Clip(uri, told["meta"], part)
+            return Clip(uri, told["meta"], Part(None, None, None, name, *told["place"]))
         return None
 
     def _is_sound(self, name: str, parts: list[str]) -> bool:
         if self._kind.startswith("parquet"):
             return True
         hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-        return not hidden and PurePosixPath(name).suffix.lower() in self._suffixes
+        return not hidden and PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES
 
     def _refuse(self, reason: str) -> None:
         self._tally.refuse(self._shown, self._number, reason)

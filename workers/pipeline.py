@@ -15,14 +15,14 @@ from earmark.core.clips import Failure, Postponed, Source, Success, Timings, Win
 from earmark.core.errors import ClipError, DatabaseError, EarmarkError, ModelError, ServiceError
 from workers import metrics
 from workers.fetching.polite import HostBusyError
-from workers.scoring import windows
+from workers.scoring import spans, windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
 
     from db.ledger import Claimed
-    from earmark.core.clips import AudioFacts, Outcome, Waveform, Window
+    from earmark.core.clips import AudioFacts, Outcome, Part, Waveform, Window
     from workers.decoding.pool import Decoded, Decoders
     from workers.fetching.breaker import Breaker
     from workers.fetching.fetch import Fetched
@@ -40,7 +40,7 @@ class ClipFetcher(Protocol):
     @property
     def breaker(self) -> Breaker: ...
 
-    def fetch(self, uri: str) -> Fetched: ...
+    def fetch(self, uri: str, part: Part | None = None) -> Fetched: ...
 
     def close(self) -> None: ...
 
@@ -104,7 +104,7 @@ class Pipeline:
         if plan.reuse_urls and (known := _known(plan, clip.id, None)):
             return known
         with journey.stage("fetch_ms"):
-            fetched = self._fetcher.fetch(clip.uri)
+            fetched = self._fetcher.fetch(clip.uri, clip.part)
         journey.source = fetched.source
         if self._observer:
             self._observer.fetched(fetched)
@@ -123,10 +123,11 @@ class Pipeline:
             if self._observer:
                 self._observer.decoded(decoded)
             with journey.stage("classify_ms"):
-                scoring = _submit(decoded.waveform, plan)
+                waveform, facts, start_s = spans.cut(decoded.waveform, decoded.facts, clip.part)
+                scoring = _submit(waveform, start_s, plan)
         with journey.stage("classify_ms"):
             scored = [(window, future.result()) for window, future in scoring]
-        return journey.success(decoded.facts, scored, plan)
+        return journey.success(facts, scored, plan)
 
     @contextmanager
     def _turn(self, journey: _Journey) -> Iterator[None]:
@@ -141,8 +142,10 @@ class Pipeline:
             self._decoding.release()
 
 
-def _submit(waveform: Waveform, plan: RunPlan) -> list[tuple[Window, Future[np.ndarray]]]:
-    """Cut a waveform into windows and queue each for the model."""
+def _submit(
+    waveform: Waveform, start_s: float, plan: RunPlan
+) -> list[tuple[Window, Future[np.ndarray]]]:
+    """Cut a waveform, which begins at `start_s`, into windows and queue each for the model."""
     card, options, batcher = plan.model.card, plan.options, plan.model.batcher
     cut = windows.split(
         waveform,
@@ -150,6 +153,7 @@ def _submit(waveform: Waveform, plan: RunPlan) -> list[tuple[Window, Future[np.n
         hop_s=options.hop_s,
         min_samples=card.min_samples,
     )
+    cut = spans.shifted(cut, start_s)
     return [(window, batcher.submit(window.samples, options.function_to_apply)) for window in cut]
 
 

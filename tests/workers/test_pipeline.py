@@ -35,7 +35,7 @@ class Fetching:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
-    def fetch(self, uri: str) -> Fetched:
+    def fetch(self, uri: str, part: object = None) -> Fetched:
         if self.error:
             raise self.error
         return Fetched(io.BytesIO(b"bytes"), SOURCE)

@@ -86,7 +86,7 @@ class Fetcher:
             DownloadError: the clip cannot be fetched.
             NotAudio: it is a file of this machine that is not sound.
         """
-        if part and part.offset is not None:
+        if part and part.member_offset is not None:
             return self._member(uri, part)
         if uri[:8].lower().startswith(("http://", "https://")):
             if self._robots:
@@ -143,20 +143,21 @@ class Fetcher:
         if self._robots:
             self._robots.check(guard.check_url(url, self._settings))
         if not self._wholes.has(url):
-            first, last = part.offset or 0, (part.offset or 0) + (part.length or 0) - 1
+            first = part.member_offset or 0
+            last = first + (part.member_bytes or 0) - 1
             with self._guard.open(url, {"Range": f"bytes={first}-{last}"}) as answer:
                 if answer.status != 200:
                     _check_range(answer, first, last)
-                    return self._sliced(_received(answer, part.length), part)
+                    return self._sliced(_received(answer, part.member_bytes), part)
         return self._sliced(self._wholes.read(url, "", part), part)
 
     def _sliced(self, blocks: Iterable[bytes], part: clips.Part) -> Fetched:
-        assert part.length is not None
-        if not part.length:
+        assert part.member_bytes is not None
+        if not part.member_bytes:
             raise errors.Empty
-        blocks = _exactly(blocks, part.length)
+        blocks = _exactly(blocks, part.member_bytes)
         if part.packing != "deflate":
-            file = _new_file(part.length)
+            file = _new_file(part.member_bytes)
         else:
             file, blocks = _new_file(None), _unpacked(blocks, -zlib.MAX_WBITS)
         return self._fetched(file, _saved(blocks, file))

@@ -35,8 +35,8 @@ def read(uri: str, timeout_s: float, part: Part | None = None) -> Iterator[bytes
         with fsspec.open(uri, "rb", **options) as file:
             left = sys.maxsize
             if part:
-                file.seek(part.offset)
-                left = part.length or 0
+                file.seek(part.member_offset)
+                left = part.member_bytes or 0
             while time.monotonic() < deadline:
                 block = file.read(min(left, BLOCK_BYTES))
                 left -= len(block)

@@ -95,9 +95,9 @@ def unusable() -> errors.HttpError:
 
 def read_slice(file: FileIO, part: Part) -> Iterator[bytes]:
     """Yield the bytes that a part names, as far as the file has them."""
-    assert part.offset is not None
-    assert part.length is not None
-    at, end = part.offset, part.offset + part.length
+    assert part.member_offset is not None
+    assert part.member_bytes is not None
+    at, end = part.member_offset, part.member_offset + part.member_bytes
     while block := os.pread(file.fileno(), min(BLOCK_BYTES, end - at), at):
         at += len(block)
         yield block

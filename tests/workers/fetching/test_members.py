@@ -169,7 +169,7 @@ def test_a_container_that_cannot_be_unpacked_is_an_error_of_the_clip(
     packing: str, tmp_path: Path
 ) -> None:
     (tmp_path / "x").write_bytes(os.urandom(999))
-    part = Part(member="a.wav", offset=0, length=9, packing=packing)
+    part = Part(member="a.wav", member_offset=0, member_bytes=9, packing=packing)
     with closing(Fetcher(local())) as fetcher, pytest.raises(errors.DownloadError) as caught:
         fetcher.fetch(str(tmp_path / "x"), part)
     assert not caught.value.transient
@@ -196,7 +196,7 @@ def test_another_range_than_the_one_asked_for_is_refused(
         return response
 
     httpserver.expect_request("/x.tar").respond_with_handler(answer)
-    part = Part(member="a.wav", offset=5, length=9, packing="")
+    part = Part(member="a.wav", member_offset=5, member_bytes=9, packing="")
     with closing(Fetcher(on(httpserver))) as fetcher, pytest.raises(errors.DownloadError) as caught:
         fetcher.fetch(httpserver.url_for("/x.tar"), part)
     assert caught.value.code == code
