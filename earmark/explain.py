@@ -12,8 +12,8 @@ from earmark.core.clips import Failure, Success, display_uri
 from earmark.core.credentials import DEFAULT_PORTS, Credentials, Proxy
 from earmark.core.errors import ClipError
 from earmark.in_process import classified
-from earmark.output import bar
 from earmark.sound import peaks
+from earmark.tables import bar
 from workers.fetching import guard
 
 if TYPE_CHECKING:
