@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from earmark.demo import EXAMPLES
+from tests import containers
 from tests.end_to_end.conftest import left_running
 from tests.servers import readable_binaries, serving
 
@@ -30,6 +31,9 @@ GOOD = (
     "silence.wav",
     "mixed.m4a",
 )
+
+
+HEARD_IN = ("dog.ogg", "siren.wav")
 
 
 @pytest.fixture
@@ -93,6 +97,21 @@ def test_a_folder_of_200_files_gives_200_final_rows_in_sqlite(
         "page.wav": "not_audio", "empty.wav": "empty", "half.flac": "corrupt",
         "notes.txt": "not_audio",
     }  # fmt: skip
+
+
+def test_the_members_of_containers_are_heard(earmark: Earmark) -> None:
+    sounds = {f"{name[:-4]}/{name}": (EXAMPLES / name).read_bytes() for name in HEARD_IN}
+    names = ("shard.tar", "shard.tar.gz", "shard.zip", "train.parquet")
+    for name in names:
+        containers.write(earmark.folder / name, sounds)
+    earmark("run", *names, "--db", "sqlite:///x.db")
+    with closing(sqlite3.connect(earmark.folder / "x.db")) as database:
+        heard = database.execute("select uri, member, label from results").fetchall()
+    assert set(heard) == {
+        (str(earmark.folder / name), member, member.partition("/")[0])
+        for name in names
+        for member in sounds
+    }
 
 
 def test_the_same_folder_is_written_to_postgresql_and_read_with_psql(
