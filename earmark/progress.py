@@ -63,7 +63,7 @@ def watch(
     run_id: int,
     settings: Settings,
     *,
-    meanwhile: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[], object] = lambda: None,
     quiet: bool = False,
 ) -> runs.Progress:
     """Show a run's progress until every clip is final; return the last one."""
