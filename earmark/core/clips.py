@@ -217,8 +217,11 @@ def uri_key(uri: str, part: Part | None = None) -> bytes:
 
     A signature that a provider will renew is no part of the key.
     """
-    if "?" in uri:
-        uri = signatures.without(uri)
+    return whole_uri_key(signatures.without(uri) if "?" in uri else uri, part)
+
+
+def whole_uri_key(uri: str, part: Part | None = None) -> bytes:
+    """Return the same, with any signature a part of the key, as before 0.2.0."""
     normal = uri if _NORMAL.fullmatch(uri) and "/." not in uri else normal_uri(uri)
     return _hashed(normal, part)
 
