@@ -14,6 +14,7 @@ from earmark.core import formats
 from earmark.core.clips import Clip, display_uri
 from earmark.core.errors import NotAudio, UsageError
 from earmark.core.options import Listing
+from producer import walk
 from producer.columns import RowRefused
 from producer.lists import ListReader, Tally, named_format
 from producer.places import AUDIO_SUFFIXES, Places, names_a_clip, storable
@@ -106,17 +107,12 @@ class _Reading:
             reason = f"the folder cannot be read: {error.strerror}"
             self.tally.refuse(str(error.filename), 0, reason)
 
-        for parent, folders, files in os.walk(folder, onerror=refuse):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(files):
-                if name.startswith("."):
-                    continue
-                path = Path(parent, name)
-                if self.listing.strict or self.is_audio(path):
-                    yield self.single(storable(path))
-                else:
-                    self.tally.lines += 1
-                    self.tally.not_audio += 1
+        for path in walk.files(folder, refuse):
+            if self.listing.strict or self.is_audio(path):
+                yield self.single(storable(path))
+            else:
+                self.tally.lines += 1
+                self.tally.not_audio += 1
 
     def single(self, uri: str, part: Part | None = None) -> Clip:
         self.tally.lines += 1

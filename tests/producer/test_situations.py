@@ -257,7 +257,7 @@ def test_a_file_that_is_not_there_is_a_clip_with_the_path_that_was_tried(folder:
 @pytest.mark.parametrize(
     ("name", "content", "options", "sentence"),
     [
-        ("l.csv", b"lnk,site\na.wav,A\n", {"url_col": "link"}, "nearest is 'lnk'"),
+        ("l.csv", b"lnk,site\na.wav,A\n", {"url_col": "link"}, "Did you mean lnk"),
         ("l.csv", b"url\na.wav\n", {"template": "{fold}.wav"}, "no column 'fold'"),
         ("l.csv", b"url\na.wav\n", {"template": "{fold"}, "template '{fold' cannot be read"),
         ("l.csv", b"url\na.wav\n", {"key_col": "id"}, "Say --key-col"),
