@@ -125,10 +125,10 @@ def _check_no_url(text: str) -> None:
 
 def _check_lengths(path: Path) -> None:
     text = str(path)
-    if len(text) <= MAX_NAME // 4:
+    longest = max(text.split("/"), key=len)
+    if len(longest) * 4 <= MAX_NAME and len(text) * 4 <= MAX_PATH:
         return
-    size = len(os.fsencode(text))
-    if size > MAX_PATH or max(len(os.fsencode(name)) for name in path.parts) > MAX_NAME:
+    if len(os.fsencode(longest)) > MAX_NAME or len(os.fsencode(text)) > MAX_PATH:
         raise RowRefused(f"{_short(path.name)} is neither a URL nor the name of a file")
 
 

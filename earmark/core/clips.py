@@ -176,6 +176,8 @@ Outcome = Success | Failure
 
 #: 88 bits: among a billion URLs of a run, two share a hash with a probability of 1.6e-9.
 KEY_BYTES = 11
+#: Those of them that the parts of a file have in common.
+FILE_KEY_BYTES = 4
 #: What display_uri takes away.
 _SAYS_MORE = re.compile(r"[?#@]")
 #: URLs that are in normal form at a glance, which most are.
@@ -227,11 +229,14 @@ def whole_uri_key(uri: str, part: Part | None = None) -> bytes:
 
 
 def _hashed(text: str, part: Part | None) -> bytes:
-    key = text.encode("utf-8", "surrogateescape")
-    if part is not None:
-        # No URI has a NUL, so that no other URI has the same key.
-        key += b"\0" + json.dumps(astuple(part)).encode()
-    return blake2b(key, digest_size=KEY_BYTES).digest()
+    file = text.encode("utf-8", "surrogateescape")
+    if part is None:
+        return blake2b(file, digest_size=KEY_BYTES).digest()
+    # No URI has a NUL, so that no other URI has the same key.
+    named = file + b"\0" + json.dumps(astuple(part)).encode()
+    # The parts of a file begin alike, so that they stand together where rows are sorted by key.
+    start = blake2b(file, digest_size=FILE_KEY_BYTES).digest()
+    return start + blake2b(named, digest_size=KEY_BYTES - FILE_KEY_BYTES).digest()
 
 
 def normal_uri(uri: str) -> str:

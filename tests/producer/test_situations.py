@@ -52,6 +52,12 @@ READ: dict[str, tuple[str, str | bytes, dict[str, Any], list[Any]]] = {
         {},
         [("a.wav", {"site": "A"}), ("b.wav", {"site": "B"})],
     ),
+    "empty columns and rows of Excel": (
+        "l.csv",
+        "url;site;;\na.wav;A;;\n;;;\n",
+        {},
+        [("a.wav", {"site": "A"})],
+    ),
     "a pipe": ("l.csv", "site|url\nA|a.wav\n", {}, [("a.wav", {"site": "A"})]),
     "tabs in a csv": ("l.csv", "url\tsite\na.wav\tA\n", {}, [("a.wav", {"site": "A"})]),
     "commas in a tsv": ("l.tsv", "url,site\na.wav,A\n", {}, [("a.wav", {"site": "A"})]),
