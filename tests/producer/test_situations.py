@@ -251,6 +251,18 @@ def test_a_row_that_is_not_utf8_shows_what_it_would_be(folder: Path) -> None:
     )
 
 
+def test_nothing_private_of_a_url_is_told(folder: Path) -> None:
+    rows = [
+        "some words here,https://me:secret@h.org/a.wav?sig=secret",
+        "https:h.org/a.wav?sig=secret,",
+        "https://me:secret@h.org/\xe4.wav?sig=secret,\xe4",
+    ]
+    (folder / "l.csv").write_bytes("\n".join(["url,note", *rows, "a.wav,"]).encode("cp1252"))
+    _, tally = read(folder / "l.csv")
+    assert tally.refused == 3
+    assert "secret" not in str([str(each) for each in tally.examples])
+
+
 def test_a_file_that_is_not_there_is_a_clip_with_the_path_that_was_tried(folder: Path) -> None:
     (folder / "l.csv").write_text("filename\ngone.wav\nb.wav\n")
     clips, tally = read(folder / "l.csv")
