@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import groupby
+from itertools import groupby, product
 from typing import TYPE_CHECKING
 
 import pytest
@@ -250,6 +250,14 @@ def test_each_part_of_a_file_is_a_clip_of_its_own() -> None:
     ]
     assert len({uri_key(uri, part) for part in parts}) == len(parts)
     assert uri_key("HTTPS://H.org/a.wav", Part(0.0, 1.0)) == uri_key(uri, Part(0.0, 1.0))
+
+
+def test_the_parts_of_a_file_stand_together_where_rows_are_sorted() -> None:
+    parts = product(range(50), "abc")
+    clips = [ListedClip(f"https://h/{name}.wav", part=Part(at, at + 1)) for at, name in parts]
+    rows = sorted(map(bulk_insert.listed, clips), key=lambda row: row[0])
+    assert len({row[0] for row in rows}) == 150
+    assert all(len({row[1] for row in rows[at : at + 50]}) == 1 for at in (0, 50, 100))
 
 
 def test_keys_of_whole_files_are_those_of_earmark_0_1_0() -> None:
