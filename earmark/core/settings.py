@@ -164,22 +164,22 @@ class Fetch(Group):
 
 class Audio(Group):
     max_duration_s: float = Field(
-        3600.0, description="Longest clip: people submit recordings of up to an hour."
+        90_000.0, description="Longest clip: a day's recording; the longest day has 25 hours."
     )
     min_duration_s: float = Field(
         0.05, description="Shortest clip: models hear nothing in a shorter click."
     )
     max_samples: int = Field(
-        700_000_000, description="Samples of all channels: an hour of 96 kHz stereo."
+        20_000_000_000, description="Samples of all channels: a day of 96 kHz stereo."
     )
     max_channels: int = Field(
         32, description="Channels: the widest microphone arrays in public data."
     )
     min_sample_rate: int = Field(
-        1000, description="A lower rate is a false header; resampling would multiply the samples."
+        100, description="Seismic and infrasound recorders go down to this."
     )
     max_sample_rate: int = Field(
-        384_000, description="Ultrasonic recorders reach this; a higher rate is a false header."
+        1_000_000, description="Bat detectors reach 576 kHz; a higher rate is a false header."
     )
     decode_timeout_s: float = Field(
         60.0, description="Time to decode a clip: an hour of Opus takes 30 s on a slow core."
