@@ -136,8 +136,8 @@ class Ledger(Group):
 
 class Fetch(Group):
     max_bytes: ByteSize = Field(
-        ByteSize(200 * 1024**2),
-        description="Largest clip: an hour of compressed audio fits; an hour of WAV needs more.",
+        ByteSize(1024**3),
+        description="Largest download; an hour of 48 kHz WAV is 345 MB. It is no limit of files.",
     )
     timeout_s: float = Field(60.0, description="Time for a whole download: 60 MB at 1 MB/s.")
     connect_timeout_s: float = Field(

@@ -22,7 +22,7 @@ import soundfile
 import soxr
 
 from earmark.core import clips, errors, formats
-from workers.decoding import readers
+from workers.decoding import lengths, readers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -152,7 +152,7 @@ class _Meter:
         #: Frames at this sample rate, seconds at earlier ones, samples of all channels.
         self._frames, self._earlier_s, self._samples = 0, 0.0, 0
         self._all_frames = 0
-        self._peak, self._cancelling = 0.0, False
+        self._silent, self._over_scale, self._cancelling = True, False, False
         self._refuse_longer(audio.declared_frames)
         self._count_from = audio.declared_frames + MAX_UNDECLARED / audio.channels
 
@@ -178,17 +178,26 @@ class _Meter:
             self._count_from = math.inf
             for frames in self._audio.count():
                 self._refuse_longer(frames - self._all_frames)
-        peak = float(max(block.max(), -block.min()))
-        if math.isnan(peak) or peak > MAX_AMPLITUDE:
-            raise _not_finite(peak)
-        self._peak = max(self._peak, peak)
 
     def _mix(self, block: np.ndarray) -> np.ndarray:
+        samples = block.ravel(order="K")
+        energy = float(samples @ samples)
+        self._check(samples, energy)
         mono = downmix(block)
-        if block.shape[1] == 1 or not cancels(block, mono):
+        if block.shape[1] == 1 or not cancels(block, mono, energy):
             return mono
         self._cancelling = True
         return loud_channel(block)
+
+    def _check(self, samples: np.ndarray, energy: float) -> None:
+        # The energy of samples takes a third of the time of their peak, and tells most of it.
+        self._silent = self._silent and not energy and not samples.any()
+        if energy < MAX_AMPLITUDE**2 and not self._audio.holds_floats:
+            return
+        peak = float(max(samples.max(), -samples.min()))
+        if math.isnan(peak) or peak > MAX_AMPLITUDE:
+            raise _not_finite(peak)
+        self._over_scale |= peak > 1 and self._audio.holds_floats
 
     def _seconds(self, more: int) -> float:
         return self._earlier_s + (self._frames + more) / self._rate
@@ -216,7 +225,7 @@ class _Meter:
     def facts(self) -> clips.AudioFacts:
         audio = self._audio
         truncated = audio.damaged or self._all_frames < audio.least_frames
-        truncated = truncated or formats.is_cut_short(audio.clip, audio.format.name)
+        truncated = truncated or lengths.is_cut_short(audio.clip, audio.format.name, audio.length)
         if truncated and not self._all_frames:
             raise errors.Corrupt(reason="none of it can be decoded")
         duration_s = self._seconds(0)
@@ -228,8 +237,8 @@ class _Meter:
             self._source_channels,
             audio.codec,
             truncated=truncated,
-            silent=not self._peak,
-            over_scale=self._peak > 1 and audio.holds_floats,
+            silent=self._silent,
+            over_scale=self._over_scale,
             cancelling=self._cancelling,
         )
 
@@ -253,10 +262,8 @@ def downmix(block: np.ndarray) -> np.ndarray:
     return cast("np.ndarray", mono)
 
 
-def cancels(block: np.ndarray, mono: np.ndarray) -> bool:
+def cancels(block: np.ndarray, mono: np.ndarray, energy: float) -> bool:
     """Return whether the channels of a block, (frames, channels), cancel each other in its mix."""
-    samples = block.ravel(order="K")
-    energy = float(samples @ samples)
     mixed = float(mono @ mono) * block.shape[1] ** 2
     return mixed < CANCELLED * energy and energy > INAUDIBLE * len(block)
 
@@ -264,7 +271,7 @@ def cancels(block: np.ndarray, mono: np.ndarray) -> bool:
 def loud_channel(block: np.ndarray) -> np.ndarray:
     """Return the first channel that has half the energy of the loudest."""
     energies = np.einsum("ij,ij->j", block, block)
-    return cast("np.ndarray", block[:, np.argmax(energies >= energies.max() / 2)])
+    return block[:, np.argmax(energies >= energies.max() / 2)]
 
 
 def resample(

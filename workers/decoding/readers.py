@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 
 from earmark.core import errors, formats
+from workers.decoding import lengths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,12 +47,10 @@ def open_audio(clip: int) -> Audio:
         MemoryError: its header asks for too much memory.
     """
     known = formats.recognise(clip)
-    if formats.is_unfinished(clip, known.name):
-        return Ffmpeg(clip, known)
-    if known.name == "ogg" and len(starts := formats.ogg_streams(clip)) > 1:
+    if known.name == "ogg" and len(starts := lengths.ogg_streams(clip)) > 1:
         return Chain(clip, known, starts)
     # Without a count, libsndfile guesses an MP3's length by its first frame and reads no further.
-    if known.ffmpeg_first or (known.name == "mp3" and not formats.mp3_frames(clip)):
+    if known.ffmpeg_first or (known.name == "mp3" and not lengths.mp3_frames(clip)):
         return Ffmpeg(clip, known)
     try:
         return Sndfile(clip, known)
@@ -76,6 +75,7 @@ class Audio(ABC):
     def __init__(self, clip: int, known: Format) -> None:
         os.lseek(clip, 0, os.SEEK_SET)
         self.clip, self.format = clip, known
+        self.length = lengths.declared_length(clip, known.name)
         self.codec = ""
         self.sample_rate = self.channels = 0
         #: Frames by the header; 0: unknown.
@@ -130,10 +130,10 @@ class Sndfile(Audio):
             frames += len(block)
             yield block
         name, end = self.format.name, os.lseek(self.clip, 0, os.SEEK_CUR)
-        if (length := formats.declared_length(self.clip, name)) and not length.is_from_pipe:
-            end = length.end
+        if self.length and not self.length.is_from_pipe:
+            end = self.length.end
         joined = name == "flac" and _begins_again(self.clip, end)
-        if joined or self.damaged or formats.sound_behind(self.clip, name, end):
+        if joined or self.damaged or lengths.sound_behind(self.clip, name, end):
             yield from self._rest(frames, joined=joined)
 
     def _rest(self, frames: int, *, joined: bool) -> Iterator[np.ndarray]:
@@ -149,7 +149,7 @@ class Sndfile(Audio):
                 yield block[frames:]
             frames = max(0, frames - len(block))
         # libsndfile stumbles over what lies between and behind streams.
-        stumbled = joined or formats.ends_in_padding(self.clip)
+        stumbled = joined or lengths.ends_in_padding(self.clip)
         self.damaged = other.damaged or (self.damaged and not stumbled)
 
     def _block(self) -> np.ndarray:
@@ -165,7 +165,7 @@ class Sndfile(Audio):
 
 
 def _begins_again(clip: int, end: int) -> bool:
-    return formats.find(clip, formats.FLAC, max(4, end - READ_AHEAD)) is not None
+    return lengths.find(clip, lengths.FLAC, max(4, end - READ_AHEAD)) is not None
 
 
 class _View(io.FileIO):
@@ -225,9 +225,10 @@ class Ffmpeg(Audio):
 
     def _open(self, start: int, stop: int) -> io.FileIO:
         """Return the file, as it would be if its writer had come to write down its length."""
-        length = formats.declared_length(self.clip, self.format.name)
+        length = self.length
         self._is_endless = length is not None and length.is_from_pipe
-        if length and (self._is_endless or formats.is_unfinished(self.clip, self.format.name)):
+        unfinished = lengths.is_unfinished(self.clip, self.format.name, length)
+        if length and (self._is_endless or unfinished):
             return _View(self.clip, 0, stop, *length.corrected(stop))
         if start or stop < os.fstat(self.clip).st_size:
             file = _View(self.clip, start, stop, 0, b"")
@@ -291,9 +292,9 @@ class Ffmpeg(Audio):
 
     def _leaves_sound(self, lost_s: float) -> bool:
         """Return whether something was lost at the end, or lies behind it."""
-        if formats.sound_behind(self.clip, self.format.name, self._end):
+        if lengths.sound_behind(self.clip, self.format.name, self._end):
             return True
-        return lost_s > 0 and not formats.is_padding(self.clip, self._end)
+        return lost_s > 0 and not lengths.is_padding(self.clip, self._end)
 
     def packet_ends(self) -> Iterator[int]:
         time = 0
@@ -306,7 +307,7 @@ class Ffmpeg(Audio):
         try:
             yield from self._container.demux(self._stream)
         except DAMAGE:  # or lack of memory: a packet is as large as the file says
-            self.damaged |= not formats.is_padding(self.clip, self._end)
+            self.damaged |= not lengths.is_padding(self.clip, self._end)
 
 
 class Chain(Audio):
@@ -337,7 +338,11 @@ _SCALES = {"uint8": 2**7, "int16": 2**15, "int32": 2**31}
 
 
 def _samples(frame: av.AudioFrame) -> np.ndarray:
-    array = frame.to_ndarray()
+    try:
+        array = frame.to_ndarray()
+    except ValueError:
+        reason = f"its samples are of the kind {frame.format.name}"
+        raise errors.Unsupported(reason=reason) from None
     array = array.T if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels)
     samples = array.astype(np.float32)
     if array.dtype == np.uint8:

@@ -88,7 +88,7 @@ class Fetcher:
         if separator and scheme.lower() in self._settings.stores:
             file = _new_file(None)
             blocks = object_stores.read(uri, self._settings.timeout_s)
-            return self._fetched(file, _saved(blocks, file))
+            return self._fetched(file, _saved(blocks, file), self._max_bytes)
         return self._open(_path(uri))
 
     def _download(self, url: str) -> Fetched:
@@ -101,7 +101,7 @@ class Fetcher:
             if _is_gzip(answer):
                 declared, blocks = None, _unpacked(blocks)
             file = _new_file(declared)
-            return self._fetched(file, _saved(blocks, file))
+            return self._fetched(file, _saved(blocks, file), self._max_bytes)
 
     def _open(self, path: str) -> Fetched:
         real = _real(path)
@@ -109,11 +109,11 @@ class Fetcher:
             folder = os.fsencode(Path(real).parent).decode("utf-8", "backslashreplace")
             raise errors.FileNotAllowed(folder=folder)
         file = _open_regular(real)
-        return self._fetched(file, _read(file, linked=real != os.path.normpath(path)))
+        return self._fetched(file, _read(file, linked=real != os.path.normpath(path)), None)
 
-    def _fetched(self, file: FileIO, blocks: Iterable[bytes]) -> Fetched:
+    def _fetched(self, file: FileIO, blocks: Iterable[bytes], most: int | None) -> Fetched:
         try:
-            source = _source(blocks, self._max_bytes)
+            source = _source(blocks, most)
             file.seek(0)
         except BaseException:
             file.close()
@@ -121,11 +121,11 @@ class Fetcher:
         return Fetched(file, source)
 
 
-def _source(blocks: Iterable[bytes], max_bytes: int) -> clips.Source:
+def _source(blocks: Iterable[bytes], max_bytes: int | None) -> clips.Source:
     digest, size = hashlib.sha256(), 0
     for block in blocks:
         size += len(block)
-        if size > max_bytes:
+        if max_bytes is not None and size > max_bytes:
             raise errors.TooLarge(max_bytes=max_bytes)
         digest.update(block)
     if not size:
