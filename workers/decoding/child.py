@@ -271,7 +271,7 @@ def cancels(block: np.ndarray, mono: np.ndarray, energy: float) -> bool:
 def loud_channel(block: np.ndarray) -> np.ndarray:
     """Return the first channel that has half the energy of the loudest."""
     energies = np.einsum("ij,ij->j", block, block)
-    return block[:, np.argmax(energies >= energies.max() / 2)]
+    return np.ascontiguousarray(block[:, np.argmax(energies >= energies.max() / 2)])
 
 
 def resample(
