@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
+from workers.scoring.futures import FutureBatcher
 
 from earmark.core import settings
-from workers.scoring import batcher, classifier, hub
+from workers.scoring import classifier, hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,7 +93,7 @@ def _arguments() -> argparse.Namespace:
 
 def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace) -> None:
     loaded = classifier.load(settings.Model(name=name, device="cpu", threads=arguments.threads))
-    queue = batcher.Batcher(loaded, settings.Worker())
+    queue = FutureBatcher(loaded, settings.Worker())
     ways = _ways(loaded, queue, name)
     costs = {way: Cost() for way in ways}
     default, turn = CLIPS[model]
@@ -119,7 +120,7 @@ def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace)
     print(f"{model:14} {lengths:8} {'queue':12} {_queue(costs['ours']):>12.1%}", flush=True)
 
 
-def _ways(loaded: classifier.Classifier, queue: batcher.Batcher, name: str) -> dict[str, Any]:
+def _ways(loaded: classifier.Classifier, queue: FutureBatcher, name: str) -> dict[str, Any]:
     folder = hub.STARTER if name == "starter" else name
     pipe: Any = transformers.pipeline("audio-classification", model=str(folder), device="cpu")
     return {

@@ -51,13 +51,14 @@ def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def wrap() -> None:
+    from workers.pipeline import Pipeline
+
     from db import ledger
     from producer.feeder import Feeder
     from workers import models, tasks
     from workers.decoding.pool import Decoders
     from workers.fetching.fetch import Fetcher
     from workers.fetching.host_limits import HostLimits
-    from workers.pipeline import Pipeline
     from workers.scoring import features
     from workers.scoring.batcher import Batcher
     from workers.scoring.classifier import Classifier
@@ -73,13 +74,14 @@ def wrap() -> None:
         "known already?": [(models, "reuse")],
         "decode, worker's side": [(Decoders, "decode")],
         "model's queue": [
-            (Batcher, "submit"),
+            (Batcher, "put"),
             (Batcher, "_take"),
-            (Batcher, "_deliver"),
+            (Batcher, "_score"),
             (Batcher, "_wait"),
         ],
         "features": [(kind, "__call__") for kind in kinds if "__call__" in vars(kind)],
         "forward pass": [(Classifier, "_forward")],
+        "softmax": [(Classifier, "_scores")],
         "windows, top-k": [(Pipeline, "classify")],
         "ledger: claim": [(ledger, "claim")],
         "ledger: finish": [(ledger, "finish")],

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from urllib3 import BaseHTTPResponse
 
+    from earmark.core.clips import Waveform
     from earmark.core.options import RunOptions
     from earmark.core.settings import Settings
     from earmark.in_process import Classified
-    from workers.decoding.pool import Decoded
     from workers.fetching.fetch import Fetched
 
 HEADERS = (
@@ -113,8 +113,8 @@ class Steps:
             kind = str(error)
         self._say("first bytes", kind)
 
-    def decoded(self, decoded: Decoded) -> None:
-        self._say("waveform", sparkline(decoded.waveform.samples))
+    def decoded(self, waveform: Waveform) -> None:
+        self._say("waveform", sparkline(waveform.samples))
 
     def _verdict(self, address: str) -> str:
         try:

@@ -18,14 +18,13 @@ from db.session import connect
 from earmark.core import broker
 from earmark.core.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, ServiceError
 from earmark.core.processes import isolate_imports
-from earmark.core.settings import Settings, cores
+from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from workers import logs, metrics_server, tasks
-from workers.decoding.pool import Decoders
-from workers.fetching.polite import PoliteFetcher
+from workers.clip import WindowQueue
 from workers.foreign import WrongDatabase
+from workers.loading.loaders import Loaders
 from workers.models import Models
-from workers.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,13 +101,10 @@ def _new_state(hostname: str) -> tasks.WorkerState:
     schema.check_rights(engine)
     settings = with_queue(_settings, engine)
     broker.configure(settings.broker)
-    decoding = settings.worker.decoders or cores()
-    decoders = Decoders(settings.audio, decoding)
-    fetcher = PoliteFetcher(settings)
-    models = Models(engine, settings)
+    loaders = Loaders(settings, WindowQueue())
+    models = Models(engine, settings, loaders.scored)
     models.load(settings.model.name, settings.model.revision)
-    pipeline = Pipeline(fetcher, decoders, decoding)
-    return tasks.WorkerState(engine, settings, models, pipeline, f"{hostname}:{os.getpid()}")
+    return tasks.WorkerState(engine, settings, models, loaders, f"{hostname}:{os.getpid()}")
 
 
 def _check_broker() -> None:

@@ -207,6 +207,9 @@ class Audio(Group):
     max_samples: int = Field(
         700_000_000, description="Samples of all channels: an hour of 96 kHz stereo."
     )
+    max_windows: int = Field(
+        100_000, description="Windows of a clip: eleven days side by side, a day 0.9 s apart."
+    )
     max_channels: int = Field(
         32, description="Channels: the widest microphone arrays in public data."
     )
@@ -217,11 +220,13 @@ class Audio(Group):
         384_000, description="Ultrasonic recorders reach this; a higher rate is a false header."
     )
     decode_timeout_s: float = Field(
-        60.0, description="Time to decode a clip: an hour of Opus takes 30 s on a slow core."
+        60.0,
+        description="A decoder ends if it gives nothing for this long; half an hour of Opus takes"
+        " 30 s on a slow core.",
     )
     decode_memory: ByteSize = Field(
         ByteSize(2 * 1024**3),
-        description="Address space of a decoder; an hour of audio takes half.",
+        description="Address space of a decoder: several times what any real file takes.",
     )
     clips_per_decoder: int = Field(
         2000, description="A decoder process is replaced after this, so that leaks stay small."
@@ -262,15 +267,18 @@ class Worker(Group):
     decoders: int = Field(
         0, description="Decoder processes; 0: one per core, as more would compete for cores."
     )
+    loaders: int = Field(
+        0, description="Processes that fetch and hand over clips; 0: one for each 4 cores."
+    )
     clips_in_flight: int = Field(
-        32, description="Clips fetched, decoded or scored at once, of all chunks together."
+        32, description="Clips fetched at once, by all loaders together: 8 by each on 16 cores."
     )
     in_flight_bytes: ByteSize = Field(
         ByteSize(512 * 1024**2),
-        description="Decoded audio that waits for the model: two one-hour clips.",
+        description="Memory for decoded audio that waits for the model, of all loaders together.",
     )
     chunk_deadline_s: float = Field(
-        600.0, description="A chunk gives its unfinished clips back after this."
+        600.0, description="A clip that makes no progress for this long is given back."
     )
     metrics_port: int = Field(
         0, description="Port for /metrics, /ready and /health; `up` counts upwards; 0: none."

@@ -14,17 +14,17 @@ import struct
 import sys
 import tempfile
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import soundfile
 import soxr
 
 from earmark.core import clips, errors, formats
-from workers.decoding import readers
+from workers.decoding import readers, wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from earmark.core import settings
 
@@ -103,30 +103,48 @@ def _end_in(seconds: float) -> None:
 
 
 def reply(parent: socket.socket, sample_rate: int, audio_settings: settings.Audio) -> None:
-    blocks: list[np.ndarray] = []
+    """Send the clip in pieces, as it is decoded, and its facts or its error with the last one."""
+    samples: list[np.ndarray] = []
+    end: dict[str, Any]
     try:
         blocks, facts = decode(CLIP, sample_rate, audio_settings)
-        header = {"samples": sum(map(len, blocks)), "facts": dataclasses.asdict(facts)}
+        for samples, last in wire.pieces(blocks):
+            if not last:
+                _send(parent, samples, None, audio_settings)
+        end = {"facts": dataclasses.asdict(facts())}
     except errors.DecodeError as error:
-        header = {"error": error.code, "facts": error.facts}
+        samples, end = [], {"error": error.code, "facts": error.facts}
     except MemoryError:
-        blocks = []
-        header = {"error": errors.DecoderMemory.code, "facts": {}}
-    text = json.dumps(header).encode()
-    parent.sendall(struct.pack("<I", len(text)) + text)
-    for block in blocks:
+        samples, end = [], {"error": errors.DecoderMemory.code, "facts": {}}
+    _send(parent, samples, end, audio_settings)
+
+
+def _send(
+    parent: socket.socket,
+    samples: list[np.ndarray],
+    end: dict[str, Any] | None,
+    audio_settings: settings.Audio,
+) -> None:
+    # The parent takes a piece when it has memory for it, and that time is not the decoder's.
+    _end_in(0)
+    parent.sendall(wire.head(sum(map(len, samples)), end))
+    for block in samples:
         parent.sendall(block.data)
+    if end is None:
+        _end_in(audio_settings.decode_timeout_s + 1)
 
 
 def decode(
     clip: int, sample_rate: int, audio_settings: settings.Audio
-) -> tuple[list[np.ndarray], clips.AudioFacts]:
-    """Return an open file's mono samples at this rate, in blocks, and the facts of the file."""
+) -> tuple[Iterator[np.ndarray], Callable[[], clips.AudioFacts]]:
+    """Return an open file's mono samples at this rate, in blocks as they are decoded.
+
+    The function returns the facts of the file once all blocks have been taken.
+    """
     audio = readers.open_audio(clip)
     meter = _Meter(audio, audio_settings)
     mono = meter.watch(map(downmix, audio.blocks()))
-    blocks = list(resample(mono, audio.sample_rate, sample_rate))
-    return blocks, meter.facts()
+    return resample(mono, audio.sample_rate, sample_rate), meter.facts
 
 
 class _Meter:

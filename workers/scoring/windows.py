@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from earmark.core import options
 
+#: A window's best labels, ranked on the device: the best first, equal scores in label order.
+BEST = np.dtype([("label", np.int32), ("score", np.float32)])
+
 
 def split(
     waveform: clips.Waveform, *, window_s: float, hop_s: float | None, min_samples: int
@@ -48,6 +51,13 @@ def combine(scores: np.ndarray, method: options.Combine) -> np.ndarray:
     """Combine the scores of a clip's windows, (windows, labels), into the clip's, (labels,)."""
     combined: np.ndarray = scores.max(axis=0) if method == "max" else scores.mean(axis=0)
     return combined
+
+
+def predictions(best: np.ndarray, min_score: float) -> tuple[clips.Prediction, ...]:
+    """Return a window's BEST labels that reach `min_score`; 0 keeps all, as in `top_k`."""
+    if min_score:
+        best = best[best["score"] >= min_score]
+    return tuple(clips.Prediction(*label_and_score) for label_and_score in best.tolist())
 
 
 def top_k(scores: np.ndarray, k: int, min_score: float) -> tuple[clips.Prediction, ...]:

@@ -96,11 +96,20 @@ def test_a_clip_among_fifteen_others_scores_as_in_the_pipeline(case: Case) -> No
 
 
 def test_the_queue_and_its_lanes_change_no_score(case: Case) -> None:
-    queue = batcher.Batcher(case.classifier, settings.Worker())
-    futures = [queue.submit(padded(case.classifier, wave)) for wave in case.waves * 2]
-    scores = np.stack([future.result(timeout=60) for future in futures])
+    scores: dict[Any, Any] = {}
+
+    def scored(batch: list[batcher.QueuedWindow], outcomes: list[Any]) -> None:
+        scores.update(zip([window.tag for window in batch], outcomes, strict=True))
+
+    queue = batcher.Batcher(case.classifier, settings.Worker(), scored)
+    function = case.classifier.card.function_to_apply
+    queue.put(
+        batcher.QueuedWindow(padded(case.classifier, wave), function, tag)
+        for tag, wave in enumerate(case.waves * 2)
+    )
     queue.close()
-    assert np.abs(scores - np.tile(case.expected, (2, 1))).max() < 1e-4
+    found = np.stack([scores[tag] for tag in range(len(scores))])
+    assert np.abs(found - np.tile(case.expected, (2, 1))).max() < 1e-4
 
 
 def test_the_shortest_window_of_the_card_is_taken(case: Case) -> None:

@@ -71,5 +71,11 @@ def test_predictions_below_the_minimum_score_are_left_out() -> None:
     assert [each.label for each in windows.top_k(np.array([0.3, 0.7, 0.5]), 3, 0.5)] == [1, 2]
 
 
+def test_the_best_of_a_window_become_predictions_from_the_minimum_score_on() -> None:
+    best = np.array([(1, 0.75), (2, 0.5), (0, 0.25)], windows.BEST)
+    assert windows.predictions(best, 0.5) == (clips.Prediction(1, 0.75), clips.Prediction(2, 0.5))
+    assert len(windows.predictions(best, 0.0)) == 3
+
+
 def test_no_minimum_score_keeps_negative_logits() -> None:
     assert len(windows.top_k(np.array([-3.0, 2.0]), 2, 0.0)) == 2
