@@ -112,6 +112,7 @@ class Run(Base):
     options: Mapped[dict[str, Any]]
     #: The Celery queue of its chunks.
     queue: Mapped[str]
+    #: Clips in a message; 0: as many as the workers' devices score at once.
     chunk_size: Mapped[int]
     #: Its share of the queue, in proportion to the other runs'.
     priority: Mapped[int] = mapped_column(server_default="1")

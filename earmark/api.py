@@ -60,7 +60,7 @@ class Submission(Scoring, total=False):
     input_format: InputFormat
     url_col: str
     limit: int | None
-    chunk_size: int
+    chunk_size: int | None
     priority: int
     reuse_urls: bool
 

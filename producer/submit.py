@@ -20,7 +20,7 @@ from db.identity import with_queue
 from db.session import connect
 from earmark.core import broker
 from earmark.core.errors import ServiceError, UsageError
-from earmark.core.options import CHUNK_SIZE, RunOptions
+from earmark.core.options import RunOptions
 from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from producer.lists import InputFormat, Tally
@@ -98,7 +98,7 @@ def submit(
     name: str | None = None,
     input_format: InputFormat = "auto",
     url_col: str = "url",
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
     priority: int = 1,
     limit: int | None = None,
     reuse_urls: bool = False,
@@ -109,6 +109,7 @@ def submit(
         engine: the ledger's database; default: the one of the settings.
         settings: default: those of the environment.
         name: if a run of this name exists, the list's new clips are added to it.
+        chunk_size: clips in a message; default: as many as the workers' devices score at once.
         priority: the run's share of the workers, relative to the priorities of other runs.
         reuse_urls: without a download, take the result that the URL has in another run of the
             same model and options.
@@ -137,7 +138,7 @@ def submit(
         name,
         options or RunOptions(),
         queue=settings.broker.queue,
-        chunk_size=chunk_size,
+        chunk_size=chunk_size or 0,
         priority=priority,
         reuse_urls=reuse_urls,
     )

@@ -17,7 +17,7 @@ from db.identity import with_queue
 from db.session import connect
 from earmark.core import broker
 from earmark.core.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, ServiceError
-from earmark.core.processes import isolate_imports
+from earmark.core.processes import isolate_imports, keep_to_cores
 from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from workers import logs, metrics_server, tasks
@@ -73,6 +73,7 @@ def _log_from(loglevel: int, **_: Any) -> None:
 @signals.celeryd_init.connect
 def _get_ready(sender: str, **_: Any) -> None:
     try:
+        keep_to_cores(_settings.worker.cores)
         if _settings.worker.metrics_port:
             metrics_server.serve(_settings.worker, _is_ready)
         tasks.state = _new_state(sender)
@@ -178,6 +179,8 @@ class _CutOff:
 def _feed(feeder: Feeder) -> None:
     state = _ready_state()
     feeder.shares_queue = state.foreign.seen
+    limits = [batcher.classifier.limits for batcher in state.batchers]
+    feeder.batch_windows = max((limit.windows for limit in limits), default=0)
     feeder.feed()
     state.answered_at = monotonic()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from earmark.core import options
-from earmark.core.options import CHUNK_SIZE, RunOptions
+from earmark.core.options import RunOptions
 from earmark.output import Format
 
 if TYPE_CHECKING:
@@ -84,7 +84,12 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips
 Name = Annotated[
     str | None, typer.Option(help="The run's name; the same name again goes on where it stopped.")
 ]
-ChunkSize = Annotated[int, typer.Option(min=1, max=1000, help="Clips in one queue message.")]
+ChunkSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=1000, help="Clips in one queue message; unset: 16, or a GPU's batch of 64."
+    ),
+]
 Priority = Annotated[
     int, typer.Option(min=1, max=100, help="Share of the workers beside other runs.")
 ]
@@ -140,7 +145,7 @@ class Submission(Task):
     """The options of a verb that makes a run."""
 
     name: Name = None
-    chunk_size: ChunkSize = CHUNK_SIZE
+    chunk_size: ChunkSize = None
     priority: Priority = 1
     reuse_urls: ReuseUrls = False
     strict: Strict = False

@@ -33,6 +33,15 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def _core_numbers(value: Any) -> Any:
+    """Return the numbers of cores such as `0-3,8`."""
+    numbers: list[int] = []
+    for part in _split(value):
+        first, _, last = str(part).partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
 def _broker_url(value: str | None) -> str | None:
     return broker_url.usable(value) if value else None
 
@@ -43,6 +52,7 @@ SECRETS = "/run/secrets/earmark.env"
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
 Ports = Annotated[tuple[int, ...], BeforeValidator(_split)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Cores = Annotated[tuple[int, ...], BeforeValidator(_core_numbers)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
 HostHeaders = Annotated[
     dict[str, dict[str, str]],
@@ -77,7 +87,9 @@ class Broker(Group):
         description="Name of the queue; unset: the ledger's own. So ledgers can share a Redis.",
     )
     high_water: int = Field(
-        64, description="Chunks kept in Redis: 1,000 clips ahead of the workers, 100 kB of memory."
+        64,
+        description="Chunks kept in Redis: 1,000 clips ahead of the workers, 4,000 with GPUs; at"
+        " most 2 MB of memory.",
     )
     pool_limit: int = Field(
         16, description="Connections to Redis: Flower inspects workers in parallel and needs 10."
@@ -264,11 +276,16 @@ class Worker(Group):
     concurrency: int = Field(
         8, description="Chunks in progress, so that one downloads while another is scored."
     )
+    cores: Annotated[Cores, NoDecode] = Field(
+        (),
+        description="Cores that the worker and its children keep to, such as 0-7 (Linux); unset:"
+        " all.",
+    )
     decoders: int = Field(
         0, description="Decoder processes; 0: one per core, as more would compete for cores."
     )
     loaders: int = Field(
-        0, description="Processes that fetch and hand over clips; 0: one for each 4 cores."
+        0, description="Processes that fetch and hand over clips; 0: one for each 4 decoders."
     )
     clips_in_flight: int = Field(
         32, description="Clips fetched at once, by all loaders together: 8 by each on 16 cores."
@@ -381,3 +398,12 @@ def cores() -> int:
     if quota == "max":
         return bound
     return max(1, min(bound, int(quota) // int(period)))
+
+
+def memory() -> int:
+    """Return the bytes of memory of this machine, or of its container if that has a limit."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return machine

@@ -41,7 +41,7 @@ SILENT_CHECKS = 30
 CHECK_EVERY_S = 1.0
 #: A clip that was in a loader at so many deaths is suspected of them.
 SUSPECT_DEATHS = 2
-CORES_PER_LOADER = 4
+DECODERS_PER_LOADER = 4
 
 
 class Loading(Protocol):
@@ -331,7 +331,7 @@ class _Share:
 def _shares(settings: Settings) -> list[_Share]:
     worker = settings.worker
     decoders = worker.decoders or cores()
-    loaders = min(worker.loaders or max(1, cores() // CORES_PER_LOADER), decoders)
+    loaders = min(worker.loaders or max(1, decoders // DECODERS_PER_LOADER), decoders)
     samples = int(worker.in_flight_bytes) // loaders // arena.SAMPLE
     fetching = math.ceil(worker.clips_in_flight / loaders)
     shares = []
