@@ -98,15 +98,6 @@ class AudioFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """The stretch of a waveform the model sees at once, shape (samples,)."""
-
-    start_s: float
-    end_s: float
-    samples: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
 class Prediction:
     """One label, by its position in the model's label list, and its score."""
 
