@@ -33,8 +33,8 @@ SELECT pg_try_advisory_xact_lock(hashtext(:queue))
 FROM set_config('enable_seqscan', 'off', true)
 """
 SELECT_UNFINISHED_RUNS = """
-SELECT id, chunk_size, priority, (SELECT id FROM ledger) AS ledger_id FROM runs
-WHERE queue = :queue AND (
+SELECT id, name, chunk_size, priority, (SELECT id FROM ledger) AS ledger_id FROM runs
+WHERE queue = :queue AND paused IS NULL AND (
     SELECT sum(clips) FROM run_counts WHERE run_id = runs.id AND state = 'pending'
 ) > 0
 ORDER BY id
@@ -80,6 +80,7 @@ class Picked:
 
     ledger_id: str
     run_id: int
+    run_name: str
     chunk_size: int
     clips: tuple[PickedClip, ...]
 
@@ -154,7 +155,7 @@ def pick(
             share = -(-chunks * run.priority // priorities)
             clips = _pick_clips(connection, run.id, share * run.chunk_size, limits, after)
             if clips:
-                picked.append(Picked(run.ledger_id, run.id, run.chunk_size, tuple(clips)))
+                picked.append(Picked(run.ledger_id, run.id, run.name, run.chunk_size, tuple(clips)))
     return picked
 
 

@@ -38,6 +38,8 @@ class ScrapeCollector(Collector):
         )
         in_hand = self._state.chunks_in_hand
         yield _gauge("earmark_chunks_in_hand", "Chunks this worker is at.", in_hand)
+        paused = self._state.pause is not None
+        yield _gauge("earmark_worker_paused", "1 if this worker takes no chunks now.", paused)
         yield from self._model_gauges()
         try:
             length = broker.queue_length()
