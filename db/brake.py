@@ -24,7 +24,7 @@ LAST_CLIPS = 500
 LEAST_CLIPS = 100
 LEAST_OF_A_WORKER = 20
 #: The share of failures has to be above the limit by so many standard deviations: a list of which
-#: just a fifth is missing must not pause once in a million clips. Of 500 clips, 146 must fail.
+#: just a fifth is missing must not pause once in a million clips. Of 500 clips, 145 must fail.
 DEVIATIONS = 5.0
 #: While every worker pauses, others may be starting: a model takes seconds to load.
 SETTLE_S = 10.0
