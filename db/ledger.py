@@ -119,10 +119,16 @@ def open_run(
         run = _find_or_insert(connection, name, values)
         if run.options != options.as_json():
             raise UsageError(
-                reason=f"The run {name!r} exists with other options; use another --name."
+                reason=f"The run {name!r} exists with another {_differing(run.options, options)};"
+                " use another --name."
             )
         connection.execute(sa.update(Run).where(Run.id == run.id).values(**changing))
         return int(run.id)
+
+
+def _differing(kept: dict[str, Any], options: RunOptions) -> str:
+    names = [name for name, value in options.as_json().items() if kept.get(name) != value]
+    return ", ".join(names)
 
 
 def _find_or_insert(connection: sa.Connection, name: str, values: dict[str, Any]) -> sa.Row[Any]:

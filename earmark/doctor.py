@@ -74,7 +74,7 @@ def _is_alone(settings: Settings) -> bool:
 
 
 def _broker(settings: Settings) -> str:
-    if settings.broker.url is None and not (settings.data_dir / broker.EMBEDDED_NOTE).is_file():
+    if not machine.has_broker(settings):
         return f"EARMARK_BROKER__URL is not set; `run` and `up` start {valkey.program()}"
     machine.find_broker(_with_own_queue(settings))
     broker.check()
