@@ -8,12 +8,13 @@ machine's own clock matters.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from db import outcomes
+from db import brake, outcomes
 from db.bulk_insert import Listed, insert, listed, missing
 from db.dialects import dialect_of, now
 from db.models import (
@@ -31,6 +32,7 @@ from db.outcomes import error_values
 from db.session import execute, reading, writing
 from earmark.core.clips import State
 from earmark.core.errors import Cancelled, UsageError
+from earmark.core.options import STOP_AT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,14 +48,15 @@ INSERT_LEASES = """
 INSERT INTO leases (clip_id, run_id, until, token, worker)
 SELECT id, run_id, {now} + :lease_s, :token, :worker FROM clips
 WHERE id IN {ids} AND not_before <= {now}
-AND run_id = (SELECT id FROM runs WHERE id = :run_id) AND :ledger_id = (SELECT id FROM ledger)
+AND run_id = (SELECT id FROM runs WHERE id = :run_id AND paused IS NULL)
+AND :ledger_id = (SELECT id FROM ledger)
 ORDER BY id
 ON CONFLICT (clip_id) DO UPDATE
 SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
 SELECT_LEASED = """
-SELECT id, uri, attempts + 1, crashes FROM clips
+SELECT id, uri, attempts + 1, crashes, given_back_by FROM clips
 WHERE id IN {ids} AND not_before IS NOT NULL ORDER BY id
 """
 _NO_ERROR: dict[str, Any] = {"error_code": None, "error_stage": None, "error": None}
@@ -83,6 +86,12 @@ class Claimed:
     #: This try included.
     attempts: int
     crashes: int
+    given_back_by: str | None = None
+
+    @property
+    def workers_before(self) -> list[str]:
+        """The workers that gave it back."""
+        return (self.given_back_by or "").split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,9 @@ class Claim:
 
     token: int
     clips: tuple[Claimed, ...]
+    run_id: int = 0
+    #: How many of its clips ended with which error so far.
+    errors: Counter[str] = field(default_factory=Counter, compare=False)
 
 
 def open_run(
@@ -102,15 +114,24 @@ def open_run(
     chunk_size: int,
     priority: int = 1,
     reuse_urls: bool = False,
+    stop_at: float = STOP_AT,
 ) -> int:
     """Return the id of the run of that name, made now unless it exists.
 
-    A run without a name gets `run-<id>`.
+    A run without a name gets `run-<id>`. One that is paused goes on.
+
+    Args:
+        stop_at: the share of failures at which the brake pauses the run; 1: never.
 
     Raises:
         UsageError: a run of that name has other options: its results would not be comparable.
     """
-    changing = {"queue": queue, "priority": priority, "reuse_urls": reuse_urls}
+    changing = {
+        "queue": queue,
+        "priority": priority,
+        "reuse_urls": reuse_urls,
+        "stop_at": stop_at,
+    }
     values = {**changing, "options": options.as_json(), "chunk_size": chunk_size}
     with writing(engine) as connection:
         if name is None:
@@ -122,6 +143,7 @@ def open_run(
                 " use another --name."
             )
         connection.execute(sa.update(Run).where(Run.id == run.id).values(**changing))
+        brake.let_go(connection, run.id)
         return int(run.id)
 
 
@@ -172,7 +194,10 @@ def add_listed(
 
 
 def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> int:
-    """Make failed clips of a run `pending` again: all, or those with these codes; count them."""
+    """Make failed clips of a run `pending` again: all, or those with these codes; count them.
+
+    If the run is paused, it goes on.
+    """
     statement = sa.update(Clip).where(Clip.run_id == run_id, state_is(State.failed))
     if wanted := list(codes):
         statement = statement.where(Clip.error_code.in_(wanted))
@@ -182,8 +207,10 @@ def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> i
         "attempts": 0,
         "crashes": 0,
         "finished_at": None,
+        "given_back_by": None,
     }
     with writing(engine) as connection:
+        brake.let_go(connection, run_id)
         return connection.execute(statement.values(**fresh, **_NO_ERROR)).rowcount
 
 
@@ -286,7 +313,7 @@ def claim(
             _check_origin(connection, chunk)
         # Read once they are leased: a moment before, another worker may have finished them.
         rows = execute(connection, SELECT_LEASED, ids=leased).all()
-        return Claim(token, tuple(Claimed(*row) for row in rows))
+        return Claim(token, tuple(Claimed(*row) for row in rows), chunk.run_id)
 
 
 def _check_origin(connection: sa.Connection, chunk: Chunk) -> None:
@@ -329,17 +356,18 @@ def finish(
     """Write results and final states of the clips that this claim still holds, in one transaction.
 
     A transient failure with tries left goes back to `pending` instead, with a pause. Returns how
-    many clips were `done`, `failed`, to be `retried`, and `lost` to another worker after the lease
-    had ended.
+    many clips were `done`, `failed`, to be `retried`, `given_back` to other workers, and `lost` to
+    another worker after the lease had ended.
     """
-    tries = {clip.id: clip.attempts for clip in claim.clips}
+    claimed = {clip.id: clip for clip in claim.clips}
     with writing(engine) as connection:
-        counts = outcomes.write(connection, claim.token, ended, tries, label_ids, limits)
+        counts = outcomes.write(connection, claim.token, ended, claimed, label_ids, limits)
     lost = len(ended) - counts.total()
     return {
         "done": counts[State.done],
         "failed": counts[State.failed],
         "retried": counts[State.pending],
+        "given_back": counts["given_back"],
         "lost": lost,
     }
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from db import results, runs
 from earmark import folders, frames, machine, progress
 from earmark.core.clips import State
-from earmark.core.errors import UsageError
+from earmark.core.errors import ServiceError, UsageError
 from earmark.core.options import RunOptions
 from earmark.database import open_database, read_settings, with_database
 from earmark.events import Rule, events
@@ -64,6 +64,7 @@ class Submission(Scoring, total=False):
     chunk_size: int
     priority: int
     reuse_urls: bool
+    stop_at: float
 
 
 class Conditions(TypedDict, total=False):
@@ -130,9 +131,12 @@ class Run:
 
         Raises:
             TimeoutError: some clips are not final after so many seconds.
+            ServiceError: the run is paused, as its clips fail on every worker.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not (state := self.progress()).finished:
+            if state.paused:
+                raise ServiceError(reason=state.paused)
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(
                     f"{state.final} of {state.total} clips are final after {timeout_s} s."
@@ -208,7 +212,12 @@ def run(
     """
     scoring, submission = _split(options)
     settings = _settings(settings, db)
-    return run_here(_listed(sources), settings, scoring, workers=workers, quiet=quiet, **submission)
+    ended = run_here(
+        _listed(sources), settings, scoring, workers=workers, quiet=quiet, **submission
+    )
+    if paused := ended.progress().paused:
+        raise ServiceError(reason=paused)
+    return ended
 
 
 def submit(
@@ -216,12 +225,16 @@ def submit(
     *,
     db: str | None = None,
     settings: Settings | None = None,
+    tell: Callable[[str], None] | None = None,
     **options: Unpack[Submission],
 ) -> Run:
     """Put the clips of the sources into the database and the queue; return the run at once.
 
     Workers elsewhere classify them, such as those of `earmark up` or `earmark worker`. Use it with
     EARMARK_BROKER__URL and EARMARK_DATABASE__URL, or beside `earmark up`.
+
+    Args:
+        tell: gets a sentence, before anything is submitted, if no worker may read the files.
 
     Raises:
         UsageError: a source cannot be read or holds no clip, or an option is wrong.
@@ -231,7 +244,9 @@ def submit(
     hub.check(scoring.model, scoring.revision, scoring.labels, here=False)
     reachable = find_broker(_settings(settings, db))
     engine = open_database(reachable, create=True)
-    submitted = submit_sources(_listed(sources), engine, reachable, options=scoring, **submission)
+    submitted = submit_sources(
+        _listed(sources), engine, reachable, options=scoring, tell=tell, **submission
+    )
     return Run(engine, runs.get_run(engine, submitted.run_id), submitted)
 
 

@@ -38,6 +38,16 @@ def retry(
         progress.tell(f"No worker runs on this machine. {again}, works them off.")
 
 
+@commands.command(epilog="Example: earmark resume march --stop-at 40%")
+def resume(run: o.Run, stop_at: o.MaybeStopAt = None, db: o.Db = None) -> None:
+    """Let a paused run go on; on one machine, give `earmark run` the same --name again."""
+    from db import brake
+
+    engine, row = find_run(read_settings(db), run, change=True)
+    brake.resume(engine, row.id, stop_at)
+    progress.tell(f"The run {row.name} {'goes on' if row.paused else 'is not paused'}.")
+
+
 @commands.command(epilog="Example: earmark cancel march")
 def cancel(run: o.Run, db: o.Db = None) -> None:
     """Stop a run at once: what workers still make of it is discarded."""

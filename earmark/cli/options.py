@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from earmark.core import options
-from earmark.core.options import CHUNK_SIZE, RunOptions
+from earmark.core.options import CHUNK_SIZE, STOP_AT, RunOptions
 from earmark.output import Format
 
 if TYPE_CHECKING:
@@ -26,6 +26,20 @@ def _workers(text: str | int) -> int:
     if not str(text).isdecimal() or not int(text):
         raise typer.BadParameter("a number from 1 up, or auto")
     return int(text)
+
+
+def _share(text: str | float) -> float:
+    if text == "off":
+        return 1.0
+    try:
+        share = float(str(text).removesuffix("%"))
+    except ValueError:
+        share = 0.0
+    if str(text).endswith("%"):
+        share /= 100
+    if not 0 < share <= 1:
+        raise typer.BadParameter("a share such as 20%, or off")
+    return share
 
 
 Db = Annotated[
@@ -95,7 +109,16 @@ ReuseUrls = Annotated[
         help="Skip the download of what another run with this model and options has.",
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a clip failed.")]
+_STOP_AT = typer.Option(
+    parser=_share,
+    metavar="SHARE|off",
+    help="Pause if more than this share fails on every worker, and not by the clips' fault.",
+)
+StopAt = Annotated[float, _STOP_AT]
+MaybeStopAt = Annotated[float | None, _STOP_AT]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit with 1 if a clip failed, not only if all did.")
+]
 
 
 DEFAULTS = RunOptions()
@@ -143,14 +166,20 @@ class Submission(Task):
     chunk_size: ChunkSize = CHUNK_SIZE
     priority: Priority = 1
     reuse_urls: ReuseUrls = False
+    stop_at: StopAt = STOP_AT
     strict: Strict = False
     db: Db = None
 
     @property
+    def submission(self) -> dict[str, Any]:
+        """How the list becomes a run."""
+        names = ("name", "chunk_size", "priority", "reuse_urls", "stop_at")
+        return {**self.reading, **{name: getattr(self, name) for name in names}}
+
+    @property
     def arguments(self) -> dict[str, Any]:
-        """All that `earmark.run` and `earmark.submit` take beside the sources."""
-        names = ("name", "chunk_size", "priority", "reuse_urls")
-        return {**self.scoring, **self.reading, **{name: getattr(self, name) for name in names}}
+        """All that `earmark.submit` takes beside the sources."""
+        return {**self.scoring, **self.submission}
 
 
 def spread(verb: Callable[..., None]) -> Callable[..., None]:

@@ -69,6 +69,8 @@ class Chunk:
     run_id: int
     #: (clip id, display URI) pairs; the true URI never leaves the database.
     clips: tuple[tuple[int, str], ...]
+    #: For Flower; not part of the message.
+    run_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,8 @@ class Failure:
     error: ClipError
     source: Source | None = None
     timings: Timings = Timings()
+    #: The cause may be this worker's, so that another one takes the clip; not a try.
+    given_back: bool = False
 
 
 Outcome = Success | Failure

@@ -319,6 +319,9 @@ class Settings(BaseSettings):
         default_factory=lambda: user_data_path("earmark", appauthor=False),
         description="Folder of the SQLite file and the embedded Valkey.",
     )
+    ui_token: str | None = Field(
+        None, description="Password of `ui`. Without it, the page is for this machine only."
+    )
     broker: Broker = Broker()
     database: Database = Database()
     ledger: Ledger = Ledger()

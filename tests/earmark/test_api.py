@@ -118,7 +118,7 @@ except Exception as error:
 def test_run_and_submit_take_every_option_of_the_command_line() -> None:
     of_the_verb = set(inspect.signature(Submission).parameters) - {"sources", "strict", "db"}
     of_the_producer = set(inspect.signature(submit).parameters)
-    of_the_producer -= {"sources", "engine", "settings", "options"}
+    of_the_producer -= {"sources", "engine", "settings", "options", "tell"}
     typed = set(api.Submission.__annotations__)
     assert typed == of_the_verb == set(RunOptions.__slots__) | of_the_producer
 
