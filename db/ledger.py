@@ -26,7 +26,6 @@ from db.models import (
     Model,
     Run,
     RunCount,
-    WindowPrediction,
     state_is,
 )
 from db.outcomes import error_values
@@ -140,11 +139,17 @@ def open_run(
         run = _find_or_insert(connection, name, values)
         if run.options != options.as_json():
             raise UsageError(
-                reason=f"The run {name!r} exists with other options; use another --name."
+                reason=f"The run {name!r} exists with another {_differing(run.options, options)};"
+                " use another --name."
             )
         connection.execute(sa.update(Run).where(Run.id == run.id).values(**changing))
         brake.let_go(connection, run.id)
         return int(run.id)
+
+
+def _differing(kept: dict[str, Any], options: RunOptions) -> str:
+    names = [name for name, value in options.as_json().items() if kept.get(name) != value]
+    return ", ".join(names)
 
 
 def _find_or_insert(connection: sa.Connection, name: str, values: dict[str, Any]) -> sa.Row[Any]:
@@ -244,10 +249,15 @@ def prune(engine: sa.Engine, run_id: int) -> int:
     while deleted := _delete_clips(engine, run_id):
         pruned += deleted
     with writing(engine) as connection:
-        connection.execute(sa.delete(RunCount).where(RunCount.run_id == run_id))
-        connection.execute(sa.delete(Lease).where(Lease.run_id == run_id))
+        for table in _tables_with("run_id"):
+            connection.execute(sa.delete(table).where(table.c.run_id == run_id))
         connection.execute(sa.delete(Run).where(Run.id == run_id))
     return pruned
+
+
+def _tables_with(column: str) -> list[sa.Table]:
+    """Return the tables with this column; one that refers to another comes before it."""
+    return [table for table in reversed(Base.metadata.sorted_tables) if column in table.c]
 
 
 def _unfinished(engine: sa.Engine, run_id: int) -> int:
@@ -261,8 +271,8 @@ def _delete_clips(engine: sa.Engine, run_id: int) -> int:
     first = sa.select(Clip.id).where(Clip.run_id == run_id).limit(PRUNED_AT_ONCE)
     with writing(engine) as connection:
         ids = connection.scalars(first).all()
-        of_windows = WindowPrediction.clip_id.in_(ids)
-        connection.execute(sa.delete(WindowPrediction).where(of_windows))
+        for table in _tables_with("clip_id"):
+            connection.execute(sa.delete(table).where(table.c.clip_id.in_(ids)))
         connection.execute(sa.delete(Clip).where(Clip.id.in_(ids)))
     return len(ids)
 

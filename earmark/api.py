@@ -19,6 +19,7 @@ from earmark.database import open_database, read_settings, with_database
 from earmark.events import Rule, events
 from earmark.machine import find_broker
 from producer.submit import submit as submit_sources
+from workers.scoring import hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -240,6 +241,7 @@ def submit(
         ServiceError: the broker or the database cannot be used.
     """
     scoring, submission = _split(options)
+    hub.check(scoring.model, scoring.revision, scoring.labels, here=False)
     reachable = find_broker(_settings(settings, db))
     engine = open_database(reachable, create=True)
     submitted = submit_sources(
@@ -302,6 +304,7 @@ def run_here(
         submission: further arguments of `producer.submit.submit`.
     """
     folders.check(settings)
+    hub.check(options.model, options.revision, options.labels, here=True)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
     roots = folders.file_roots(sources) if roots is None else roots

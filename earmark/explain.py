@@ -48,8 +48,8 @@ class Say(Protocol):
     def __call__(self, step: str, text: str) -> None: ...
 
 
-def explain(uri: str, settings: Settings, options: RunOptions, say: Say) -> None:
-    """Fetch and classify one clip and tell each step."""
+def explain(uri: str, settings: Settings, options: RunOptions, say: Say) -> bool:
+    """Fetch and classify one clip and tell each step; return whether it has a result."""
     say("clip", display_uri(uri))
     allowed = folders.readable(uri, settings)
     if allowed is not settings:
@@ -59,6 +59,7 @@ def explain(uri: str, settings: Settings, options: RunOptions, say: Say) -> None
         )
     with classified(uri, allowed, options, Steps(allowed, say)) as ended:
         _tell(ended, say)
+        return isinstance(ended.outcome, Success)
 
 
 def tell_row(row: sa.Row[Any], say: Say) -> None:
