@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from db.ledger import Claimed
-    from earmark.core.clips import Outcome, Source
+    from earmark.core.clips import Outcome, Part, Source
     from workers.decoding.decoder import Piece
     from workers.decoding.pool import Decoders
     from workers.fetching.fetch import Fetched
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Fetcher(Protocol):
     """Fetches a clip."""
 
-    def fetch(self, uri: str) -> Fetched: ...
+    def fetch(self, uri: str, part: Part | None = None) -> Fetched: ...
 
 
 class Observer(Protocol):
@@ -113,18 +113,20 @@ class SingleClip:
 
     def _classify(self, clip: Claimed, plan: RunPlan) -> Success:
         with self._stage("fetch_ms"):
-            fetched = self._fetcher.fetch(clip.uri)
+            fetched = self._fetcher.fetch(clip.uri, clip.part)
         self._source = fetched.source
         with fetched.file:
             if self._observer:
                 self._observer.fetched(fetched)
-            facts, scores = self._decode(fetched, plan)
+            facts, scores = self._decode(fetched, plan, clip.part)
         best, parts = scores.predictions()
         return Success(clip.id, fetched.source, facts, best, parts, Timings(**self._ms))
 
-    def _decode(self, fetched: Fetched, plan: RunPlan) -> tuple[AudioFacts, Scores]:
+    def _decode(
+        self, fetched: Fetched, plan: RunPlan, part: Part | None
+    ) -> tuple[AudioFacts, Scores]:
         shape, scores = plan.shape, Scores(plan.options)
-        cutter = Cutter(shape, self._max_windows)
+        cutter = Cutter(shape, self._max_windows, part)
         pieces = self._decoders.pieces(fetched.file, shape.sample_rate)
         while True:
             with self._stage("decode_ms"):
@@ -135,7 +137,7 @@ class SingleClip:
             with self._stage("classify_ms"):
                 _score(cut, shape, plan, scores)
             if isinstance(piece.end, AudioFacts):
-                return piece.end, scores
+                return cutter.facts(piece.end), scores
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:

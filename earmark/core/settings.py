@@ -161,6 +161,10 @@ class Fetch(Group):
         ByteSize(200 * 1024**2),
         description="Largest clip: an hour of compressed audio fits; an hour of WAV needs more.",
     )
+    max_container_bytes: ByteSize = Field(
+        ByteSize(8 * 1024**3),
+        description="Largest container that has to be unpacked as a whole; a worker keeps two.",
+    )
     timeout_s: float = Field(60.0, description="Time for a whole download: 60 MB at 1 MB/s.")
     connect_timeout_s: float = Field(
         10.0, description="Time to connect: enough after two lost SYN packets."

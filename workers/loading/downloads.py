@@ -19,7 +19,7 @@ from workers.fetching.polite import HostBusyError
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from earmark.core.clips import Source
+    from earmark.core.clips import Part, Source
     from workers.fetching.breaker import Breaker
     from workers.fetching.fetch import Fetched
     from workers.loading.cutter import Cutter, Shape
@@ -38,7 +38,7 @@ class ClipFetcher(Protocol):
     @property
     def breaker(self) -> Breaker: ...
 
-    def fetch(self, uri: str) -> Fetched: ...
+    def fetch(self, uri: str, part: Part | None = None) -> Fetched: ...
 
     def close(self) -> None: ...
 
@@ -54,6 +54,8 @@ class DealtClip:
     shape: Shape
     #: Whether its URL is looked up before it is fetched.
     by_url: bool
+    #: The part of the file that is the clip; None for all of it.
+    part: Part | None = None
     file: BinaryIO | None = None
     source: Source | None = None
     fetch_ms: float = 0.0
@@ -70,6 +72,10 @@ class DealtClip:
     end: dict[str, Any] | None = None
     #: Nobody waits for it any more.
     dropped: bool = False
+
+    @property
+    def has_span(self) -> bool:
+        return self.part is not None and self.part.has_span
 
     def close(self) -> None:
         if self.file is not None:
@@ -143,7 +149,7 @@ class Downloads:
 
     def _fetch(self, clip: DealtClip) -> None:
         try:
-            fetched = self._fetcher.fetch(clip.uri)
+            fetched = self._fetcher.fetch(clip.uri, clip.part)
             clip.file, clip.source = fetched.file, fetched.source
             check_regular(clip.file)
         except HostBusyError as busy:

@@ -21,6 +21,7 @@ import numpy as np
 
 from db.session import connect
 from earmark.core import broker, errors
+from earmark.core.clips import Part
 from earmark.core.processes import end_with_parent, isolate_imports
 from workers import logs
 from workers.decoding.decoder import BROKEN, Decoder
@@ -178,10 +179,16 @@ class Loader:
         self._freed = True
 
     def _deal(
-        self, clips: list[tuple[int, int, str]], run_id: int, shape: list[int], *, by_url: bool
+        self,
+        clips: list[tuple[int, int, str, list[Any] | None]],
+        run_id: int,
+        shape: list[int],
+        *,
+        by_url: bool,
     ) -> None:
-        for deal, clip_id, uri in clips:
-            clip = DealtClip(deal, clip_id, uri, run_id, Shape(*shape), by_url)
+        for deal, clip_id, uri, part in clips:
+            named = None if part is None else Part(*part)
+            clip = DealtClip(deal, clip_id, uri, run_id, Shape(*shape), by_url, named)
             self._clips[deal] = clip
             self._backlog.append(clip)
         if self._draining:
@@ -330,7 +337,7 @@ class Loader:
     def _room(self, decoding: _Decoding, samples: int, last: bool) -> np.ndarray | None:
         """Return where a piece is received: the arena itself, if it is the clip's only window."""
         clip = decoding.clips[0]
-        if clip.cutter is not None or not last or samples > clip.shape.size:
+        if clip.cutter is not None or clip.has_span or not last or samples > clip.shape.size:
             return np.empty(samples, np.float32)
         decoding.extent = self._take_extent(decoding, samples)
         if decoding.extent is None:
@@ -347,7 +354,8 @@ class Loader:
             clip.windows = 1
             self._send_window(clip, offset, 0, len(piece.samples))
         else:
-            clip.cutter = clip.cutter or Cutter(clip.shape, self._settings.audio.max_windows)
+            if clip.cutter is None:
+                clip.cutter = Cutter(clip.shape, self._settings.audio.max_windows, clip.part)
             decoding.windows = clip.cutter.cut(piece.samples, last=piece.end is not None)
         self._place_windows(decoding)
 
@@ -364,7 +372,7 @@ class Loader:
                 self._arena[offset : offset + len(samples)] = samples
                 clip.windows += 1
                 self._send_window(clip, offset, start, len(samples))
-        except errors.TooLong as error:
+        except (errors.TooLong, errors.TooShort) as error:
             self._replace(decoding, error)
             return
         if decoding.end is not None:
@@ -389,7 +397,7 @@ class Loader:
             clip.fail(end)
             self._end(clip)
         else:
-            self._decoded.append(_row(clip, end))
+            self._decoded.append(_row(clip, clip.cutter.facts(end) if clip.cutter else end))
             self._clips.pop(clip.deal, None)
             clip.close()
         decoding.end = decoding.windows = None

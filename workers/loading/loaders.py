@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import count
 from multiprocessing.connection import Pipe
 from queue import SimpleQueue
@@ -28,7 +28,7 @@ from workers.loading import arena, messages
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from earmark.core.clips import AudioFacts
+    from earmark.core.clips import AudioFacts, Part
     from earmark.core.settings import Settings
     from workers.loading.cutter import Shape
 
@@ -52,6 +52,9 @@ class Loading(Protocol):
 
     @property
     def uri(self) -> str: ...
+
+    @property
+    def part(self) -> Part | None: ...
 
     def begin(self, dealt: Dealt) -> None:
         """Forget an earlier deal."""
@@ -389,7 +392,10 @@ class _Loader:
         self._outbox.put(message)
 
     def deal(self, job: Job, clips: Sequence[Dealt]) -> None:
-        rows = [(dealt.number, dealt.clip.clip_id, dealt.clip.uri) for dealt in clips]
+        rows: list[tuple[Any, ...]] = []
+        for dealt in clips:
+            part = dealt.clip.part and astuple(dealt.clip.part)
+            rows.append((dealt.number, dealt.clip.clip_id, dealt.clip.uri, part))
         content = {
             "clips": rows, "run_id": job.run_id, "shape": job.shape, "by_url": job.by_url,
         }  # fmt: skip
