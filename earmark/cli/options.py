@@ -236,15 +236,20 @@ class Submission(Task):
 
     @property
     def submission(self) -> dict[str, Any]:
-        """How the list becomes a run."""
-        own = {field.name for field in fields(Submission)} - {field.name for field in fields(Task)}
-        names = {"limit", *own} - {"db"}
-        return {**self.reading, **{name: getattr(self, name) for name in sorted(names)}}
+        """How the list becomes a run, as `producer.submit.submit` takes it."""
+        return {"listing": Listing(**self.reading), **self._own}
 
     @property
     def arguments(self) -> dict[str, Any]:
         """All that `earmark.run` and `earmark.submit` take beside the sources."""
-        return {**self.scoring, **self.submission}
+        return {**self.scoring, **self.reading, **self._own}
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        names = {field.name for field in fields(Submission)} - {
+            field.name for field in fields(Task)
+        }
+        return {name: getattr(self, name) for name in ["limit", *sorted(names - {"db"})]}
 
 
 def spread(verb: Callable[..., None]) -> Callable[..., None]:

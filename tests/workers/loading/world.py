@@ -36,6 +36,7 @@ class Clip:
 
     clip_id: int
     uri: str
+    part: Part | None = None
     deals: list[Dealt] = field(default_factory=list)
     facts: Facts | None = None
     end: Any = None
