@@ -114,8 +114,12 @@ class AudioFacts:
     codec: str
     #: The file declares more audio than it holds.
     truncated: bool = False
-    #: Every sample is zero.
+    #: Every sample of every channel is zero.
     silent: bool = False
+    #: Its floats go beyond -1..1.
+    over_scale: bool = False
+    #: Its channels cancel each other in their mix, so that one of them was heard in its place.
+    cancelling: bool = False
 
 
 @dataclass(frozen=True, slots=True)

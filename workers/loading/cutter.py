@@ -78,7 +78,8 @@ class Cutter:
             self._next += self._shape.hop
         final = max(self._first, total - size)
         if last and not len(held):
-            raise errors.TooShort(min_duration_s=self._first / self._shape.sample_rate)
+            start_s = self._first / self._shape.sample_rate
+            raise errors.TooShort(min_duration_s=start_s, setting="where the row's span begins")
         if last:
             yield final, self._window(held, final)
         self._kept, self._begin = held[final - self._begin :].copy(), final

@@ -171,8 +171,8 @@ def test_a_decoder_that_hangs_costs_the_clip_it_was_at(make: Any, tmp_path: Path
 
 def test_a_decoder_that_swells_costs_the_clip_it_was_at(make: Any, tmp_path: Path) -> None:
     loaders, queue = make(audio={"decode_memory": 320 * 2**20})
-    path = tmp_path / "long.flac"
-    path.write_bytes(bad_audio.silence("FLAC", "PCM_16", 1000, 1, 70))
+    path = tmp_path / "long.wav"
+    path.write_bytes(bad_audio.wav(bytes(200_000), rate=100))
     long, *others = Clip(100, str(path)), *sounds(tmp_path, 4)
     loaders.deal(job(SHAPE._replace(sample_rate=2_000_000)), [long])
     loaders.deal(job(), others)
