@@ -34,13 +34,12 @@ from db.session import execute, reading, writing
 from earmark.core import clips as words
 from earmark.core.clips import State
 from earmark.core.errors import Cancelled, UsageError
-from earmark.core.options import STOP_AT
+from earmark.core.options import STOP_AT, RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from earmark.core.clips import Chunk, Outcome
-    from earmark.core.options import RunOptions
     from earmark.core.settings import Ledger
 
 # An unfinished clip is found by `not_before`, which is null once it is final: the state would lead
@@ -143,7 +142,7 @@ def open_run(
         if name is None:
             return _insert_unnamed(connection, values)
         run = _find_or_insert(connection, name, values)
-        if run.options != options.as_json():
+        if RunOptions.from_json(run.options) != options:
             raise UsageError(
                 reason=f"The run {name!r} exists with another {_differing(run.options, options)};"
                 " use another --name."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from string import Formatter
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from earmark.core.clips import Part
 from earmark.core.errors import UsageError
+from earmark.core.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -101,12 +101,10 @@ class Columns:
         known = _first_known(self._names, [column])
         if known is not None:
             return known
-        near = difflib.get_close_matches(column, self._names, 1)
-        nearest = f" The nearest is {near[0]!r}." if near else ""
         columns = ", ".join(self._names) or "none at all"
         raise UsageError(
-            reason=f"{self._shown} has no column {column!r}; it has {columns[:500]}.{nearest}"
-            f" Say {option}."
+            reason=f"{self._shown} has no column {column!r}; it has {columns[:500]}."
+            f"{did_you_mean(column, self._names)} Say {option}."
         )
 
     def _filled(self, values: dict[str, Any]) -> str:

@@ -59,6 +59,8 @@ def not_utf8(line: str) -> str | None:
     raw = line.encode("utf-8", "surrogateescape")
     start = max(0, len(line[: bad.start()].encode("utf-8", "surrogateescape")) - 20)
     guess = raw[start : start + 40].decode("cp1252", "replace").strip()
+    # A URL's user and query may be secrets.
+    guess = guess.partition("?")[0].rpartition("@")[2]
     return (
         "it is not UTF-8: say its --encoding; with --encoding cp1252 (Excel in Western Europe) it"
         f" has {guess!r}"

@@ -323,7 +323,7 @@ class ListReader:
         least = names.index(columns.url) + 1 if columns.url in names else 1
         for line, cells in records:
             self.line = line
-            if not cells:
+            if not any(cells):
                 self._tally.blank += 1
             elif len(cells) < least:
                 self.refuse(f"it has {len(cells)} cells, and {columns.url!r} is number {least}")
@@ -499,9 +499,11 @@ class _RecordLines:
 
 
 def _values(names: list[str], cells: list[str]) -> dict[str, Any]:
-    if len(cells) == len(names):
-        return dict(zip(names, cells, strict=True))
     values = dict(zip(names, cells, strict=False))
+    # Excel writes columns without a name.
+    values.pop("", None)
+    if len(cells) == len(names):
+        return values
     if len(cells) > len(names):
         values["more"] = ",".join(cells[len(names) :])
     for name in names[len(cells) :]:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from earmark.core.clips import display_uri
 from producer.columns import RowRefused, seconds, span
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Places:
             if other.exists():
                 return other
         if not _FILE_NAME.fullmatch(text):
-            raise RowRefused(f"there is no file {path}, and {_short(text)} is no URL")
+            raise RowRefused(f"there is no file {path}, and {short(text)} is no URL")
         self._tally.missing += 1
         self._tally.tried = self._tally.tried or str(path)
         return path
@@ -116,21 +117,23 @@ def _check_no_url(text: str) -> None:
         raise RowRefused("it is a data: URI; write the sound into a file and name that")
     if _WINDOWS.match(text):
         raise RowRefused(
-            f"{_short(text)} is a path of Windows: write it as this machine sees it, or relative"
+            f"{short(text)} is a path of Windows: write it as this machine sees it, or relative"
             " to the folder that --base names"
         )
     if _NEARLY_URL.match(text):
-        raise RowRefused(f"{_short(text)} is no URL: a URL begins like https://")
+        raise RowRefused(f"{short(text)} is no URL: a URL begins like https://")
 
 
 def _check_lengths(path: Path) -> None:
     text = str(path)
-    if len(text) <= MAX_NAME // 4:
+    longest = max(text.split("/"), key=len)
+    if len(longest) * 4 <= MAX_NAME and len(text) * 4 <= MAX_PATH:
         return
-    size = len(os.fsencode(text))
-    if size > MAX_PATH or max(len(os.fsencode(name)) for name in path.parts) > MAX_NAME:
-        raise RowRefused(f"{_short(path.name)} is neither a URL nor the name of a file")
+    if len(os.fsencode(longest)) > MAX_NAME or len(os.fsencode(text)) > MAX_PATH:
+        raise RowRefused(f"{short(path.name)} is neither a URL nor the name of a file")
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """Return a cell for people: its start, without a query, which may hold a secret."""
+    text = display_uri(text).partition("?")[0].strip()
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

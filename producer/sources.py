@@ -18,7 +18,7 @@ from producer import walk
 from producer.columns import RowRefused
 from producer.containers import Container, kind_of
 from producer.lists import ListReader, Tally, named_format
-from producer.places import AUDIO_SUFFIXES, Places, names_a_clip, storable
+from producer.places import AUDIO_SUFFIXES, Places, names_a_clip, short, storable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -177,7 +177,7 @@ def _shifted(meta: Mapping[str, object]) -> str:
     for name, value in meta.items():
         if names_a_clip(value):
             return (
-                f"; the row looks shifted, for {name!r} holds {str(value).strip()[:60]!r}: put"
+                f"; the row looks shifted, for {name!r} holds {short(str(value))}: put"
                 " cells with a delimiter into quotes"
             )
     return ""

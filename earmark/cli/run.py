@@ -27,7 +27,15 @@ commands = typer.Typer()
 
 @commands.command(epilog="Example: earmark run recordings/ --db labels.db --top-k 3")
 @o.spread
-def run(submission: o.Submission, workers: o.Workers = 1) -> None:
+def run(
+    submission: o.Submission,
+    workers: o.Workers = 1,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Take new files of the folders as they come, until Ctrl-C."),
+    ] = False,
+    notify: o.Notify = None,
+) -> None:
     """Classify everything on this machine: embedded Valkey, worker, progress, results."""
     from earmark import api
 
@@ -37,6 +45,8 @@ def run(submission: o.Submission, workers: o.Workers = 1) -> None:
         settings,
         submission.options,
         workers=workers,
+        watch=watch,
+        notify=notify,
         **submission.submission,
     )
     _show(finished, settings, submission.db, strict=submission.strict)

@@ -188,10 +188,9 @@ Outcome = Success | Failure
 
 #: 88 bits: among a billion URLs of a run, two share a hash with a probability of 1.6e-9.
 KEY_BYTES = 11
-#: Of these, the first ones stand for the container. Among a million members of one, two share the
-#: others with a probability of 7e-6.
-CONTAINER_BYTES = 4
-#: The fields of a part that name it; the others say where it is.
+#: Those of them that the parts of a file have in common.
+FILE_KEY_BYTES = 4
+#: The fields of a part that name it; the others say where its bytes are.
 NAMING = 4
 #: What display_uri takes away.
 _SAYS_MORE = re.compile(r"[?#@]")
@@ -234,23 +233,24 @@ def uri_key(uri: str, part: Part | None = None) -> bytes:
 
     A signature that a provider will renew is no part of the key.
     """
-    if "?" in uri:
-        uri = signatures.without(uri)
+    return whole_uri_key(signatures.without(uri) if "?" in uri else uri, part)
+
+
+def whole_uri_key(uri: str, part: Part | None = None) -> bytes:
+    """Return the same, with any signature a part of the key, as before 0.2.0."""
     normal = uri if _NORMAL.fullmatch(uri) and "/." not in uri else normal_uri(uri)
     return _hashed(normal, part)
 
 
 def _hashed(text: str, part: Part | None) -> bytes:
-    key = text.encode("utf-8", "surrogateescape")
-    if part is not None:
-        # No URI has a NUL, so that no other URI has the same key.
-        key += b"\0" + json.dumps(astuple(part)[:NAMING]).encode()
-    digest = blake2b(key, digest_size=KEY_BYTES).digest()
-    if part is None or part.member is None:
-        return digest
-    # The members of a container stay together where clips are sorted by their keys.
-    container = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=CONTAINER_BYTES)
-    return container.digest() + digest[CONTAINER_BYTES:]
+    file = text.encode("utf-8", "surrogateescape")
+    if part is None:
+        return blake2b(file, digest_size=KEY_BYTES).digest()
+    # No URI has a NUL, so that no other URI has the same key.
+    named = file + b"\0" + json.dumps(astuple(part)[:NAMING]).encode()
+    # The parts of a file begin alike, so that they stand together where rows are sorted by key.
+    start = blake2b(file, digest_size=FILE_KEY_BYTES).digest()
+    return start + blake2b(named, digest_size=KEY_BYTES - FILE_KEY_BYTES).digest()
 
 
 def normal_uri(uri: str) -> str:

@@ -148,7 +148,8 @@ def decode(
     """
     audio = readers.open_audio(clip)
     meter = _Meter(audio, audio_settings)
-    return at_rate(audio, meter.watch(audio.blocks()), sample_rate), meter.facts
+    blocks = at_rate(audio, meter.watch(audio.blocks()), sample_rate)
+    return blocks, meter.facts
 
 
 def at_rate(

@@ -1,12 +1,25 @@
 """The ledger's identity; parts of files, windows of channels; workers, and runs that pause."""
 
 import secrets
+from collections.abc import Callable
 
 import sqlalchemy as sa
 from alembic import op
 
 from db.migrations.versions import v0_1_0
 from db.schema import drop_views, released_views, view_statements
+from earmark.core.clips import uri_key, whole_uri_key
+
+#: Every scheme of `earmark.core.signatures` has a parameter that ends like this.
+SELECT_SIGNED = sa.text(
+    "SELECT id, uri FROM clips WHERE id > :last"
+    " AND (uri LIKE '%ignature=%' OR uri LIKE '%IGNATURE=%' OR uri LIKE '%sig=%')"
+    " ORDER BY id LIMIT 10000"
+)
+UPDATE_KEY = sa.text(
+    "UPDATE clips SET uri_key = :key WHERE id = :clip_id AND NOT EXISTS"
+    " (SELECT 1 FROM clips other WHERE other.run_id = clips.run_id AND other.uri_key = :key)"
+)
 
 revision = "v0_2_0"
 down_revision = "v0_1_0"
@@ -23,6 +36,7 @@ def upgrade() -> None:
     _replace_views(released_views(down_revision, dialect), [])
     _add_parts()
     _add_pauses()
+    _rekey(uri_key)
     if dialect == "sqlite":
         _rebuild_windows(
             ["clip_id", "channel", "start_s"], "clip_id, start_s, end_s, label_ids, scores, 0"
@@ -48,6 +62,7 @@ def downgrade() -> None:
     _drop_pauses()
     for column in PARTS:
         op.drop_column("clips", column)
+    _rekey(whole_uri_key)
     _replace_views([], released_views(down_revision, dialect))
     op.execute(
         "UPDATE runs SET queue = 'clips'"
@@ -94,6 +109,18 @@ def _drop_pauses() -> None:
     for column in ("stop_at", "paused", "resumed_at"):
         op.drop_column("runs", column)
     op.drop_column("clips", "given_back_by")
+
+
+def _rekey(key_of: Callable[[str], bytes]) -> None:
+    """Give clips with a signed URL their new key, so that their list adds nothing when it is
+    submitted again. Of clips that would now be one, the first takes the key.
+    """
+    connection = op.get_bind()
+    last = 0
+    while rows := connection.execute(SELECT_SIGNED, {"last": last}).all():
+        last = rows[-1].id
+        keys = [{"clip_id": row.id, "key": key_of(row.uri)} for row in rows]
+        connection.execute(UPDATE_KEY, keys)
 
 
 def _rebuild_windows(key: list[str], columns: str) -> None:
