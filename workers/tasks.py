@@ -320,8 +320,14 @@ class WorkerState:
         self._suspects.submit(copy_context().run, self._classify_alone, clip)
 
     def _classify_alone(self, clip: ClipInWork) -> None:
-        if clip.wanted:
-            clip.end(clip, self._quarantine.classify(clip.claimed, clip.plan.options))
+        if not clip.wanted:
+            return
+        try:
+            outcome = self._quarantine.classify(clip.claimed, clip.plan.options)
+        except Exception as error:
+            logger.exception("the quarantine failed", extra={"action": "quarantine_failed"})
+            outcome = Failure(clip.clip_id, ModelError(reason=repr(error)))
+        clip.end(clip, outcome)
 
     def result_of(self, known: Known, clip: ClipInWork) -> Success | None:
         result = partial(reuse.result, self.engine, known.clip_id, clip.clip_id)
