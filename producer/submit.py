@@ -109,7 +109,8 @@ class Submitted:
             " relative to the list's folder, or to --base.": tally.missing,
             f"Rows with other columns for a clip that is known, dropped: {differing.other_columns};"
             " --duplicates keep makes each row a clip of its own.": differing.other_columns,
-            f"Clips that have a new URL now: {differing.fresh_urls}.": differing.fresh_urls,
+            f"Clips that have a new URL now: {differing.fresh_urls}; `earmark retry` takes up those"
+            " that had failed.": differing.fresh_urls,
             f"Files that changed since they were classified: {differing.changed_files}; they"
             f" {done}.": differing.changed_files,
         }

@@ -73,7 +73,7 @@ OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write t
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="URLs, audio files, folders, globs, lists (txt, csv, tsv, jsonl, parquet),"
+        help="URLs, audio files, folders, globs, lists (txt, csv, tsv, json, parquet),"
         " - for stdin."
     ),
 ]
