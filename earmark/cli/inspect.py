@@ -81,7 +81,7 @@ def explain(
     labels: o.Labels = None,
     db: o.Db = None,
 ) -> None:
-    """Fetch and classify one clip in this process and tell each step: where it fails, and why."""
+    """Fetch and classify one clip in this process and tell each step; exit with 1 if it fails."""
     from earmark import explain
 
     settings = read_settings(db)
@@ -95,7 +95,8 @@ def explain(
         explain.tell_row(row, _say)
     elif "://" not in clip:
         uri = str(Path(clip).expanduser().absolute())
-    explain.explain(uri, settings, options, _say, part)
+    if not explain.explain(uri, settings, options, _say, part):
+        raise typer.Exit(1)
 
 
 @commands.command(epilog="Example: earmark plot siren.wav -o siren.png")

@@ -57,6 +57,10 @@ class Part:
     member_bytes: int | None = None
     packing: str | None = None
 
+    @property
+    def has_span(self) -> bool:
+        return self.start_s is not None or self.end_s is not None
+
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Part:
         """Return the part that a row of `clips` names."""
@@ -84,6 +88,8 @@ class Chunk:
     run_id: int
     #: (clip id, display URI) pairs; the true URI never leaves the database.
     clips: tuple[tuple[int, str], ...]
+    #: For Flower; not part of the message.
+    run_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +114,12 @@ class AudioFacts:
     codec: str
     #: The file declares more audio than it holds.
     truncated: bool = False
-    #: Every sample is zero.
+    #: Every sample of every channel is zero.
     silent: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The stretch of a waveform the model sees at once, shape (samples,)."""
-
-    start_s: float
-    end_s: float
-    samples: np.ndarray
+    #: Its floats go beyond -1..1.
+    over_scale: bool = False
+    #: Its channels cancel each other in their mix, so that one of them was heard in its place.
+    cancelling: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,8 @@ class Failure:
     error: ClipError
     source: Source | None = None
     timings: Timings = Timings()
+    #: The cause may be this worker's, so that another one takes the clip; not a try.
+    given_back: bool = False
 
 
 Outcome = Success | Failure

@@ -95,7 +95,7 @@ class Fetcher:
         if self._is_stored(uri):
             file = _new_file(None)
             blocks = object_stores.read(uri, self._settings.timeout_s)
-            return self._fetched(file, _saved(blocks, file))
+            return self._fetched(file, _saved(blocks, file), self._max_bytes)
         return self._open(_path(uri))
 
     def _download(self, url: str) -> Fetched:
@@ -108,7 +108,7 @@ class Fetcher:
             if _is_gzip(answer):
                 declared, blocks = None, _unpacked(blocks, GZIP_BITS)
             file = _new_file(declared)
-            return self._fetched(file, _saved(blocks, file))
+            return self._fetched(file, _saved(blocks, file), self._max_bytes)
 
     def _is_stored(self, uri: str) -> bool:
         scheme, separator, _ = uri.partition("://")
@@ -117,7 +117,7 @@ class Fetcher:
     def _open(self, path: str) -> Fetched:
         real = self._allowed(path)
         file = _open_regular(real)
-        return self._fetched(file, _read(file, linked=real != os.path.normpath(path)))
+        return self._fetched(file, _read(file, linked=real != os.path.normpath(path)), None)
 
     def _allowed(self, path: str) -> str:
         """Return where a file really lies, if that is under a root."""
@@ -160,7 +160,7 @@ class Fetcher:
             file = _new_file(part.member_bytes)
         else:
             file, blocks = _new_file(None), _unpacked(blocks, -zlib.MAX_WBITS)
-        return self._fetched(file, _saved(blocks, file))
+        return self._fetched(file, _saved(blocks, file), self._max_bytes)
 
     def _container(self, uri: str) -> FileIO:
         """Return a container as an open file."""
@@ -184,9 +184,9 @@ class Fetcher:
         file.seek(0)
         return file
 
-    def _fetched(self, file: FileIO, blocks: Iterable[bytes]) -> Fetched:
+    def _fetched(self, file: FileIO, blocks: Iterable[bytes], most: int | None) -> Fetched:
         try:
-            source = _source(blocks, self._max_bytes)
+            source = _source(blocks, most)
             file.seek(0)
         except BaseException:
             file.close()
@@ -194,11 +194,11 @@ class Fetcher:
         return Fetched(file, source)
 
 
-def _source(blocks: Iterable[bytes], max_bytes: int) -> clips.Source:
+def _source(blocks: Iterable[bytes], max_bytes: int | None) -> clips.Source:
     digest, size = hashlib.sha256(), 0
     for block in blocks:
         size += len(block)
-        if size > max_bytes:
+        if max_bytes is not None and size > max_bytes:
             raise errors.TooLarge(max_bytes=max_bytes)
         digest.update(block)
     if not size:

@@ -1,4 +1,4 @@
-"""The ledger's identity; a clip is a part of a file, and a window is of a channel."""
+"""The ledger's identity; parts of files, windows of channels; workers, and runs that pause."""
 
 import secrets
 from collections.abc import Callable
@@ -36,6 +36,7 @@ def upgrade() -> None:
     _replace_views(released_views(down_revision, dialect), [])
     _add_parts()
     _rekey(uri_key)
+    _add_pauses()
     if dialect == "sqlite":
         _rebuild_windows(
             ["clip_id", "channel", "start_s"], "clip_id, start_s, end_s, label_ids, scores, 0"
@@ -58,6 +59,7 @@ def downgrade() -> None:
     else:
         _replace_key(["clip_id", "start_s"])
         op.drop_column("window_predictions", "channel")
+    _drop_pauses()
     for column in PARTS:
         op.drop_column("clips", column)
     _rekey(whole_uri_key)
@@ -94,6 +96,31 @@ def _rekey(key_of: Callable[[str], bytes]) -> None:
         last = rows[-1].id
         keys = [{"clip_id": row.id, "key": key_of(row.uri)} for row in rows]
         connection.execute(UPDATE_KEY, keys)
+
+
+def _add_pauses() -> None:
+    op.add_column("clips", sa.Column("given_back_by", sa.String()))
+    op.add_column("runs", sa.Column("stop_at", sa.Double(), server_default="0.2", nullable=False))
+    op.add_column("runs", sa.Column("paused", sa.String()))
+    op.add_column("runs", sa.Column("resumed_at", sa.Double(), server_default="0", nullable=False))
+    op.create_table(
+        "workers",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("queue", sa.String(), nullable=False),
+        sa.Column("seen_at", sa.Double(), nullable=False),
+        sa.Column("file_roots", v0_1_0.JSON, nullable=False),
+        sa.Column("paused", sa.String()),
+        sa.Column("paused_at", sa.Double()),
+        sa.Column("paused_run_id", sa.Integer()),
+        sa.PrimaryKeyConstraint("name"),
+    )
+
+
+def _drop_pauses() -> None:
+    op.drop_table("workers")
+    for column in ("stop_at", "paused", "resumed_at"):
+        op.drop_column("runs", column)
+    op.drop_column("clips", "given_back_by")
 
 
 def _rebuild_windows(key: list[str], columns: str) -> None:
