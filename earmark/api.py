@@ -326,9 +326,9 @@ def run_here(
 
     Args:
         roots: the folders that the workers may read; default: those of the sources.
+        on_interrupt: the sentence for Ctrl-C; default: how to go on with the run.
         watch: take the sources, which are folders, file by file, and go on until Ctrl-C.
         notify: a webhook that is told when every clip has ended, and when the run is stopped.
-        on_interrupt: the sentence for Ctrl-C; default: how to go on with the run.
         submission: further arguments of `producer.submit.submit`.
     """
     growth = Growth(sources) if watch else None
