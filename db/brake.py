@@ -28,6 +28,12 @@ LEAST_OF_A_WORKER = 20
 DEVIATIONS = 5.0
 #: While every worker pauses, others may be starting: a model takes seconds to load.
 SETTLE_S = 10.0
+#: Whether some clips have not failed yet. Retries come last, so that in the end all may fail.
+SELECT_FRESH = """
+SELECT 1 FROM clips
+WHERE run_id = :run_id AND state = 'pending' AND error_code IS NULL
+ORDER BY not_before LIMIT 1
+"""
 #: Failed clips that were given back failed on other workers too, and not for a reason of their own.
 SELECT_LAST = """
 SELECT worker, count(*) AS clips,
@@ -91,6 +97,9 @@ def _too_many_fail(engine: sa.Engine, run_id: int, limit: float) -> str | None:
         return None
     for row in rows:
         if row.clips >= LEAST_OF_A_WORKER and row.failed <= limit * row.clips:
+            return None
+    with reading(engine) as connection:
+        if execute(connection, SELECT_FRESH, run_id=run_id).first() is None:
             return None
     example = max(row.error for row in rows if row.error)
     return (

@@ -73,7 +73,7 @@ class WorkerState:
         self.settings = settings
         self.draining = threading.Event()
         self.foreign = ForeignChunks(self.draining, settings.ledger.queue_lease_s)
-        self.fitness = Fitness(name)
+        self.fitness = Fitness(name, settings.fetch.file_roots)
         self._name = name
         self._beaten_at = float("-inf")
         self._told: registry.Pause | None = None

@@ -78,6 +78,29 @@ def test_a_run_goes_on_while_one_worker_does_well(engine: sa.Engine) -> None:
     assert runs.get_run(engine, run_id).paused is None
 
 
+def test_at_the_end_of_a_run_when_only_retries_are_left_it_is_not_paused(
+    engine: sa.Engine,
+) -> None:
+    run_id = failing_run(engine, 1.0)
+    with writing(engine) as connection:
+        waiting = sa.update(Clip).where(Clip.state == "pending")
+        connection.execute(waiting.values(error_code="dns", not_before=1.0))
+    assert brake.pause_failing(engine, "clips") == []
+    assert runs.get_run(engine, run_id).paused is None
+
+
+def test_missing_files_on_a_disk_that_is_there_never_pause_a_run(engine: sa.Engine) -> None:
+    run_id = failing_run(engine, 0.0)
+    with writing(engine) as connection:
+        connection.execute(sa.update(Clip).values(state="pending", not_before=0, finished_at=None))
+        connection.execute(sa.update(Clip).values(given_back_by="a b"))
+        ids = list(connection.scalars(sa.select(Clip.id)))
+    ended(engine, ids[:200], "c", 200, own=True)
+    assert row(engine, ids[0]).state == "failed"
+    assert brake.pause_failing(engine, "clips") == []
+    assert runs.get_run(engine, run_id).paused is None
+
+
 def test_errors_of_the_clips_own_never_pause_a_run(engine: sa.Engine) -> None:
     run_id, ids = submit(engine, 201)
     claim = ledger.claim(engine, chunk_of(engine, ids[:200]), worker="a", limits=LIMITS)
