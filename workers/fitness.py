@@ -79,12 +79,14 @@ class Fitness:
             # What another worker gave back is no sign of this one.
             if outcome.error.cause is Cause.worker and not own and not clip.workers_before:
                 self._lengthen_streak(claim.run_id, outcome)
-            given_back = self._should_give_back(clip) and not (own and _folder_has_files(clip))
+            given_back = self._should_give_back(clip, own=own)
             judged.append(replace(outcome, given_back=given_back, own=own))
         return judged
 
-    def _should_give_back(self, clip: Claimed) -> bool:
+    def _should_give_back(self, clip: Claimed, *, own: bool) -> bool:
         before = clip.workers_before
+        if own:
+            return not before and not _folder_has_files(clip)
         return len(before) < MOST_GIVEN_BACK and self._worker not in before
 
     def _reset_streak(self) -> None:

@@ -54,7 +54,7 @@ REFUSED_PAUSE_S = 60.0
 #: A worker that pauses puts a chunk back for others, and then waits for so long.
 PUT_BACK_PAUSE_S = 3.0
 #: A clip that this worker gave back is left to the others for so long.
-LEFT_PAUSE_S = 1.0
+LEFT_PAUSE_S = 0.25
 #: A worker says this often that it is up, and at once that it pauses.
 BEAT_S = 5.0
 
