@@ -284,10 +284,10 @@ def pipeline(model: str, threads: int) -> Any:
     import torch
     import transformers
 
-    from workers.scoring import checkpoint
+    from workers.scoring import hub
 
     torch.set_num_threads(threads)
-    folder = str(checkpoint.STARTER) if model == "starter" else model
+    folder = str(hub.STARTER) if model == "starter" else model
     return transformers.pipeline("audio-classification", model=folder, device="cpu")
 
 

@@ -26,7 +26,7 @@ import torch
 import transformers
 
 from earmark.core import settings
-from workers.scoring import batcher, checkpoint, classifier
+from workers.scoring import batcher, classifier, hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -120,7 +120,7 @@ def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace)
 
 
 def _ways(loaded: classifier.Classifier, queue: batcher.Batcher, name: str) -> dict[str, Any]:
-    folder = checkpoint.STARTER if name == "starter" else name
+    folder = hub.STARTER if name == "starter" else name
     pipe: Any = transformers.pipeline("audio-classification", model=str(folder), device="cpu")
     return {
         "ours": lambda clips: [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from contextlib import closing, contextmanager
@@ -13,6 +14,7 @@ import psycopg
 from db.rows import ROWS_AT_ONCE, Rows
 from db.sqlite_file import is_read_only, read_only_uri
 from earmark.core.errors import ServiceError, UsageError
+from earmark.core.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence
@@ -28,6 +30,13 @@ READING = {
 }
 #: SQLite virtual machine steps between two looks at the clock: about a millisecond.
 STEPS_PER_LOOK = 10_000
+
+
+#: The names that a query may use, on SQLite; PostgreSQL says itself what was meant.
+SELECT_NAMES = {
+    "table": "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view')",
+    "column": "SELECT DISTINCT c.name FROM sqlite_schema t, pragma_table_info(t.name) c",
+}
 
 
 def query(engine: sa.Engine, statement: str, *, timeout_s: float) -> Rows:
@@ -48,11 +57,26 @@ def _sqlite(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[Seq
         connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_PER_LOOK)
         connection.execute("PRAGMA query_only = ON")
         connection.set_authorizer(_allow_reading)
-        cursor = connection.execute(statement)
+        try:
+            cursor = connection.execute(statement)
+        except sqlite3.OperationalError as error:
+            meant = _meant(connection, str(error))
+            if meant:
+                raise UsageError(reason=f"{_sentence(str(error), timeout_s)}{meant}") from error
+            raise
         if cursor.description is None:
             raise UsageError(reason="A query must give rows: SELECT ... .")
         yield [column[0] for column in cursor.description]
         yield from cursor
+
+
+def _meant(connection: sqlite3.Connection, error: str) -> str:
+    unknown = re.fullmatch(r"no such (column|table): (?:\w+\.)?(\w+)", error)
+    if unknown is None:
+        return ""
+    connection.set_authorizer(None)
+    kind, word = unknown.groups()
+    return did_you_mean(word, (name for (name,) in connection.execute(SELECT_NAMES[kind])))
 
 
 def _open_read_only(file: str) -> sqlite3.Connection:
@@ -105,7 +129,9 @@ def _sentences(timeout_s: float) -> Iterator[None]:
         yield
     except (sqlite3.Error, sqlite3.Warning, psycopg.Error) as error:
         detail = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UsageError(reason=_sentence(detail, timeout_s)) from error
+        hint = error.diag.message_hint if isinstance(error, psycopg.Error) else None
+        sentence = _sentence(detail, timeout_s)
+        raise UsageError(reason=f"{sentence} {hint}" if hint else sentence) from error
 
 
 def _sentence(detail: str, timeout_s: float) -> str:

@@ -2,27 +2,70 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from db.access import is_standby
-from db.models import Clip, Label, Model
-from db.rows import select
+from db.models import Clip, Label, Model, Run
+from db.rows import Rows, select
 from db.session import reading
 from earmark.core.errors import UsageError
+from earmark.core.spelling import did_you_mean
 
 if TYPE_CHECKING:
-    from db.rows import Rows
+    from collections.abc import Iterator, Sequence
+
+    from db.runs import RunRow
 
 SELECT_RESULTS = "SELECT * FROM results WHERE run_id = :run_id"
-SELECT_BEST_OF_WINDOWS = "SELECT * FROM windows WHERE run_id = :run_id AND rank = 1"
+SELECT_WINDOWS = "SELECT * FROM windows WHERE run_id = :run_id AND rank <= :rank"
+#: The row of `results` with another label than the best; the columns are put in.
+SELECT_AT_ANY_RANK = """
+SELECT * FROM (
+  SELECT {columns}, t.rank FROM results r JOIN top_k t ON t.clip_id = r.clip_id
+  WHERE r.run_id = :run_id AND t.run_id = :run_id AND t.rank <= :rank
+) ranked WHERE run_id = :run_id
+"""
+#: Windows with the score of each label they have, clip by clip.
+SELECT_HEARD = """
+SELECT clip_id, uri, member, channel, start_s, end_s, label, score FROM windows
+WHERE run_id = :run_id AND score >= :min_score
+"""
 SELECT_TOP_K = "SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank"
 SELECT_FAILURES = "SELECT * FROM failures WHERE run_id = :run_id ORDER BY clip_id"
 SELECT_CLIPS = """
 SELECT id AS clip_id, coalesce(display_uri, uri) AS uri, state, error_code, error
 FROM clips WHERE run_id = :run_id ORDER BY id
 """
+#: A result with the ids and scores of all its labels, which are the columns that come last.
+SELECT_WIDE = """
+SELECT r.*, c.label_ids, c.scores
+FROM results r JOIN clips c ON c.id = r.clip_id
+WHERE r.run_id = :run_id ORDER BY r.clip_id
+"""
+#: Windows with the second at which their file begins if all files are played one after the other.
+SELECT_IN_SEQUENCE = """
+WITH files AS (
+  SELECT uri, min(id) AS first_id,
+         max(coalesce(end_s, coalesce(start_s, 0) + duration_s)) AS length_s
+  FROM clips WHERE run_id = :run_id AND state = 'done' GROUP BY uri
+), placed AS (
+  SELECT uri, sum(length_s) OVER (ORDER BY first_id) - length_s AS file_begin_s FROM files
+)
+SELECT * FROM (
+  SELECT w.*, p.file_begin_s
+  FROM windows w JOIN clips c ON c.id = w.clip_id JOIN placed p ON p.uri = c.uri
+  WHERE w.run_id = :run_id AND w.rank <= :rank
+) placed_windows WHERE run_id = :run_id
+"""
+SELECT_MODEL = """
+SELECT model, revision, sha256, sample_rate, function_to_apply, window_s
+FROM models_used WHERE run_id = :run_id
+"""
+#: The start of the columns with the score of each label.
+SCORE_OF = "score."
 
 
 def results(
@@ -30,27 +73,110 @@ def results(
     run_id: int,
     *,
     label: str | None = None,
+    rank: int = 1,
     min_score: float | None = None,
     windows: bool = False,
+    in_sequence: bool = False,
 ) -> Rows:
     """Return a run's clips, or windows, with their best label.
 
     Args:
-        label: only those with this best label.
+        label: only those with this label.
+        rank: up to this rank; with more than 1, a row for each label of a clip up to it.
         min_score: only those with at least this score.
         windows: a row for each window.
+        in_sequence: windows, each with the second at which its file begins among all files.
+
+    Raises:
+        UsageError: the run's model has no such label.
     """
-    statement, order = SELECT_RESULTS, "clip_id"
-    if windows:
-        statement, order = SELECT_BEST_OF_WINDOWS, "clip_id, start_s"
-    values: dict[str, Any] = {"run_id": run_id}
+    values: dict[str, Any] = {"run_id": run_id, "rank": rank}
+    if in_sequence:
+        statement, order = SELECT_IN_SEQUENCE, "clip_id, start_s"
+    elif windows:
+        statement, order = SELECT_WINDOWS, "clip_id, start_s, rank"
+    elif rank > 1:
+        statement, order = _at_any_rank(engine), "clip_id, rank"
+    else:
+        statement, order = SELECT_RESULTS, "clip_id"
+        del values["rank"]
     if label is not None:
+        _check_label(engine, run_id, label)
         statement += " AND label = :label"
         values["label"] = label
     if min_score is not None:
         statement += " AND score >= :min_score"
         values["min_score"] = min_score
     return select(engine, f"{statement} ORDER BY {order}", **values)
+
+
+def _check_label(engine: sa.Engine, run_id: int, label: str) -> None:
+    model_id = sa.select(Run.model_id).where(Run.id == run_id).scalar_subquery()
+    with reading(engine) as connection:
+        known = set(connection.scalars(sa.select(Label.name).where(Label.model_id == model_id)))
+    # Before a worker has loaded the model, nobody knows its labels.
+    if known and label not in known:
+        raise UsageError(
+            reason=f"The model of this run has no label {label}.{did_you_mean(label, known)}"
+        )
+
+
+def wide(engine: sa.Engine, run: RunRow) -> Rows:
+    """Return a run's clips with a column for the score of each label of its model.
+
+    A score that was not stored, as it was not among the clip's best, is None.
+    """
+    named = sa.select(Label.id, Label.name).where(Label.model_id == run.model_id)
+    with reading(engine) as connection:
+        labels = {row.id: row.name for row in connection.execute(named.order_by(Label.position))}
+    rows = select(engine, SELECT_WIDE, run_id=run.id)
+    *columns, _, _ = rows.columns
+    scores_of = [f"{SCORE_OF}{name}" for name in dict.fromkeys(labels.values())]
+
+    def lines() -> Iterator[Sequence[Any]]:
+        yield (*columns, *scores_of)
+        for row in rows:
+            ids, scores = _listed(row["label_ids"]), _listed(row["scores"])
+            found: dict[str, float] = {}
+            for label_id, score in zip(ids, scores, strict=True):
+                # The best comes first, also of two labels with one name.
+                found.setdefault(f"{SCORE_OF}{labels[label_id]}", score)
+            yield [
+                *(row[name] for name in columns),
+                *(found.get(name) for name in scores_of),
+            ]
+
+    return Rows(lines())
+
+
+def _listed(value: Any) -> list[Any]:
+    # SQLite's lists are JSON.
+    return json.loads(value) if isinstance(value, str) else value or []
+
+
+def made_by(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
+    """Return what made a run's results: its options and, once it is loaded, its model."""
+    models = list(select(engine, SELECT_MODEL, run_id=run.id))
+    return {"run": run.name, "options": run.options.as_json(), **(models[0] if models else {})}
+
+
+def _at_any_rank(engine: sa.Engine) -> str:
+    columns = []
+    for column in sa.inspect(engine).get_columns("results"):
+        view = "t" if column["name"] in ("label", "score") else "r"
+        columns.append(f"{view}.{column['name']}")
+    return SELECT_AT_ANY_RANK.format(columns=", ".join(columns))
+
+
+def heard(engine: sa.Engine, run_id: int, *, label: str | None, min_score: float) -> Rows:
+    """Return each window's labels, of any rank, with at least this score, in order of time."""
+    statement = SELECT_HEARD
+    values: dict[str, Any] = {"run_id": run_id, "min_score": min_score}
+    if label is not None:
+        _check_label(engine, run_id, label)
+        statement += " AND label = :label"
+        values["label"] = label
+    return select(engine, f"{statement} ORDER BY clip_id, start_s", **values)
 
 
 def top_k(engine: sa.Engine, run_id: int) -> Rows:
@@ -88,3 +214,9 @@ def model_labels(engine: sa.Engine, model: str) -> list[str]:
     labels = sa.select(Label.name).where(Label.model_id == newest).order_by(Label.position)
     with reading(engine) as connection:
         return list(connection.scalars(labels))
+
+
+def models(engine: sa.Engine) -> list[str]:
+    """Return the names of the models that workers loaded."""
+    with reading(engine) as connection:
+        return list(connection.scalars(sa.select(Model.name).distinct()))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -47,3 +50,19 @@ def _lines(engine: sa.Engine, statement: sa.TextClause) -> Iterator[Sequence[Any
         result = connection.execution_options(yield_per=ROWS_AT_ONCE).execute(statement)
         yield tuple(result.keys())
         yield from result
+
+
+def plain(value: Any) -> Any:
+    """Return a value of any column as one that CSV and JSON can hold."""
+    match value:
+        case None | str() | int() | float() | list():
+            return value
+        case dict():
+            return json.dumps(value, ensure_ascii=False)
+        case date():
+            return value.isoformat()
+        case bytes():
+            return value.hex()
+        case Decimal():
+            return float(value)
+    return str(value)

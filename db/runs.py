@@ -17,6 +17,7 @@ from db.session import execute, reading
 from earmark.core.clips import FINAL_STATES, STATES, State
 from earmark.core.errors import UsageError
 from earmark.core.options import RunOptions
+from earmark.core.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from db.rows import Rows
@@ -109,7 +110,9 @@ def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], name: str) 
     with reading(engine) as connection:
         row = connection.execute(sa.select(Run.__table__).where(condition)).first()
     if row is None:
-        raise UsageError(reason=f"There is no run {name}; `earmark status` lists them.")
+        with reading(engine) as connection:
+            meant = did_you_mean(name, connection.scalars(sa.select(Run.name)))
+        raise UsageError(reason=f"There is no run {name}; `earmark status` lists them.{meant}")
     return RunRow(
         row.id,
         row.name,

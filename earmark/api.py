@@ -16,6 +16,7 @@ from earmark.core.clips import State
 from earmark.core.errors import ServiceError, UsageError
 from earmark.core.options import RunOptions
 from earmark.database import open_database, read_settings, with_database
+from earmark.events import Rule, events
 from earmark.machine import find_broker
 from producer.submit import submit as submit_sources
 
@@ -66,9 +67,10 @@ class Submission(Scoring, total=False):
 
 
 class Conditions(TypedDict, total=False):
-    """Which results: only this label, only from this score up, each window instead of each clip."""
+    """Which results: of this label, up to this rank, from this score up, window by window."""
 
     label: str | None
+    rank: int
     min_score: float | None
     windows: bool
 
@@ -144,9 +146,26 @@ class Run:
     def results(self, **conditions: Unpack[Conditions]) -> Rows:
         """Yield the clips that are done, each with its best label, as in the view `results`.
 
-        `label` and `min_score` choose among them; `windows=True` yields each window instead.
+        `label` and `min_score` choose among them, `rank` also among a clip's further labels;
+        `windows=True` yields each window instead.
         """
         return results.results(self.engine, self.id, **conditions)
+
+    def events(
+        self,
+        *,
+        label: str | None = None,
+        min_score: float = 0.5,
+        low: float | None = None,
+        gap_s: float = 0.0,
+    ) -> Rows:
+        """Yield when each label is heard, clip by clip, also where another one is louder.
+
+        An event reaches `min_score`, goes on down to `low` (else `min_score`), and has no gap
+        longer than `gap_s` seconds.
+        """
+        rule = Rule(min_score, min_score if low is None else low, gap_s)
+        return events(self.engine, self.row, rule, label=label)
 
     def failures(self) -> Rows:
         """Yield the clips that failed, each with its error, as in the view `failures`."""

@@ -9,6 +9,7 @@ from db import access, results, runs, schema
 from db.session import connect
 from earmark.core.errors import ServiceError, UsageError
 from earmark.core.settings import Settings, sqlite_url
+from earmark.core.spelling import did_you_mean
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -81,7 +82,12 @@ def find_run(settings: Settings, run: str, *, change: bool = False) -> tuple[sa.
 
 def known_labels(settings: Settings, model: str) -> list[str]:
     """Return the labels of a model that some worker has loaded."""
-    labels = results.model_labels(open_database(settings), model)
+    engine = open_database(settings)
+    labels = results.model_labels(engine, model)
     if not labels:
-        raise UsageError(reason=f"No worker has loaded the model {model!r} into this database yet.")
+        known = results.models(engine)
+        raise UsageError(
+            reason=f"No worker has loaded the model {model!r} into this database yet."
+            f"{did_you_mean(model, known)}"
+        )
     return labels

@@ -20,6 +20,7 @@ from db.identity import ledger_id, own_queue
 from db.session import prepares, reading
 from earmark import folders, machine, valkey
 from earmark.core import broker
+from earmark.core.credentials import Proxy
 from earmark.core.errors import EarmarkError, ServiceError
 from earmark.core.options import RunOptions
 from earmark.database import connect_to
@@ -147,15 +148,18 @@ def _dns(_: Settings) -> str:
     return f"{host} resolved in {took * 1000:.0f} ms{slow}"
 
 
-def _proxy(_: Settings) -> str:
+def _proxy(settings: Settings) -> str:
     proxies = ("http_proxy", "https_proxy", "all_proxy")
-    names = sorted(name for name in os.environ if name.lower() in proxies)
-    if not names:
-        return "no proxy variables"
-    return (
-        f"{', '.join(names)}: used for models only; clips are fetched directly, so workers need a"
-        " way out"
-    )
+    names = ", ".join(sorted(name for name in os.environ if name.lower() in proxies))
+    parts = [f"{names}: used for models only"] if names else []
+    if settings.fetch.proxy:
+        proxy = Proxy.parse(settings.fetch.proxy)
+        parts.append(f"clips are fetched through {proxy.host}:{proxy.port}")
+    elif names:
+        parts.append(
+            "clips are fetched directly, so workers need a way out or EARMARK_FETCH__PROXY"
+        )
+    return "; ".join(parts) or "no proxy variables"
 
 
 def _model(settings: Settings) -> str:

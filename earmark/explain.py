@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from earmark import folders
+from earmark.core import formats
 from earmark.core.clips import Failure, Success, display_uri
+from earmark.core.credentials import DEFAULT_PORTS, Credentials, Proxy
 from earmark.core.errors import ClipError
 from earmark.in_process import classified
-from earmark.output import bar
 from earmark.sound import peaks
-from workers.decoding import formats
+from earmark.tables import bar
 from workers.fetching import guard
 
 if TYPE_CHECKING:
@@ -75,15 +76,25 @@ class Steps:
     def __init__(self, settings: Settings, say: Say) -> None:
         self._say = say
         self._addresses = guard.Addresses(settings.fetch)
-        self._connect_s = settings.fetch.connect_timeout_s
+        self._fetch = settings.fetch
+        self._credentials = Credentials(settings.fetch)
 
     def sending(self, url: str) -> None:
         parts = urlsplit(url)
-        port = parts.port or guard.DEFAULT_PORTS[parts.scheme]
+        port = parts.port or DEFAULT_PORTS[parts.scheme]
         self._say("asked", display_uri(url))
+        if sent := self._credentials.headers(url):
+            self._say("with", ", ".join(sent))
+        if self._fetch.proxy:
+            proxy = Proxy.parse(self._fetch.proxy)
+            self._say("proxy", f"{proxy.host}:{proxy.port}")
+            if self._fetch.proxy_resolves:
+                return
         # A name that is not found is told as the clip's failure.
         with suppress(ClipError, TimeoutError):
-            for *_, place in guard.resolve(str(parts.hostname), port, self._connect_s):
+            for *_, place in guard.resolve(
+                str(parts.hostname), port, self._fetch.connect_timeout_s
+            ):
                 self._say("address", f"{place[0]}, {self._verdict(place[0])}")
 
     def answered(self, url: str, answer: BaseHTTPResponse) -> None:

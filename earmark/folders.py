@@ -64,17 +64,15 @@ def _is_full(folder: Path) -> bool:
 def file_roots(sources: Iterable[str]) -> tuple[Path, ...]:
     """Return the folders that workers of this machine may read to classify these sources.
 
-    A list may name any file of this machine: the person who types `run` owns both. The workers of
-    a cluster keep their own setting.
+    A list or a link may name any file of this machine: the person who types `run` owns them. The
+    workers of a cluster keep their own setting.
     """
     roots = []
     for source in sources:
         path = Path(source).expanduser().absolute()
-        if path.is_dir():
-            roots.append(path)
-        elif "://" not in source:
+        if "://" not in source or path.is_dir():
             roots.append(Path(path.anchor))
-    return tuple(roots)
+    return tuple(dict.fromkeys(roots))
 
 
 def readable(uri: str, settings: Settings) -> Settings:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import polars
 from more_itertools import chunked
 
+from db.results import SCORE_OF
+from db.rows import plain
 from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     import pandas
     import pyarrow
 
@@ -20,46 +25,93 @@ if TYPE_CHECKING:
 
 #: Rows held as Python objects at once: some 50 MB.
 ROWS_AT_ONCE = 20_000
-WHOLE, NUMBER, TEXT, FLAG = polars.Int64, polars.Float64, polars.String, polars.Boolean
-#: The columns of the views `results` and `windows`. SQLite has flags as 0 and 1 and times as text.
+#: Columns that the keys of meta may become. Of a list with more, the rest stays JSON.
+META_COLUMNS = 100
+
+
+#: The largest whole number of a column; a larger one is text.
+LARGEST = 2**63
+WHOLE, NUMBER, REAL = polars.Int64, polars.Float64, polars.Float32
+TEXT, FLAG, TIME = polars.String, polars.Boolean, polars.Datetime("us", "UTC")
+#: The columns of the views of clips. SQLite has flags as 0 and 1 and times as text.
 TYPES: dict[str, Any] = {
-    "clip_id": WHOLE,
-    "run_id": WHOLE,
-    "run": TEXT,
-    "uri": TEXT,
-    "start_s": NUMBER,
-    "end_s": NUMBER,
-    "rank": WHOLE,
-    "channel": WHOLE,
-    "member": TEXT,
-    "label": TEXT,
-    "score": NUMBER,
-    "meta": TEXT,
-    "duration_s": NUMBER,
-    "source_sample_rate": WHOLE,
-    "channels": WHOLE,
-    "codec": TEXT,
-    "truncated": FLAG,
-    "silent": FLAG,
-    "reused": FLAG,
-    "bytes": WHOLE,
-    "sha256": TEXT,
-    "fetch_ms": NUMBER,
-    "decode_ms": NUMBER,
-    "classify_ms": NUMBER,
-    "worker": TEXT,
-    "finished_at": polars.Datetime("us", "UTC"),
-}
+    "clip_id": WHOLE, "run_id": WHOLE, "run": TEXT, "uri": TEXT, "start_s": NUMBER, "end_s": NUMBER,
+    "channel": WHOLE, "member": TEXT, "rank": WHOLE, "label": TEXT, "score": REAL,
+    "duration_s": NUMBER, "source_sample_rate": WHOLE, "channels": WHOLE, "codec": TEXT,
+    "truncated": FLAG, "silent": FLAG, "reused": FLAG, "bytes": WHOLE, "sha256": TEXT,
+    "fetch_ms": REAL, "decode_ms": REAL, "classify_ms": REAL, "worker": TEXT, "finished_at": TIME,
+    "error_code": TEXT, "error_stage": TEXT, "error": TEXT, "attempts": WHOLE, "crashes": WHOLE,
+}  # fmt: skip
+
+
+class Columns:
+    """The columns of rows, with their types; of views, a key of `meta` becomes a column."""
+
+    def __init__(self, names: Iterable[str], *, of_views: bool = True) -> None:
+        known = TYPES if of_views else {}
+        self._types = {}
+        for name in names:
+            score = REAL if of_views and name.startswith(SCORE_OF) else None
+            self._types[name] = known.get(name, score)
+        self._has_meta = of_views and "meta" in self._types
+        if self._has_meta:
+            del self._types["meta"]
+        self._meta: dict[str, None] = {}
+
+    def frame(self, rows: Iterable[dict[str, Any]]) -> polars.DataFrame:
+        """Return some rows as a data frame; columns of meta that only later rows have come last."""
+        typed = [self._typed(row) for row in rows]
+        schema = {**self._types, **self._meta}
+        return polars.DataFrame(typed, schema, strict=False, infer_schema_length=None)
+
+    def _typed(self, row: dict[str, Any]) -> dict[str, Any]:
+        typed = {name: _value(row[name], dtype) for name, dtype in self._types.items()}
+        if self._has_meta:
+            typed.update(self._spread(row["meta"]))
+        return typed
+
+    def _spread(self, meta: Any) -> Iterator[tuple[str, Any]]:
+        rest = {}
+        for key, value in _parsed(meta).items():
+            name = f"meta.{key}"
+            if len(self._meta) < META_COLUMNS:
+                self._meta[name] = None
+            if name in self._meta:
+                yield name, _value(value, None)
+            else:
+                rest[key] = value
+        if rest:
+            self._meta["meta"] = None
+            yield "meta", json.dumps(rest, ensure_ascii=False)
+
+
+def _value(value: Any, dtype: Any) -> Any:
+    match value:
+        case int() if dtype is FLAG:
+            return bool(value)
+        case int() if abs(value) >= LARGEST:
+            return str(value)
+        case str() if dtype is TIME:
+            return datetime.fromisoformat(value).replace(tzinfo=UTC)
+        case list() if dtype is None:
+            return json.dumps(value, ensure_ascii=False)
+        case datetime() if dtype is TIME:
+            return value
+    return plain(value)
+
+
+def _parsed(meta: Any) -> dict[str, Any]:
+    # SQLite's JSON is text.
+    if isinstance(meta, str):
+        meta = json.loads(meta)
+    return meta or {}
 
 
 def polars_frame(rows: Rows) -> polars.DataFrame:
     """Return rows as a polars data frame."""
-    schema = {name: TYPES.get(name) for name in rows.columns}
-    parts = [polars.DataFrame(schema=schema)]
-    for group in chunked(rows, ROWS_AT_ONCE):
-        typed = [_typed_row(row) for row in group]
-        parts.append(polars.DataFrame(typed, schema=schema, orient="row"))
-    return polars.concat(parts, how="vertical_relaxed")
+    columns = Columns(rows.columns)
+    parts = map(columns.frame, chain([[]], chunked(rows, ROWS_AT_ONCE)))
+    return polars.concat(parts, how="diagonal_relaxed")
 
 
 def arrow_table(rows: Rows) -> pyarrow.Table:
@@ -80,21 +132,6 @@ def pandas_frame(rows: Rows) -> pandas.DataFrame:
     """
     _require("to_pandas", "pandas", "pyarrow")
     return polars_frame(rows).to_pandas()
-
-
-def _typed_row(row: dict[str, Any]) -> list[Any]:
-    return [_typed(name, value) for name, value in row.items()]
-
-
-def _typed(name: str, value: Any) -> Any:
-    match value:
-        case dict() | list():
-            return json.dumps(value, ensure_ascii=False)
-        case int() if TYPES.get(name) is FLAG:
-            return bool(value)
-        case str() if name == "finished_at":
-            return datetime.fromisoformat(value).replace(tzinfo=UTC)
-    return value
 
 
 def _require(method: str, *packages: str) -> None:

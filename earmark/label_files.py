@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from enum import StrEnum
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from earmark import output
+from earmark import output, progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,40 +24,64 @@ class LabelFormat(StrEnum):
 
 RAVEN_COLUMNS = (
     "Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)",
-    "High Freq (Hz)", "Begin Path", "Label", "Score",
+    "High Freq (Hz)", "Begin Path", "Begin File", "File Offset (s)", "Label", "Score",
 )  # fmt: skip
 #: Raven wants a box. We know no frequencies, so it spans what people hear.
 BOX_HZ = (0, 20_000)
-#: Characters of a clip's name that its label file keeps.
-LONGEST_NAME = 80
+#: Bytes of a clip's name that its label file keeps: file systems allow 255.
+LONGEST_NAME = 120
 
 
 def write(rows: Iterable[dict[str, Any]], format: LabelFormat, place: Path) -> None:
-    """Write one table for Raven, or for Audacity a folder with a file for each clip."""
+    """Write one table for Raven, or for Audacity a folder with a file for each clip.
+
+    Args:
+        rows: windows in the order of their clips, each with the `file_begin_s` of its file.
+    """
     if format is LabelFormat.raven:
-        _write_raven(rows, place)
+        count = output.count_of(_write_raven(rows, place), "row")
     else:
-        _write_audacity(rows, place)
+        count = output.count_of(_write_audacity(rows, place), "file")
+    progress.tell(f"{count}: {place}")
 
 
-def _write_raven(rows: Iterable[dict[str, Any]], file: Path) -> None:
+def _write_raven(rows: Iterable[dict[str, Any]], file: Path) -> int:
+    number = 0
     with output.opened(file) as out:
-        table = csv.writer(out, delimiter="\t", lineterminator="\n")
-        table.writerow(RAVEN_COLUMNS)
+        out.write("\t".join(RAVEN_COLUMNS) + "\n")
         for number, row in enumerate(rows, 1):
-            span = (row["start_s"], row["end_s"], *BOX_HZ)
-            table.writerow(
-                (number, "Spectrogram 1", 1, *span, row["uri"], row["label"], row["score"])
-            )
+            # Raven plays the files of a table one after the other, and counts on.
+            begin_s = row["file_begin_s"] + row["start_s"]
+            end_s = row["file_begin_s"] + row["end_s"]
+            path = _on_one_line(row["uri"])
+            cells = [number, "Spectrogram 1", row["channel"] or 1, begin_s, end_s, *BOX_HZ, path]
+            cells += [path.rpartition("/")[2], row["start_s"]]
+            cells += [_on_one_line(row["label"]), row["score"]]
+            out.write("\t".join(map(str, cells)) + "\n")
+    return number
 
 
-def _write_audacity(rows: Iterable[dict[str, Any]], folder: Path) -> None:
+def _write_audacity(rows: Iterable[dict[str, Any]], folder: Path) -> int:
+    count = 0
     with output.whole(folder) as part:
         part.mkdir()
         for clip_id, windows in groupby(rows, itemgetter("clip_id")):
             name, lines = "", ""
             for row in windows:
-                name = re.sub(r"[^\w.-]", "_", row["uri"].rpartition("/")[2])[:LONGEST_NAME]
+                name = _file_name(row["uri"])
                 span = f"{row['start_s']:.3f}\t{row['end_s']:.3f}"
-                lines += f"{span}\t{row['label']} {row['score']:.2f}\n"
+                lines += f"{span}\t{_on_one_line(row['label'])} {row['score']:.2f}\n"
             part.joinpath(f"{clip_id}-{name}.txt").write_text(lines, encoding="utf-8")
+            count += 1
+    return count
+
+
+def _file_name(uri: str) -> str:
+    """Return the last part of an address as a file can be called, anywhere."""
+    name = re.sub(r"[^\w.-]", "_", uri.rpartition("/")[2])
+    return name.encode()[:LONGEST_NAME].decode(errors="ignore")
+
+
+def _on_one_line(text: str) -> str:
+    # A tab or the end of a line would begin another cell or row.
+    return " ".join(text.split())

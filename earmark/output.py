@@ -1,4 +1,4 @@
-"""Write rows as a table, CSV, JSON lines or Parquet, to the terminal or to a file.
+"""Write rows as a table, CSV, JSON, JSON lines or Parquet, to the terminal or to a file.
 
 A file appears under its name only when it is whole.
 """
@@ -10,48 +10,33 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import date
-from decimal import Decimal
+from dataclasses import dataclass
 from enum import StrEnum
-from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TextIO
 
-from more_itertools import chunked, peekable
+from more_itertools import peekable
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.markup import escape
 
-from db.rows import Rows
+from db.rows import Rows, plain
+from earmark import progress, tables
 from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Sequence
 
 EXAMPLE_QUERY = 'query "SELECT label, count(*) FROM results GROUP BY label"'
-#: Rows that a table on a terminal shows; a file or a pipe gets all.
-TABLE_ROWS = 1000
-#: The columns of results, windows and failures that fit a terminal's 80 columns.
-BRIEF = (
-    "clip_id",
-    "uri",
-    "start_s",
-    "end_s",
-    "label",
-    "score",
-    "duration_s",
-    "error_code",
-    "error",
-)
-#: Of these, a terminal shows only columns with a value: most clips are whole files.
-SPAN = ("start_s", "end_s")
-BAR, LONGEST_URI = 10, 24
 #: The file name that means standard output.
 STANDARD_OUTPUT = Path("-")
-#: Rows of a Parquet file held in memory at once: some 50 MB.
-ROWS_IN_PART = 20_000
+#: The endings of files, which are the names of their formats.
+FILE_FORMATS = ("csv", "json", "jsonl", "parquet")
+#: Columns of a table that goes to a file.
+FILE_WIDTH = 200
+#: Rows between two looks of a person at how many are written.
+ROWS_A_LOOK = 5000
 
 
 class Format(StrEnum):
@@ -59,10 +44,39 @@ class Format(StrEnum):
 
     table = "table"
     csv = "csv"
-    #: An object a line, as jsonl.
+    #: One array of objects.
     json = "json"
+    #: An object a line.
     jsonl = "jsonl"
     parquet = "parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParquetOptions:
+    """How a Parquet file is written."""
+
+    #: The columns are those of the views, whose types are known.
+    of_views: bool = True
+    #: Returns what made the rows, for the file's metadata.
+    made_by: Callable[[], dict[str, Any]] = dict
+    #: A folder of files, each with some hundred thousand rows.
+    parts: bool = False
+
+
+class _Counted(Iterator[dict[str, Any]]):
+    """Counts the rows that pass, and tells a person how many they are by now."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
+        self.count = 0
+        self.columns, self._rows = _named(rows)
+        self.look: Callable[[str], None] = lambda _: None
+
+    def __next__(self) -> dict[str, Any]:
+        row = next(self._rows)
+        self.count += 1
+        if self.count % ROWS_A_LOOK == 0:
+            self.look(f"{self.count} rows")
+        return row
 
 
 def write(
@@ -70,118 +84,111 @@ def write(
     format: Format | None,
     file: Path | None,
     *,
-    brief: bool = False,
+    columns: Sequence[str] = (),
+    empty: str = "There are no rows.",
+    parquet: ParquetOptions | None = None,
 ) -> None:
-    """Write rows to a file, or to standard output.
+    """Write rows to a file, or to standard output, and say where they are or that there are none.
 
     Args:
         rows: taken one by one, so that any number fits in memory.
         format: default: that of the file's suffix, else a table on a terminal and CSV elsewhere.
         file: appears under this name once it is whole; `-` is standard output.
-        brief: a terminal's table has only what fits 80 columns.
+        columns: the columns of a terminal's table, the most important first; default: all.
+        empty: the sentence for a person if there are no rows.
+        parquet: how a Parquet file is written.
     """
     file = None if file == STANDARD_OUTPUT else file
     format = format or _default_format(file)
-    if format is Format.parquet:
-        _write_parquet(rows, file)
-        return
-    if format is Format.table and file is None:
-        Console(highlight=False).print(_table(rows, brief=brief))
-        return
-    with opened(file) as out:
-        match format:
-            case Format.csv:
-                _write_csv(rows, out)
-            case Format.table:
-                _write_table(rows, out)
-            case _:
-                _write_jsonl(rows, out)
+    counted = _Counted(rows)
+    if file is None:
+        _print(counted, format, columns)
+    else:
+        with progress.screen.status(f"Writing {escape(str(file))}") as status:
+            counted.look = lambda text: status.update(f"Writing {escape(str(file))}: {text}")
+            _write_file(counted, format, file, parquet)
+        progress.tell(f"{count_of(counted.count, 'row')}: {file}")
+    if not counted.count:
+        progress.tell(empty)
+
+
+def write_record(record: dict[str, Any], format: Format) -> None:
+    """Write one record to standard output; as JSON it is an object, not an array of one."""
+    write([record], Format.jsonl if format is Format.json else format, None)
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 row` or `2 rows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def print_rows(rows: Iterable[dict[str, Any]], title: str) -> None:
     """Print rows as a table below a title, if there are any."""
     if listed := list(rows):
-        Console(highlight=False).print(f"\n[bold]{title}[/]", _table(listed))
+        console = Console(highlight=False)
+        console.print(f"\n[bold]{title}[/]")
+        tables.show(listed, console)
 
 
 def _default_format(file: Path | None) -> Format:
     if file is None:
         return Format.table if sys.stdout.isatty() else Format.csv
-    match file.suffix.lower():
-        case ".parquet":
-            return Format.parquet
-        case ".jsonl" | ".json":
-            return Format.jsonl
-    return Format.csv
-
-
-def _write_table(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
-    Console(file=out, width=200).print(_table(rows))
-
-
-def _table(rows: Iterable[dict[str, Any]], *, brief: bool = False) -> Table:
-    names, rows = _named(rows)
-    shown = list(islice(rows, TABLE_ROWS + 1))
-    columns = [name for name in names if name != "meta" and (not brief or name in BRIEF)]
-    for name in SPAN:
-        if brief and name in columns and all(row[name] is None for row in shown):
-            columns.remove(name)
-    table = Table(box=None, header_style="bold")
-    for name in columns:
-        table.add_column(
-            name,
-            justify="right" if name.endswith(("_s", "_id")) else "left",
-            no_wrap=brief and name != "error",
+    suffix = file.suffix.lower().removeprefix(".")
+    if suffix and suffix not in FILE_FORMATS:
+        raise UsageError(
+            reason=f"{file} ends with none of {', '.join(f'.{each}' for each in FILE_FORMATS)}:"
+            " choose one of them, or say --format."
         )
-    if len(shown) > TABLE_ROWS:
-        table.caption = f"the first {TABLE_ROWS} rows; --format csv gives all"
-    show = _brief_cell if brief else _full_cell
-    for row in shown[:TABLE_ROWS]:
-        table.add_row(*(show(name, row[name]) for name in columns))
-    return table
+    return Format(suffix or "csv")
 
 
-def _full_cell(_: str, value: Any) -> Text:
-    return Text(_cell(value))
+def _print(rows: _Counted, format: Format, columns: Sequence[str]) -> None:
+    if format is Format.parquet:
+        raise UsageError(reason="Parquet goes to a file: say -o FILE.")
+    if format is Format.table:
+        tables.show(rows, Console(highlight=False), columns)
+        return
+    with opened(None) as out:
+        _write_text(rows, format, out)
 
 
-def _brief_cell(name: str, value: Any) -> Text:
-    if name == "score" and isinstance(value, float):
-        return Text.assemble((f"{bar(value):<{BAR}}", "green"), f" {value:.2f}")
-    if name.endswith("_s") and isinstance(value, float):
-        return Text(f"{value:.1f}")
-    text = _cell(value)
-    if name == "uri" and len(text) > LONGEST_URI:
-        # An address is told apart by its end.
-        text = f"…{text[1 - LONGEST_URI :]}"
-    return Text(text, style={"label": "bold", "error_code": "red"}.get(name, ""))
+def _write_file(rows: _Counted, format: Format, file: Path, options: ParquetOptions | None) -> None:
+    if format is Format.parquet:
+        # Imported here because polars takes long.
+        from earmark import parquet
+
+        parquet.write(rows, rows.columns, file, options or ParquetOptions())
+        return
+    with opened(file) as out:
+        _write_text(rows, format, out)
 
 
-def bar(share: float, width: int = BAR) -> str:
-    """Return a bar for a share from 0 to 1, exact to an eighth of a character."""
-    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
-    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+def _write_text(rows: _Counted, format: Format, out: TextIO) -> None:
+    match format:
+        case Format.csv:
+            _write_csv(rows, out)
+        case Format.json:
+            _write_json(rows, out)
+        case Format.jsonl:
+            _write_jsonl(rows, out)
+        case _:
+            tables.show(rows, Console(file=out, width=FILE_WIDTH))
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return "" if value is None else str(_plain(value))
-
-
-def _write_csv(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
-    names, rows = _named(rows)
-    writer = csv.DictWriter(out, names, lineterminator="\n")
+def _write_csv(rows: _Counted, out: TextIO) -> None:
+    writer = csv.DictWriter(out, rows.columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: _harmless(_plain(value)) for name, value in row.items()})
+        writer.writerow({name: _harmless(plain(value)) for name, value in row.items()})
 
 
-def _named(rows: Iterable[dict[str, Any]]) -> tuple[list[str], Iterable[dict[str, Any]]]:
+def _named(
+    rows: Iterable[dict[str, Any]],
+) -> tuple[tuple[str, ...], Iterator[dict[str, Any]]]:
     if isinstance(rows, Rows):
-        return list(rows.columns), rows
+        return rows.columns, rows
     ahead = peekable(rows)
-    return list(ahead.peek({})), ahead
+    return tuple(ahead.peek({})), ahead
 
 
 def _harmless(value: Any) -> Any:
@@ -191,75 +198,25 @@ def _harmless(value: Any) -> Any:
     return value
 
 
-def _write_jsonl(rows: Iterable[dict[str, Any]], out: TextIO) -> None:
+def _write_json(rows: _Counted, out: TextIO) -> None:
+    before = "[\n"
     for row in rows:
-        out.write(json.dumps(_parsed(row), default=_plain, ensure_ascii=False) + "\n")
+        out.write(f"{before}{_json(row)}")
+        before = ",\n"
+    out.write("\n]\n" if rows.count else "[]\n")
 
 
-def _parsed(row: dict[str, Any]) -> dict[str, Any]:
+def _write_jsonl(rows: _Counted, out: TextIO) -> None:
+    for row in rows:
+        out.write(f"{_json(row)}\n")
+
+
+def _json(row: dict[str, Any]) -> str:
     # SQLite's JSON is text.
     if isinstance(meta := row.get("meta"), str):
         with suppress(ValueError):
-            return {**row, "meta": json.loads(meta)}
-    return row
-
-
-def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in row.items()}
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case None | str() | int() | float() | list():
-            return value
-        case dict():
-            return json.dumps(value, ensure_ascii=False)
-        case date():
-            return value.isoformat()
-        case bytes():
-            return value.hex()
-        case Decimal():
-            return float(value)
-    return str(value)
-
-
-def _write_parquet(rows: Iterable[dict[str, Any]], file: Path | None) -> None:
-    if file is None:
-        raise UsageError(reason="Parquet goes to a file: say -o FILE.")
-    import polars
-
-    try:
-        with (
-            whole(file) as part,
-            TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder,
-        ):
-            if parts := list(_parquet_parts(rows, Path(folder))):
-                polars.concat(map(polars.scan_parquet, parts), how="vertical_relaxed").sink_parquet(
-                    part
-                )
-            else:
-                polars.DataFrame(schema=_named(rows)[0]).write_parquet(part)
-    except polars.exceptions.SchemaError as error:
-        raise UsageError(
-            reason=f"A column holds values of several types, which Parquet cannot: {error}"
-        ) from error
-    except polars.exceptions.PolarsError as error:
-        # Polars does not say of all its parts why one could not be written.
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            reason=f"{file} cannot be written ({reason}): is the disk full?"
-        ) from error
-
-
-def _parquet_parts(rows: Iterable[dict[str, Any]], folder: Path) -> Iterator[Path]:
-    import polars
-
-    # Polars cannot append to a file, and a later part may have text where an earlier has nulls.
-    for number, group in enumerate(chunked(rows, ROWS_IN_PART)):
-        part = folder / f"{number}.parquet"
-        plain = [_plain_row(row) for row in group]
-        polars.DataFrame(plain, infer_schema_length=None).write_parquet(part)
-        yield part
+            row = {**row, "meta": json.loads(meta)}
+    return json.dumps(row, default=plain, ensure_ascii=False)
 
 
 @contextmanager
@@ -304,7 +261,7 @@ def _standard_output() -> Iterator[None]:
     try:
         with _sentence("Standard output"):
             yield
-    except UsageError:
+    except (UsageError, BrokenPipeError):
         # What is left in Python's buffer would fail once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
@@ -314,5 +271,8 @@ def _standard_output() -> Iterator[None]:
 def _sentence(name: str) -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:
+        # The reader has enough, as `head` has: click ends the command without a word.
+        raise
     except OSError as error:
         raise UsageError(reason=f"{name} cannot be written: {error.strerror or error}.") from error

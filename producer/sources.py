@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from earmark.core.clips import Clip, display_uri
 from earmark.core.errors import UsageError
+from producer import walk
 from producer.lists import InputFormat, ListReader, Tally, named_format
 
 if TYPE_CHECKING:
@@ -92,11 +93,8 @@ class _Reading:
             reason = f"the folder cannot be read: {error.strerror}"
             self.tally.refuse(str(error.filename), 0, reason)
 
-        for parent, folders, files in os.walk(folder, onerror=refuse):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(files):
-                if not name.startswith("."):
-                    yield self.single(_storable(Path(parent, name)))
+        for path in walk.files(folder, refuse):
+            yield self.single(_storable(path))
 
     def single(self, uri: str) -> Clip:
         self.tally.lines += 1

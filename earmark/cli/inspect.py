@@ -41,7 +41,7 @@ def plan(
         **task.reading,
     )
     if format:
-        output.write([estimate.as_json()], format, None)
+        output.write_record(estimate.as_json(), format)
         return
     typer.echo("\n".join(planning.sentences(estimate, within)))
     output.print_rows(estimate.hosts[:HOSTS_SHOWN], "by host")

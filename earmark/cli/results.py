@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from db import results, runs
-from earmark import label_files, output, progress
+from earmark import events, label_files, output, progress, tables
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
+from earmark.core.errors import UsageError
 from earmark.database import find_run, known_labels, open_database, read_settings
 from earmark.label_files import LabelFormat  # noqa: TC001
-from earmark.output import EXAMPLE_QUERY
+from earmark.output import EXAMPLE_QUERY, ParquetOptions
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from db.runs import RunRow
 
 commands = typer.Typer()
+NO_RUN = "There is no run yet: `earmark run YOUR_FOLDER` makes one."
+Label = Annotated[str | None, typer.Option(help="Only this label.")]
+MinScore = Annotated[float | None, typer.Option(help="Only from this score up.")]
+Windows = Annotated[bool, typer.Option("--windows", help="Every window's best label.")]
 
 
 @commands.command(epilog="Example: earmark status march --watch")
@@ -32,8 +42,11 @@ def status(
         progress.follow(engine, row, settings)
     if row and format is None:
         progress.summarise(engine, row, runs.progress(engine, row.id), settings)
+    elif row and format:
+        output.write_record(next(progress.rows(engine, row, settings)), format)
     else:
-        output.write(progress.rows(engine, row, settings), format, None)
+        every = progress.rows(engine, None, settings)
+        output.write(every, format, None, columns=tables.STATUS, empty=NO_RUN)
 
 
 @commands.command(
@@ -41,27 +54,72 @@ def status(
 )
 def show_results(
     run: o.Run,
-    label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
-    min_score: Annotated[float | None, typer.Option(help="Only from this score up.")] = None,
-    windows: Annotated[bool, typer.Option("--windows", help="Every window's best label.")] = False,
+    label: Label = None,
+    rank: Annotated[int, typer.Option(min=1, help="Up to this rank; 1 is the best label.")] = 1,
+    min_score: MinScore = None,
+    windows: Windows = False,
     format: o.OutputFormat = None,
     file: o.OutputFile = None,
     db: o.Db = None,
 ) -> None:
     """Print a run's results: each clip with its best label."""
     engine, row = find_run(read_settings(db), run)
-    rows = results.results(engine, row.id, label=label, min_score=min_score, windows=windows)
-    output.write(rows, format, file, brief=True)
+    rows = results.results(
+        engine, row.id, label=label, rank=rank, min_score=min_score, windows=windows
+    )
+    output.write(
+        rows,
+        format,
+        file,
+        columns=tables.RESULTS,
+        empty=f"No clip of {row.name} has such a result.",
+        parquet=_parquet(engine, row),
+    )
+
+
+@commands.command("events", epilog="Example: earmark events march --label siren --min-score 0.3")
+def show_events(
+    run: o.Run,
+    label: Label = None,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="The score that an event must reach.")
+    ] = 0.5,
+    low: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="The score down to which it goes on [--min-score]."),
+    ] = None,
+    gap_s: Annotated[
+        float, typer.Option(min=0, help="Join events with a gap of at most so many seconds.")
+    ] = 0.0,
+    format: o.OutputFormat = None,
+    file: o.OutputFile = None,
+    db: o.Db = None,
+) -> None:
+    """Print when each label is heard, also where another one is louder."""
+    engine, row = find_run(read_settings(db), run)
+    rule = events.Rule(min_score, min_score if low is None else low, gap_s)
+    rows = events.events(engine, row, rule, label=label)
+    output.write(rows, format, file, columns=tables.RESULTS, parquet=_parquet(engine, row))
 
 
 @commands.command(epilog="Example: earmark export march -o march.parquet")
 def export(
     run: o.Run,
     file: Annotated[
-        Path, typer.Option("--output", "-o", help="A file; with --labels audacity a folder.")
+        Path,
+        typer.Option("--output", "-o", help="A file; with --parts or --labels audacity a folder."),
     ],
     format: o.OutputFormat = None,
-    windows: Annotated[bool, typer.Option("--windows", help="Every window's best label.")] = False,
+    label: Label = None,
+    min_score: MinScore = None,
+    windows: Windows = False,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="A row for each of a clip's best labels, so many.")
+    ] = 1,
+    wide: Annotated[bool, typer.Option("--wide", help="A column with each label's score.")] = False,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="A folder of Parquet files, as `load_dataset` reads it.")
+    ] = False,
     labels: Annotated[
         LabelFormat | None, typer.Option(help="The windows as label files for this program.")
     ] = None,
@@ -69,11 +127,29 @@ def export(
 ) -> None:
     """Write all of a run's results to a file, however many."""
     engine, row = find_run(read_settings(db), run)
-    rows = results.results(engine, row.id, windows=windows or labels is not None)
+    conditions: dict[str, Any] = {"label": label, "min_score": min_score}
     if labels:
+        rows = results.results(engine, row.id, in_sequence=True, **conditions)
         label_files.write(rows, labels, file)
+        return
+    if wide and (windows or top_k > 1 or label or min_score is not None):
+        raise UsageError(reason="--wide has a row for each clip, and goes with no other choice.")
+    if wide:
+        rows = results.wide(engine, row)
     else:
-        output.write(rows, format, file)
+        rows = results.results(engine, row.id, windows=windows, rank=top_k, **conditions)
+    if parts:
+        format = output.Format.parquet
+    output.write(rows, format, file, parquet=_parquet(engine, row, parts=parts))
+
+
+def _parquet(engine: sa.Engine, run: RunRow, *, parts: bool = False) -> ParquetOptions:
+    def made_by() -> dict[str, Any]:
+        from earmark import parquet
+
+        return parquet.made_by(engine, run)
+
+    return ParquetOptions(made_by=made_by, parts=parts)
 
 
 @commands.command(epilog="Example: earmark report march -o march.html")
@@ -123,7 +199,14 @@ def failures(
 ) -> None:
     """Print why clips of a run have no result."""
     engine, row = find_run(read_settings(db), run)
-    output.write(results.failures(engine, row.id), format, file, brief=True)
+    output.write(
+        results.failures(engine, row.id),
+        format,
+        file,
+        columns=tables.RESULTS,
+        empty=f"No clip of {row.name} failed.",
+        parquet=_parquet(engine, row),
+    )
 
 
 @commands.command(epilog="Example: earmark labels starter")
@@ -150,4 +233,5 @@ def query(
     from db import query as queries
 
     engine = open_database(read_settings(db))
-    output.write(queries.query(engine, statement, timeout_s=timeout_s), format, file)
+    rows = queries.query(engine, statement, timeout_s=timeout_s)
+    output.write(rows, format, file, parquet=ParquetOptions(of_views=False))

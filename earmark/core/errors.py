@@ -127,7 +127,10 @@ class NotFound(DownloadError):
 
 class Forbidden(DownloadError):
     code = "forbidden"
-    sentence = "The server refuses to give this clip to us (HTTP {status})."
+    sentence = (
+        "The server refuses to give this clip to us (HTTP {status}): a signed URL may have expired;"
+        " EARMARK_FETCH__TOKENS, __BASIC_AUTH and __HEADERS log in."
+    )
     status: int
 
 
@@ -156,7 +159,12 @@ class Robots(DownloadError):
 class FileNotAllowed(DownloadError):
     code = "file_not_allowed"
     cause = Cause.worker
-    sentence = "The path is outside the folders this worker may read (EARMARK_FETCH__FILE_ROOTS)."
+    sentence = (
+        "The file is outside the folders that this worker may read; add {folder} to"
+        " EARMARK_FETCH__FILE_ROOTS."
+    )
+    #: Where the file really lies, behind all links.
+    folder: str
 
 
 class FileNotFound(DownloadError):

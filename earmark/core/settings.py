@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from earmark.core import broker_url
+from earmark.core import broker_url, credentials
 from earmark.core.errors import ServiceError
 
 
@@ -44,6 +44,21 @@ Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_spl
 Ports = Annotated[tuple[int, ...], BeforeValidator(_split)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
+HostHeaders = Annotated[
+    dict[str, dict[str, str]],
+    BeforeValidator(credentials.by_host),
+    AfterValidator(credentials.check_headers),
+]
+HostTokens = Annotated[
+    dict[str, str],
+    BeforeValidator(credentials.by_host),
+    AfterValidator(credentials.check_tokens),
+]
+HostLogins = Annotated[
+    dict[str, str],
+    BeforeValidator(credentials.by_host),
+    AfterValidator(credentials.check_logins),
+]
 
 
 class Group(BaseModel):
@@ -156,6 +171,26 @@ class Fetch(Group):
     )
     file_roots: Annotated[Folders, NoDecode] = Field(
         (), description="Folders a worker may read; unset: none."
+    )
+    headers: Annotated[HostHeaders, NoDecode] = Field(
+        {},
+        repr=False,
+        description="Headers by host, as JSON; a host means https unless it begins with http://.",
+    )
+    tokens: Annotated[HostTokens, NoDecode] = Field(
+        {}, repr=False, description="Bearer tokens by host, as JSON."
+    )
+    basic_auth: Annotated[HostLogins, NoDecode] = Field(
+        {}, repr=False, description="USER:PASSWORD by host, as JSON."
+    )
+    proxy: Annotated[str | None, AfterValidator(credentials.check_proxy)] = Field(
+        None,
+        repr=False,
+        description="HTTP proxy for clips, as http://HOST:PORT; it must allow CONNECT.",
+    )
+    proxy_resolves: bool = Field(
+        False,
+        description="Leave names to the proxy, and what they lead to. Addresses are checked here.",
     )
     contact: str = Field(
         "", description="An address or URL for site owners, sent in the User-Agent."
@@ -301,7 +336,7 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             first = error.errors()[0]
-            name = "EARMARK_" + "__".join(str(part) for part in first["loc"]).upper()
+            name = "EARMARK_" + "__".join(str(part) for part in first["loc"][:2]).upper()
             reason = first["msg"].removeprefix("Value error, ")
             raise ServiceError(reason=f"The setting {name} is wrong: {reason}.") from error
         except RuntimeError as error:

@@ -20,6 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from db import browse, query, runs
+from db.pace import pace
 from earmark.core.errors import BY_CODE, EarmarkError, UsageError
 from earmark.ports import HERE, check_port
 from earmark.progress import screen
@@ -156,6 +157,8 @@ class _Pages:
         self._hear = lru_cache(HEARD)(
             partial(listener.hear, most_s=SOUND_S, most_bytes=SOUND_BYTES)
         )
+        # A run that has ended is looked at again only if its counts change.
+        self._facts_of_ended = lru_cache(RUNS)(self._look_at)
         self._flower = flower
 
     def runs(self, _: Request) -> HTMLResponse:
@@ -219,7 +222,22 @@ class _Pages:
         return self._page("wrong.html", status, sentence=str(error))
 
     def _runs(self) -> list[dict[str, Any]]:
-        return list(islice(runs.run_progress(self._engine), RUNS))
+        newest = islice(runs.run_progress(self._engine), RUNS)
+        return [{**row, **self._facts(row)} for row in newest]
+
+    def _facts(self, row: dict[str, Any]) -> dict[str, Any]:
+        counts = tuple(row[name] for name in ("done", "failed", "cancelled"))
+        if sum(counts) == row["total"]:
+            return self._facts_of_ended(row["run_id"], counts)
+        return self._look_at(row["run_id"])
+
+    def _look_at(self, run_id: int, _counts: tuple[int, ...] = ()) -> dict[str, Any]:
+        state = runs.progress(self._engine, run_id)
+        return {
+            "model": runs.get_run(self._engine, run_id).options.model,
+            "clips_per_s": pace(self._engine, run_id, state).clips_per_s,
+            "seconds": state.seconds,
+        }
 
     def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(render(template, flower=self._flower, **values), status)

@@ -26,7 +26,7 @@ LIMITS = Ledger()
 def ended(engine: sa.Engine, ids: Sequence[int], worker: str, failed: int, **how: bool) -> None:
     """Let a worker end clips: so many fail, the others succeed."""
     claim = ledger.claim(engine, chunk_of(engine, ids), worker=worker, limits=LIMITS)
-    outcomes = [Failure(clip_id, FileNotAllowed(), **how) for clip_id in ids[:failed]]
+    outcomes = [Failure(clip_id, FileNotAllowed(folder="/a"), **how) for clip_id in ids[:failed]]
     outcomes += [success(clip_id) for clip_id in ids[failed:]]  # type: ignore[misc]
     ledger.finish(engine, claim, outcomes, labels(engine), LIMITS)
 
@@ -66,7 +66,7 @@ def test_a_run_pauses_if_clearly_more_than_a_fifth_fails_on_every_worker(
     if paused:
         assert sentences == [runs.progress(engine, run_id).paused]
         assert "100 of its last 200 clips" in sentences[0]
-        assert "file_not_allowed: The path is outside" in sentences[0]
+        assert "file_not_allowed: The file is outside" in sentences[0]
         assert f"earmark resume run-{run_id}" in sentences[0]
 
 

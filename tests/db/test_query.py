@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from importlib import import_module
 from importlib.util import find_spec
@@ -72,7 +73,8 @@ def test_the_python_of_the_page_runs(
     output.write(results.results(engine, run), None, tmp_path / "march.parquet")
     (block,) = re.findall(r"```python\n(.+?)```", PAGE.read_text(), re.S)
     found = {}
-    for line in block.splitlines():
+    for statement in ast.parse(block).body:
+        line = ast.unparse(statement)
         library = line.partition(".")[0]
         if find_spec(library):
             found[line] = eval(line, {library: import_module(library), "engine": engine})

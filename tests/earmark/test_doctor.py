@@ -31,8 +31,8 @@ def told(tmp_path: Path, status: int, **settings: str) -> dict[str, tuple[bool, 
     earmark = Earmark(
         {"HF_ENDPOINT": "http://localhost", "HTTPS_PROXY": "http://proxy:3128", **given}, tmp_path
     )
-    lines = earmark("doctor", "--format", "json", status=status).stdout.splitlines()
-    return {row["check"]: (row["ok"], row["found"]) for row in map(json.loads, lines)}
+    rows = json.loads(earmark("doctor", "--format", "json", status=status).stdout)
+    return {row["check"]: (row["ok"], row["found"]) for row in rows}
 
 
 def test_a_sound_machine_is_told_as_such(tmp_path: Path, postgres_url: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from db import schema
 from db.session import connect
-from earmark import label_files, output
+from earmark import frames, output
 from earmark.core.errors import UsageError
 from earmark.core.settings import Database
 from tests.db.facts import two_runs
@@ -83,6 +83,11 @@ def earmark(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Comma
     [
         ("r.csv", "uri,label,score\na,,1\n'=b,dog,0.5\n"),
         (
+            "r.json",
+            '[\n{"uri": "a", "label": null, "score": 1},\n'
+            '{"uri": "=b", "label": "dog", "score": 0.5}\n]\n',
+        ),
+        (
             "r.jsonl",
             '{"uri": "a", "label": null, "score": 1}\n'
             '{"uri": "=b", "label": "dog", "score": 0.5}\n',
@@ -97,8 +102,9 @@ def test_the_suffix_says_the_format(tmp_path: Path, name: str, text: str) -> Non
 def test_parquet_is_written_in_parts_whose_types_may_grow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "ROWS_IN_PART", 1)
-    output.write(iter(ROWS), None, tmp_path / "r.parquet")
+    monkeypatch.setattr(frames, "ROWS_AT_ONCE", 1)
+    options = output.ParquetOptions(of_views=False)
+    output.write(iter(ROWS), None, tmp_path / "r.parquet", parquet=options)
     assert polars.read_parquet(tmp_path / "r.parquet").rows() == [
         ("a", None, 1.0),
         ("=b", "dog", 0.5),
@@ -116,35 +122,6 @@ def test_a_file_that_could_not_be_finished_is_not_there(tmp_path: Path, name: st
     with pytest.raises(UsageError, match="No space left on device"):
         output.write(breaking(), None, tmp_path / name)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "as it was")]
-
-
-def test_labels_for_audacity_are_a_folder_of_files(tmp_path: Path) -> None:
-    windows = [
-        {
-            "clip_id": 7,
-            "uri": "https://h/a b.wav",
-            "start_s": 0.0,
-            "end_s": 4.0,
-            "label": "dog",
-            "score": 0.5,
-        }
-    ]
-    label_files.write(windows, label_files.LabelFormat.audacity, tmp_path / "labels")
-    assert (tmp_path / "labels" / "7-a_b.wav.txt").read_text() == "0.000\t4.000\tdog 0.50\n"
-
-
-def test_labels_for_raven_are_one_table(
-    earmark: CommandLine, database: Path, tmp_path: Path
-) -> None:
-    assert (
-        earmark(
-            database, "export", "march", "--labels", "raven", "-o", str(tmp_path / "t.txt")
-        ).returncode
-        == 0
-    )
-    head, first, *_ = (tmp_path / "t.txt").read_text().splitlines()
-    assert head.split("\t")[3:5] == ["Begin Time (s)", "End Time (s)"]
-    assert first.split("\t")[3:9] == ["0.0", "4.0", "0", "20000", "https://h0.org/0.wav", "siren"]
 
 
 def test_a_run_is_exported_whole(earmark: CommandLine, database: Path, tmp_path: Path) -> None:
@@ -183,18 +160,17 @@ def test_a_file_that_grows_too_large_leaves_what_was_there(
     ]
 
 
-@pytest.mark.parametrize("words", [["query", MANY], ["export", "march", "-o", "-"]])
-def test_a_reader_that_stops_early_ends_it_with_one_sentence(
+@pytest.mark.parametrize(
+    "words", [["query", MANY], ["export", "march", "-o", "-"], ["labels", "m"]]
+)
+def test_a_reader_that_stops_early_ends_it_without_a_word(
     earmark: CommandLine, either: str, words: list[str]
 ) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     ended = earmark(either, *words, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
-    assert (ended.returncode, ended.stderr) == (
-        2,
-        "earmark: Standard output cannot be written: Broken pipe.\n",
-    )
+    assert (ended.returncode, ended.stderr) == (1, "")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +218,7 @@ def test_no_rows_are_a_file_with_the_names_of_the_columns(
     earmark: CommandLine, either: str, tmp_path: Path, suffix: str
 ) -> None:
     file = tmp_path / f"none.{suffix}"
-    assert earmark(either, "results", "march", "--label", "cow", "-o", str(file)).returncode == 0
+    assert earmark(either, "results", "march", "--min-score", "2", "-o", str(file)).returncode == 0
     found = {"csv": polars.read_csv, "parquet": polars.read_parquet}[suffix](file)
     assert found.height == 0
     assert {"uri", "label", "score"} < set(found.columns)
@@ -312,17 +288,6 @@ def test_a_table_fits_80_columns_and_has_colour_only_on_a_terminal(
     assert "\x1b[3" not in earmark(database, *words, "--format", "table", env=unwanted).stdout
 
 
-def test_a_bar_is_exact_to_an_eighth_of_a_character() -> None:
-    assert [output.bar(share, 4) for share in (-1.0, 0.0, 0.25, 0.28, 0.99, 2.0)] == [
-        "",
-        "",
-        "█",
-        "█▏",
-        "████",
-        "████",
-    ]
-
-
 def test_status_names_the_hosts_that_fail(earmark: CommandLine, database: Path) -> None:
     assert "most failures: h1.org (1)" in earmark(database, "status", "march").stderr
 
@@ -338,8 +303,8 @@ def test_status_gives_the_same_numbers_as_json(earmark: CommandLine, database: P
     assert (told["done"], told["failed"]) == (3, 1)
     assert told["clips_per_s"] > 0
     assert (told["eta_s"], told["bottleneck"]) == (None, None)
-    every = earmark(database, "status", "--format", "json").stdout.splitlines()
-    assert [json.loads(line)["run"] for line in every] == ["april", "march"]
+    every = json.loads(earmark(database, "status", "--format", "json").stdout)
+    assert [each["run"] for each in every] == ["april", "march"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import threading
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,12 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 def test_from_the_runs_to_a_clip_that_is_seen_and_heard(page: Page) -> None:
     assert "6 of 6 clips, 2 failed" in page.locator(".rows").inner_text()
+    bar = page.locator(".rows .bar")
+    assert bar.get_attribute("aria-label") == "4 done, 2 failed, 0 to do"
+    assert [part.get_attribute("width") for part in bar.locator("rect").all()] == ["6", "4", "2"]
+    assert re.match(
+        r"starter, [\d.]+ clips/s, took \d+ s, begun 20", page.locator(".rows small").inner_text()
+    )
     page.locator(".rows a").click()
     page.locator("summary", has_text="mixed.m4a").click()
     card = page.locator(".card", has_text="mixed.m4a")

@@ -98,7 +98,7 @@ def test_the_mixed_clip_shows_two_labels_at_two_times(page: Page) -> None:
 
 
 def test_what_cannot_be_had_any_more_has_its_card_with_the_reason(page: Page) -> None:
-    gone = page.locator(".card", has_text="can’t be had any more")
+    gone = page.locator(".card", has_text="No sound here")
     assert "gone.invalid" in gone.inner_text()
     assert gone.locator("audio").count() == 0
     assert "SECRET" not in page.content()

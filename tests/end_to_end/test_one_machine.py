@@ -34,12 +34,22 @@ GOOD = (
 
 @pytest.fixture
 def recordings(tmp_path: Path) -> Path:
-    """A folder tree of 200 files: good ones, a web page, an empty, a truncated and a text file."""
+    """A folder tree of 200 files: good ones, a web page, an empty, a truncated and a text file.
+
+    The good ones lie elsewhere, behind a link to their folder or links to themselves.
+    """
     folder = tmp_path / "recordings" / "deep"
-    folder.mkdir(parents=True)
+    nas, blobs = tmp_path / "nas", tmp_path / "blobs"
+    for new in (folder.parent, nas, blobs):
+        new.mkdir()
+    folder.symlink_to("../nas")
     for number in range(196):
         name = GOOD[number % len(GOOD)]
-        shutil.copy(EXAMPLES / name, folder / f"{number:03d}-{name}")
+        shutil.copy(EXAMPLES / name, blobs / f"{number}")
+        if number % 2:
+            shutil.move(blobs / f"{number}", folder / f"{number:03d}-{name}")
+        else:
+            (folder / f"{number:03d}-{name}").symlink_to(blobs / f"{number}")
     shutil.copy(EXAMPLES / "broken.wav", folder.parent / "page.wav")
     (folder.parent / "empty.wav").touch()
     (folder.parent / "half.flac").write_bytes((EXAMPLES / "piano.flac").read_bytes()[:30])

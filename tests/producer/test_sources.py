@@ -73,6 +73,34 @@ def test_a_folder_is_walked_in_order_without_hidden_files(folder: Path) -> None:
     assert names == ["b.wav", "notes.md", "deep/a.FLAC"]
 
 
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """Lay out a project with links to the store of a hub, and to folders of a NAS."""
+    for name in ("project/a.wav", "project/z/b.wav", "nas/site/c.wav", "nas/site/d/e.wav", "blob"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    project = tmp_path / "project"
+    (project / "blob.wav").symlink_to("../blob")
+    (project / "again").symlink_to("z")
+    (project / "loop").symlink_to(".")
+    (project / "z" / "up").symlink_to("../..")
+    (project / "z" / "disk").symlink_to("/")
+    (project / "site").symlink_to(tmp_path / "nas" / "site")
+    (project / "twice").symlink_to(tmp_path / "nas" / "site")
+    (tmp_path / "nas" / "site" / "back").symlink_to(project)
+    return project
+
+
+def test_each_real_folder_behind_links_is_walked_once(linked: Path) -> None:
+    names = [uri.removeprefix(f"{linked}/") for uri in uris(linked)]
+    assert names == ["a.wav", "blob.wav", "z/b.wav", "site/c.wav", "site/d/e.wav"]
+
+
+def test_a_linked_folder_is_walked_under_its_own_name(linked: Path) -> None:
+    (linked.parent / "alias").symlink_to(linked)
+    assert uris(linked.parent / "alias")[0] == f"{linked.parent}/alias/a.wav"
+
+
 def test_a_glob_an_audio_file_and_a_url_are_sources(folder: Path) -> None:
     found = uris(folder / "**/*.FLAC", folder / "sounds/b.wav", "https://h/x.wav")
     assert found == [

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from earmark.core.clips import Outcome
     from earmark.core.errors import ClipError
 
-NOT_ALLOWED = errors.FileNotAllowed()
+NOT_ALLOWED = errors.FileNotAllowed(folder="/a")
 
 
 class Clock:

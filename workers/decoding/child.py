@@ -20,8 +20,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from earmark.core import clips, errors
-from workers.decoding import formats, readers
+from earmark.core import clips, errors, formats
+from workers.decoding import readers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

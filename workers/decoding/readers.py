@@ -12,13 +12,12 @@ import av
 import numpy as np
 import soundfile
 
-from earmark.core import errors
-from workers.decoding import formats
+from earmark.core import errors, formats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from workers.decoding.formats import Format
+    from earmark.core.formats import Format
 
 #: Blocks that stay in the processor's cache, where the resampler is fastest.
 BLOCK_FRAMES = 65536

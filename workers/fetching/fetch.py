@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import tempfile
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from urllib3.exceptions import HTTPError
 
-from earmark.core import clips, errors
+from earmark.core import clips, errors, formats
 from workers.fetching import guard, object_stores, robots
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 64 * 1024
 #: Larger bodies, and those of unknown length, go to disk: 32 clips in flight hold at most 256 MB.
 IN_MEMORY_BYTES = 8 * 1024**2
+#: Unpacked at once: gzip grows to 1 MB at most.
+PACKED_BYTES = 1024
+#: Too slow, too early, not ready yet: states that pass.
+PASSING = (202, 408, 425)
+COMPRESSIONS = frozenset(["gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"])
+GZIP = (["gzip"], ["x-gzip"])
 SECONDS = re.compile(r"[0-9]{1,9}")
 # O_PATH (Linux) opens folders that may be entered but not listed.
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)
@@ -71,6 +78,7 @@ class Fetcher:
 
         Raises:
             DownloadError: the clip cannot be fetched.
+            NotAudio: it is a file of this machine that is not sound.
         """
         if uri[:8].lower().startswith(("http://", "https://")):
             if self._robots:
@@ -81,7 +89,7 @@ class Fetcher:
             file = _new_file(None)
             blocks = object_stores.read(uri, self._settings.timeout_s)
             return self._fetched(file, _saved(blocks, file))
-        return self._open(_real(_path(uri)))
+        return self._open(_path(uri))
 
     def _download(self, url: str) -> Fetched:
         with self._guard.open(url) as answer:
@@ -89,14 +97,19 @@ class Fetcher:
             declared = _declared_bytes(answer)
             if declared is not None and declared > self._max_bytes:
                 raise errors.TooLarge(max_bytes=self._max_bytes)
+            blocks = _received(answer, declared)
+            if _is_gzip(answer):
+                declared, blocks = None, _unpacked(blocks)
             file = _new_file(declared)
-            return self._fetched(file, _saved(_received(answer, declared), file))
+            return self._fetched(file, _saved(blocks, file))
 
     def _open(self, path: str) -> Fetched:
-        if not any(Path(path).is_relative_to(root) for root in self._roots):
-            raise errors.FileNotAllowed
-        file = _open_regular(path)
-        return self._fetched(file, _read(file))
+        real = _real(path)
+        if not any(Path(real).is_relative_to(root) for root in self._roots):
+            folder = os.fsencode(Path(real).parent).decode("utf-8", "backslashreplace")
+            raise errors.FileNotAllowed(folder=folder)
+        file = _open_regular(real)
+        return self._fetched(file, _read(file, linked=real != os.path.normpath(path)))
 
     def _fetched(self, file: FileIO, blocks: Iterable[bytes]) -> Fetched:
         try:
@@ -128,9 +141,9 @@ def _check_status(answer: BaseHTTPResponse) -> None:
         raise errors.Forbidden(status=status)
     if status == 429:
         raise errors.RateLimited(retry_after_s=_retry_after_s(answer))
-    if status >= 500:
+    if status >= 500 or status in PASSING:
         raise errors.ServerFailed(status=status, retry_after_s=_retry_after_s(answer))
-    if status != 200:
+    if status not in (200, 203):
         raise errors.HttpError(reason=f"HTTP {status}")
 
 
@@ -148,8 +161,6 @@ def _retry_after_s(answer: BaseHTTPResponse) -> float | None:
 
 
 def _declared_bytes(answer: BaseHTTPResponse) -> int | None:
-    if answer.headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
-        raise errors.HttpError(reason="it is compressed, which we did not ask for")
     transfer = answer.headers.get("Transfer-Encoding", "").strip().lower()
     length = answer.headers.get("Content-Length")
     if transfer not in ("", "chunked"):
@@ -170,6 +181,37 @@ def _received(answer: BaseHTTPResponse, declared: int | None) -> Iterator[bytes]
         return
     total = "an unknown number" if declared is None else str(declared)
     raise errors.Incomplete(received=received, declared=total)
+
+
+def _is_gzip(answer: BaseHTTPResponse) -> bool:
+    """Return whether to unpack the body. A coding that does not compress leaves its bytes alone."""
+    names = answer.headers.get("Content-Encoding", "").lower().split(",")
+    used = [name.strip() for name in names if name.strip() in COMPRESSIONS]
+    if used and used not in GZIP:
+        raise errors.HttpError(reason=f"it is compressed with {', '.join(used)}, unasked")
+    return bool(used)
+
+
+def _unpacked(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Unpack gzip in small pieces, so that a bomb ends at the limit of bytes."""
+    member = _gzip()
+    for block in blocks:
+        for start in range(0, len(block), PACKED_BYTES):
+            packed = block[start : start + PACKED_BYTES]
+            while packed:
+                if member.eof:
+                    member = _gzip()
+                try:
+                    yield member.decompress(packed)
+                except zlib.error:
+                    raise errors.HttpError(reason="its gzip is damaged") from None
+                packed = member.unused_data
+    if not member.eof:
+        raise errors.HttpError(reason="its gzip ends early")
+
+
+def _gzip() -> zlib._Decompress:
+    return zlib.decompressobj(zlib.MAX_WBITS | 16)
 
 
 def _new_file(declared: int | None) -> FileIO:
@@ -194,7 +236,8 @@ def _path(uri: str) -> str:
     if uri[:7].lower() == "file://":
         with suppress(ValueError):
             parts = urlsplit(uri)
-            plain = not (parts.netloc or parts.query or parts.fragment)
+            here = parts.netloc.lower() in ("", "localhost")
+            plain = here and not (parts.query or parts.fragment)
             path = unquote(parts.path) if plain else ""
     if guard.CONTROL.search(uri + path) or not path.startswith("/"):
         raise errors.BadUrl(
@@ -234,10 +277,17 @@ def _open_regular(path: str) -> FileIO:
     return file
 
 
-def _read(file: FileIO) -> Iterator[bytes]:
-    """Yield as many bytes as the file's size says: none for files in /proc, which may not end."""
+def _read(file: FileIO, *, linked: bool) -> Iterator[bytes]:
+    """Yield as many bytes as the file's size says: none for files in /proc, which may not end.
+
+    Raises:
+        NotAudio: the first bytes are not sound, and no others were read. A link in a folder of
+            somebody else may lead to any file, so behind a link the format must be a known one.
+    """
     left = os.fstat(file.fileno()).st_size
     try:
+        if left and formats.recognise(file.fileno()) is formats.UNKNOWN and linked:
+            raise errors.NotAudio(kind=formats.describe(file.fileno()))
         while block := file.read(min(left, BLOCK_BYTES)):
             left -= len(block)
             yield block

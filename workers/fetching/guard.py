@@ -9,9 +9,11 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,21 +23,22 @@ import certifi
 import psutil
 import requests
 import requests.adapters
+from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import parse_url
 from urllib3.util.ssltransport import SSLTransport
 
 from earmark.core import errors
+from earmark.core.credentials import DEFAULT_PORTS, Credentials, Proxy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from urllib3 import BaseHTTPResponse
 
     from earmark.core import settings
 
-DEFAULT_PORTS = {"http": 80, "https": 443}
 REDIRECTS = (301, 302, 303, 307, 308)
 #: The most that headers, chunk sizes and trailers may add to twice the largest body.
 HEADER_BYTES = 256 * 1024
@@ -49,6 +52,9 @@ USER_INFO = re.compile(r"[^/]*//[^/?#]*@")
 HOST_NAME = re.compile(
     r"(?=.{1,254}$)([a-z0-9_][a-z0-9_-]{0,62}\.)*[a-z0-9_][a-z0-9_-]{0,62}\.?", re.ASCII
 )
+
+#: A last label in numbers makes a host an address, as browsers read it.
+NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
 
 #: Some versions of `ipaddress` call these global: cloud metadata services (Azure, Oracle), 6to4,
 #: multicast, Teredo, documentation.
@@ -87,8 +93,9 @@ class Guard:
         self._settings = fetch_settings
         self._observer = observer
         self._addresses = Addresses(fetch_settings)
+        self._credentials = Credentials(fetch_settings)
         # No requests.Session: it reads the bodies of redirects, keeps cookies, and obeys proxies
-        # and .netrc passwords.
+        # and .netrc passwords of the environment.
         self._adapter = _Adapter(HOSTS_KEPT, fetch_settings.host_concurrency)
         contact = fetch_settings.contact
         self._headers = {"User-Agent": f"Earmark ({contact})" if contact else "Earmark"}
@@ -154,10 +161,14 @@ class Guard:
     def _send(self, url: str, download: Download) -> BaseHTTPResponse:
         download.start_hop()
         try:
-            request = requests.Request("GET", url, headers=self._headers).prepare()
+            headers = {**self._headers, **self._credentials.headers(url)}
+            request = requests.Request("GET", url, headers, cookies=download.cookies).prepare()
             answer: BaseHTTPResponse = self._adapter.send(
                 request, stream=True, timeout=download.left_s()
             ).raw
+            if "Set-Cookie" in answer.headers:
+                download.cookies = download.cookies or RequestsCookieJar()
+                extract_cookies_to_jar(download.cookies, request, answer)  # type: ignore[no-untyped-call]
         except (requests.RequestException, http.client.HTTPException, OSError, ValueError) as error:
             raise download.error(error) from None  # its text quotes the URL
         download.start_body()
@@ -168,8 +179,10 @@ def check_url(url: str, fetch_settings: settings.Fetch) -> str:
     """Return the URL in canonical form, or raise BadUrl."""
     if len(url) > fetch_settings.max_url_chars:
         raise errors.BadUrl(reason=f"it is longer than {fetch_settings.max_url_chars} characters")
-    if CONTROL.search(url) or "\\" in url or USER_INFO.match(url):
-        raise errors.BadUrl(reason="it holds control characters, backslashes or a user name")
+    if CONTROL.search(url) or "\\" in url:
+        raise errors.BadUrl(reason="it holds control characters or backslashes")
+    if USER_INFO.match(url):
+        raise errors.BadUrl(reason="it holds a user name: use EARMARK_FETCH__BASIC_AUTH instead")
     try:
         parts = parse_url(url)
     except ValueError:
@@ -232,7 +245,9 @@ class Download:
     def __init__(self, fetch_settings: settings.Fetch, addresses: Addresses) -> None:
         self._settings = fetch_settings
         self._addresses = addresses
+        self._proxy = Proxy.parse(fetch_settings.proxy) if fetch_settings.proxy else None
         self._deadline = time.monotonic() + fetch_settings.timeout_s
+        self.cookies: RequestsCookieJar | None = None
 
     def start_hop(self) -> None:
         self.dialled = False
@@ -259,15 +274,31 @@ class Download:
     def dial(self, host: str, port: int) -> socket.socket:
         """Connect to the host's first address that answers; refuse the host if one is forbidden."""
         self.dialled = True
-        tries: dict[int, list[Any]] = {}
+        if self._proxy is None:
+            return self._first(self._checked(host, port), self._connect)
+        if not self._settings.proxy_resolves:
+            return self._first(self._checked(host, port), self._tunnel)
+        if address := literal(host):
+            self._addresses.check(address)
+        return self._first([(0, (address or host, port))], self._tunnel)
+
+    def _checked(self, host: str, port: int) -> list[tuple[int, Any]]:
+        places = []
         for family, _, _, _, place in resolve(host, port, self._connect_s()):
             self._addresses.check(place[0])
-            tries.setdefault(family, []).append(place)
+            places.append((family, place))
+        return places
+
+    def _first(
+        self, places: list[tuple[int, Any]], connect: Callable[[int, Any], _Socket]
+    ) -> _Socket:
+        tries: Counter[int] = Counter()
         reason = "it has no address"
-        for family, places in tries.items():
-            for place in places[:ADDRESSES_TRIED]:
+        for family, place in places:
+            tries[family] += 1
+            if tries[family] <= ADDRESSES_TRIED:
                 try:
-                    return self._connect(family, place)
+                    return connect(family, place)
                 except OSError as error:
                     reason = error.strerror or "no answer"
         raise errors.Connect(reason=reason)
@@ -275,17 +306,41 @@ class Download:
     def _connect_s(self) -> float:
         return min(self._settings.connect_timeout_s, self.left_s())
 
-    def _connect(self, family: int, place: Any) -> socket.socket:
+    def _connect(self, family: int, place: Any, *, checked: bool = True) -> _Socket:
         connection = _Socket(family, socket.SOCK_STREAM)
         try:
             connection.settimeout(self._connect_s())
             connection.connect(place)
-            self._addresses.check(connection.getpeername()[0])
+            if checked:
+                self._addresses.check(connection.getpeername()[0])
             connection.settimeout(self.left_s())
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _tunnel(self, _family: int, place: Any) -> _Socket:
+        """Have the proxy connect to a place that has been checked."""
+        assert self._proxy
+        connection = self._to_proxy(self._proxy)
+        try:
+            _ask_proxy(self._proxy, connection, place)
+        except http.client.HTTPException:
+            connection.close()
+            raise errors.Connect(reason="the proxy's answer is not HTTP") from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _to_proxy(self, proxy: Proxy) -> _Socket:
+        places = []
+        for family, _, _, _, place in resolve(proxy.host, proxy.port, self._connect_s()):
+            places.append((family, place))
+        try:
+            return self._first(places, partial(self._connect, checked=False))
+        except errors.Connect as error:
+            raise errors.Connect(reason=f"its proxy is away, {error.reason}") from None
 
     def error(self, outside: BaseException) -> errors.DownloadError:
         """Return our error for one of requests, urllib3, http.client, ssl or the system."""
@@ -299,6 +354,38 @@ class Download:
                 case OSError():
                     return errors.Connect(reason=cause.strerror or "it closed the connection")
         return errors.HttpError(reason="its answer is not HTTP")
+
+
+def _ask_proxy(proxy: Proxy, connection: socket.socket, place: Any) -> None:
+    host, port = place[:2]
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    lines = [f"CONNECT {where} HTTP/1.1", f"Host: {where}"]
+    if proxy.authorization:
+        lines.append(f"Proxy-Authorization: {proxy.authorization}")
+    connection.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
+    with http.client.HTTPResponse(connection, method="CONNECT") as answer:
+        answer.begin()
+    if answer.status == 407:
+        raise errors.Connect(reason="the proxy asks for a login (EARMARK_FETCH__PROXY)")
+    if answer.status >= 500:
+        raise OSError(0, f"the proxy answers with HTTP {answer.status}")
+    if answer.status >= 300:
+        raise errors.HttpError(reason=f"the proxy refuses this address (HTTP {answer.status})")
+
+
+def literal(host: str) -> str:
+    """Return the address that a host in numbers stands for, in any form; empty for a name."""
+    bare = host.removesuffix(".")
+    with suppress(ValueError):
+        return str(ip_address(bare))
+    with suppress(OSError):
+        return socket.inet_ntoa(socket.inet_aton(bare))
+    last = bare.rpartition(".")[2]
+    if last == "localhost":
+        return "127.0.0.1"
+    if NUMBER.fullmatch(last):
+        raise errors.Dns(host=host)
+    return ""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 import pickle
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import huggingface_hub
 import transformers
-from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 from earmark.core import errors
-from workers.scoring import zero_shot
+from workers.scoring import hub, zero_shot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import torch
 
@@ -26,10 +24,7 @@ if TYPE_CHECKING:
 
 transformers_logging: Any = transformers.logging
 
-STARTER = Path(__file__).with_name("starter")
-#: Configurations, extractors and tokenizers: JSON or text. Safe weights are preferred to pickles.
-_FILES = ["config.json", "*processor_config.json", "*token*.json", "vocab.*", "merges.txt"]
-_SAFE_WEIGHTS, _PICKLES = "model*.safetensors*", "pytorch_model*.bin*"
+_SAFE_WEIGHTS, _PICKLES = hub.SAFE_WEIGHTS, hub.PICKLES
 #: Parameters that only training uses; many good checkpoints lack them.
 _TRAINING_ONLY = "masked_spec_embed"
 _UNREADABLE = (
@@ -60,7 +55,7 @@ class Checkpoint:
 
     @property
     def zero_shot(self) -> bool:
-        return bool(self.config.model_type == "clap")
+        return bool(self.config.model_type == hub.ZERO_SHOT)
 
     @property
     def function_to_apply(self) -> options.FunctionToApply:
@@ -86,7 +81,7 @@ def open_checkpoint(name: str, revision: str | None) -> Checkpoint:
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    folder, commit = _locate(name, revision)
+    folder, commit = hub.locate(name, revision)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _require_audio_classifier(name, config)
@@ -105,50 +100,6 @@ def _require_audio_classifier(name: str, config: Any) -> None:
         raise errors.ServiceError(reason=f"{name} is a {config.model_type} model; {usable}.")
 
 
-def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
-    if name == "starter":
-        return STARTER, None
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder, None
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise errors.ServiceError(
-            reason=f"There is no folder {name} on this machine; check the model's path."
-        )
-    snapshot = _download(name, revision, [*_FILES, _SAFE_WEIGHTS])
-    if not any(snapshot.glob(_SAFE_WEIGHTS)):
-        snapshot = _download(name, snapshot.name, [*_FILES, _PICKLES])
-    return snapshot, snapshot.name
-
-
-def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
-        )
-    except hub_errors.GatedRepoError as error:
-        cure = "accept its terms on huggingface.co and set HF_TOKEN"
-        raise errors.ServiceError(
-            reason=f"The hub asks for permission to use {name}: {cure}."
-        ) from error
-    except hub_errors.RepositoryNotFoundError as error:
-        cure = "check the id, or set HF_TOKEN if it is private"
-        raise errors.ServiceError(reason=f"The hub has no model {name}: {cure}.") from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise errors.ServiceError(
-            reason=f"{name} has no revision {revision}; check --revision."
-        ) from error
-    except hub_errors.HFValidationError as error:
-        cure = "give `starter`, a folder, or a hub id such as owner/model"
-        raise errors.ServiceError(reason=f"{name} names no model: {cure}.") from error
-    except (OSError, hub_errors.EntryNotFoundError) as error:
-        cure = "connect once to download it, or give a folder"
-        reason = (
-            f"{name} is not in this machine's model cache and the hub cannot be reached: {cure}."
-        )
-        raise errors.ServiceError(reason=reason) from error
-
-
 def labels_of(checkpoint: Checkpoint, wanted: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the labels in the order of the scores.
 
@@ -157,17 +108,10 @@ def labels_of(checkpoint: Checkpoint, wanted: Sequence[str] = ()) -> tuple[str, 
     Raises:
         ServiceError: the labels do not fit the model.
     """
-    name = checkpoint.name
+    hub.check_labels(checkpoint.name, wanted, zero_shot=checkpoint.zero_shot)
     if checkpoint.zero_shot:
-        if not wanted:
-            raise errors.ServiceError(
-                reason=f"{name} has no labels of its own; say what to listen for with --labels."
-            )
         return tuple(wanted)
-    if wanted:
-        raise errors.ServiceError(
-            reason=f"{name} has its own labels; --labels is for zero-shot models (CLAP)."
-        )
+    name = checkpoint.name
     named = {int(position): label for position, label in checkpoint.config.id2label.items()}
     if sorted(named) != list(range(len(named))):
         raise errors.ServiceError(

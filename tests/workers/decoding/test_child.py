@@ -8,9 +8,9 @@ import librosa
 import numpy as np
 import pytest
 
+from earmark.core import formats
 from tests.workers.decoding import bad_audio
 from workers.decoding import child as decoder_child
-from workers.decoding import formats
 
 CONFINED = """
     import os, resource, socket, subprocess

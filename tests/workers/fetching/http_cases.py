@@ -458,7 +458,11 @@ def _hops(talk: Talk) -> None:
         answer()(talk)
 
 
+GZIP_HEAD = b"Content-Encoding: gzip\r\n\r\n"
+GZIP_LIMIT, GZIP_MORE = gzip.compress(bytes(LIMIT_BYTES)), gzip.compress(bytes(LIMIT_BYTES + 1))
+GZIP_CUT = gzip.compress(CLIP)[:-9]
 GZIP_BOMB = gzip.compress(bytes(60_000_000))
+GZIP_CHUNK = b"%x\r\n%b\r\n0\r\n\r\n" % (len(GZIP_BOMB), GZIP_BOMB)
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -546,7 +550,30 @@ def bodies() -> list[Case]:
         "empty chunks": (raw(CHUNKED + b"0\r\n\r\n"), "empty"),
         "unknown transfer encoding": (_headers(b"Transfer-Encoding: gzip, chunked"), "http_error"),
         "identity": (answer(CLIP, "Content-Encoding: identity"), "ok"),
-        "gzip bomb": (answer(GZIP_BOMB, "Content-Encoding: gzip"), "http_error"),
+        "gzip": (answer(gzip.compress(CLIP), "Content-Encoding: gzip"), "ok"),
+        "gzip in capitals": (answer(gzip.compress(CLIP), "Content-Encoding: X-GZIP"), "ok"),
+        "gzip of exactly the limit": (answer(GZIP_LIMIT, "Content-Encoding: gzip"), "ok"),
+        "gzip of one byte more": (answer(GZIP_MORE, "Content-Encoding: gzip"), "too_large"),
+        "gzip in two members": (answer(gzip.compress(CLIP) * 2, "Content-Encoding: gzip"), "ok"),
+        "gzip and no compression": (
+            answer(gzip.compress(CLIP), "Content-Encoding: aws-chunked,gzip"),
+            "ok",
+        ),
+        "gzip cut short": (
+            answer(gzip.compress(CLIP)[:-9], "Content-Encoding: gzip"),
+            "http_error",
+        ),
+        "gzip damaged": (answer(b"\x1f\x8b" + CLIP, "Content-Encoding: gzip"), "http_error"),
+        "gzip of nothing": (answer(gzip.compress(b""), "Content-Encoding: gzip"), "empty"),
+        "endless empty gzip": (
+            _then_for_ever(head[:-2] + GZIP_HEAD, gzip.compress(b"") * 1000),
+            "http_error",
+        ),
+        "gzip bomb": (answer(GZIP_BOMB, "Content-Encoding: gzip"), "too_large"),
+        "gzip bomb in chunks": (
+            raw(CHUNKED[:-2] + GZIP_HEAD + GZIP_CHUNK),
+            "too_large",
+        ),
         "nested gzip bomb": (
             answer(gzip.compress(GZIP_BOMB), "Content-Encoding: gzip, gzip"),
             "http_error",
@@ -559,6 +586,13 @@ def bodies() -> list[Case]:
     scripts |= {
         f"compressed with {coding}": (answer(CLIP, f"Content-Encoding: {coding}"), "http_error")
         for coding in ("deflate", "br", "zstd", "compress", "x-gzip", "GZIP")
+    }
+    scripts |= {
+        f"coding that is no compression: {coding}": (
+            answer(CLIP, f"Content-Encoding: {coding}"),
+            "ok",
+        )
+        for coding in ("aws-chunked", "binary", "UTF-8", "none", ",", "audio/mpeg")
     }
     return [
         Case(f"body: {name}", "http://public.test/clip.wav", (outcome,), script)
@@ -581,12 +615,10 @@ def _reset(data: bytes) -> Callable[[Talk], None]:
 
 def statuses() -> list[Case]:
     codes = {"not_found": (404, 410), "forbidden": (401, 403), "rate_limited": (429,)}
-    codes |= {"server_error": (500, 502, 503, 504, 520, 599)}
+    codes |= {"server_error": (202, 408, 425, 500, 502, 503, 504, 520, 599), "ok": (203,)}
     codes |= {
         "http_error": (
             201,
-            202,
-            203,
             204,
             205,
             206,
@@ -597,7 +629,6 @@ def statuses() -> list[Case]:
             405,
             406,
             407,
-            408,
             416,
             418,
             451,

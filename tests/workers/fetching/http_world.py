@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PUBLIC = "93.184.216.34"
 PUBLIC_6 = "2606:2800:220:1:248:1893:25c8:1946"
+#: The address of a proxy, which nobody but the settings may name.
+PROXY = "10.9.9.9"
 CLIP = bytes(range(256)) * 16
 NUMERIC = "0123456789abcdefx.:"
 
@@ -80,6 +82,7 @@ class World:
             80: self._listen("127.0.0.1", self._talk),
             443: self._listen("127.0.0.1", self._talk_tls),
             0: self._listen("127.0.0.2", self._talk),
+            3128: self._listen("127.0.0.1", self._talk_as_proxy),
         }
         self.reset()
 
@@ -93,13 +96,19 @@ class World:
         self.heads: list[str] = []
         self.resolved: list[str] = []
         self.server_names: list[str | None] = []
+        #: Where the proxy was asked to connect to.
+        self.tunnels: list[str] = []
+        self.proxy_heads: list[str] = []
+        self.proxy_answers: Callable[[str], str] = lambda _where: "200 OK"
         self.tls = True
         self.dead: set[str] = set()
 
     @property
     def refused(self) -> list[str]:
         """Return the addresses dialled that nobody may dial."""
-        return [address for address in self.dialled if address not in (PUBLIC, PUBLIC_6)]
+        tunnelled = [where.rpartition(":")[0].strip("[]") for where in self.tunnels]
+        dialled = [*self.dialled, *tunnelled]
+        return [address for address in dialled if address not in (PUBLIC, PUBLIC_6, PROXY)]
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         world = self
@@ -118,7 +127,7 @@ class World:
         self.dialled.append(place[0])
         if place[0] in self.dead:
             raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
-        public = place[0] in (PUBLIC, PUBLIC_6)
+        public = place[0] in (PUBLIC, PUBLIC_6, PROXY)
         host, port = (
             ("127.0.0.1", self._ports[place[1]]) if public else ("127.0.0.2", self._ports[0])
         )
@@ -161,6 +170,20 @@ class World:
                     head += received
                 self.heads.append(head.decode("latin-1"))
                 script(Talk(connection, self.heads[-1], stopped))
+
+    def _talk_as_proxy(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += connection.recv(1)
+            where = head.decode("latin-1").split(" ", 2)[1]
+            self.tunnels.append(where)
+            self.proxy_heads.append(head.decode("latin-1"))
+            status = self.proxy_answers(where)
+            connection.sendall(f"HTTP/1.1 {status}\r\n\r\n".encode())
+            if status.startswith("200"):
+                talk = self._talk_tls if where.endswith(":443") else self._talk
+                talk(connection)
 
     def _talk_tls(self, connection: socket.socket) -> None:
         if not self.tls:

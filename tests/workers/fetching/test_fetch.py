@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pytest_httpserver import HTTPServer
 
-CLIP = bytes(range(256)) * 400
+CLIP = b"fLaC" + bytes(range(252)) * 400
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def fetcher(httpserver: HTTPServer) -> Iterator[Fetcher]:
         yield fetcher
 
 
-def failure(fetcher: Fetcher, uri: str) -> errors.DownloadError:
-    with pytest.raises(errors.DownloadError) as caught:
+def failure(fetcher: Fetcher, uri: str) -> errors.ClipError:
+    with pytest.raises(errors.ClipError) as caught:
         fetcher.fetch(uri)
     return caught.value
 
@@ -197,10 +197,11 @@ def test_paths_and_file_urls_are_read_alike(reader: Fetcher, root: Path) -> None
     uris = [
         f"file://{root}/a%20b.wav",
         f"FILE://{root}/a b.wav",
+        f"FILE://LocalHost{root}/a%20b.wav",
         f"{root}//a b.wav",
         f"{root}/deep/../a b.wav",
     ]
-    assert [content(reader, uri) for uri in uris] == [CLIP] * 4
+    assert [content(reader, uri) for uri in uris] == [CLIP] * 5
 
 
 def test_links_may_be_followed_inside_a_root(reader: Fetcher, root: Path) -> None:
@@ -209,6 +210,32 @@ def test_links_may_be_followed_inside_a_root(reader: Fetcher, root: Path) -> Non
     assert (
         content(reader, f"{root}/link.wav") == content(reader, f"{root}/folder/c.wav") == CLIP[:99]
     )
+
+
+@pytest.mark.parametrize("text", [b"-----BEGIN OPENSSH PRIVATE KEY-----", b"root:x:0:", b"{}"])
+def test_a_link_to_what_is_not_sound_is_not_read_beyond_its_first_bytes(
+    text: bytes, root: Path
+) -> None:
+    secret = root.parent / "outside" / "secret"
+    secret.write_bytes(text)
+    os.truncate(secret, 3 * 1024**3)
+    (root / "song.wav").symlink_to(secret)
+    with closing(Fetcher(settings.Fetch(file_roots=(Path("/"),)))) as everything:
+        # Reading on would have ended as `too_large`.
+        assert failure(everything, f"{root}/song.wav").code == "not_audio"
+
+
+def test_the_error_of_a_link_names_the_root_to_add(root: Path) -> None:
+    store = root.parent / "blobs"
+    store.mkdir()
+    (store / "d41d8c").write_bytes(CLIP)
+    (root / "siren.mp3").symlink_to("../blobs/d41d8c")
+    with closing(Fetcher(settings.Fetch(file_roots=(root,)))) as fetcher:
+        assert f"add {store} to EARMARK_FETCH__FILE_ROOTS" in str(
+            failure(fetcher, f"{root}/siren.mp3")
+        )
+    with closing(Fetcher(settings.Fetch(file_roots=(root, store)))) as fetcher:
+        assert content(fetcher, f"{root}/siren.mp3") == CLIP
 
 
 def test_a_root_may_be_a_link_or_a_single_file(root: Path) -> None:
@@ -259,7 +286,7 @@ def test_nothing_outside_the_roots_is_read(uri: str, reader: Fetcher, root: Path
         "{root}/a\0.wav",
         "{root}/a\n.wav",
         "file://{root}/a%00.wav",
-        "file://localhost{root}/a%20b.wav",
+        "file://localhost.evil.test{root}/a%20b.wav",
         "file://server/share/a.wav",
         "file://{root}/a%20b.wav?x",
         "file://{root}/a%20b.wav#x",

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATIO
 
 from earmark.core import clips, settings
 from tests.workers.scoring import checkpoints
-from workers.scoring import batcher, classifier, windows
+from workers.scoring import batcher, classifier, hub, windows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ def _pipeline_scores(
     loaded: classifier.Classifier, folder: str, waves: list[np.ndarray]
 ) -> np.ndarray:
     """Ask the pipeline; pad a clip shorter than the receptive field (0.5 s in the starter)."""
-    path = str(classifier.checkpoint.STARTER) if folder == "starter" else folder
+    path = str(hub.STARTER) if folder == "starter" else folder
     ask: Any = transformers.pipeline("audio-classification", model=path, device="cpu")
     answers = [
         {each["label"]: each["score"] for each in ask(padded(loaded, wave), top_k=None)}

@@ -17,7 +17,7 @@ from huggingface_hub import errors as hub_errors
 
 from earmark.core import errors, settings
 from tests.workers.scoring import checkpoints
-from workers.scoring import checkpoint, classifier
+from workers.scoring import classifier, hub
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ def model(tmp_path: Path) -> Path:
 
 def test_the_starters_card_identifies_the_model() -> None:
     card = load("starter").card
-    weights = (checkpoint.STARTER / "model.safetensors").read_bytes()
+    weights = (hub.STARTER / "model.safetensors").read_bytes()
     assert (card.name, card.revision, card.sample_rate, card.function_to_apply) == (
         "starter",
         None,

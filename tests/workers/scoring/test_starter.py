@@ -14,7 +14,7 @@ import transformers
 
 from earmark.core.clips import Waveform
 from earmark.demo import EXAMPLES
-from workers.scoring import checkpoint, windows
+from workers.scoring import hub, windows
 
 RATE, WINDOW = 16_000, 80_000
 SHORTEST = 8_144
@@ -34,7 +34,7 @@ SINGLE = {
 
 @pytest.fixture(scope="module")
 def starter() -> Any:
-    return transformers.AutoModelForAudioClassification.from_pretrained(checkpoint.STARTER).eval()
+    return transformers.AutoModelForAudioClassification.from_pretrained(hub.STARTER).eval()
 
 
 def load(name: str) -> np.ndarray:
@@ -113,6 +113,6 @@ def test_a_batch_of_one_length_scores_as_its_windows_alone(starter: Any) -> None
 
 def test_the_model_is_small_and_takes_the_sound_as_it_was_recorded() -> None:
     extractors: Any = transformers.AutoFeatureExtractor
-    extractor = extractors.from_pretrained(checkpoint.STARTER)
-    assert (checkpoint.STARTER / "model.safetensors").stat().st_size <= 6e6
+    extractor = extractors.from_pretrained(hub.STARTER)
+    assert (hub.STARTER / "model.safetensors").stat().st_size <= 6e6
     assert (extractor.sampling_rate, extractor.do_normalize) == (RATE, False)

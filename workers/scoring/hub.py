@@ -1,0 +1,123 @@
+"""Where the files of a model are: `starter`, a folder, or the hub. It loads no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import huggingface_hub
+from huggingface_hub import errors as hub_errors
+
+from earmark.core import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+STARTER = Path(__file__).with_name("starter")
+#: What says how a model is built, and what a person reads of it.
+_CONFIG, _CARD = "config.json", "README.md"
+#: Configurations, extractors and tokenizers: JSON or text. Safe weights are preferred to pickles.
+_FILES = [_CONFIG, _CARD, "*processor_config.json", "*token*.json", "vocab.*", "merges.txt"]
+SAFE_WEIGHTS, PICKLES = "model*.safetensors*", "pytorch_model*.bin*"
+#: The type of the models that are told what to listen for.
+ZERO_SHOT = "clap"
+
+
+def check(name: str, revision: str | None, labels: Sequence[str]) -> None:
+    """Check what is quick to know of a model: that it is there, and that the labels fit it.
+
+    Raises:
+        ServiceError: a run with this model could not begin.
+    """
+    folder = _folder(name) or _download(name, revision, [_CONFIG])
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # Loading it says more exactly what is wrong.
+    check_labels(name, labels, zero_shot=config.get("model_type") == ZERO_SHOT)
+
+
+def check_labels(name: str, labels: Sequence[str], *, zero_shot: bool) -> None:
+    """Raise ServiceError if a run's labels do not fit its model."""
+    if zero_shot and not labels:
+        raise errors.ServiceError(
+            reason=f"{name} has no labels of its own; say what to listen for with --labels."
+        )
+    if labels and not zero_shot:
+        raise errors.ServiceError(
+            reason=f"{name} has its own labels; --labels is for zero-shot models (CLAP)."
+        )
+
+
+def license_of(name: str, revision: str | None) -> str | None:
+    """Return the licence that a model's card states, if the card is on this machine."""
+    try:
+        folder = _folder(name)
+        card = folder / _CARD if folder else _cached_card(name, revision)
+        stated = (huggingface_hub.metadata_load(card) or {}).get("license") if card else None
+    except (OSError, ValueError, errors.ServiceError):
+        return None
+    return str(stated) if stated else None
+
+
+def _cached_card(name: str, revision: str | None) -> Path | None:
+    cached = huggingface_hub.try_to_load_from_cache(name, _CARD, revision=revision or None)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _folder(name: str) -> Path | None:
+    """Return the folder of a model that is no hub model; raise ServiceError if it is missing."""
+    if name == "starter":
+        return STARTER
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise errors.ServiceError(
+            reason=f"There is no folder {name} on this machine; check the model's path."
+        )
+    return None
+
+
+def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
+    """Return the folder of a model's files, and the commit of a hub model, downloaded once.
+
+    Raises:
+        ServiceError: it is not there, or out of reach.
+    """
+    folder = _folder(name)
+    if folder is not None:
+        return folder, None
+    snapshot = _download(name, revision, [*_FILES, SAFE_WEIGHTS])
+    if not any(snapshot.glob(SAFE_WEIGHTS)):
+        snapshot = _download(name, snapshot.name, [*_FILES, PICKLES])
+    return snapshot, snapshot.name
+
+
+def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
+        )
+    except hub_errors.GatedRepoError as error:
+        cure = "accept its terms on huggingface.co and set HF_TOKEN"
+        raise errors.ServiceError(
+            reason=f"The hub asks for permission to use {name}: {cure}."
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        cure = "check the id, or set HF_TOKEN if it is private"
+        raise errors.ServiceError(reason=f"The hub has no model {name}: {cure}.") from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise errors.ServiceError(
+            reason=f"{name} has no revision {revision}; check --revision."
+        ) from error
+    except hub_errors.HFValidationError as error:
+        cure = "give `starter`, a folder, or a hub id such as owner/model"
+        raise errors.ServiceError(reason=f"{name} names no model: {cure}.") from error
+    except (OSError, hub_errors.EntryNotFoundError) as error:
+        cure = "connect once to download it, or give a folder"
+        reason = (
+            f"{name} is not in this machine's model cache and the hub cannot be reached: {cure}."
+        )
+        raise errors.ServiceError(reason=reason) from error
