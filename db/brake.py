@@ -72,8 +72,10 @@ def pause_failing(engine: sa.Engine, queue: str) -> list[str]:
 
 def in_a_sentence(name: str, reason: str) -> str:
     """Return what there is to say about a paused run."""
+    # A server's words must not steer the terminal.
+    shown = "".join(char if char.isprintable() else "?" for char in reason)
     return (
-        f"The run {name} is paused: {reason} Cure that, then `earmark resume {name}`; with"
+        f"The run {name} is paused: {shown} Cure that, then `earmark resume {name}`; with"
         " `--stop-at off` it goes on whatever fails."
     )
 

@@ -152,8 +152,9 @@ def test_no_clip_of_a_paused_run_begins_and_all_go_on_after_it(engine: sa.Engine
     ended(engine, ids[:1], "a", 1, given_back=True)
     (picked,) = feeding.pick(engine, "clips", 1, LIMITS)
     running = ledger.claim(engine, chunk_of(engine, ids[1:2]), worker="a", limits=LIMITS)
-    assert brake.pause(engine, run_id, "it fails")
+    assert brake.pause(engine, run_id, "it fails \x1b[2J")
     assert not brake.pause(engine, run_id, "it fails")
+    assert "it fails ?[2J" in str(runs.progress(engine, run_id).paused)
     assert runs.progress(engine, run_id).states["queued"] == 0
     assert feeding.pick(engine, "clips", 1, LIMITS) == []
     chunk = chunk_of(engine, [clip.id for clip in picked.clips])
@@ -179,6 +180,15 @@ def test_whoever_retries_or_submits_a_paused_run_lets_it_go_on(engine: sa.Engine
     assert runs.is_going(engine, run_id)
     # What failed before the resumption is no reason to pause it again.
     assert brake.pause_failing(engine, "clips") == []
+
+
+def test_a_paused_run_that_is_cancelled_is_at_its_end(engine: sa.Engine) -> None:
+    run_id, _ = submit(engine, 1)
+    brake.pause(engine, run_id, "it fails")
+    ledger.cancel(engine, run_id)
+    state = runs.progress(engine, run_id)
+    assert state.finished
+    assert state.paused is None
 
 
 def test_a_worker_is_up_until_it_leaves_or_is_not_seen(engine: sa.Engine) -> None:
