@@ -31,6 +31,7 @@ from db.models import (
 )
 from db.outcomes import error_values
 from db.session import execute, reading, writing
+from earmark.core import clips as words
 from earmark.core.clips import State
 from earmark.core.errors import Cancelled, UsageError
 from earmark.core.options import STOP_AT
@@ -38,7 +39,6 @@ from earmark.core.options import STOP_AT
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from earmark.core import clips as words
     from earmark.core.clips import Chunk, Outcome
     from earmark.core.options import RunOptions
     from earmark.core.settings import Ledger
@@ -57,12 +57,15 @@ SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
 SELECT_LEASED = """
-SELECT id, uri, attempts + 1, crashes, given_back_by FROM clips
+SELECT id, uri, attempts + 1 AS attempts, crashes, given_back_by, start_s, end_s, channel, member,
+member_offset, member_bytes, packing FROM clips
 WHERE id IN {ids} AND not_before IS NOT NULL ORDER BY id
 """
 _NO_ERROR: dict[str, Any] = {"error_code": None, "error_stage": None, "error": None}
-#: Clips deleted in one transaction: about a second in which other writers of a SQLite file wait.
+#: Clips deleted or redone in one transaction: about a second in which other writers of a SQLite
+#: file wait.
 PRUNED_AT_ONCE = 5000
+WHOLE = words.Part()
 
 
 class OtherLedgerError(Exception):
@@ -88,6 +91,8 @@ class Claimed:
     attempts: int
     crashes: int
     given_back_by: str | None = None
+    #: The part of the file that is the clip; None for all of it.
+    part: words.Part | None = None
 
     @property
     def workers_before(self) -> list[str]:
@@ -140,11 +145,17 @@ def open_run(
         run = _find_or_insert(connection, name, values)
         if run.options != options.as_json():
             raise UsageError(
-                reason=f"The run {name!r} exists with other options; use another --name."
+                reason=f"The run {name!r} exists with another {_differing(run.options, options)};"
+                " use another --name."
             )
         connection.execute(sa.update(Run).where(Run.id == run.id).values(**changing))
         brake.let_go(connection, run.id)
         return int(run.id)
+
+
+def _differing(kept: dict[str, Any], options: RunOptions) -> str:
+    names = [name for name, value in options.as_json().items() if kept.get(name) != value]
+    return ", ".join(names)
 
 
 def _find_or_insert(connection: sa.Connection, name: str, values: dict[str, Any]) -> sa.Row[Any]:
@@ -196,17 +207,46 @@ def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> i
     statement = sa.update(Clip).where(Clip.run_id == run_id, state_is(State.failed))
     if wanted := list(codes):
         statement = statement.where(Clip.error_code.in_(wanted))
-    fresh = {
+    with writing(engine) as connection:
+        brake.let_go(connection, run_id)
+        return connection.execute(statement.values(_fresh())).rowcount
+
+
+def redo_done(engine: sa.Engine, run_id: int) -> int:
+    """Make the clips of a run that are done `pending` again, without their results; count them."""
+    redone = last = 0
+    done = sa.select(Clip.id).where(Clip.run_id == run_id, state_is(State.done)).order_by(Clip.id)
+    while True:
+        with reading(engine) as connection:
+            # Behind the last one, since workers end clips meanwhile.
+            ids = connection.scalars(done.where(Clip.id > last).limit(PRUNED_AT_ONCE)).all()
+        if not ids:
+            return redone
+        last = ids[-1]
+        redone += redo(engine, ids)
+
+
+def redo(engine: sa.Engine, clip_ids: Sequence[int]) -> int:
+    """Make clips that have a result or have failed `pending` again; return how many."""
+    ended = Clip.id.in_(clip_ids), Clip.state.in_([State.done, State.failed])
+    with writing(engine) as connection:
+        of_windows = WindowPrediction.clip_id.in_(sa.select(Clip.id).where(*ended))
+        connection.execute(sa.delete(WindowPrediction).where(of_windows))
+        return connection.execute(sa.update(Clip).where(*ended).values(_fresh())).rowcount
+
+
+def _fresh() -> dict[str, Any]:
+    """Return the columns of a clip that is to be tried as if for the first time."""
+    return {
         "state": State.pending,
         "not_before": now(),
         "attempts": 0,
         "crashes": 0,
         "finished_at": None,
         "given_back_by": None,
+        "duration_s": None,
+        **_NO_ERROR,
     }
-    with writing(engine) as connection:
-        brake.let_go(connection, run_id)
-        return connection.execute(statement.values(**fresh, **_NO_ERROR)).rowcount
 
 
 def cancel(engine: sa.Engine, run_id: int) -> int:
@@ -244,10 +284,15 @@ def prune(engine: sa.Engine, run_id: int) -> int:
     while deleted := _delete_clips(engine, run_id):
         pruned += deleted
     with writing(engine) as connection:
-        connection.execute(sa.delete(RunCount).where(RunCount.run_id == run_id))
-        connection.execute(sa.delete(Lease).where(Lease.run_id == run_id))
+        for table in _tables_with("run_id"):
+            connection.execute(sa.delete(table).where(table.c.run_id == run_id))
         connection.execute(sa.delete(Run).where(Run.id == run_id))
     return pruned
+
+
+def _tables_with(column: str) -> list[sa.Table]:
+    """Return the tables with this column; one that refers to another comes before it."""
+    return [table for table in reversed(Base.metadata.sorted_tables) if column in table.c]
 
 
 def _unfinished(engine: sa.Engine, run_id: int) -> int:
@@ -261,8 +306,8 @@ def _delete_clips(engine: sa.Engine, run_id: int) -> int:
     first = sa.select(Clip.id).where(Clip.run_id == run_id).limit(PRUNED_AT_ONCE)
     with writing(engine) as connection:
         ids = connection.scalars(first).all()
-        of_windows = WindowPrediction.clip_id.in_(ids)
-        connection.execute(sa.delete(WindowPrediction).where(of_windows))
+        for table in _tables_with("clip_id"):
+            connection.execute(sa.delete(table).where(table.c.clip_id.in_(ids)))
         connection.execute(sa.delete(Clip).where(Clip.id.in_(ids)))
     return len(ids)
 
@@ -303,7 +348,19 @@ def claim(
             _check_origin(connection, chunk)
         # Read once they are leased: a moment before, another worker may have finished them.
         rows = execute(connection, SELECT_LEASED, ids=leased).all()
-        return Claim(token, tuple(Claimed(*row) for row in rows), chunk.run_id)
+        return Claim(token, tuple(_claimed(row) for row in rows), chunk.run_id)
+
+
+def _claimed(row: sa.Row[Any]) -> Claimed:
+    part = words.Part.of(row._asdict())
+    return Claimed(
+        row.id,
+        row.uri,
+        row.attempts,
+        row.crashes,
+        row.given_back_by,
+        None if part == WHOLE else part,
+    )
 
 
 def _check_origin(connection: sa.Connection, chunk: Chunk) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from earmark import progress
+from earmark import machine, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.core.errors import BY_CODE, UsageError
 from earmark.database import connect_to, find_run, read_settings
@@ -21,6 +21,9 @@ def retry(
     error: Annotated[
         str | None, typer.Option(help="Only these error codes, comma-separated.")
     ] = None,
+    done: Annotated[
+        bool, typer.Option("--done", help="Redo the clips that are done as well.")
+    ] = False,
     db: o.Db = None,
 ) -> None:
     """Put a run's failed clips back to work."""
@@ -28,8 +31,16 @@ def retry(
 
     codes = error.split(",") if error else []
     _check_codes(codes)
-    engine, row = find_run(read_settings(db), run, change=True)
-    progress.screen.print(f"{ledger.retry_failed(engine, row.id, codes)} clips go back to work.")
+    settings = read_settings(db)
+    engine, row = find_run(settings, run, change=True)
+    with progress.screen.status("Putting clips back to work"):
+        count = ledger.retry_failed(engine, row.id, codes)
+        if done:
+            count += ledger.redo_done(engine, row.id)
+    progress.tell(f"{count} clips go back to work.")
+    if count and not machine.has_broker(settings):
+        again = f"`earmark run YOUR_LIST --name {row.name}`, with the same list"
+        progress.tell(f"No worker runs on this machine. {again}, works them off.")
 
 
 @commands.command(epilog="Example: earmark resume march --stop-at 40%")
@@ -63,7 +74,9 @@ def prune(
     engine, row = find_run(read_settings(db), run, change=True)
     if not yes:
         typer.confirm(f"Delete the run {row.name} with all its results?", abort=True)
-    progress.screen.print(f"{ledger.prune(engine, row.id)} clips are deleted.")
+    with progress.screen.status("Deleting clips"):
+        count = ledger.prune(engine, row.id)
+    progress.tell(f"{count} clips are deleted.")
 
 
 def _check_codes(codes: list[str]) -> None:
