@@ -104,9 +104,9 @@ class Fitness:
             if self._streak < STREAK or self.pause:
                 return
             error = failure.error
-            self._pause = Pause(
-                f"{self._streak} clips in a row ended with {error.code}: {error}", run_id
-            )
+            reason = f"{self._streak} clips in a row ended with {error.code}: {error}"
+            # A full disk may have room again: that is no reason to pause the run as well.
+            self._pause = Pause(reason, None if error.transient else run_id)
             self._paused_until = self._clock() + self._pause_s
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         logger.error(

@@ -93,6 +93,12 @@ def test_a_streak_pauses_the_worker_and_says_why(fitness: Fitness, clock: Clock)
     assert fitness.pause is None
 
 
+def test_a_full_disk_pauses_the_worker_and_not_the_run(fitness: Fitness) -> None:
+    judge(fitness, *[errors.NoSpace()] * STREAK)
+    assert fitness.pause
+    assert fitness.pause.run_id is None
+
+
 def test_a_success_or_an_error_of_a_clip_ends_a_streak(fitness: Fitness) -> None:
     for ended in (None, errors.NotFound(status=404)):
         judge(fitness, *[NOT_ALLOWED] * (STREAK - 1), ended, *[NOT_ALLOWED] * (STREAK - 1))
