@@ -39,9 +39,9 @@ def write(rows: Iterable[dict[str, Any]], format: LabelFormat, place: Path) -> N
         rows: windows in the order of their clips, each with the `file_begin_s` of its file.
     """
     if format is LabelFormat.raven:
-        count = output.count_of(_write_raven(rows, place), "row")
+        count = progress.count_of(_write_raven(rows, place), "row")
     else:
-        count = output.count_of(_write_audacity(rows, place), "file")
+        count = progress.count_of(_write_audacity(rows, place), "file")
     progress.tell(f"{count}: {place}")
 
 
