@@ -12,7 +12,7 @@ from rich.text import Text
 from db import results, runs
 from earmark import output
 from earmark.cli import options as o
-from earmark.core.errors import SERVICE_EXIT
+from earmark.core.errors import SERVICE_EXIT, UsageError
 from earmark.database import open_database, read_settings
 
 commands = typer.Typer()
@@ -108,6 +108,8 @@ def plot(
     from earmark import folders, plots
 
     uri = file if "://" in file else str(Path(file).expanduser().absolute())
+    if "://" not in file and not Path(uri).is_file():
+        raise UsageError(reason=f"There is no file {uri}.")
     task = o.Task(sources=[], model=model, revision=revision, window_s=window_s, labels=labels)
     drawn = plots.plot_clip(uri, folders.readable(uri, read_settings()), task.options)
     plots.save(drawn, picture)
