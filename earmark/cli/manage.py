@@ -32,7 +32,7 @@ def retry(
     engine, row = find_run(settings, run, change=True)
     with progress.screen.status("Putting clips back to work"):
         count = ledger.retry_failed(engine, row.id, codes)
-    progress.tell(f"{count} clips go back to work.")
+    progress.tell(f"Back to work: {progress.count_of(count, 'clip')}.")
     if count and not machine.has_broker(settings):
         again = f"`earmark run YOUR_LIST --name {row.name}`, with the same list"
         progress.tell(f"No worker runs on this machine. {again}, works them off.")
@@ -54,7 +54,7 @@ def cancel(run: o.Run, db: o.Db = None) -> None:
     from db import ledger
 
     engine, row = find_run(read_settings(db), run, change=True)
-    progress.screen.print(f"{ledger.cancel(engine, row.id)} clips are cancelled.")
+    progress.tell(f"Cancelled: {progress.count_of(ledger.cancel(engine, row.id), 'clip')}.")
 
 
 @commands.command(epilog="Example: earmark prune march --yes")
@@ -71,7 +71,7 @@ def prune(
         typer.confirm(f"Delete the run {row.name} with all its results?", abort=True)
     with progress.screen.status("Deleting clips"):
         count = ledger.prune(engine, row.id)
-    progress.tell(f"{count} clips are deleted.")
+    progress.tell(f"Deleted: {progress.count_of(count, 'clip')}.")
 
 
 def _check_codes(codes: list[str]) -> None:

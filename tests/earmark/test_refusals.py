@@ -219,7 +219,7 @@ def test_retry_tells_who_works_the_clips_off(tmp_path: Path) -> None:
     two_runs(engine)
     engine.dispose()
     told = verb("retry", "march", "--db", db).text
-    assert "1 clips go back to work." in told
+    assert "Back to work: 1 clip." in told
     assert "`earmark run YOUR_LIST --name march`, with the same list, works them off" in told
     assert "works them off" not in verb("retry", "march", "--db", db).text
 
