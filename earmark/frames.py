@@ -97,7 +97,7 @@ def _value(value: Any, dtype: Any) -> Any:
         case list() if dtype is None:
             return json.dumps(value, ensure_ascii=False)
         case datetime() if dtype is TIME:
-            return value
+            return value.astimezone(UTC)
     return plain(value)
 
 
