@@ -152,7 +152,7 @@ def _success_values(success: Success, label_ids: Sequence[int]) -> dict[str, Any
 def _failure_values(failure: Failure, clip: Claimed, worker: str, limits: Ledger) -> dict[str, Any]:
     error = failure.error
     values = {"state": State.failed, "reused": False, **error_values(error)}
-    if error.cause is not Cause.clip:
+    if error.cause is not Cause.clip and not failure.own:
         values["given_back_by"] = clip.given_back_by
     if failure.given_back:
         values["state"] = State.pending

@@ -43,8 +43,14 @@ class Fitness:
     the breaker's business.
     """
 
-    def __init__(self, worker: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        worker: str,
+        file_roots: Sequence[Path],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._worker = worker
+        self._roots = [Path(os.path.realpath(root)) for root in file_roots]
         self._clock = clock
         self._lock = threading.Lock()
         self._streak = self._refusals = 0
@@ -68,13 +74,16 @@ class Fitness:
         judged: list[Outcome] = []
         for outcome in outcomes:
             clip = clips[outcome.clip_id]
-            if not isinstance(outcome, Failure) or _is_clips_own(outcome, clip):
+            if not isinstance(outcome, Failure) or outcome.error.cause is Cause.clip:
                 self._reset_streak()
                 judged.append(outcome)
                 continue
-            if outcome.error.cause is Cause.worker:
+            own = isinstance(outcome.error, FileNotFound) and _disk_is_there(clip, self._roots)
+            # What another worker gave back is no sign of this one.
+            if outcome.error.cause is Cause.worker and not own and not clip.workers_before:
                 self._lengthen_streak(claim.run_id, outcome)
-            judged.append(replace(outcome, given_back=self._should_give_back(clip)))
+            given_back = self._should_give_back(clip, own=own)
+            judged.append(replace(outcome, given_back=given_back, own=own))
         return judged
 
     def recorded(self) -> None:
@@ -88,8 +97,10 @@ class Fitness:
             if self._refusals >= REFUSALS:
                 self._begin_pause(Pause(str(error), run_id), "database")
 
-    def _should_give_back(self, clip: Claimed) -> bool:
+    def _should_give_back(self, clip: Claimed, *, own: bool) -> bool:
         before = clip.workers_before
+        if own:
+            return not before and not _folder_has_files(clip)
         return len(before) < MOST_GIVEN_BACK and self._worker not in before
 
     def _reset_streak(self) -> None:
@@ -122,18 +133,31 @@ class Fitness:
         )
 
 
-def _is_clips_own(failure: Failure, clip: Claimed) -> bool:
-    error = failure.error
-    return error.cause is Cause.clip or (
-        isinstance(error, FileNotFound) and _folder_has_files(clip.uri)
-    )
+def _disk_is_there(clip: Claimed, roots: Sequence[Path]) -> bool:
+    """Return whether the nearest folder above a missing file holds something.
+
+    A folder where a disk is to be mounted is empty without it. Above the roots nothing counts.
+    """
+    for folder in _path(clip).parents:
+        if not any(folder.is_relative_to(root) for root in roots):
+            return False
+        if folder.exists():
+            return _has_entries(folder)
+    return False
 
 
-def _folder_has_files(uri: str) -> bool:
-    """Return whether the folder of a missing file is there: then its disk is mounted here."""
-    path = Path(unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri)
+def _folder_has_files(clip: Claimed) -> bool:
+    return _has_entries(_path(clip).parent)
+
+
+def _has_entries(folder: Path) -> bool:
     try:
-        with os.scandir(path.parent) as entries:
+        with os.scandir(folder) as entries:
             return any(entries)
     except OSError:
         return False
+
+
+def _path(clip: Claimed) -> Path:
+    path = clip.uri.removeprefix("file://")
+    return Path(os.path.realpath(unquote(path) if path != clip.uri else path))

@@ -54,7 +54,7 @@ REFUSED_PAUSE_S = 60.0
 #: A worker that pauses puts a chunk back for others, and then waits for so long.
 PUT_BACK_PAUSE_S = 3.0
 #: A clip that this worker gave back is left to the others for so long.
-LEFT_PAUSE_S = 1.0
+LEFT_PAUSE_S = 0.25
 #: A worker says this often that it is up, and at once that it pauses.
 BEAT_S = 5.0
 
@@ -73,7 +73,7 @@ class WorkerState:
         self.settings = settings
         self.draining = threading.Event()
         self.foreign = ForeignChunks(self.draining, settings.ledger.queue_lease_s)
-        self.fitness = Fitness(name)
+        self.fitness = Fitness(name, settings.fetch.file_roots)
         self._name = name
         self._beaten_at = float("-inf")
         self._told: registry.Pause | None = None
@@ -115,14 +115,15 @@ class WorkerState:
             self._wait_for_network()
             ids = [clip_id for clip_id, _ in chunk.clips]
             with self._claiming(ids) as token:
-                claim = self._left_to_others(self._claim(chunk, token))
+                claim = self._without_returned(self._claim(chunk, token))
                 self.foreign.note_own_chunk()
                 counts = Counter(skipped=len(ids) - len(claim.clips))
                 if claim.clips:
                     counts += self._begin(chunk.run_id, claim)
                 else:
                     self._held.discard(token)
-            return counts + claim.errors
+            # A copy, since clips that are late add to it.
+            return counts + Counter(dict(claim.errors))
 
     def _claim(self, chunk: Chunk, token: int) -> Claim:
         claim = partial(
@@ -136,7 +137,7 @@ class WorkerState:
         # A chunk that is not claimed yet loses nothing by waiting.
         return self._through_outage(chunk.run_id, claim, math.inf)
 
-    def _left_to_others(self, claim: Claim) -> Claim:
+    def _without_returned(self, claim: Claim) -> Claim:
         """Leave the clips that this worker gave back to those workers that have not tried them."""
         returned = [clip for clip in claim.clips if self._name in clip.workers_before]
         if not returned:

@@ -168,6 +168,8 @@ class Failure:
     timings: Timings = Timings()
     #: The cause may be this worker's, so that another one takes the clip; not a try.
     given_back: bool = False
+    #: The worker has looked: the cause is the clip's own, though the error's may be another.
+    own: bool = False
 
 
 Outcome = Success | Failure

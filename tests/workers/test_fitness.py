@@ -39,8 +39,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def fitness(clock: Clock) -> Fitness:
-    return Fitness("here", clock)
+def fitness(clock: Clock, tmp_path: Path) -> Fitness:
+    return Fitness("here", [tmp_path / "data"], clock)
 
 
 def judge(
@@ -120,18 +120,34 @@ def test_errors_of_the_network_are_left_to_the_breaker(fitness: Fitness) -> None
     assert fitness.pause is None
 
 
-@pytest.mark.parametrize(("folder", "own"), [("full", True), ("empty", False), ("gone", False)])
-def test_a_missing_file_is_the_clips_own_error_only_if_its_folder_is_there(
-    fitness: Fitness, tmp_path: Path, folder: str, own: bool
+@pytest.mark.parametrize(
+    ("folder", "given", "own"),
+    [
+        ("data/full", False, True),
+        ("data/removed", True, True),
+        ("data/removed/below", True, True),
+        ("data/empty", True, False),
+        ("data/empty/below", True, False),
+        ("elsewhere", True, False),
+    ],
+)
+def test_a_missing_file_is_the_workers_fault_only_if_its_disk_is_not_there(
+    fitness: Fitness, tmp_path: Path, folder: str, given: bool, own: bool
 ) -> None:
     for name in ("full", "empty"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "full" / "other.wav").touch()
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data" / "full" / "other.wav").touch()
     uri = f"{tmp_path}/{folder}/a%20b.wav"
     for each in (uri, f"file://{uri}"):
         judged = judge(fitness, *[errors.FileNotFound()] * STREAK, uri=each)
-        assert set(given_back(judged)) == {not own}
+        assert set(given_back(judged)) == {given}
+        assert {outcome.own for outcome in judged if isinstance(outcome, Failure)} == {own}
     assert (fitness.pause is None) == own
+
+
+def test_what_other_workers_gave_back_is_no_sign_of_this_one(fitness: Fitness) -> None:
+    judge(fitness, *[NOT_ALLOWED] * 2 * STREAK, before="there")
+    assert fitness.pause is None
 
 
 @pytest.mark.parametrize(
