@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from earmark import machine, progress
+from earmark import progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.core.errors import BY_CODE, UsageError
 from earmark.database import connect_to, find_run, read_settings
@@ -25,6 +25,7 @@ def retry(
 ) -> None:
     """Put a run's failed clips back to work."""
     from db import ledger
+    from earmark.machine import has_broker
 
     codes = error.split(",") if error else []
     _check_codes(codes)
@@ -33,7 +34,7 @@ def retry(
     with progress.screen.status("Putting clips back to work"):
         count = ledger.retry_failed(engine, row.id, codes)
     progress.tell(f"Back to work: {progress.count_of(count, 'clip')}.")
-    if count and not machine.has_broker(settings):
+    if count and not has_broker(settings):
         again = f"`earmark run YOUR_LIST --name {row.name}`, with the same list"
         progress.tell(f"No worker runs on this machine. {again}, works them off.")
 
