@@ -41,6 +41,7 @@ TYPES: dict[str, Any] = {
     "truncated": FLAG, "silent": FLAG, "reused": FLAG, "bytes": WHOLE, "sha256": TEXT,
     "fetch_ms": REAL, "decode_ms": REAL, "classify_ms": REAL, "worker": TEXT, "finished_at": TIME,
     "error_code": TEXT, "error_stage": TEXT, "error": TEXT, "attempts": WHOLE, "crashes": WHOLE,
+    "windows": WHOLE,
 }  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def _value(value: Any, dtype: Any) -> Any:
         case list() if dtype is None:
             return json.dumps(value, ensure_ascii=False)
         case datetime() if dtype is TIME:
-            return value
+            return value.astimezone(UTC)
     return plain(value)
 
 

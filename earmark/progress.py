@@ -147,6 +147,11 @@ def delays(engine: sa.Engine, run_id: int) -> list[str]:
     return sentences
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 row` or `2 rows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def tell(sentence: str) -> None:
     """Print a sentence, above the progress bar if there is one."""
     screen.print(sentence, markup=False, soft_wrap=True)
@@ -275,7 +280,8 @@ def summarise(engine: sa.Engine, run: RunRow, state: runs.Progress, settings: Se
     advice = bottleneck(going.workload, settings.worker)
     counts = "".join(f", {number} {name}" for name, number in state.states.items() if number)
     audio = f"{state.audio_s / 60:.1f} minutes of audio in {in_words(state.seconds)}."
-    screen.print(f"[bold]{escape(run.name)}[/]: {state.total} clips{counts}. {audio}")
+    clips = count_of(state.total, "clip")
+    screen.print(f"[bold]{escape(run.name)}[/]: {clips}{counts}. {audio}")
     for line in (pace_in_words(going), stages_in_words(going), advice):
         if line:
             screen.print(f"  {line}")

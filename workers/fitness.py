@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
     from db.ledger import Claim, Claimed
     from earmark.core.clips import Outcome
+    from earmark.core.errors import DatabaseError
 
 logger = logging.getLogger(__name__)
 
 #: So many errors in a row that may be the worker's are the worker's.
 STREAK = 8
+#: So many statements in a row that the database refuses as wrong: none will be recorded.
+REFUSALS = 3
 #: A clip is given back at most so often; the next worker's error is final.
 MOST_GIVEN_BACK = 2
 #: The pause before a worker tries again; it doubles while it stays unfit.
@@ -50,7 +53,7 @@ class Fitness:
         self._roots = [Path(os.path.realpath(root)) for root in file_roots]
         self._clock = clock
         self._lock = threading.Lock()
-        self._streak = 0
+        self._streak = self._refusals = 0
         self._pause: Pause | None = None
         self._pause_s = SHORTEST_PAUSE_S
         self._paused_until = float("-inf")
@@ -83,6 +86,17 @@ class Fitness:
             judged.append(replace(outcome, given_back=given_back, own=own))
         return judged
 
+    def recorded(self) -> None:
+        """Note that the database took some outcomes."""
+        self._refusals = 0
+
+    def refused(self, run_id: int, error: DatabaseError) -> None:
+        """Note that the database refused a statement of Earmark as wrong."""
+        with self._lock:
+            self._refusals += 1
+            if self._refusals >= REFUSALS:
+                self._begin_pause(Pause(str(error), run_id), "database")
+
     def _should_give_back(self, clip: Claimed, *, own: bool) -> bool:
         before = clip.workers_before
         if own:
@@ -99,20 +113,25 @@ class Fitness:
         self._paused_until = float("-inf")
 
     def _lengthen_streak(self, run_id: int, failure: Failure) -> None:
+        error = failure.error
         with self._lock:
             self._streak += 1
-            if self._streak < STREAK or self.pause:
-                return
-            error = failure.error
-            reason = f"{self._streak} clips in a row ended with {error.code}: {error}"
-            # A full disk may have room again: that is no reason to pause the run as well.
-            self._pause = Pause(reason, None if error.transient else run_id)
-            self._paused_until = self._clock() + self._pause_s
-            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            if self._streak >= STREAK:
+                reason = f"{self._streak} clips in a row ended with {error.code}: {error}"
+                # A full disk may have room again: that is no reason to pause the run as well.
+                paused_run = None if error.transient else run_id
+                self._begin_pause(Pause(reason, paused_run), error.code)
+
+    def _begin_pause(self, pause: Pause, code: str) -> None:
+        if self.pause:
+            return
+        self._pause = pause
+        self._paused_until = self._clock() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         logger.error(
             "this worker takes no chunks for a while: %s",
-            self._pause.reason,
-            extra={"action": "worker_paused", "code": failure.error.code},
+            pause.reason,
+            extra={"action": "worker_paused", "code": code},
         )
 
 

@@ -133,7 +133,7 @@ class WorkerState:
             token=token,
         )
         # A chunk that is not claimed yet loses nothing by waiting.
-        return self._through_outage(claim, math.inf)
+        return self._through_outage(chunk.run_id, claim, math.inf)
 
     def _without_returned(self, claim: Claim) -> Claim:
         """Leave the clips that this worker gave back to those workers that have not tried them."""
@@ -240,7 +240,7 @@ class WorkerState:
 
     def _begin(self, run_id: int, claim: Claim) -> Counter[str]:
         try:
-            plan = self._through_outage(partial(self._models.take, run_id))
+            plan = self._through_outage(run_id, partial(self._models.take, run_id))
         except DatabaseError:
             raise
         except (ServiceError, ModelError) as error:
@@ -287,7 +287,7 @@ class WorkerState:
             running.give_back()
             counts = self._record(running.claim, running.collect(), plan.model.label_ids)
             release = partial(ledger.release, self.engine, token, running.given_back)
-            self._through_outage(release)
+            self._through_outage(running.claim.run_id, release)
             self._held.discard(token)
         finally:
             running.give_back()
@@ -313,7 +313,8 @@ class WorkerState:
         )
         began = monotonic()
         try:
-            counts = Counter(self._through_outage(finish))
+            counts = Counter(self._through_outage(claim.run_id, finish))
+            self.fitness.recorded()
         except DatabaseError as error:
             if len(outcomes) == 1 or not error.bug:
                 raise
@@ -338,7 +339,9 @@ class WorkerState:
             raise refused
         return counts
 
-    def _through_outage(self, transaction: Callable[[], T], outage_s: float | None = None) -> T:
+    def _through_outage(
+        self, run_id: int, transaction: Callable[[], T], outage_s: float | None = None
+    ) -> T:
         """Do a transaction; try again while the database is out of reach.
 
         Raises:
@@ -355,6 +358,7 @@ class WorkerState:
                 stopping = self.draining.wait(OUTAGE_PAUSE_S)
                 if error.bug:
                     self._log_refused(error)
+                    self.fitness.refused(run_id, error)
                     raise
                 if stopping or monotonic() > give_up:
                     raise

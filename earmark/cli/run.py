@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from db import urls
 from earmark import progress
 from earmark.cli import options as o
 from earmark.core.clips import State
@@ -162,8 +163,10 @@ def _show(
     if and_then:
         verbs.append(and_then)
     where = f" --db {shlex.quote(db)}" if db else ""
-    commands = [f"{_program()} {verb}{where}" for verb in verbs]
-    progress.screen.print("Next:", *commands, sep="\n  ", markup=False, soft_wrap=True)
+    commands = [f"  {_program()} {verb}{where}" for verb in verbs]
+    progress.tell(f"The results are in {urls.shown(run.engine.url)}.")
+    if commands:
+        progress.tell_all(["Next:", *commands])
     progress.exit_by_outcome(state, strict=strict)
 
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from db.ledger import Claim, Claimed
+from db.registry import Pause
 from earmark.core import errors
 from earmark.core.clips import Failure
 from tests.db.facts import success
-from workers.fitness import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, STREAK, Fitness
+from workers.fitness import LONGEST_PAUSE_S, REFUSALS, SHORTEST_PAUSE_S, STREAK, Fitness
 from workers.tasks import only_failures
 
 if TYPE_CHECKING:
@@ -172,3 +173,16 @@ def test_a_chunk_with_nothing_but_failures_is_a_failure(
     from collections import Counter
 
     assert only_failures(Counter(counts)) == sentence
+
+
+def test_statements_that_the_database_refuses_pause_a_worker(fitness: Fitness) -> None:
+    wrong = errors.DatabaseError(reason="no such column: codec", bug=True)
+    for _ in range(REFUSALS - 1):
+        fitness.refused(7, wrong)
+    fitness.recorded()
+    for _ in range(REFUSALS - 1):
+        fitness.refused(7, wrong)
+        judge(fitness, None)
+    assert fitness.pause is None
+    fitness.refused(7, wrong)
+    assert fitness.pause == Pause("no such column: codec", 7)
