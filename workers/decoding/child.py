@@ -21,8 +21,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from earmark.core import clips, errors, formats
-from workers.decoding import lengths, readers
+from earmark.core import clips, errors, formats, recorded
+from workers.decoding import lengths, readers, tags
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -231,6 +231,8 @@ class _Meter:
         duration_s = self._seconds(0)
         if duration_s < self._settings.min_duration_s:
             raise errors.TooShort(min_duration_s=self._settings.min_duration_s)
+        found = tags.read(audio.clip, audio.format.name, audio.tags())
+        time, source = recorded.by_tags(found)
         return clips.AudioFacts(
             duration_s,
             self._source_rate,
@@ -240,6 +242,9 @@ class _Meter:
             silent=self._silent,
             over_scale=self._over_scale,
             cancelling=self._cancelling,
+            tags=json.dumps(found) if found else "",
+            recorded_at=time,
+            recorded_from=source,
         )
 
 

@@ -10,6 +10,8 @@ from db.schema import drop_views, released_views, view_statements
 
 revision = "v0_2_0"
 down_revision = "v0_1_0"
+#: What the decoder notices of a file, and what the file says of itself.
+MARKS, TEXTS = ("over_scale", "cancelling"), ("tags", "recorded_at", "recorded_from")
 
 
 def upgrade() -> None:
@@ -20,6 +22,7 @@ def upgrade() -> None:
     op.bulk_insert(ledger, [{"id": secrets.token_hex(16)}])
     _replace_views(released_views(down_revision, dialect), [])
     _add_parts()
+    _add_what_files_say()
     if dialect == "sqlite":
         _rebuild_windows(
             ["clip_id", "channel", "start_s"], "clip_id, start_s, end_s, label_ids, scores, 0"
@@ -42,7 +45,7 @@ def downgrade() -> None:
     else:
         _replace_key(["clip_id", "start_s"])
         op.drop_column("window_predictions", "channel")
-    for column in ("start_s", "end_s", "channel", "member"):
+    for column in ("start_s", "end_s", "channel", "member", *MARKS, *TEXTS):
         op.drop_column("clips", column)
     _replace_views([], released_views(down_revision, dialect))
     op.execute(
@@ -62,6 +65,13 @@ def _add_parts() -> None:
     op.add_column("clips", sa.Column("end_s", sa.Double()))
     op.add_column("clips", sa.Column("channel", sa.SmallInteger()))
     op.add_column("clips", sa.Column("member", sa.String()))
+
+
+def _add_what_files_say() -> None:
+    for column in MARKS:
+        op.add_column("clips", sa.Column(column, sa.Boolean()))
+    for column in TEXTS:
+        op.add_column("clips", sa.Column(column, sa.String()))
 
 
 def _rebuild_windows(key: list[str], columns: str) -> None:
