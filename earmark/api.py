@@ -81,12 +81,14 @@ class Submission(Scoring, total=False):
 
 
 class Conditions(TypedDict, total=False):
-    """Which results: of this label, up to this rank, from this score up, window by window."""
+    """Which results: of a label, up to a rank, from a score up, of a day or hours, by window."""
 
     label: str | None
     rank: int
     min_score: float | None
     windows: bool
+    day: str | None
+    hours: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +162,9 @@ class Run:
     def results(self, **conditions: Unpack[Conditions]) -> Rows:
         """Yield the clips that are done, each with its best label, as in the view `results`.
 
-        `label` and `min_score` choose among them, `rank` also among a clip's further labels;
-        `windows=True` yields each window instead.
+        `label` and `min_score` choose among them, `rank` also among a clip's further labels, and
+        `day` ("2026-05-01") and `hours` ("4-6") by when they were recorded; `windows=True` yields
+        each window instead.
         """
         return results.results(self.engine, self.id, **conditions)
 

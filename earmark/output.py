@@ -208,9 +208,10 @@ def _write_jsonl(rows: _Counted, out: TextIO) -> None:
 
 def _json(row: dict[str, Any]) -> str:
     # SQLite's JSON is text.
-    if isinstance(meta := row.get("meta"), str):
-        with suppress(ValueError):
-            row = {**row, "meta": json.loads(meta)}
+    for name in ("meta", "tags"):
+        if isinstance(text := row.get(name), str):
+            with suppress(ValueError):
+                row = {**row, name: json.loads(text)}
     return json.dumps(row, default=plain, ensure_ascii=False)
 
 

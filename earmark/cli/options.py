@@ -73,8 +73,7 @@ OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write t
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="URLs, audio files, folders, globs, lists (txt, csv, tsv, json, parquet),"
-        " - for stdin."
+        help="URLs, audio files, folders, globs, lists (txt, csv, tsv, json, parquet), - for stdin."
     ),
 ]
 Model = Annotated[str, typer.Option(help="starter, a Hugging Face id, or a model directory.")]

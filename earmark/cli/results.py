@@ -59,6 +59,12 @@ def show_results(
     rank: Annotated[int, typer.Option(min=1, help="Up to this rank; 1 is the best label.")] = 1,
     min_score: MinScore = None,
     windows: Windows = False,
+    day: Annotated[
+        str | None, typer.Option(help="Only recorded on this day (2026-05-01) or in this month.")
+    ] = None,
+    hours: Annotated[
+        str | None, typer.Option(help="Only recorded in these hours of the day, such as 22-3.")
+    ] = None,
     format: o.OutputFormat = None,
     file: o.OutputFile = None,
     db: o.Db = None,
@@ -66,7 +72,14 @@ def show_results(
     """Print a run's results: each clip with its best label."""
     engine, row = find_run(read_settings(db), run)
     rows = results.results(
-        engine, row.id, label=label, rank=rank, min_score=min_score, windows=windows
+        engine,
+        row.id,
+        label=label,
+        rank=rank,
+        min_score=min_score,
+        windows=windows,
+        day=day,
+        hours=hours,
     )
     _write(engine, row, rows, format, file, empty=f"No clip of {row.name} has such a result.")
 

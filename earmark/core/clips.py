@@ -120,6 +120,12 @@ class AudioFacts:
     over_scale: bool = False
     #: Its channels cancel each other in their mix, so that one of them was heard in its place.
     cancelling: bool = False
+    #: What the file says of itself, as a JSON object in ASCII; empty if nothing.
+    tags: str = ""
+    #: When it was recorded, ISO 8601: with a Z in UTC, else local; empty if unknown.
+    recorded_at: str = ""
+    #: The tag that says so, or `name`.
+    recorded_from: str = ""
 
 
 @dataclass(frozen=True, slots=True)
