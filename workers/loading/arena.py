@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import sys
 import tempfile
 from bisect import bisect
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,14 @@ def _unnamed_file(samples: int) -> int:
 def mapped(descriptor: int) -> np.ndarray:
     """Return the memory as an array of float32, which stays valid while anything refers to it."""
     return np.frombuffer(mmap.mmap(descriptor, 0), np.float32)
+
+
+def clear(samples: np.ndarray) -> None:
+    """Give the pages of mapped memory back to the system, with what is in them."""
+    # Linux alone can do this; elsewhere the system may write them to the file.
+    if sys.platform == "linux":
+        view: Any = samples.base
+        view.obj.madvise(mmap.MADV_REMOVE)
 
 
 class Extents:

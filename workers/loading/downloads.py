@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from db import reuse
 from earmark.core.errors import ClipError, DatabaseError, ModelError, ServiceError
+from workers import logs
 from workers.decoding.pool import check_regular
 from workers.fetching.polite import HostBusyError
 
@@ -138,7 +139,8 @@ class Downloads:
         while True:
             clip = self._to_fetch.get()
             began = time.perf_counter()
-            self._fetch(clip)
+            with logs.about(run_id=clip.run_id):
+                self._fetch(clip)
             clip.fetch_ms = (time.perf_counter() - began) * 1000
             if clip.end is None:
                 self._to_look_up.put(clip)
@@ -172,7 +174,8 @@ class Downloads:
             for clip in clips:
                 groups[clip.run_id, clip.source is None].append(clip)
             for (run_id, _), group in groups.items():
-                self._look_up(run_id, group)
+                with logs.about(run_id=run_id):
+                    self._look_up(run_id, group)
 
     def _look_up(self, run_id: int, clips: list[DealtClip]) -> None:
         try:

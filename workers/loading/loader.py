@@ -48,6 +48,8 @@ DEPTH = 2
 PARKED_S = 5.0
 #: Deadlines are checked, and the worker hears of this loader, this often.
 BEAT_S = 0.5
+#: A loader that holds no window for so many beats gives its memory back.
+IDLE_BEATS = 20
 #: Rows wait for more of them up to this many: a message costs as much as ten of them.
 ROWS = 16
 #: A decoder that does not start is started again after this.
@@ -122,6 +124,7 @@ class Loader:
         self._ended: list[list[Any]] = []
         self._draining = False
         self._beat_at = 0.0
+        self._idle_beats = 0
         self._bell = Bell()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._bell, selectors.EVENT_READ, self._bell.quiet)
@@ -247,6 +250,12 @@ class Loader:
                 self._bury(decoding)
             elif time.monotonic() > decoding.rests_until:
                 self._start(decoding)
+        if self._extents:
+            self._idle_beats = 0
+        else:
+            self._idle_beats += 1
+        if self._idle_beats == IDLE_BEATS:
+            arena.clear(self._arena)
         filling = sum(decoding.extent is not None for decoding in self._decodings)
         if len(self._extents) != self._sent + filling:
             raise AssertionError(f"{len(self._extents)} extents, {self._sent} sent, {filling} here")

@@ -35,6 +35,24 @@ def test_samples_that_one_process_writes_are_the_other_s(
     assert samples[3] == 0.5
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system decides")
+@pytest.mark.parametrize("form", ["sealed", "unnamed file"])
+def test_memory_that_is_cleared_takes_none_and_can_be_used_again(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if form == "unnamed file":
+        monkeypatch.delattr(os, "memfd_create")
+    memory = arena.new_memory(1_000_000)
+    samples = arena.mapped(memory)
+    samples[:] = 1
+    assert os.fstat(memory).st_blocks
+    arena.clear(samples)
+    assert os.fstat(memory).st_blocks == 0
+    samples[7] = 0.5
+    assert samples[6:8].tolist() == [0, 0.5]
+    os.close(memory)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="seals are Linux's own")
 def test_no_process_can_shrink_the_memory_of_another() -> None:
     memory = arena.new_memory(1000)
