@@ -46,7 +46,7 @@ WHERE (
 ORDER BY i
 """
 _COLUMNS = "state, run_id, uri_key, uri, meta, display_uri"
-_PART_COLUMNS = "start_s, end_s, channel, member"
+_PART_COLUMNS = ", ".join(Part.__slots__)
 _SKIP_KNOWN = "ON CONFLICT (run_id, uri_key) DO NOTHING"
 #: For SQLite, followed by its rows. So many rows a statement are a third faster than one by one,
 #: and every build of SQLite allows so many parameters.
@@ -54,13 +54,13 @@ _ROWS_AT_ONCE = 100
 INSERT_VALUES = f"INSERT INTO clips ({_COLUMNS}) VALUES {{rows}} {_SKIP_KNOWN}"  # noqa: S608
 _VALUES_ROW = "('pending', ?, ?, ?, ?, ?)"
 INSERT_PARTS = INSERT_VALUES.replace(_COLUMNS, f"{_COLUMNS}, {_PART_COLUMNS}")
-_PARTS_ROW = "('pending', ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PARTS_ROW = "('pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _WHOLE = Part()
 #: For PostgreSQL: a third cheaper than INSERT, but has no ON CONFLICT.
 COPY_CLIPS = f"COPY clips ({_COLUMNS}, {_PART_COLUMNS}) FROM STDIN (FORMAT BINARY)"
 _COPY_HEAD, _COPY_END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
 _COPY_NULL = b"\xff\xff\xff\xff"
-_COPY_WHOLE = _COPY_NULL * 4
+_COPY_WHOLE = _COPY_NULL * len(Part.__slots__)
 #: The first byte of a binary jsonb.
 _JSONB_VERSION = b"\1"
 _length = struct.Struct("!i").pack
@@ -72,7 +72,8 @@ SHARE_RUN = "SELECT pg_advisory_xact_lock_shared(hashtext('earmark submit'), :ru
 INSERT_ARRAYS = (
     f"INSERT INTO clips ({_COLUMNS}, {_PART_COLUMNS})"  # noqa: S608 - our own words
     " SELECT 'pending', %s, listed.* FROM unnest(%b::bytea[], %b::text[], %b::text[]::jsonb[],"
-    " %b::text[], %b::float8[], %b::float8[], %b::smallint[], %b::text[]) AS listed"
+    " %b::text[], %b::float8[], %b::float8[], %b::smallint[], %b::text[], %b::bigint[],"
+    " %b::bigint[], %b::text[]) AS listed"
     f" {_SKIP_KNOWN}"
 )
 
@@ -154,7 +155,8 @@ def _insert_arrays(connection: sa.Connection, run_id: int, rows: list[Listed]) -
 
 def _copied(run_id: int, rows: list[Listed]) -> bytes:
     pending = _field(State.pending)
-    start = struct.pack("!h", 10) + pending + struct.pack("!iii", 4, run_id, KEY_BYTES)
+    columns = struct.pack("!h", 6 + len(Part.__slots__))
+    start = columns + pending + struct.pack("!iii", 4, run_id, KEY_BYTES)
     fields = [_COPY_HEAD]
     for key, uri, meta, part, _ in rows:
         fields += (
@@ -169,10 +171,16 @@ def _copied(run_id: int, rows: list[Listed]) -> bytes:
 
 
 def _part_fields(part: Part) -> bytes:
-    start_s, end_s, channel, member = astuple(part)
-    return b"".join(
-        [_number("!id", start_s), _number("!id", end_s), _number("!ih", channel), _field(member)]
-    )
+    fields = [
+        _number("!id", part.start_s),
+        _number("!id", part.end_s),
+        _number("!ih", part.channel),
+        _field(part.member),
+        _number("!iq", part.member_offset),
+        _number("!iq", part.member_bytes),
+        _field(part.packing),
+    ]
+    return b"".join(fields)
 
 
 def _number(form: str, value: float | None) -> bytes:

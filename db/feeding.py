@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from db.dialects import now
 from db.models import Lease, Run
 from db.session import execute, reading, writing
+from earmark.core.options import CHUNK_SIZE
 
 if TYPE_CHECKING:
     from earmark.core.settings import Ledger
@@ -33,8 +34,8 @@ SELECT pg_try_advisory_xact_lock(hashtext(:queue))
 FROM set_config('enable_seqscan', 'off', true)
 """
 SELECT_UNFINISHED_RUNS = """
-SELECT id, chunk_size, priority, (SELECT id FROM ledger) AS ledger_id FROM runs
-WHERE queue = :queue AND (
+SELECT id, name, chunk_size, priority, (SELECT id FROM ledger) AS ledger_id FROM runs
+WHERE queue = :queue AND paused IS NULL AND (
     SELECT sum(clips) FROM run_counts WHERE run_id = runs.id AND state = 'pending'
 ) > 0
 ORDER BY id
@@ -55,9 +56,19 @@ WHERE run_id = :run_id AND state = 'pending' AND {fresh}
 AND (SELECT clip_id FROM leases WHERE clip_id = clips.id) IS NULL
 ORDER BY not_before, id LIMIT :count
 """
+#: For how long the oldest clip of each run that goes on has been due.
+SELECT_OLDEST = """
+SELECT {now} - CASE WHEN due > 0 THEN due ELSE created_at END AS due_s, paused FROM (
+  SELECT created_at, paused, (
+    SELECT min(not_before) FROM clips WHERE run_id = runs.id AND state = 'pending'
+  ) AS due
+  FROM runs WHERE queue = :queue
+) AS begun
+WHERE due IS NOT NULL
+"""
 #: Chunks of one ledger that wait in a queue, or have been lost from it.
 COUNT_QUEUED_CHUNKS = """
-SELECT coalesce(sum(1.0 / runs.chunk_size), 0)
+SELECT coalesce(sum(1.0 / coalesce(nullif(runs.chunk_size, 0), :chunk_size)), 0)
 FROM leases JOIN runs ON runs.id = leases.run_id
 WHERE runs.queue = :queue AND leases.token IS NULL
 """
@@ -75,11 +86,21 @@ class PickedClip:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """The runs of a queue that are not at their end."""
+
+    #: For how long the oldest clip of a run that goes on has been due.
+    oldest_s: float
+    paused_runs: int
+
+
+@dataclass(frozen=True, slots=True)
 class Picked:
     """The clips that the feeder took from one run."""
 
     ledger_id: str
     run_id: int
+    run_name: str
     chunk_size: int
     clips: tuple[PickedClip, ...]
 
@@ -98,10 +119,19 @@ def take_back_queued(engine: sa.Engine, queue: str, within_s: float) -> int:
     return _take_back(engine, queue, ends_soon)
 
 
-def queued_chunks(engine: sa.Engine, queue: str) -> int:
+def queued_chunks(engine: sa.Engine, queue: str, chunk_size: int) -> int:
     """Return about how many chunks of this ledger are in a queue."""
+    sizes = {"queue": queue, "chunk_size": chunk_size}
     with reading(engine) as connection:
-        return int(execute(connection, COUNT_QUEUED_CHUNKS, queue=queue).scalar_one())
+        return int(execute(connection, COUNT_QUEUED_CHUNKS, **sizes).scalar_one())
+
+
+def waiting(engine: sa.Engine, queue: str) -> Waiting:
+    """Return how long clips of a queue wait, and how many of its runs are paused."""
+    with reading(engine) as connection:
+        runs = execute(connection, SELECT_OLDEST, queue=queue).all()
+    oldest_s = max((run.due_s for run in runs if run.paused is None), default=0.0)
+    return Waiting(max(0.0, oldest_s), sum(run.paused is not None for run in runs))
 
 
 def _take_back(engine: sa.Engine, queue: str, ended: sa.ColumnElement[bool]) -> int:
@@ -132,7 +162,12 @@ def _make_due(connection: sa.Connection, ids: list[int], *, crashes: int) -> int
 
 
 def pick(
-    engine: sa.Engine, queue: str, chunks: int, limits: Ledger, after: dict[int, int] | None = None
+    engine: sa.Engine,
+    queue: str,
+    chunks: int,
+    limits: Ledger,
+    after: dict[int, int] | None = None,
+    chunk_size: int = CHUNK_SIZE,
 ) -> list[Picked]:
     """Lease clips that are due to the queue: about so many chunks, shared by the runs' priorities.
 
@@ -142,6 +177,7 @@ def pick(
         after: by run, the last fresh clip picked before; kept up to date. Without it a statement
             would walk over the clips in flight, and on PostgreSQL over the index entries of clips
             that became final since the last vacuum.
+        chunk_size: of runs that leave it open.
     """
     after = {} if after is None else after
     picked = []
@@ -152,9 +188,10 @@ def pick(
         priorities = sum(run.priority for run in runs)
         for run in runs:
             share = -(-chunks * run.priority // priorities)
-            clips = _pick_clips(connection, run.id, share * run.chunk_size, limits, after)
+            size = run.chunk_size or chunk_size
+            clips = _pick_clips(connection, run.id, share * size, limits, after)
             if clips:
-                picked.append(Picked(run.ledger_id, run.id, run.chunk_size, tuple(clips)))
+                picked.append(Picked(run.ledger_id, run.id, run.name, size, tuple(clips)))
     return picked
 
 

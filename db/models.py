@@ -1,4 +1,4 @@
-"""The tables: ledger identity, runs, models, labels, clips, leases, counts, windows."""
+"""The tables: ledger identity, runs, models, labels, clips, leases, counts, windows, workers."""
 
 from __future__ import annotations
 
@@ -112,12 +112,19 @@ class Run(Base):
     options: Mapped[dict[str, Any]]
     #: The Celery queue of its chunks.
     queue: Mapped[str]
+    #: Clips in a message; 0: as many as the workers' devices score at once.
     chunk_size: Mapped[int]
     #: Its share of the queue, in proportion to the other runs'.
     priority: Mapped[int] = mapped_column(server_default="1")
     #: Take the result that a comparable run has for the same URL, without a download.
     reuse_urls: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[float]
+    #: The run pauses if more than this share of its last clips fail on every worker; 1: never.
+    stop_at: Mapped[float] = mapped_column(server_default="0.2")
+    #: Why the run is paused; null while it is not.
+    paused: Mapped[str | None]
+    #: Clips that ended before this are no reason to pause the run.
+    resumed_at: Mapped[float] = mapped_column(server_default="0")
 
 
 class Clip(Base):
@@ -185,6 +192,13 @@ class Clip(Base):
     channel: Mapped[int | None] = mapped_column(SmallInteger)
     #: The member of a container file, such as a ZIP.
     member: Mapped[str | None]
+    #: Where the container has the member's bytes.
+    member_offset: Mapped[int | None] = mapped_column(BigInteger)
+    member_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    #: `deflate`; or the way in which the whole container is packed, to be undone first.
+    packing: Mapped[str | None]
+    #: Workers that gave the clip back, as the cause of their error may be their own: at most two.
+    given_back_by: Mapped[str | None]
     #: The column is null where it would only repeat the URI.
     display_uri: Mapped[str] = column_property(func.coalesce(_display_uri, uri))
     #: The state, with `queued` and `running` taken from the lease.
@@ -248,6 +262,23 @@ class WindowPrediction(Base):
     channel: Mapped[int] = mapped_column(
         SmallInteger, primary_key=True, autoincrement=False, server_default="0"
     )
+
+
+class Worker(Base):
+    """A worker that is up, until it has not been seen for a while."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    queue: Mapped[str]
+    seen_at: Mapped[float]
+    #: The folders that it may read.
+    file_roots: Mapped[list[str]] = mapped_column(Json)
+    #: Why it takes no chunks; null while it does.
+    paused: Mapped[str | None]
+    paused_at: Mapped[float | None]
+    #: The run whose clips it fails.
+    paused_run_id: Mapped[int | None] = mapped_column(info={"of": "runs"})
 
 
 def state_is(state: State) -> ColumnElement[bool]:

@@ -12,6 +12,7 @@ from db.dialects import now
 from db.models import Clip, Lease, Run
 from db.session import reading
 from earmark.core.clips import State
+from earmark.core.options import CHUNK_SIZE
 
 if TYPE_CHECKING:
     from db.runs import Progress
@@ -22,6 +23,10 @@ LAST_S = 300.0
 #: Pace is shown from so many clips (of a worker, where it is about workers) and seconds on.
 LEAST_CLIPS = 40
 LEAST_S = 5.0
+#: The rate of a finished, small run is known from so many seconds on: a burst says nothing.
+LEAST_MEASURED_S = 0.5
+
+_CHUNK_SIZE = sa.func.coalesce(sa.func.nullif(Run.chunk_size, 0), CHUNK_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,7 @@ def _recent(engine: sa.Engine, run_id: int) -> _Recent | None:
         _sum(last.c.decode_ms).label("decode_ms"),
         _sum(last.c.classify_ms).label("classify_ms"),
         sa.func.count(last.c.worker.distinct()).label("workers"),
-        sa.select(Run.chunk_size).where(Run.id == run_id).scalar_subquery().label("chunk_size"),
+        sa.select(_CHUNK_SIZE).where(Run.id == run_id).scalar_subquery().label("chunk_size"),
     ).where(last.c.finished_at > begin)
     with reading(engine) as connection:
         row = connection.execute(figures).one()
@@ -185,4 +190,4 @@ def _rate(ended_at: list[float]) -> float | None:
         return None
     first, last = len(ended_at) // 10, len(ended_at) * 9 // 10 - 1
     seconds = ended_at[last] - ended_at[first]
-    return (last - first) / seconds if seconds > 0 else None
+    return (last - first) / seconds if seconds >= LEAST_MEASURED_S else None

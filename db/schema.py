@@ -26,6 +26,7 @@ WORKER_RIGHTS = {
     "run_counts": ("SELECT", "INSERT", "UPDATE"),
     "runs": ("SELECT", "UPDATE"),
     "window_predictions": ("SELECT", "INSERT"),
+    "workers": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
 
 

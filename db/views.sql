@@ -78,13 +78,13 @@ SELECT r.id AS run_id, r.name AS run, CAST(coalesce(sum(n.clips), 0) AS bigint) 
        CAST(coalesce(sum(CASE WHEN n.state = 'failed' THEN n.clips END), 0) AS bigint) AS failed,
        CAST(coalesce(sum(CASE WHEN n.state = 'cancelled' THEN n.clips END), 0) AS bigint)
        AS cancelled,
-       coalesce(sum(n.audio_s), 0) AS audio_s, {created_at} AS created_at
+       coalesce(sum(n.audio_s), 0) AS audio_s, {created_at} AS created_at, r.paused
 FROM runs r
 LEFT JOIN run_counts n ON n.run_id = r.id
 LEFT JOIN (
   SELECT run_id, count(*) AS leased, count(token) AS running FROM leases GROUP BY run_id
 ) f ON f.run_id = r.id
-GROUP BY r.id, r.name, r.created_at;
+GROUP BY r.id, r.name, r.created_at, r.paused;
 
 CREATE VIEW label_counts AS
 SELECT n.run_id, r.name AS run, l.name AS label, n.clips, n.mean_score, n.max_score

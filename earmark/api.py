@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from db import results, runs
 from earmark import folders, frames, machine, progress
 from earmark.core.clips import State
-from earmark.core.errors import UsageError
+from earmark.core.errors import ServiceError, UsageError
 from earmark.core.options import Listing, RunOptions
 from earmark.database import open_database, read_settings, with_database
 from earmark.events import Rule, events
 from earmark.machine import find_broker
 from producer.submit import submit as submit_sources
+from workers.scoring import hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -71,9 +72,10 @@ class Submission(Scoring, total=False):
     duplicates: Duplicates
     again: bool
     limit: int | None
-    chunk_size: int
+    chunk_size: int | None
     priority: int
     reuse_urls: bool
+    stop_at: float
 
 
 class Conditions(TypedDict, total=False):
@@ -140,9 +142,12 @@ class Run:
 
         Raises:
             TimeoutError: some clips are not final after so many seconds.
+            ServiceError: the run is paused, as its clips fail on every worker.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not (state := self.progress()).finished:
+            if state.paused:
+                raise ServiceError(reason=state.paused)
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(
                     f"{state.final} of {state.total} clips are final after {timeout_s} s."
@@ -218,7 +223,12 @@ def run(
     """
     scoring, submission = _split(options)
     settings = _settings(settings, db)
-    return run_here(_listed(sources), settings, scoring, workers=workers, quiet=quiet, **submission)
+    ended = run_here(
+        _listed(sources), settings, scoring, workers=workers, quiet=quiet, **submission
+    )
+    if paused := ended.progress().paused:
+        raise ServiceError(reason=paused)
+    return ended
 
 
 def submit(
@@ -226,6 +236,7 @@ def submit(
     *,
     db: str | None = None,
     settings: Settings | None = None,
+    tell: Callable[[str], None] | None = None,
     **options: Unpack[Submission],
 ) -> Run:
     """Put the clips of the sources into the database and the queue; return the run at once.
@@ -233,14 +244,20 @@ def submit(
     Workers elsewhere classify them, such as those of `earmark up` or `earmark worker`. Use it with
     EARMARK_BROKER__URL and EARMARK_DATABASE__URL, or beside `earmark up`.
 
+    Args:
+        tell: gets a sentence, before anything is submitted, if no worker may read the files.
+
     Raises:
         UsageError: a source cannot be read or holds no clip, or an option is wrong.
         ServiceError: the broker or the database cannot be used.
     """
     scoring, submission = _split(options)
+    hub.check(scoring.model, scoring.revision, scoring.labels, here=False)
     reachable = find_broker(_settings(settings, db))
     engine = open_database(reachable, create=True)
-    submitted = submit_sources(_listed(sources), engine, reachable, options=scoring, **submission)
+    submitted = submit_sources(
+        _listed(sources), engine, reachable, options=scoring, tell=tell, **submission
+    )
     return Run(engine, runs.get_run(engine, submitted.run_id), submitted)
 
 
@@ -298,6 +315,7 @@ def run_here(
         submission: further arguments of `producer.submit.submit`.
     """
     folders.check(settings)
+    hub.check(options.model, options.revision, options.labels, here=True)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
     roots = folders.file_roots(sources) if roots is None else roots

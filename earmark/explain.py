@@ -21,11 +21,10 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from urllib3 import BaseHTTPResponse
 
-    from earmark.core.clips import Part
+    from earmark.core.clips import Part, Waveform
     from earmark.core.options import RunOptions
     from earmark.core.settings import Settings
     from earmark.in_process import Classified
-    from workers.decoding.pool import Decoded
     from workers.fetching.fetch import Fetched
 
 HEADERS = (
@@ -51,10 +50,10 @@ class Say(Protocol):
 
 def explain(
     uri: str, settings: Settings, options: RunOptions, say: Say, part: Part | None = None
-) -> None:
-    """Fetch and classify one clip and tell each step."""
+) -> bool:
+    """Fetch and classify one clip and tell each step; return whether it has a result."""
     say("clip", display_uri(uri))
-    if part and (part.start_s is not None or part.end_s is not None):
+    if part and part.has_span:
         end = "its end" if part.end_s is None else f"{part.end_s:g} s"
         say("span", f"{part.start_s or 0:g} s to {end}")
     allowed = folders.readable(uri, settings)
@@ -65,6 +64,7 @@ def explain(
         )
     with classified(uri, allowed, options, Steps(allowed, say), part) as ended:
         _tell(ended, say)
+        return isinstance(ended.outcome, Success)
 
 
 def tell_row(row: sa.Row[Any], say: Say) -> None:
@@ -119,8 +119,8 @@ class Steps:
             kind = str(error)
         self._say("first bytes", kind)
 
-    def decoded(self, decoded: Decoded) -> None:
-        self._say("waveform", sparkline(decoded.waveform.samples))
+    def decoded(self, waveform: Waveform) -> None:
+        self._say("waveform", sparkline(waveform.samples))
 
     def _verdict(self, address: str) -> str:
         try:

@@ -16,6 +16,7 @@ from earmark.core.errors import NotAudio, UsageError
 from earmark.core.options import Listing
 from producer import walk
 from producer.columns import RowRefused
+from producer.containers import Container, kind_of
 from producer.lists import ListReader, Tally, named_format
 from producer.places import AUDIO_SUFFIXES, Places, names_a_clip, short, storable
 
@@ -70,7 +71,9 @@ class _Reading:
             raise UsageError(reason=f"There is no file or folder {source!r}.")
 
     def elsewhere(self, url: str) -> Iterator[Clip]:
-        if self.listing.input_format == "auto" and named_format(display_uri(url)) is None:
+        if kind := kind_of(url, self.listing.url_col):
+            yield from Container(url, kind, self.tally).clips(url)
+        elif self.listing.input_format == "auto" and named_format(display_uri(url)) is None:
             yield self.single(*Places("", self.tally).resolve(url))
         elif "*" in url and not url.startswith("http"):
             for match in _remote_matches(url):
@@ -89,6 +92,9 @@ class _Reading:
     def file(self, path: Path, *, one_of_many: bool) -> Iterator[Clip]:
         if self.listing.input_format == "auto" and self.is_audio(path):
             yield self.single(storable(path))
+            return
+        if kind := kind_of(str(path), self.listing.url_col):
+            yield from Container(str(path), kind, self.tally).clips(storable(path))
             return
         folder = str(path.parent.absolute())
         if not one_of_many or reads_as_list(path, self.base or folder, self.listing):

@@ -12,23 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 
-from db import schema
+from db import brake, schema
 from db.identity import with_queue
 from db.session import connect
 from earmark.core import broker
 from earmark.core.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, ServiceError
-from earmark.core.processes import isolate_imports
-from earmark.core.settings import Settings, cores
+from earmark.core.processes import isolate_imports, keep_to_cores
+from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from workers import logs, metrics_server, tasks
-from workers.decoding.pool import Decoders
-from workers.fetching.polite import PoliteFetcher
+from workers.clip import WindowQueue
 from workers.foreign import WrongDatabase
+from workers.loading.loaders import Loaders
 from workers.models import Models
-from workers.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import sqlalchemy as sa
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ RETRY_S = 1.0
 ANSWERED_S = 30.0
 #: Checks per `idle_s`: one check alone may meet a chunk that waits by chance.
 CUT_OFF_CHECKS = 8
+#: A worker that pauses tells it within this.
+BEAT_S = 1.0
+#: A run whose clips fail on every worker is paused within this.
+BRAKE_S = 2.0
 #: A worker with the wrong database logs it within this.
 DATABASE_CHECK_S = 2.0
 
@@ -74,6 +79,7 @@ def _log_from(loglevel: int, **_: Any) -> None:
 @signals.celeryd_init.connect
 def _get_ready(sender: str, **_: Any) -> None:
     try:
+        keep_to_cores(_settings.worker.cores)
         if _settings.worker.metrics_port:
             metrics_server.serve(_settings.worker, _is_ready)
         tasks.state = _new_state(sender)
@@ -102,13 +108,10 @@ def _new_state(hostname: str) -> tasks.WorkerState:
     schema.check_rights(engine)
     settings = with_queue(_settings, engine)
     broker.configure(settings.broker)
-    decoding = settings.worker.decoders or cores()
-    decoders = Decoders(settings.audio, decoding)
-    fetcher = PoliteFetcher(settings)
-    models = Models(engine, settings)
+    loaders = Loaders(settings, WindowQueue())
+    models = Models(engine, settings, loaders.scored)
     models.load(settings.model.name, settings.model.revision)
-    pipeline = Pipeline(fetcher, decoders, decoding)
-    return tasks.WorkerState(engine, settings, models, pipeline, f"{hostname}:{os.getpid()}")
+    return tasks.WorkerState(engine, settings, models, loaders, f"{hostname}:{os.getpid()}")
 
 
 def _check_broker() -> None:
@@ -131,6 +134,8 @@ def _start_timers(**_: Any) -> None:
     _every(RETRY_S, state.give_back)
     _every(settings.ledger.feed_every_s, partial(_feed, feeder))
     _every(DATABASE_CHECK_S, partial(_check_database, database))
+    _every(BEAT_S, state.beat)
+    _every(BRAKE_S, partial(_brake, state.engine, str(settings.broker.queue)))
     _every(settings.worker.idle_s / CUT_OFF_CHECKS, _CutOff(state).check)
     logger.info("ready, with the model %s", settings.model.name, extra={"action": "ready"})
 
@@ -168,7 +173,7 @@ class _CutOff:
         state = self._state
         idle = not state.chunks_in_hand and state.chunks_taken == self._taken
         self._taken = state.chunks_taken
-        if idle and broker.queue_length():
+        if idle and not state.pause and broker.queue_length():
             self._checks += 1
         else:
             self._checks = 0
@@ -182,8 +187,15 @@ class _CutOff:
 def _feed(feeder: Feeder) -> None:
     state = _ready_state()
     feeder.shares_queue = state.foreign.seen
+    limits = [batcher.classifier.limits for batcher in state.batchers]
+    feeder.batch_windows = max((limit.windows for limit in limits), default=0)
     feeder.feed()
     state.answered_at = monotonic()
+
+
+def _brake(engine: sa.Engine, queue: str) -> None:
+    for sentence in brake.pause_failing(engine, queue):
+        logger.error("%s", sentence, extra={"action": "run_paused"})
 
 
 def _check_database(database: WrongDatabase) -> None:
@@ -195,6 +207,8 @@ def _is_ready() -> bool:
     """Return whether the model is loaded, chunks come that are ours, and the services answer."""
     state = tasks.state
     if state is None or _stopping.is_set() or state.wrong_database or state.foreign.nothing_else:
+        return False
+    if state.pause:
         return False
     return monotonic() - state.answered_at < ANSWERED_S
 

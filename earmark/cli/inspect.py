@@ -81,7 +81,7 @@ def explain(
     labels: o.Labels = None,
     db: o.Db = None,
 ) -> None:
-    """Fetch and classify one clip in this process and tell each step: where it fails, and why."""
+    """Fetch and classify one clip in this process and tell each step; exit with 1 if it fails."""
     from earmark import explain
 
     settings = read_settings(db)
@@ -91,11 +91,12 @@ def explain(
         engine = open_database(settings)
         row = results.clip(engine, int(clip))
         uri, options = row.uri, runs.get_run(engine, row.run_id).options
-        part = Part(row.start_s, row.end_s, row.channel, row.member)
+        part = Part.of(row._asdict())
         explain.tell_row(row, _say)
     elif "://" not in clip:
         uri = str(Path(clip).expanduser().absolute())
-    explain.explain(uri, settings, options, _say, part)
+    if not explain.explain(uri, settings, options, _say, part):
+        raise typer.Exit(1)
 
 
 @commands.command(epilog="Example: earmark plot siren.wav -o siren.png")

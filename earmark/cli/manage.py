@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from earmark import progress
+from earmark import machine, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.core.errors import BY_CODE, UsageError
 from earmark.database import connect_to, find_run, read_settings
@@ -31,11 +31,26 @@ def retry(
 
     codes = error.split(",") if error else []
     _check_codes(codes)
+    settings = read_settings(db)
+    engine, row = find_run(settings, run, change=True)
+    with progress.screen.status("Putting clips back to work"):
+        count = ledger.retry_failed(engine, row.id, codes)
+        if done:
+            count += ledger.redo_done(engine, row.id)
+    progress.tell(f"{count} clips go back to work.")
+    if count and not machine.has_broker(settings):
+        again = f"`earmark run YOUR_LIST --name {row.name}`, with the same list"
+        progress.tell(f"No worker runs on this machine. {again}, works them off.")
+
+
+@commands.command(epilog="Example: earmark resume march --stop-at 40%")
+def resume(run: o.Run, stop_at: o.MaybeStopAt = None, db: o.Db = None) -> None:
+    """Let a paused run go on; on one machine, give `earmark run` the same --name again."""
+    from db import brake
+
     engine, row = find_run(read_settings(db), run, change=True)
-    clips = ledger.retry_failed(engine, row.id, codes)
-    if done:
-        clips += ledger.redo_done(engine, row.id)
-    progress.screen.print(f"{clips} clips go back to work.")
+    brake.resume(engine, row.id, stop_at)
+    progress.tell(f"The run {row.name} {'goes on' if row.paused else 'is not paused'}.")
 
 
 @commands.command(epilog="Example: earmark cancel march")
@@ -59,7 +74,9 @@ def prune(
     engine, row = find_run(read_settings(db), run, change=True)
     if not yes:
         typer.confirm(f"Delete the run {row.name} with all its results?", abort=True)
-    progress.screen.print(f"{ledger.prune(engine, row.id)} clips are deleted.")
+    with progress.screen.status("Deleting clips"):
+        count = ledger.prune(engine, row.id)
+    progress.tell(f"{count} clips are deleted.")
 
 
 def _check_codes(codes: list[str]) -> None:

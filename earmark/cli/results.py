@@ -189,6 +189,7 @@ def ui(
 
     settings = read_settings(db)
     engine = open_database(settings)
+    token = token or settings.ui_token
     page.serve(engine, settings, address=address, port=port, token=token, flower=flower)
 
 

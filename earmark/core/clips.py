@@ -52,6 +52,19 @@ class Part:
     channel: int | None = None
     #: The member of a container file, such as a ZIP.
     member: str | None = None
+    #: Where the container has the member's bytes, and how it packs them; empty: as they are.
+    member_offset: int | None = None
+    member_bytes: int | None = None
+    packing: str | None = None
+
+    @property
+    def has_span(self) -> bool:
+        return self.start_s is not None or self.end_s is not None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Part:
+        """Return the part that a row of `clips` names."""
+        return cls(*(row[name] for name in cls.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +88,8 @@ class Chunk:
     run_id: int
     #: (clip id, display URI) pairs; the true URI never leaves the database.
     clips: tuple[tuple[int, str], ...]
+    #: For Flower; not part of the message.
+    run_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +114,12 @@ class AudioFacts:
     codec: str
     #: The file declares more audio than it holds.
     truncated: bool = False
-    #: Every sample is zero.
+    #: Every sample of every channel is zero.
     silent: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The stretch of a waveform the model sees at once, shape (samples,)."""
-
-    start_s: float
-    end_s: float
-    samples: np.ndarray
+    #: Its floats go beyond -1..1.
+    over_scale: bool = False
+    #: Its channels cancel each other in their mix, so that one of them was heard in its place.
+    cancelling: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +180,19 @@ class Failure:
     error: ClipError
     source: Source | None = None
     timings: Timings = Timings()
+    #: The cause may be this worker's, so that another one takes the clip; not a try.
+    given_back: bool = False
 
 
 Outcome = Success | Failure
 
 #: 88 bits: among a billion URLs of a run, two share a hash with a probability of 1.6e-9.
 KEY_BYTES = 11
-#: Those of them that the parts of a file have in common.
+#: Of these, the first ones stand for the file where a clip is a part of it. Among a million parts
+#: of one, two share the others with a probability of 7e-6.
 FILE_KEY_BYTES = 4
+#: The fields of a part that name it; the others say where it is.
+NAMING = 4
 #: What display_uri takes away.
 _SAYS_MORE = re.compile(r"[?#@]")
 #: URLs that are in normal form at a glance, which most are.
@@ -233,8 +248,8 @@ def _hashed(text: str, part: Part | None) -> bytes:
     if part is None:
         return blake2b(file, digest_size=KEY_BYTES).digest()
     # No URI has a NUL, so that no other URI has the same key.
-    named = file + b"\0" + json.dumps(astuple(part)).encode()
-    # The parts of a file begin alike, so that they stand together where rows are sorted by key.
+    named = file + b"\0" + json.dumps(astuple(part)[:NAMING]).encode()
+    # The parts of a file stay together where clips are sorted by their keys.
     start = blake2b(file, digest_size=FILE_KEY_BYTES).digest()
     return start + blake2b(named, digest_size=KEY_BYTES - FILE_KEY_BYTES).digest()
 

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from rich.progress import track
 
 from db import browse, runs
 from db import charts as counts
 from db.pace import pace
 from earmark import output
 from earmark.advice import bottleneck
-from earmark.core.clips import State
+from earmark.core.clips import Part, State
 from earmark.core.errors import ClipError
-from earmark.progress import in_words
+from earmark.progress import in_words, screen
 from earmark.sound import Heard, Listener, Segment, segments
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def write(
     ids = browse.sample(engine, run.id, most)
     with Listener(settings, at_once=AT_ONCE) as listener, ThreadPoolExecutor(AT_ONCE) as pool:
         hear = partial(listener.hear, most_s=LONGEST_SOUND_S, most_bytes=sound_bytes(len(ids)))
-        cards = list(pool.map(partial(card, hear=hear), browse.details(engine, ids)))
+        found = pool.map(partial(card, hear=hear), browse.details(engine, ids))
+        cards = list(track(found, "Fetching sounds", len(ids), console=screen, transient=True))
     page = render(
         "report.html",
         **overview(engine, run, settings),
@@ -117,12 +119,12 @@ def sound_bytes(clips: int) -> int:
     return int((BUDGET / max(1, clips) - BESIDE_SOUND) * 3 / 4)
 
 
-def card(clip: dict[str, Any], hear: Callable[[str], Heard]) -> Card:
+def card(clip: dict[str, Any], hear: Callable[[str, Part], Heard]) -> Card:
     """Return a clip's card; what failed is not fetched again."""
     if clip["state"] != State.done:
         return Card(clip, None, "")
     try:
-        return Card(clip, hear(clip["uri"]), "")
+        return Card(clip, hear(clip["uri"], Part.of(clip)), "")
     except ClipError as error:
         return Card(clip, None, str(error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,17 +29,18 @@ def test_a_plan_estimates_the_list_and_leaves_no_files(
     (tmp_path / "temporary").mkdir()
     urls = [f"{base}/{'dog.ogg' if number % 4 else 'gone.ogg'}?{number}" for number in range(1000)]
     (earmark.folder / "list.csv").write_text("url\n" + "\n".join(urls) + "\n")
-    words = ("plan", "list.csv", "--sample", "60", "--within", "2s", "--format", "json")
+    words = ("plan", "list.csv", "--sample", "160", "--within", "2s", "--format", "json")
     planned = json.loads(earmark(*words).stdout)
     size = (EXAMPLES / "dog.ogg").stat().st_size
-    assert (planned["clips"], planned["sampled"]) == (1000, 60)
-    assert planned["done"] + planned["errors"][0]["clips"] == 60
-    assert 20 < planned["done"] < 60
+    assert (planned["clips"], planned["sampled"]) == (1000, 160)
+    assert planned["done"] + planned["errors"][0]["clips"] == 160
+    assert 90 < planned["done"] < 150
     assert planned["errors"][0]["code"] == "not_found"
-    assert planned["bytes"] == pytest.approx(1000 * planned["done"] / 60 * size, rel=0.01)
+    assert planned["bytes"] == pytest.approx(1000 * planned["done"] / 160 * size, rel=0.01)
     assert planned["hosts"][0]["host"] == base.partition("://")[2]
     assert planned["eta_s"] == pytest.approx(1000 / planned["clips_per_s"])
     assert planned["workers"] == -(-planned["eta_s"] // 2)
+    assert planned["gpu_cores"] == math.ceil(1000 / planned["core_clips_s"] + 1.5)
     assert list((tmp_path / "temporary").glob("earmark*")) == []
     assert not (earmark.folder / "data").exists()
     assert left_running() == []
@@ -47,7 +49,7 @@ def test_a_plan_estimates_the_list_and_leaves_no_files(
 def test_a_plan_of_a_small_list_has_no_speed(earmark: Earmark) -> None:
     shown = earmark("plan", str(EXAMPLES)).stdout
     assert "10 clips, 10 of them tried" in shown
-    assert "too few clips" in shown
+    assert "speed: 10 clips are too few" in shown
     assert "not_audio" in shown
 
 
@@ -67,12 +69,14 @@ def test_a_plan_of_an_empty_list_is_refused(earmark: Earmark) -> None:
 def test_a_sample_without_failures_still_has_a_margin() -> None:
     found = Plan(
         clips=1_000_000, refused_lines=2, sampled=200, done=200, bytes=10**11, audio_s=5e6,
-        clips_per_s=12.5, eta_s=80_000.0, workers=3, hosts=[], errors=[],
+        clips_per_s=12.5, eta_s=80_000.0, workers=3, core_clips_s=142.4, gpu_cores=9,
+        hosts=[], errors=[],
     )  # fmt: skip
     assert list(sentences(found, "8h")) == [
         "1000000 clips (2 lines refused), 200 of them tried on this machine; nothing is kept.",
         "success: 100.0%, give or take 1.4%",
         "volume: 100.0GB, 1388.9 hours of audio",
+        "decoding: 142 such clips/s by a core, as Ogg Vorbis; a GPU that scores 1000 wants 9 cores",
         "speed: 12.5 clips/s by one worker here, 22 h 13 min for all",
         "within 8h: 3 such workers",
     ]

@@ -1,4 +1,4 @@
-"""The ledger's identity; a clip is a part of a file, and a window is of a channel."""
+"""The ledger's identity; parts of files, windows of channels; workers, and runs that pause."""
 
 import secrets
 from collections.abc import Callable
@@ -24,6 +24,8 @@ UPDATE_KEY = sa.text(
 revision = "v0_2_0"
 down_revision = "v0_1_0"
 
+PARTS = ("start_s", "end_s", "channel", "member", "member_offset", "member_bytes", "packing")
+
 
 def upgrade() -> None:
     dialect = op.get_bind().dialect.name
@@ -33,6 +35,7 @@ def upgrade() -> None:
     op.bulk_insert(ledger, [{"id": secrets.token_hex(16)}])
     _replace_views(released_views(down_revision, dialect), [])
     _add_parts()
+    _add_pauses()
     _rekey(uri_key)
     if dialect == "sqlite":
         _rebuild_windows(
@@ -56,7 +59,8 @@ def downgrade() -> None:
     else:
         _replace_key(["clip_id", "start_s"])
         op.drop_column("window_predictions", "channel")
-    for column in ("start_s", "end_s", "channel", "member"):
+    _drop_pauses()
+    for column in PARTS:
         op.drop_column("clips", column)
     _rekey(whole_uri_key)
     _replace_views([], released_views(down_revision, dialect))
@@ -77,6 +81,34 @@ def _add_parts() -> None:
     op.add_column("clips", sa.Column("end_s", sa.Double()))
     op.add_column("clips", sa.Column("channel", sa.SmallInteger()))
     op.add_column("clips", sa.Column("member", sa.String()))
+    op.add_column("clips", sa.Column("member_offset", sa.BigInteger()))
+    op.add_column("clips", sa.Column("member_bytes", sa.BigInteger()))
+    op.add_column("clips", sa.Column("packing", sa.String()))
+
+
+def _add_pauses() -> None:
+    op.add_column("clips", sa.Column("given_back_by", sa.String()))
+    op.add_column("runs", sa.Column("stop_at", sa.Double(), server_default="0.2", nullable=False))
+    op.add_column("runs", sa.Column("paused", sa.String()))
+    op.add_column("runs", sa.Column("resumed_at", sa.Double(), server_default="0", nullable=False))
+    op.create_table(
+        "workers",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("queue", sa.String(), nullable=False),
+        sa.Column("seen_at", sa.Double(), nullable=False),
+        sa.Column("file_roots", v0_1_0.JSON, nullable=False),
+        sa.Column("paused", sa.String()),
+        sa.Column("paused_at", sa.Double()),
+        sa.Column("paused_run_id", sa.Integer()),
+        sa.PrimaryKeyConstraint("name"),
+    )
+
+
+def _drop_pauses() -> None:
+    op.drop_table("workers")
+    for column in ("stop_at", "paused", "resumed_at"):
+        op.drop_column("runs", column)
+    op.drop_column("clips", "given_back_by")
 
 
 def _rekey(key_of: Callable[[str], bytes]) -> None:
