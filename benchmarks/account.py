@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.25
 #: What the command line of a process holds, and what the process is then.
-KINDS = {"workers.decod": "decoders", "loader": "loaders", "valkey": "valkey"}
+KINDS = {
+    "workers.decoding": "decoders",
+    "workers.loading": "loaders",
+    "valkey": "valkey",
+    "postgres": "postgres",
+    " worker": "worker",
+}
+#: Whose threads are told apart.
+BY_THREAD = ("worker", "loaders")
 THREAD = "thread: "
 
 
@@ -71,10 +79,10 @@ class Account:
 
     def _sample(self) -> None:
         while True:
-            self._cpu.append((time.time(), _cpu_s(self._pids)))
+            self._cpu.append((time.time(), cpu_s(self._pids)))
             if self._over.wait(LOOK_S):
                 break
-        self._cpu.append((time.time(), _cpu_s(self._pids)))
+        self._cpu.append((time.time(), cpu_s(self._pids)))
 
     def _watch_gpu(self) -> None:
         assert self._smi is not None
@@ -84,15 +92,16 @@ class Account:
                 self._busy.append((time.time(), float(line)))
 
 
-def _cpu_s(pids: list[int]) -> dict[str, float]:
+def cpu_s(pids: list[int]) -> dict[str, float]:
+    """Return the processor seconds of processes and their children, by kind and by thread."""
     spent: dict[str, float] = defaultdict(float)
     for pid in pids:
         for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
             with suppress(psutil.Error):
                 kind = _kind(process, pid)
                 spent[kind] += sum(process.cpu_times()[:2])
-                if kind == "main":
-                    _add_threads(process, spent)
+                if kind in BY_THREAD:
+                    _add_threads(process, kind, spent)
     return spent
 
 
@@ -104,9 +113,9 @@ def _kind(process: psutil.Process, root: int) -> str:
     return "main" if process.pid == root else "children"
 
 
-def _add_threads(process: psutil.Process, spent: dict[str, float]) -> None:
+def _add_threads(process: psutil.Process, kind: str, spent: dict[str, float]) -> None:
     for thread in process.threads():
         with suppress(OSError):
             comm = Path(f"/proc/{process.pid}/task/{thread.id}/comm").read_text().strip()
             name = comm.rstrip("0123456789_-()") or comm
-            spent[THREAD + name] += thread.user_time + thread.system_time
+            spent[f"{THREAD}{kind}: {name}"] += thread.user_time + thread.system_time

@@ -12,14 +12,14 @@ settings.
 
 A rate is that of the steady part of a turn, from a fifth of the clips to nine tenths, as a median
 over the turns with the lowest and highest. CPU time is the system's own account in that part, by
-process and, in the worker, by thread. The threads named `model` score; they may spin while the
-device works. Threads of libraries have the name of the thread that started them.
+process and, in the worker and its loaders, by thread. The threads named `model` are the lanes: they
+score, and may spin while the device works. Threads of libraries have the name of the thread that
+started them.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import multiprocessing
 import os
@@ -28,7 +28,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from contextlib import ExitStack, contextmanager
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     Laps = list[tuple[float, int]]
     Label = Callable[[list[str]], Laps]
 
+HOOKS = Path(__file__).with_name("hooks")
 EXAMPLES = Path(__file__).parents[1] / "earmark" / "examples"
 SOUNDS = ("dog.ogg", "piano.flac", "rain.ogg", "siren.wav", "speech.wav", "music.mp3")
 SECONDS = 5
@@ -57,6 +57,7 @@ CUDA, CPU = ("ast-base", 8000, 20), ("starter", 150 * cores(), 8)
 #: By source: the sample rate, the format and the subtype of the files.
 SOURCES = {"vorbis": (44_100, "OGG", "VORBIS"), "wav": (16_000, "WAV", "PCM_16")}
 LABELS = 527
+LANES = f"{THREAD}worker: model"
 BATCH = 64
 #: Cores of the loop by hand that do not decode: one scores, one is for all else.
 NOT_DECODING = 2
@@ -67,7 +68,6 @@ STEADY_S = 2.0
 #: CPU ms of a clip that are not worth a line.
 LEAST = 0.005
 READY_S = 120.0
-PR_SET_NAME = 15
 
 
 @dataclass
@@ -119,7 +119,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--source", default="vorbis", choices=SOURCES)
     parser.add_argument("--clips", type=int, help="of a turn")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--way", choices=("loop", "pipeline", "worker"), help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=tuple(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--warm-up", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -229,15 +229,12 @@ class Child:
 
 
 def _be(arguments: argparse.Namespace) -> None:
-    """Be the process of one way."""
-    if arguments.way == "worker":
-        return _work()
+    """Be the process of one way by hand."""
     with WAYS[arguments.way](arguments.model, arguments.device) as (label, alone):
         label([arguments.warm_up] * BATCH)
         print(json.dumps(alone()), flush=True)
         for line in sys.stdin:
             print(json.dumps(label(json.loads(line))), flush=True)
-    return None
 
 
 @contextmanager
@@ -346,10 +343,12 @@ class Earmark:
         url = self._running.enter_context(valkey.running(folder / "valkey"))
         self._settings = machine.use_broker(settings, url=url)
         open_database(self._settings, create=True)
-        command = [sys.executable, "-m", "benchmarks.gpu", "--way", "worker"]
+        named_threads = {"PYTHONPATH": str(HOOKS)}
         with self._log.open("wb") as log:
             self._worker = children.start(
-                command, log=log, environment=children.environment(self._settings)
+                [*children.EARMARK, "worker"],
+                log=log,
+                environment=children.environment(self._settings) | named_threads,
             )
         self._running.callback(children.stop, self._worker)
         self.pids = [self._worker.pid]
@@ -400,24 +399,6 @@ def _ended(run: Any) -> Laps:
         rows = connection.execute(query, {"run": run.id}).all()
     ended = np.cumsum([clips for _, clips in rows])
     return [(float(at), int(done)) for (at, _), done in zip(rows, ended, strict=True)]
-
-
-def _work() -> None:
-    """Be a worker whose threads tell the system their names."""
-    libc = ctypes.CDLL(None)
-    begin: Any = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
-
-    def named(thread: threading.Thread) -> None:
-        if sys.platform == "linux":
-            # A thread without a name has that of its function: `Thread-3 (feed)`.
-            name = thread.name.partition("(")[2].rstrip(")") or thread.name
-            libc.prctl(PR_SET_NAME, name.encode()[:15])
-        begin(thread)
-
-    threading.Thread._bootstrap_inner = named  # type: ignore[attr-defined]
-    from earmark import worker
-
-    worker.work()
 
 
 # Measuring ----------------------------------------------------------------------------------------
@@ -478,8 +459,12 @@ def _show(
     if alone:
         ratios = [rate / alone for rate in costs["earmark worker"].clips_s]
         print(f"\nmodel alone: {alone:.0f} clips/s; worker over it: {_spread(ratios, 2)}")
-    threads = _cpu(costs["earmark worker"].cpu_ms, lambda name: name.startswith(THREAD))
-    print(f"\nworker, CPU ms a clip by thread: {threads}")
+    cpu_ms = costs["earmark worker"].cpu_ms
+    for turn in cpu_ms:
+        turn["worker but its lanes"] = turn["worker"] - turn.get(LANES, 0.0)
+    print(f"\n{_cpu(cpu_ms, lambda name: name == 'worker but its lanes')} ms of CPU a clip")
+    threads = _cpu(cpu_ms, lambda name: name.startswith(THREAD))
+    print(f"\nCPU ms a clip by thread: {threads}")
 
 
 def _device_name(device: str) -> str:

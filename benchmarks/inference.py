@@ -17,9 +17,9 @@ import statistics
 import tempfile
 import time
 import warnings
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,16 +94,8 @@ def _arguments() -> argparse.Namespace:
 
 def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace) -> None:
     loaded = classifier.load(settings.Model(name=name, device="cpu", threads=arguments.threads))
-    scored: SimpleQueue[int] = SimpleQueue()
-    queue = Batcher(loaded, settings.Worker(), lambda batch, _: scored.put(len(batch)))
-
-    def ours(clips: list[np.ndarray]) -> None:
-        queue.put([QueuedWindow(clip, loaded.card.function_to_apply, None) for clip in clips])
-        left = len(clips)
-        while left:
-            left -= scored.get()
-
-    ways = {"ours": ours, **_ways(loaded, name)}
+    queue = Batcher(loaded, settings.Worker(), _take)
+    ways = _ways(loaded, queue, name)
     costs = {way: Cost() for way in ways}
     default, turn = CLIPS[model]
     turns = list(_turns(lengths, arguments.clips or default, turn))
@@ -129,16 +121,33 @@ def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace)
     print(f"{model:14} {lengths:8} {'queue':12} {_queue(costs['ours']):>12.1%}", flush=True)
 
 
-def _ways(loaded: classifier.Classifier, name: str) -> dict[str, Any]:
+def _ways(loaded: classifier.Classifier, queue: Batcher, name: str) -> dict[str, Any]:
     folder = hub.STARTER if name == "starter" else name
     pipe: Any = transformers.pipeline("audio-classification", model=str(folder), device="cpu")
     return {
+        "ours": lambda clips: _ours(queue, clips),
         "loop": lambda clips: _loop(loaded, clips),
         "pipeline": lambda clips: [pipe(clip) for clip in clips],
         "pipeline x8": lambda clips: pipe(clips, batch_size=8),
         "pipeline x16": lambda clips: pipe(clips, batch_size=16),
         "features": lambda clips: [loaded._features([clip]) for clip in clips],
     }
+
+
+def _ours(queue: Batcher, clips: list[np.ndarray]) -> list[np.ndarray]:
+    function = queue.classifier.card.function_to_apply
+    best: list[Future[np.ndarray]] = [Future() for _ in clips]
+    queue.put(
+        QueuedWindow(clip, function, future, top_k=5)
+        for clip, future in zip(clips, best, strict=True)
+    )
+    return [future.result() for future in best]
+
+
+def _take(batch: list[QueuedWindow], outcomes: Any) -> None:
+    for window, outcome in zip(batch, outcomes, strict=True):
+        future: Any = window.tag
+        future.set_result(outcome)
 
 
 def _loop(loaded: classifier.Classifier, clips: list[np.ndarray]) -> list[torch.Tensor]:

@@ -4,9 +4,9 @@
     python -m benchmarks.stages --database postgresql --clips 2000
 
 The worker runs in this process, with its functions wrapped; what one spends in another that is
-named here is not counted twice. Servers, loaders and decoders are processes of their own, and are
-counted whole. Clips are five seconds of Ogg Vorbis each, from a loopback server in another process;
-a run of them comes first, so that all is warm.
+named here is not counted twice. Loaders, decoders and servers are processes of their own; loaders
+are counted by thread. Clips are five seconds of Ogg Vorbis each, from a loopback server in another
+process; a run of them comes first, so that all is warm.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
+from benchmarks.account import THREAD, cpu_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+HOOKS = Path(__file__).with_name("hooks")
+#: The account of what else runs here: the server of the clips.
+ELSE = "children"
 #: Processor seconds of each part in this process.
 spent: Counter[str] = Counter()
 _now = threading.local()
@@ -54,6 +57,7 @@ def wrap() -> None:
     from db import ledger
     from producer.feeder import Feeder
     from workers import tasks
+    from workers.clip import ClipInWork, WindowQueue
     from workers.loading.loaders import Loaders
     from workers.scoring import features
     from workers.scoring.batcher import Batcher
@@ -65,8 +69,8 @@ def wrap() -> None:
         if isinstance(kind, type) and kind is not features.Features
     ]
     parts = {
-        "clips to loaders": [(Loaders, "deal")],
-        "rows of loaders": [(Loaders, "_take_rows")],
+        "deal to the loaders": [(Loaders, "_deal")],
+        "rows of the loaders": [(Loaders, "_hear"), (WindowQueue, "put")],
         "model's queue": [
             (Batcher, "put"),
             (Batcher, "_take"),
@@ -75,8 +79,8 @@ def wrap() -> None:
         ],
         "features": [(kind, "__call__") for kind in kinds if "__call__" in vars(kind)],
         "forward pass": [(Classifier, "_forward")],
-        "softmax": [(Classifier, "_scores")],
-        "scores to clips": [(Loaders, "scored")],
+        "softmax, ranking": [(Classifier, "_scores")],
+        "scores to clips": [(Loaders, "scored"), (ClipInWork, "scored"), (ClipInWork, "success")],
         "ledger: claim": [(ledger, "claim")],
         "ledger: finish": [(ledger, "finish")],
         "ledger: feed": [(Feeder, "feed")],
@@ -105,6 +109,7 @@ def main() -> None:
             "EARMARK_FETCH__HOST_CONCURRENCY": "32",
             "EARMARK_MODEL__DEVICE": "cpu",
             "EARMARK_MODEL__THREADS": str(arguments.lanes),
+            "PYTHONPATH": str(HOOKS),
         }
         _work(folder, clips, arguments.database, running)
 
@@ -131,32 +136,35 @@ def _work(folder: Path, clips: list[str], database: str, running: ExitStack) -> 
     from earmark.database import open_database
     from tests.servers import running_postgres, upgraded
 
-    servers = {child.pid for child in psutil.Process().children()}
     if database == "postgresql":
         os.environ["EARMARK_DATABASE__URL"] = upgraded(running.enter_context(running_postgres()))
     os.environ["EARMARK_BROKER__URL"] = running.enter_context(valkey.running(folder / "valkey"))
     settings = machine.find_broker(Settings())
     open_database(settings, create=True)
-    threading.Thread(target=_submit, args=(clips, settings, servers, running), daemon=True).start()
+    threading.Thread(target=_submit, args=(clips, settings, running), daemon=True).start()
     wrap()
     worker.work()
 
 
-def _submit(clips: list[str], settings: Any, servers: set[int], running: ExitStack) -> None:
+def _submit(clips: list[str], settings: Any, running: ExitStack) -> None:
     import earmark
 
     listed = settings.data_dir / "list.txt"
     listed.write_text("\n".join(clips))
     for turn in (1, 2):
         spent.clear()
-        before, start, mine = _processes(servers), time.perf_counter(), time.thread_time()
+        before, start, mine = cpu_s([os.getpid()]), time.perf_counter(), time.thread_time()
         earmark.submit(str(listed), settings=settings, min_score=1e-9 * turn).wait()
         seconds = time.perf_counter() - start
-        after, submitting = _processes(servers), time.thread_time() - mine
+        after, submitting = cpu_s([os.getpid()]), time.thread_time() - mine
+    whole = {name: after[name] - before.get(name, 0.0) for name in after if name != ELSE}
     parts = {**spent, "submit": submitting}
-    whole = {name: after[name] - before[name] for name in after}
-    parts["celery, the rest of the worker"] = whole.pop("worker") - sum(parts.values())
-    parts |= whole
+    parts["celery, the rest of the worker"] = whole.pop("main") - sum(parts.values())
+    for name in [name for name in whole if name.startswith(THREAD)]:
+        took = whole.pop(name)
+        whole["loaders"] -= took
+        parts[name.removeprefix(THREAD)] = took
+    parts |= {f"process: {name}": took for name, took in whole.items()}
     ms = 1000 * sum(parts.values()) / len(clips)
     print(f"{len(clips) / seconds:.1f} clips/s; processor ms a clip: {ms:.2f}")
     for part, took in sorted(parts.items(), key=lambda each: -each[1]):
@@ -164,20 +172,6 @@ def _submit(clips: list[str], settings: Any, servers: set[int], running: ExitSta
     # A worker ends without a word to whoever started it, and would leave the servers running.
     running.close()
     os._exit(0)
-
-
-def _processes(servers: set[int]) -> Counter[str]:
-    """Return the processor seconds of this process and, by kind, of those that it started."""
-    found = Counter(worker=time.process_time())
-    for child in psutil.Process().children(recursive=True):
-        if child.pid not in servers:
-            words = " ".join(child.cmdline())
-            kind = next(
-                (kind for kind in ("loader", "decoding", "valkey", "postgres") if kind in words),
-                "other",
-            )
-            found[f"process: {kind}"] += sum(child.cpu_times()[:2])
-    return found
 
 
 if __name__ == "__main__":

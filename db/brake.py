@@ -28,6 +28,12 @@ LEAST_OF_A_WORKER = 20
 DEVIATIONS = 5.0
 #: While every worker pauses, others may be starting: a model takes seconds to load.
 SETTLE_S = 10.0
+#: Whether some clips have not failed yet. Retries come last, so that in the end all may fail.
+SELECT_FRESH = """
+SELECT 1 FROM clips
+WHERE run_id = :run_id AND state = 'pending' AND error_code IS NULL
+ORDER BY not_before LIMIT 1
+"""
 #: Failed clips that were given back failed on other workers too, and not for a reason of their own.
 SELECT_LAST = """
 SELECT worker, count(*) AS clips,
@@ -66,8 +72,10 @@ def pause_failing(engine: sa.Engine, queue: str) -> list[str]:
 
 def in_a_sentence(name: str, reason: str) -> str:
     """Return what there is to say about a paused run."""
+    # A server's words must not steer the terminal.
+    shown = "".join(char if char.isprintable() else "?" for char in reason)
     return (
-        f"The run {name} is paused: {reason} Cure that, then `earmark resume {name}`; with"
+        f"The run {name} is paused: {shown} Cure that, then `earmark resume {name}`; with"
         " `--stop-at off` it goes on whatever fails."
     )
 
@@ -91,6 +99,9 @@ def _too_many_fail(engine: sa.Engine, run_id: int, limit: float) -> str | None:
         return None
     for row in rows:
         if row.clips >= LEAST_OF_A_WORKER and row.failed <= limit * row.clips:
+            return None
+    with reading(engine) as connection:
+        if execute(connection, SELECT_FRESH, run_id=run_id).first() is None:
             return None
     example = max(row.error for row in rows if row.error)
     return (

@@ -170,6 +170,8 @@ class Clip(Base):
     reused: Mapped[bool] = mapped_column(server_default=text("false"))
     truncated: Mapped[bool | None]
     silent: Mapped[bool | None]
+    over_scale: Mapped[bool | None]
+    cancelling: Mapped[bool | None]
     #: `pending` until it is final. While a clip is queued or running, it has a lease instead.
     state: Mapped[str] = mapped_column()
     uri: Mapped[str] = mapped_column()
@@ -199,6 +201,11 @@ class Clip(Base):
     packing: Mapped[str | None]
     #: Workers that gave the clip back, as the cause of their error may be their own: at most two.
     given_back_by: Mapped[str | None]
+    #: What the file says of itself: a JSON object.
+    tags: Mapped[str | None]
+    #: ISO 8601: in UTC with a Z, else local. The source is a tag, or the file's name.
+    recorded_at: Mapped[str | None]
+    recorded_from: Mapped[str | None]
     #: The column is null where it would only repeat the URI.
     display_uri: Mapped[str] = column_property(func.coalesce(_display_uri, uri))
     #: The state, with `queued` and `running` taken from the lease.

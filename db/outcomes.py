@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from db.dialects import dialect_of, spelled
 from db.session import execute
+from earmark.core import recorded
 from earmark.core.clips import State, Success
 from earmark.core.errors import Cause
 
@@ -37,6 +38,11 @@ OUTCOME_COLUMNS = (
     "codec",
     "truncated",
     "silent",
+    "over_scale",
+    "cancelling",
+    "tags",
+    "recorded_at",
+    "recorded_from",
     "reused",
     "fetch_ms",
     "decode_ms",
@@ -54,7 +60,8 @@ GIVEN_BACK_PAUSE_S = 1.0
 EMPTY_OUTCOME = dict.fromkeys((*OUTCOME_COLUMNS, "not_before"))
 #: Clips that a token still holds, locked until the transaction ends.
 SELECT_HELD = """
-SELECT l.clip_id, l.worker FROM leases l JOIN clips c ON c.id = l.clip_id
+SELECT l.clip_id, l.worker, coalesce(c.display_uri, c.uri)
+FROM leases l JOIN clips c ON c.id = l.clip_id
 WHERE l.token = :token AND l.clip_id IN {ids} AND c.not_before IS NOT NULL
 ORDER BY l.clip_id {lock}
 """
@@ -80,27 +87,32 @@ def write(
 
     Return the clips by state, and those that were `given_back`.
     """
-    workers = held(connection, token, [outcome.clip_id for outcome in outcomes])
+    ours = held(connection, token, [outcome.clip_id for outcome in outcomes])
     clips, windows = [], []
     counts: Counter[str] = Counter()
     for outcome in outcomes:
-        if outcome.clip_id not in workers:
+        if outcome.clip_id not in ours:
             continue
-        worker = workers[outcome.clip_id]
+        worker, uri = ours[outcome.clip_id]
         clip = _clip_row(outcome, claimed[outcome.clip_id], worker, label_ids, limits)
+        if isinstance(outcome, Success):
+            clip.update(_recorded(outcome.facts, uri))
         clips.append(clip)
         given_back = not isinstance(outcome, Success) and outcome.given_back
         counts["given_back" if given_back else clip["state"]] += 1
         windows += _window_rows(outcome, label_ids)
     _write_rows(connection, UPDATE_CLIPS, clips)
     _write_rows(connection, INSERT_WINDOWS, windows)
-    release(connection, token, workers)
+    release(connection, token, ours)
     return counts
 
 
-def held(connection: sa.Connection, token: int, clip_ids: Iterable[int]) -> dict[int, str]:
-    """Return the workers of the clips that a token still holds, and lock them."""
-    return dict(execute(connection, SELECT_HELD, token=token, ids=list(clip_ids)).all())
+def held(
+    connection: sa.Connection, token: int, clip_ids: Iterable[int]
+) -> dict[int, tuple[str, str]]:
+    """Return the workers and URIs of the clips that a token still holds, and lock them."""
+    rows = execute(connection, SELECT_HELD, token=token, ids=list(clip_ids))
+    return {clip_id: (worker, uri) for clip_id, worker, uri in rows}
 
 
 def release(connection: sa.Connection, token: int, clip_ids: Iterable[int]) -> None:
@@ -149,10 +161,21 @@ def _success_values(success: Success, label_ids: Sequence[int]) -> dict[str, Any
     return values
 
 
+def _recorded(facts: AudioFacts, uri: str) -> dict[str, str | None]:
+    """Return what is known of a recording. A name's time is its own, also with a reused result."""
+    time, source = facts.recorded_at, facts.recorded_from
+    if source in ("", recorded.NAME):
+        time = recorded.by_name(uri)
+        source = recorded.NAME
+    if not time:
+        return {"tags": facts.tags or None, "recorded_at": None, "recorded_from": None}
+    return {"tags": facts.tags or None, "recorded_at": time, "recorded_from": source}
+
+
 def _failure_values(failure: Failure, clip: Claimed, worker: str, limits: Ledger) -> dict[str, Any]:
     error = failure.error
     values = {"state": State.failed, "reused": False, **error_values(error)}
-    if error.cause is not Cause.clip:
+    if error.cause is not Cause.clip and not failure.own:
         values["given_back_by"] = clip.given_back_by
     if failure.given_back:
         values["state"] = State.pending

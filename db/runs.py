@@ -153,7 +153,7 @@ def progress(engine: sa.Engine, run_id: int) -> Progress:
 
     going = any(states[state] for state in STATES if state not in FINAL_STATES)
     end = run.now if going or not last else last
-    paused = run.paused and in_a_sentence(run.name, run.paused)
+    paused = in_a_sentence(run.name, run.paused) if going and run.paused else None
     return Progress(states, end - run.created_at, audio_s, paused)
 
 

@@ -8,15 +8,17 @@ import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, Unpack
 
 from db import results, runs
 from earmark import folders, frames, machine, progress
+from earmark import notify as webhook
 from earmark.core.clips import State
 from earmark.core.errors import ServiceError, UsageError
 from earmark.core.options import Listing, RunOptions
 from earmark.database import open_database, read_settings, with_database
 from earmark.events import Rule, events
+from earmark.growth import Growth
 from earmark.machine import find_broker
 from producer.submit import submit as submit_sources
 from workers.scoring import hub
@@ -79,12 +81,14 @@ class Submission(Scoring, total=False):
 
 
 class Conditions(TypedDict, total=False):
-    """Which results: of this label, up to this rank, from this score up, window by window."""
+    """Which results: of a label, up to a rank, from a score up, of a day or hours, by window."""
 
     label: str | None
     rank: int
     min_score: float | None
     windows: bool
+    day: str | None
+    hours: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +162,9 @@ class Run:
     def results(self, **conditions: Unpack[Conditions]) -> Rows:
         """Yield the clips that are done, each with its best label, as in the view `results`.
 
-        `label` and `min_score` choose among them, `rank` also among a clip's further labels;
-        `windows=True` yields each window instead.
+        `label` and `min_score` choose among them, `rank` also among a clip's further labels, and
+        `day` ("2026-05-01") and `hours` ("4-6") by when they were recorded; `windows=True` yields
+        each window instead.
         """
         return results.results(self.engine, self.id, **conditions)
 
@@ -203,6 +208,8 @@ def run(
     db: str | None = None,
     settings: Settings | None = None,
     quiet: bool = False,
+    watch: bool = False,
+    notify: str | None = None,
     **options: Unpack[Submission],
 ) -> Run:
     """Classify every clip of the sources on this machine; return the finished run.
@@ -215,6 +222,8 @@ def run(
         db: a SQLite file or a database URL, in place of the settings' own.
         settings: in place of those of the environment.
         quiet: show no progress.
+        watch: take new files of the sources, which are folders, until Ctrl-C.
+        notify: a webhook to tell when every clip has ended, or the run is stopped.
         options: as those of `earmark run`: `model`, `top_k`, `name`, `url_col` and so on.
 
     Raises:
@@ -224,7 +233,14 @@ def run(
     scoring, submission = _split(options)
     settings = _settings(settings, db)
     ended = run_here(
-        _listed(sources), settings, scoring, workers=workers, quiet=quiet, **submission
+        _listed(sources),
+        settings,
+        scoring,
+        workers=workers,
+        quiet=quiet,
+        watch=watch,
+        notify=notify,
+        **submission,
     )
     if paused := ended.progress().paused:
         raise ServiceError(reason=paused)
@@ -305,6 +321,8 @@ def run_here(
     roots: Sequence[Path] | None = None,
     quiet: bool = False,
     on_interrupt: str | None = None,
+    watch: bool = False,
+    notify: str | None = None,
     **submission: Any,
 ) -> Run:
     """Do the work of `run` with all of its settings and options given.
@@ -312,8 +330,13 @@ def run_here(
     Args:
         roots: the folders that the workers may read; default: those of the sources.
         on_interrupt: the sentence for Ctrl-C; default: how to go on with the run.
+        watch: take the sources, which are folders, file by file, and go on until Ctrl-C.
+        notify: a webhook that is told when every clip has ended, and when the run is stopped.
         submission: further arguments of `producer.submit.submit`.
     """
+    growth = Growth(sources) if watch else None
+    if notify:
+        webhook.check(notify, settings)
     folders.check(settings)
     hub.check(options.model, options.revision, options.labels, here=True)
     engine = open_database(settings, create=True)
@@ -326,13 +349,42 @@ def run_here(
         machine.running(local, queue=queue, workers=workers) as here,
         progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
-        submitted = submit_sources(sources, engine, here.settings, options=options, **submission)
         look = _look_after(here, engine)
-        state = progress.watch(engine, submitted.run_id, settings, meanwhile=look, quiet=quiet)
+        if growth:
+            _grow(growth, here, engine, look, notify, quiet, options=options, **submission)
+        submitted = submit_sources(sources, engine, here.settings, options=options, **submission)
+        with webhook.telling(notify, engine, submitted.run_id, settings):
+            state = progress.watch(engine, submitted.run_id, settings, meanwhile=look, quiet=quiet)
     if not state.states[State.failed] and not here.restarts:
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
     return Run(engine, runs.get_run(engine, submitted.run_id), submitted)
+
+
+def _grow(
+    growth: Growth,
+    here: Machine,
+    engine: sa.Engine,
+    look: Callable[[], None],
+    notify: str | None,
+    quiet: bool,
+    **submission: Any,
+) -> NoReturn:
+    """Submit the files of growing folders as they are complete, until Ctrl-C."""
+
+    def take() -> int | None:
+        look()
+        if not (files := growth.complete()):
+            return None
+        submitted = submit_sources(files, engine, here.settings, **submission)
+        submission["name"] = runs.get_run(engine, submitted.run_id).name
+        return submitted.run_id
+
+    while True:
+        if run_id := take():
+            with webhook.telling(notify, engine, run_id, here.settings):
+                progress.watch(engine, run_id, here.settings, meanwhile=take, quiet=quiet)
+        time.sleep(LOOK_S)
 
 
 def _settings(settings: Settings | None, db: str | None = None) -> Settings:

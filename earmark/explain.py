@@ -38,6 +38,7 @@ HEADERS = (
 )
 #: Labels shown of each window.
 LABELS_SHOWN = 3
+MARKS = ("truncated", "silent", "over_scale", "cancelling")
 #: With the names of the steps they fit 80 columns.
 SPARKS, BLOCKS = 60, "▁▂▃▄▅▆▇█"
 
@@ -152,8 +153,10 @@ def _tell(ended: Classified, say: Say) -> None:
 def _tell_success(success: Success, ended: Classified, say: Say) -> None:
     facts = success.facts
     form = f"{facts.codec}, {facts.source_sample_rate} Hz, {facts.channels} channels"
-    marks = "".join(f", {name}" for name in ("truncated", "silent") if getattr(facts, name))
+    marks = "".join(f", {name.replace('_', ' ')}" for name in MARKS if getattr(facts, name))
     say("audio", f"{form}, {facts.duration_s:.2f} s{marks}")
+    if facts.recorded_at:
+        say("recorded", f"{facts.recorded_at} (by its {facts.recorded_from})")
     classifier = ended.batcher.classifier
     say("model", f"{classifier.card.name} on {classifier.device}")
     for window in success.windows:

@@ -69,7 +69,7 @@ def watch(
     run_id: int,
     settings: Settings,
     *,
-    meanwhile: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[], object] = lambda: None,
     quiet: bool = False,
 ) -> runs.Progress:
     """Show a run's progress until every clip is final or it is paused; return the last one."""
@@ -145,6 +145,11 @@ def delays(engine: sa.Engine, run_id: int) -> list[str]:
         count = "At least " * (clips == runs.MOST_WAITING) + f"{clips} clips wait"
         sentences.append(f"{count} for another try, the next in {in_words(seconds)}.")
     return sentences
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 row` or `2 rows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def tell(sentence: str) -> None:
@@ -245,7 +250,7 @@ def _clip_table(engine: sa.Engine, run_id: int) -> Table:
         text = lines.get(row["clip_id"], "")
         if row["error"]:
             text = f"[red]{row['error_code']}[/]: {escape(row['error'])}"
-        table.add_row(escape(_short(row["uri"])), text)
+        table.add_row(escape(_short(row["member"] or row["uri"])), text)
     return table
 
 
@@ -275,7 +280,8 @@ def summarise(engine: sa.Engine, run: RunRow, state: runs.Progress, settings: Se
     advice = bottleneck(going.workload, settings.worker)
     counts = "".join(f", {number} {name}" for name, number in state.states.items() if number)
     audio = f"{state.audio_s / 60:.1f} minutes of audio in {in_words(state.seconds)}."
-    screen.print(f"[bold]{escape(run.name)}[/]: {state.total} clips{counts}. {audio}")
+    clips = count_of(state.total, "clip")
+    screen.print(f"[bold]{escape(run.name)}[/]: {clips}{counts}. {audio}")
     for line in (pace_in_words(going), stages_in_words(going), advice):
         if line:
             screen.print(f"  {line}")

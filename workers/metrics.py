@@ -28,6 +28,9 @@ _stages = Counter(
 _wait = Counter(
     "earmark_decoder_wait_seconds", "Seconds of the stage decode that clips waited for a decoder."
 )
+_model_wait = Counter(
+    "earmark_model_wait_seconds", "Seconds of the stage classify that windows waited for a lane."
+)
 _model = Counter("earmark_model_seconds", "Seconds that the lanes of the model were at work.")
 _batches = Histogram(
     "earmark_batch_windows", "Windows in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64)
@@ -36,9 +39,10 @@ _batches = Histogram(
 decoder_wait = _wait.inc
 
 
-def batch(windows: int, seconds: float) -> None:
-    """Count a batch that the model has scored."""
+def batch(windows: int, waited_s: float, seconds: float) -> None:
+    """Count a batch that the model has scored, with the sum of its windows' waits."""
     _batches.observe(windows)
+    _model_wait.inc(waited_s)
     _model.inc(seconds)
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from earmark.core import broker
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from earmark.core.settings import Settings
 
 
+#: What the process of a quarantine keeps.
+_here = SimpleNamespace()
+
+
 class Quarantine:
     """A process for suspected clips, one at a time.
 
@@ -46,7 +51,7 @@ class Quarantine:
         with self._alone:
             self._pool = self._pool or self._start()
             try:
-                working = self._pool.submit(_classify_alone, clip, options, self._settings)
+                working = self._pool.submit(_classify_alone, clip, options)
                 return working.result(self._settings.worker.chunk_deadline_s / 2)
             except (BrokenProcessPool, TookTooLong):
                 self.close()
@@ -65,19 +70,25 @@ class Quarantine:
     def _start(self) -> ProcessPoolExecutor:
         fresh = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(
-            1, fresh, initializer=end_with_parent, initargs=(os.getpid(), signal.SIGKILL)
+            1, fresh, initializer=_begin, initargs=(os.getpid(), self._settings)
         )
 
 
-def _classify_alone(clip: Claimed, options: RunOptions, settings: Settings) -> Outcome | Postponed:
-    fetcher, decoders, plan = _equipment(options, settings)
-    return SingleClip(fetcher, decoders, settings.audio.max_windows).classify(clip, plan)
+def _begin(parent: int, settings: Settings) -> None:
+    _here.settings = settings
+    end_with_parent(parent, signal.SIGKILL)
+    broker.configure(settings.broker)
+
+
+def _classify_alone(clip: Claimed, options: RunOptions) -> Outcome | Postponed:
+    fetcher, decoders, plan = _equipment(options)
+    most = _here.settings.audio.max_windows
+    return SingleClip(fetcher, decoders, most).classify(clip, plan)
 
 
 @cache
-def _equipment(options: RunOptions, settings: Settings) -> tuple[PoliteFetcher, Decoders, RunPlan]:
-    broker.configure(settings.broker)
+def _equipment(options: RunOptions) -> tuple[PoliteFetcher, Decoders, RunPlan]:
     key = options.model, options.revision, options.labels
-    card, batcher = open_model(key, settings, single.scored)
+    card, batcher = open_model(key, _here.settings, single.scored)
     plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
-    return PoliteFetcher(settings), Decoders(settings.audio, 1), plan
+    return PoliteFetcher(_here.settings), Decoders(_here.settings.audio, 1), plan

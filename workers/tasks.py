@@ -52,7 +52,7 @@ REFUSED_PAUSE_S = 60.0
 #: A worker that pauses puts a chunk back for others, and then waits for so long.
 PUT_BACK_PAUSE_S = 3.0
 #: A clip that this worker gave back is left to the others for so long.
-LEFT_PAUSE_S = 1.0
+LEFT_PAUSE_S = 0.25
 #: A worker says this often that it is up, and at once that it pauses.
 BEAT_S = 5.0
 
@@ -71,7 +71,7 @@ class WorkerState:
         self.settings = settings
         self.draining = threading.Event()
         self.foreign = ForeignChunks(self.draining, settings.ledger.queue_lease_s)
-        self.fitness = Fitness(name)
+        self.fitness = Fitness(name, settings.fetch.file_roots)
         self._name = name
         self._beaten_at = float("-inf")
         self._told: registry.Pause | None = None
@@ -113,14 +113,15 @@ class WorkerState:
             self._wait_for_network()
             ids = [clip_id for clip_id, _ in chunk.clips]
             with self._claiming(ids) as token:
-                claim = self._left_to_others(self._claim(chunk, token))
+                claim = self._without_returned(self._claim(chunk, token))
                 self.foreign.note_own_chunk()
                 counts = Counter(skipped=len(ids) - len(claim.clips))
                 if claim.clips:
                     counts += self._begin(chunk.run_id, claim)
                 else:
                     self._held.discard(token)
-            return counts + claim.errors
+            # A copy, since clips that are late add to it.
+            return counts + Counter(dict(claim.errors))
 
     def _claim(self, chunk: Chunk, token: int) -> Claim:
         claim = partial(
@@ -132,9 +133,9 @@ class WorkerState:
             token=token,
         )
         # A chunk that is not claimed yet loses nothing by waiting.
-        return self._through_outage(claim, math.inf)
+        return self._through_outage(chunk.run_id, claim, math.inf)
 
-    def _left_to_others(self, claim: Claim) -> Claim:
+    def _without_returned(self, claim: Claim) -> Claim:
         """Leave the clips that this worker gave back to those workers that have not tried them."""
         returned = [clip for clip in claim.clips if self._name in clip.workers_before]
         if not returned:
@@ -239,7 +240,7 @@ class WorkerState:
 
     def _begin(self, run_id: int, claim: Claim) -> Counter[str]:
         try:
-            plan = self._through_outage(partial(self._models.take, run_id))
+            plan = self._through_outage(run_id, partial(self._models.take, run_id))
         except DatabaseError:
             raise
         except (ServiceError, ModelError) as error:
@@ -286,7 +287,7 @@ class WorkerState:
             running.give_back()
             counts = self._record(running.claim, running.collect(), plan.model.label_ids)
             release = partial(ledger.release, self.engine, token, running.given_back)
-            self._through_outage(release)
+            self._through_outage(running.claim.run_id, release)
             self._held.discard(token)
         finally:
             running.give_back()
@@ -312,7 +313,8 @@ class WorkerState:
         )
         began = monotonic()
         try:
-            counts = Counter(self._through_outage(finish))
+            counts = Counter(self._through_outage(claim.run_id, finish))
+            self.fitness.recorded()
         except DatabaseError as error:
             if len(outcomes) == 1 or not error.bug:
                 raise
@@ -337,7 +339,9 @@ class WorkerState:
             raise refused
         return counts
 
-    def _through_outage(self, transaction: Callable[[], T], outage_s: float | None = None) -> T:
+    def _through_outage(
+        self, run_id: int, transaction: Callable[[], T], outage_s: float | None = None
+    ) -> T:
         """Do a transaction; try again while the database is out of reach.
 
         Raises:
@@ -354,6 +358,7 @@ class WorkerState:
                 stopping = self.draining.wait(OUTAGE_PAUSE_S)
                 if error.bug:
                     self._log_refused(error)
+                    self.fitness.refused(run_id, error)
                     raise
                 if stopping or monotonic() > give_up:
                     raise
@@ -378,12 +383,18 @@ class WorkerState:
         self._suspects.submit(copy_context().run, self._classify_alone, clip)
 
     def _classify_alone(self, clip: ClipInWork) -> None:
-        if clip.wanted:
-            clip.end(clip, self._quarantine.classify(clip.claimed, clip.plan.options))
+        if not clip.wanted:
+            return
+        try:
+            outcome = self._quarantine.classify(clip.claimed, clip.plan.options)
+        except Exception as error:
+            logger.exception("the quarantine failed", extra={"action": "quarantine_failed"})
+            outcome = Failure(clip.clip_id, ModelError(reason=repr(error)))
+        clip.end(clip, outcome)
 
     def result_of(self, known: Known, clip: ClipInWork) -> Success | None:
         result = partial(reuse.result, self.engine, known.clip_id, clip.clip_id)
-        success = self._through_outage(result)
+        success = self._through_outage(clip.plan.job.run_id, result)
         return success and replace(success, timings=known.timings)
 
     def forget(self, clips: list[ClipInWork]) -> None:

@@ -13,7 +13,7 @@ from db import results, runs
 from earmark import output
 from earmark.cli import options as o
 from earmark.core.clips import Part
-from earmark.core.errors import SERVICE_EXIT
+from earmark.core.errors import SERVICE_EXIT, UsageError
 from earmark.core.options import Listing
 from earmark.database import open_database, read_settings
 
@@ -112,6 +112,8 @@ def plot(
     from earmark import folders, plots
 
     uri = file if "://" in file else str(Path(file).expanduser().absolute())
+    if "://" not in file and not Path(uri).is_file():
+        raise UsageError(reason=f"There is no file {uri}.")
     task = o.Task(sources=[], model=model, revision=revision, window_s=window_s, labels=labels)
     drawn = plots.plot_clip(uri, folders.readable(uri, read_settings()), task.options)
     plots.save(drawn, picture)

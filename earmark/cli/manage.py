@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from earmark import machine, progress
+from earmark import progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.core.errors import BY_CODE, UsageError
 from earmark.database import connect_to, find_run, read_settings
@@ -28,6 +28,7 @@ def retry(
 ) -> None:
     """Put a run's failed clips back to work."""
     from db import ledger
+    from earmark.machine import has_broker
 
     codes = error.split(",") if error else []
     _check_codes(codes)
@@ -37,8 +38,8 @@ def retry(
         count = ledger.retry_failed(engine, row.id, codes)
         if done:
             count += ledger.redo_done(engine, row.id)
-    progress.tell(f"{count} clips go back to work.")
-    if count and not machine.has_broker(settings):
+    progress.tell(f"Back to work: {progress.count_of(count, 'clip')}.")
+    if count and not has_broker(settings):
         again = f"`earmark run YOUR_LIST --name {row.name}`, with the same list"
         progress.tell(f"No worker runs on this machine. {again}, works them off.")
 
@@ -59,7 +60,7 @@ def cancel(run: o.Run, db: o.Db = None) -> None:
     from db import ledger
 
     engine, row = find_run(read_settings(db), run, change=True)
-    progress.screen.print(f"{ledger.cancel(engine, row.id)} clips are cancelled.")
+    progress.tell(f"Cancelled: {progress.count_of(ledger.cancel(engine, row.id), 'clip')}.")
 
 
 @commands.command(epilog="Example: earmark prune march --yes")
@@ -76,7 +77,7 @@ def prune(
         typer.confirm(f"Delete the run {row.name} with all its results?", abort=True)
     with progress.screen.status("Deleting clips"):
         count = ledger.prune(engine, row.id)
-    progress.tell(f"{count} clips are deleted.")
+    progress.tell(f"Deleted: {progress.count_of(count, 'clip')}.")
 
 
 def _check_codes(codes: list[str]) -> None:

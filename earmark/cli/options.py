@@ -53,6 +53,15 @@ Workers = Annotated[
     ),
 ]
 Watch = Annotated[bool, typer.Option("--watch", help="Show progress until the end.")]
+Notify = Annotated[
+    str | None,
+    typer.Option(
+        envvar="EARMARK_NOTIFY",
+        show_envvar=True,
+        metavar="URL",
+        help="A webhook to tell when the run ends or is stopped.",
+    ),
+]
 FlowerPort = Annotated[int, typer.Option(help="Flower's port on this machine.")]
 Run = Annotated[str, typer.Argument(help="A run's id or name.")]
 LatestRun = Annotated[str | None, typer.Argument(help="A run's id or name; default: the newest.")]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from db import urls
 from earmark import progress
 from earmark.cli import options as o
 from earmark.core.clips import State
@@ -27,7 +28,15 @@ commands = typer.Typer()
 
 @commands.command(epilog="Example: earmark run recordings/ --db labels.db --top-k 3")
 @o.spread
-def run(submission: o.Submission, workers: o.Workers = 1) -> None:
+def run(
+    submission: o.Submission,
+    workers: o.Workers = 1,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Take new files of the folders as they come, until Ctrl-C."),
+    ] = False,
+    notify: o.Notify = None,
+) -> None:
     """Classify everything on this machine: embedded Valkey, worker, progress, results."""
     from earmark import api
 
@@ -37,6 +46,8 @@ def run(submission: o.Submission, workers: o.Workers = 1) -> None:
         settings,
         submission.options,
         workers=workers,
+        watch=watch,
+        notify=notify,
         **submission.submission,
     )
     _show(finished, settings, submission.db, strict=submission.strict)
@@ -152,8 +163,10 @@ def _show(
     if and_then:
         verbs.append(and_then)
     where = f" --db {shlex.quote(db)}" if db else ""
-    commands = [f"{_program()} {verb}{where}" for verb in verbs]
-    progress.screen.print("Next:", *commands, sep="\n  ", markup=False, soft_wrap=True)
+    commands = [f"  {_program()} {verb}{where}" for verb in verbs]
+    progress.tell(f"The results are in {urls.shown(run.engine.url)}.")
+    if commands:
+        progress.tell_all(["Next:", *commands])
     progress.exit_by_outcome(state, strict=strict)
 
 

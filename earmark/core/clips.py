@@ -120,6 +120,12 @@ class AudioFacts:
     over_scale: bool = False
     #: Its channels cancel each other in their mix, so that one of them was heard in its place.
     cancelling: bool = False
+    #: What the file says of itself, as a JSON object in ASCII; empty if nothing.
+    tags: str = ""
+    #: When it was recorded, ISO 8601: with a Z in UTC, else local; empty if unknown.
+    recorded_at: str = ""
+    #: The tag that says so, or `name`.
+    recorded_from: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,16 +188,17 @@ class Failure:
     timings: Timings = Timings()
     #: The cause may be this worker's, so that another one takes the clip; not a try.
     given_back: bool = False
+    #: The worker has looked: the cause is the clip's own, though the error's may be another.
+    own: bool = False
 
 
 Outcome = Success | Failure
 
 #: 88 bits: among a billion URLs of a run, two share a hash with a probability of 1.6e-9.
 KEY_BYTES = 11
-#: Of these, the first ones stand for the file where a clip is a part of it. Among a million parts
-#: of one, two share the others with a probability of 7e-6.
+#: Those of them that the parts of a file have in common.
 FILE_KEY_BYTES = 4
-#: The fields of a part that name it; the others say where it is.
+#: The fields of a part that name it; the others say where its bytes are.
 NAMING = 4
 #: What display_uri takes away.
 _SAYS_MORE = re.compile(r"[?#@]")
@@ -249,7 +256,7 @@ def _hashed(text: str, part: Part | None) -> bytes:
         return blake2b(file, digest_size=KEY_BYTES).digest()
     # No URI has a NUL, so that no other URI has the same key.
     named = file + b"\0" + json.dumps(astuple(part)[:NAMING]).encode()
-    # The parts of a file stay together where clips are sorted by their keys.
+    # The parts of a file begin alike, so that they stand together where rows are sorted by key.
     start = blake2b(file, digest_size=FILE_KEY_BYTES).digest()
     return start + blake2b(named, digest_size=KEY_BYTES - FILE_KEY_BYTES).digest()
 

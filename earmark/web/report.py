@@ -19,6 +19,7 @@ from rich.progress import track
 from db import browse, runs
 from db import charts as counts
 from db.pace import pace
+from db.rows import plain
 from earmark import output
 from earmark.advice import bottleneck
 from earmark.core.clips import Part, State
@@ -195,5 +196,9 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_environment.filters |= {"in_words": in_words, "thousands": lambda number: f"{number:,}"}
+_environment.filters |= {
+    "in_words": in_words,
+    "plain": plain,
+    "thousands": lambda number: f"{number:,}",
+}
 _environment.globals |= {"colours": colours, "UNCERTAIN": UNCERTAIN}

@@ -26,7 +26,7 @@ LIMITS = Ledger()
 def ended(engine: sa.Engine, ids: Sequence[int], worker: str, failed: int, **how: bool) -> None:
     """Let a worker end clips: so many fail, the others succeed."""
     claim = ledger.claim(engine, chunk_of(engine, ids), worker=worker, limits=LIMITS)
-    outcomes = [Failure(clip_id, FileNotAllowed(), **how) for clip_id in ids[:failed]]
+    outcomes = [Failure(clip_id, FileNotAllowed(folder="/a"), **how) for clip_id in ids[:failed]]
     outcomes += [success(clip_id) for clip_id in ids[failed:]]  # type: ignore[misc]
     ledger.finish(engine, claim, outcomes, labels(engine), LIMITS)
 
@@ -66,7 +66,7 @@ def test_a_run_pauses_if_clearly_more_than_a_fifth_fails_on_every_worker(
     if paused:
         assert sentences == [runs.progress(engine, run_id).paused]
         assert "100 of its last 200 clips" in sentences[0]
-        assert "file_not_allowed: The path is outside" in sentences[0]
+        assert "file_not_allowed: The file is outside" in sentences[0]
         assert f"earmark resume run-{run_id}" in sentences[0]
 
 
@@ -74,6 +74,29 @@ def test_a_run_goes_on_while_one_worker_does_well(engine: sa.Engine) -> None:
     run_id = failing_run(engine, 1.0)
     with writing(engine) as connection:
         connection.execute(sa.update(Clip).where(Clip.worker == "d").values(given_back_by=None))
+    assert brake.pause_failing(engine, "clips") == []
+    assert runs.get_run(engine, run_id).paused is None
+
+
+def test_at_the_end_of_a_run_when_only_retries_are_left_it_is_not_paused(
+    engine: sa.Engine,
+) -> None:
+    run_id = failing_run(engine, 1.0)
+    with writing(engine) as connection:
+        waiting = sa.update(Clip).where(Clip.state == "pending")
+        connection.execute(waiting.values(error_code="dns", not_before=1.0))
+    assert brake.pause_failing(engine, "clips") == []
+    assert runs.get_run(engine, run_id).paused is None
+
+
+def test_missing_files_on_a_disk_that_is_there_never_pause_a_run(engine: sa.Engine) -> None:
+    run_id = failing_run(engine, 0.0)
+    with writing(engine) as connection:
+        connection.execute(sa.update(Clip).values(state="pending", not_before=0, finished_at=None))
+        connection.execute(sa.update(Clip).values(given_back_by="a b"))
+        ids = list(connection.scalars(sa.select(Clip.id)))
+    ended(engine, ids[:200], "c", 200, own=True)
+    assert row(engine, ids[0]).state == "failed"
     assert brake.pause_failing(engine, "clips") == []
     assert runs.get_run(engine, run_id).paused is None
 
@@ -129,8 +152,9 @@ def test_no_clip_of_a_paused_run_begins_and_all_go_on_after_it(engine: sa.Engine
     ended(engine, ids[:1], "a", 1, given_back=True)
     (picked,) = feeding.pick(engine, "clips", 1, LIMITS)
     running = ledger.claim(engine, chunk_of(engine, ids[1:2]), worker="a", limits=LIMITS)
-    assert brake.pause(engine, run_id, "it fails")
+    assert brake.pause(engine, run_id, "it fails \x1b[2J")
     assert not brake.pause(engine, run_id, "it fails")
+    assert "it fails ?[2J" in str(runs.progress(engine, run_id).paused)
     assert runs.progress(engine, run_id).states["queued"] == 0
     assert feeding.pick(engine, "clips", 1, LIMITS) == []
     chunk = chunk_of(engine, [clip.id for clip in picked.clips])
@@ -156,6 +180,15 @@ def test_whoever_retries_or_submits_a_paused_run_lets_it_go_on(engine: sa.Engine
     assert runs.is_going(engine, run_id)
     # What failed before the resumption is no reason to pause it again.
     assert brake.pause_failing(engine, "clips") == []
+
+
+def test_a_paused_run_that_is_cancelled_is_at_its_end(engine: sa.Engine) -> None:
+    run_id, _ = submit(engine, 1)
+    brake.pause(engine, run_id, "it fails")
+    ledger.cancel(engine, run_id)
+    state = runs.progress(engine, run_id)
+    assert state.finished
+    assert state.paused is None
 
 
 def test_a_worker_is_up_until_it_leaves_or_is_not_seen(engine: sa.Engine) -> None:

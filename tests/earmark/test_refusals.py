@@ -187,6 +187,11 @@ def test_a_model_that_cannot_begin_is_told_before_anything_is_queued(
     assert not (tmp_path / "labels.db").exists()
 
 
+def test_a_file_that_is_not_there_is_not_plotted(tmp_path: Path) -> None:
+    refused = verb("plot", str(tmp_path / "nosuch.wav"), "-o", str(tmp_path / "x.png"))
+    assert (refused.status, refused.text) == (2, f"There is no file {tmp_path}/nosuch.wav.")
+
+
 def test_a_zero_shot_model_without_labels_is_told(tmp_path: Path) -> None:
     (tmp_path / "clap").mkdir()
     (tmp_path / "clap" / "config.json").write_text('{"model_type": "clap"}')
@@ -214,7 +219,7 @@ def test_retry_tells_who_works_the_clips_off(tmp_path: Path) -> None:
     two_runs(engine)
     engine.dispose()
     told = verb("retry", "march", "--db", db).text
-    assert "1 clips go back to work." in told
+    assert "Back to work: 1 clip." in told
     assert "`earmark run YOUR_LIST --name march`, with the same list, works them off" in told
     assert "works them off" not in verb("retry", "march", "--db", db).text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from earmark.demo import EXAMPLES
+from tests import containers
 from tests.end_to_end.conftest import left_running
 from tests.servers import readable_binaries, serving
 
@@ -30,6 +32,9 @@ GOOD = (
     "silence.wav",
     "mixed.m4a",
 )
+
+
+HEARD_IN = ("dog.ogg", "siren.wav")
 
 
 @pytest.fixture
@@ -95,6 +100,21 @@ def test_a_folder_of_200_files_gives_a_final_row_for_each_sound_file_in_sqlite(
     }  # fmt: skip
 
 
+def test_the_members_of_containers_are_heard(earmark: Earmark) -> None:
+    sounds = {f"{name[:-4]}/{name}": (EXAMPLES / name).read_bytes() for name in HEARD_IN}
+    names = ("shard.tar", "shard.tar.gz", "shard.zip", "train.parquet")
+    for name in names:
+        containers.write(earmark.folder / name, sounds)
+    earmark("run", *names, "--db", "sqlite:///x.db")
+    with closing(sqlite3.connect(earmark.folder / "x.db")) as database:
+        heard = database.execute("select uri, member, label from results").fetchall()
+    assert set(heard) == {
+        (str(earmark.folder / name), member, member.partition("/")[0])
+        for name in names
+        for member in sounds
+    }
+
+
 def test_the_same_folder_is_written_to_postgresql_and_read_with_psql(
     earmark: Earmark, recordings: Path, postgres_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -145,7 +165,7 @@ def test_an_unavailable_model_is_one_sentence(earmark: Earmark) -> None:
 
 
 def test_results_are_printed_in_every_format(earmark: Earmark) -> None:
-    earmark(
+    ended = earmark(
         "run",
         str(EXAMPLES / "dog.ogg"),
         str(EXAMPLES / "mixed.m4a"),
@@ -154,6 +174,7 @@ def test_results_are_printed_in_every_format(earmark: Earmark) -> None:
         "--name",
         "two",
     )
+    assert re.search(r"The results are in /.*\.db\.\nNext:\n  .*earmark", ended.stderr)
     windows = earmark("results", "two", "--windows", "--format", "jsonl").stdout.splitlines()
     assert [json.loads(line)["label"] for line in windows][1::3] == ["speech", "siren"]
     earmark("results", "two", "--format", "parquet", "-o", "two.parquet")

@@ -146,6 +146,7 @@ def test_a_worker_exports_outcomes_and_stage_times_to_prometheus(
         < found["earmark_model_seconds_total"]
         <= found['earmark_stage_seconds_total{stage="classify"}']
     )
+    assert found["earmark_model_wait_seconds_total"] > 0
     assert found["earmark_queue_chunks"] == found["earmark_waiting_audio_bytes"] == 0
 
 

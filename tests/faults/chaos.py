@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 FAULTS = {"sqlite": faults.ON_SQLITE, "postgresql": faults.ON_POSTGRES}
 #: Clips that must fail, or that must not though something goes wrong with them once.
-ODD = ["busy", "broken", "cut", "gone", "unnamed", "renamed"] * 3 + ["endless", "poison"] * 2
+ODD = ["busy", "broken", "cut", "gone", "unnamed", "renamed"] * 3 + [
+    "endless",
+    "poison",
+    "venom",
+] * 2
 #: A clip takes so long to come that a list lasts as long as its faults.
 DELAY_S = 1.0
 #: From the last fault to the last clip.

@@ -43,6 +43,23 @@ def kill_a_worker_and_its_decoders(world: World) -> None:
     os.killpg(world.worker().pid, signal.SIGKILL)
 
 
+def kill_a_loader(world: World) -> None:
+    a_loader_of(world.worker()).kill()
+
+
+def stop_a_loader(world: World) -> None:
+    a_loader_of(world.worker()).suspend()
+
+
+def a_loader_of(worker: psutil.Process) -> psutil.Process:
+    """Return a worker's loader, which a worker has from its start."""
+    while True:
+        for child in worker.children():
+            if "workers.loading.loader" in child.cmdline():
+                return child
+        time.sleep(0.1)
+
+
 def kill_all_workers(world: World) -> None:
     for process in world.workers:
         process.kill()
@@ -268,6 +285,8 @@ def submit_again_and_kill_that(world: World) -> None:
 ON_ANY: tuple[Fault, ...] = (
     kill_a_worker,
     kill_a_worker_and_its_decoders,
+    kill_a_loader,
+    stop_a_loader,
     kill_all_workers,
     drain_a_worker,
     drain_a_worker_and_kill_it_3_s_later,

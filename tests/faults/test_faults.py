@@ -126,6 +126,17 @@ def test_a_worker_without_memory_for_a_batch_scores_windows_one_by_one(world: Wo
     assert world.rows(sa.select(sa.func.max(Clip.attempts))) == [(1,)]
 
 
+def test_a_worker_that_loses_its_device_ends_and_its_clips_are_scored_by_the_next(
+    world: World,
+) -> None:
+    world.submit(*world.uris(CLIPS))
+    world.start_workers(1, FAULT_DEVICE="2")
+    world.until_final()
+    check_invariants(world)
+    assert "fails on cpu even on silence" in (world.folder / "worker.log").read_text()
+    assert world.rows(sa.select(sa.func.max(Clip.crashes))) == [(1,)]
+
+
 def test_a_worker_without_its_model_takes_no_chunk(world: World) -> None:
     world.submit(*world.uris(8))
     world.start_workers(1, EARMARK_MODEL__NAME="./nowhere")
@@ -247,5 +258,5 @@ def test_the_checks_fail_for_a_ledger_without_fencing(
 
 
 def switch_fencing_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = "SELECT id, 'zombie' FROM clips WHERE 0 <> :token AND id IN {ids}"
+    everything = "SELECT id, 'zombie', uri FROM clips WHERE 0 <> :token AND id IN {ids}"
     monkeypatch.setattr(outcomes, "SELECT_HELD", everything)

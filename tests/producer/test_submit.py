@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import product
+from itertools import groupby, product
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,15 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from db import bulk_insert, feeding, ledger, runs
+from db.identity import ledger_id
 from db.models import Clip
 from db.session import connect, execute, reading
+from earmark.core.clips import Chunk, Part, normal_uri, uri_key
 from earmark.core.clips import Clip as ListedClip
-from earmark.core.clips import Part, normal_uri, uri_key
 from earmark.core.errors import DatabaseError, UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger
 from producer import submit as submit_module
+from producer.sources import read_clips
 from producer.submit import submit
+from tests import containers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +58,26 @@ def test_an_edited_and_reordered_list_adds_only_its_new_clips(
     second = submit([str(path)], engine, settings, name="mine")
     assert (second.run_id, second.added, second.known) == (first.run_id, 20_000, 24_990)
     assert count(engine, first.run_id) == (45_000, 45_000)
+
+
+def test_members_of_containers_are_claimed_with_their_places_and_known_again(
+    engine: sa.Engine, settings: Settings, tmp_path: Path
+) -> None:
+    sounds = {f"{number}.wav": os.urandom(99) for number in range(200)}
+    paths = [containers.write(tmp_path / name, sounds) for name in ("a.tar", "b.tar.gz", "c.zip")]
+    run = submit([str(path) for path in paths], engine, settings, name="mine")
+    assert (run.added, run.known) == (600, 0)
+    assert submit([str(paths[0])], engine, settings, name="mine").added == 0
+    with reading(engine) as connection:
+        rows = connection.execute(sa.select(Clip.id, Clip.uri)).all()
+        keys = connection.scalars(sa.select(Clip.uri).order_by(Clip.uri_key)).all()
+    chunk = Chunk(ledger_id(engine), run.run_id, tuple((row.id, row.uri) for row in rows))
+    clips = ledger.claim(engine, chunk, worker="w", limits=Ledger()).clips
+    assert {(clip.uri, clip.part) for clip in clips} == {
+        (clip.uri, clip.part) for clip in read_clips([str(path) for path in paths])
+    }
+    # The members of a container stay together, so that one fetched as a whole is fetched once.
+    assert len(list(groupby(keys))) == 3
 
 
 def test_the_report_accounts_for_every_line(

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from db.ledger import Claim, Claimed
+from db.registry import Pause
 from earmark.core import errors
 from earmark.core.clips import Failure
 from tests.db.facts import success
-from workers.fitness import LONGEST_PAUSE_S, SHORTEST_PAUSE_S, STREAK, Fitness
+from workers.fitness import LONGEST_PAUSE_S, REFUSALS, SHORTEST_PAUSE_S, STREAK, Fitness
 from workers.tasks import only_failures
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from earmark.core.clips import Outcome
     from earmark.core.errors import ClipError
 
-NOT_ALLOWED = errors.FileNotAllowed()
+NOT_ALLOWED = errors.FileNotAllowed(folder="/a")
 
 
 class Clock:
@@ -38,8 +39,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def fitness(clock: Clock) -> Fitness:
-    return Fitness("here", clock)
+def fitness(clock: Clock, tmp_path: Path) -> Fitness:
+    return Fitness("here", [tmp_path / "data"], clock)
 
 
 def judge(
@@ -93,6 +94,12 @@ def test_a_streak_pauses_the_worker_and_says_why(fitness: Fitness, clock: Clock)
     assert fitness.pause is None
 
 
+def test_a_full_disk_pauses_the_worker_and_not_the_run(fitness: Fitness) -> None:
+    judge(fitness, *[errors.NoSpace()] * STREAK)
+    assert fitness.pause
+    assert fitness.pause.run_id is None
+
+
 def test_a_success_or_an_error_of_a_clip_ends_a_streak(fitness: Fitness) -> None:
     for ended in (None, errors.NotFound(status=404)):
         judge(fitness, *[NOT_ALLOWED] * (STREAK - 1), ended, *[NOT_ALLOWED] * (STREAK - 1))
@@ -119,18 +126,34 @@ def test_errors_of_the_network_are_left_to_the_breaker(fitness: Fitness) -> None
     assert fitness.pause is None
 
 
-@pytest.mark.parametrize(("folder", "own"), [("full", True), ("empty", False), ("gone", False)])
-def test_a_missing_file_is_the_clips_own_error_only_if_its_folder_is_there(
-    fitness: Fitness, tmp_path: Path, folder: str, own: bool
+@pytest.mark.parametrize(
+    ("folder", "given", "own"),
+    [
+        ("data/full", False, True),
+        ("data/removed", True, True),
+        ("data/removed/below", True, True),
+        ("data/empty", True, False),
+        ("data/empty/below", True, False),
+        ("elsewhere", True, False),
+    ],
+)
+def test_a_missing_file_is_the_workers_fault_only_if_its_disk_is_not_there(
+    fitness: Fitness, tmp_path: Path, folder: str, given: bool, own: bool
 ) -> None:
     for name in ("full", "empty"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "full" / "other.wav").touch()
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data" / "full" / "other.wav").touch()
     uri = f"{tmp_path}/{folder}/a%20b.wav"
     for each in (uri, f"file://{uri}"):
         judged = judge(fitness, *[errors.FileNotFound()] * STREAK, uri=each)
-        assert set(given_back(judged)) == {not own}
+        assert set(given_back(judged)) == {given}
+        assert {outcome.own for outcome in judged if isinstance(outcome, Failure)} == {own}
     assert (fitness.pause is None) == own
+
+
+def test_what_other_workers_gave_back_is_no_sign_of_this_one(fitness: Fitness) -> None:
+    judge(fitness, *[NOT_ALLOWED] * 2 * STREAK, before="there")
+    assert fitness.pause is None
 
 
 @pytest.mark.parametrize(
@@ -150,3 +173,16 @@ def test_a_chunk_with_nothing_but_failures_is_a_failure(
     from collections import Counter
 
     assert only_failures(Counter(counts)) == sentence
+
+
+def test_statements_that_the_database_refuses_pause_a_worker(fitness: Fitness) -> None:
+    wrong = errors.DatabaseError(reason="no such column: codec", bug=True)
+    for _ in range(REFUSALS - 1):
+        fitness.refused(7, wrong)
+    fitness.recorded()
+    for _ in range(REFUSALS - 1):
+        fitness.refused(7, wrong)
+        judge(fitness, None)
+    assert fitness.pause is None
+    fitness.refused(7, wrong)
+    assert fitness.pause == Pause("no such column: codec", 7)

@@ -21,8 +21,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from earmark.core import clips, errors, formats
-from workers.decoding import lengths, readers, wire
+from earmark.core import clips, errors, formats, recorded
+from workers.decoding import lengths, readers, tags, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -148,7 +148,8 @@ def decode(
     """
     audio = readers.open_audio(clip)
     meter = _Meter(audio, audio_settings)
-    return at_rate(audio, meter.watch(audio.blocks()), sample_rate), meter.facts
+    blocks = at_rate(audio, meter.watch(audio.blocks()), sample_rate)
+    return blocks, meter.facts
 
 
 def at_rate(
@@ -252,6 +253,8 @@ class _Meter:
                 min_duration_s=self._settings.min_duration_s,
                 setting="EARMARK_AUDIO__MIN_DURATION_S",
             )
+        found = tags.read(audio.clip, audio.format.name, audio.tags())
+        time, source = recorded.by_tags(found)
         return clips.AudioFacts(
             duration_s,
             self._source_rate,
@@ -261,6 +264,9 @@ class _Meter:
             silent=self._silent,
             over_scale=self._over_scale,
             cancelling=self._cancelling,
+            tags=json.dumps(found) if found else "",
+            recorded_at=time,
+            recorded_from=source,
         )
 
 

@@ -145,7 +145,7 @@ class Fetcher:
         if not self._wholes.has(url):
             first = part.member_offset or 0
             last = first + (part.member_bytes or 0) - 1
-            with self._guard.open(url, {"Range": f"bytes={first}-{last}"}) as answer:
+            with self._guard.open(url, byte_range=f"{first}-{last}") as answer:
                 if answer.status != 200:
                     _check_range(answer, first, last)
                     return self._sliced(_received(answer, part.member_bytes), part)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 from urllib.robotparser import RobotFileParser
@@ -26,6 +28,8 @@ class RobotsRules:
         """Take a function that downloads a URL to an open file, or raises a DownloadError."""
         self._download = download
         self._rules: dict[str, tuple[float, RobotFileParser]] = {}
+        #: One thread asks a site, and the others wait for the answer.
+        self._asking: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def check(self, url: str) -> None:
         """Check a URL against its site's rules.
@@ -35,14 +39,20 @@ class RobotsRules:
             DownloadError: robots.txt cannot be read for now; it is asked for again next time.
         """
         site = "{0.scheme}://{0.netloc}".format(urlsplit(url))
+        with self._asking[site]:
+            rules = self._current(site)
+        if not rules.can_fetch("Earmark", url):
+            raise errors.Robots
+
+    def _current(self, site: str) -> RobotFileParser:
         asked_at, rules = self._rules.get(site, (0.0, None))
         if rules is None or time.monotonic() - asked_at > ROBOTS_KEPT_S:
             rules = self._read(site)
             if len(self._rules) >= SITES:
                 self._rules.clear()
+                self._asking.clear()
             self._rules[site] = time.monotonic(), rules
-        if not rules.can_fetch("Earmark", url):
-            raise errors.Robots
+        return rules
 
     def _read(self, site: str) -> RobotFileParser:
         rules = RobotFileParser()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,8 +10,6 @@ from earmark.core import errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from earmark.core.clips import AudioFacts, Part
 
 
 class Shape(NamedTuple):
@@ -41,25 +37,15 @@ class Cutter:
     """Cuts one clip into windows that are a hop apart; the last one ends where the clip ends.
 
     A clip shorter than a window is one window. It holds the samples of a window and a piece,
-    however long the clip is. Of a part with a span it cuts the span, at the times of the file.
+    however long the clip is.
     """
 
-    def __init__(self, shape: Shape, most: int, part: Part | None = None) -> None:
+    def __init__(self, shape: Shape, most: int) -> None:
         self._shape = shape
         self._most = most
         self._kept = np.empty(0, np.float32)
-        self._has_span = part is not None and part.has_span
-        #: The samples of the file that are the clip.
-        self._first, self._end = 0, sys.maxsize
-        if part is not None and part.start_s is not None:
-            self._first = round(part.start_s * shape.sample_rate)
-        if part is not None and part.end_s is not None:
-            self._end = round(part.end_s * shape.sample_rate)
-        #: Samples of the file that have come.
-        self._come = 0
-        #: Where the kept samples begin in the file, and the next window.
-        self._begin = self._next = self._first
-        self._silent = True
+        #: Where the kept samples begin in the clip, and the next window.
+        self._begin = self._next = 0
         self.windows = 0
 
     def cut(self, samples: np.ndarray, *, last: bool) -> Iterator[tuple[int, np.ndarray]]:
@@ -69,36 +55,15 @@ class Cutter:
             TooLong: the clip has more windows than EARMARK_AUDIO__MAX_WINDOWS.
         """
         size = self._shape.size
-        if self._has_span:
-            samples = self._of_span(samples)
         held = np.concatenate([self._kept, samples]) if len(self._kept) else samples
         total = self._begin + len(held)
         while self._next + size < total:
             yield self._next, self._window(held, self._next)
             self._next += self._shape.hop
-        final = max(self._first, total - size)
-        if last and not len(held):
-            start_s = self._first / self._shape.sample_rate
-            raise errors.TooShort(min_duration_s=start_s, setting="where the row's span begins")
+        final = max(0, total - size)
         if last:
             yield final, self._window(held, final)
         self._kept, self._begin = held[final - self._begin :].copy(), final
-
-    def facts(self, facts: AudioFacts) -> AudioFacts:
-        """Return the facts of the clip from those of its file, once all is cut."""
-        if not self._has_span:
-            return facts
-        samples = self._begin + len(self._kept) - self._first
-        return replace(facts, duration_s=samples / self._shape.sample_rate, silent=self._silent)
-
-    def _of_span(self, samples: np.ndarray) -> np.ndarray:
-        """Return those of the file's next samples that the span holds."""
-        first = max(0, self._first - self._come)
-        end = max(0, self._end - self._come)
-        self._come += len(samples)
-        kept = samples[first:end]
-        self._silent = self._silent and not kept.any()
-        return kept
 
     def _window(self, held: np.ndarray, start: int) -> np.ndarray:
         self.windows += 1

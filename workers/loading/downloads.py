@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workers.fetching.breaker import Breaker
     from workers.fetching.fetch import Fetched
     from workers.loading.cutter import Cutter, Shape
+    from workers.loading.spans import Span
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,9 @@ class DealtClip:
     shape: Shape
     #: Whether its URL is looked up before it is fetched.
     by_url: bool
-    #: The part of the file that is the clip; None for all of it.
+    #: The part of the file that is the clip, and its span; None for all of it.
     part: Part | None = None
+    span: Span | None = None
     file: BinaryIO | None = None
     source: Source | None = None
     fetch_ms: float = 0.0
@@ -72,10 +74,6 @@ class DealtClip:
     end: dict[str, Any] | None = None
     #: Nobody waits for it any more.
     dropped: bool = False
-
-    @property
-    def has_span(self) -> bool:
-        return self.part is not None and self.part.has_span
 
     def close(self) -> None:
         if self.file is not None:

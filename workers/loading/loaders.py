@@ -16,6 +16,7 @@ from itertools import count
 from multiprocessing.connection import Pipe
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
+from zlib import crc32
 
 import numpy as np
 
@@ -37,11 +38,13 @@ logger = logging.getLogger(__name__)
 #: A loader starts within this: its decoders have a minute, all at once.
 START_S = 90.0
 #: A loader that says nothing for so many checks, though it beats twice a second, hangs.
-SILENT_CHECKS = 30
+SILENT_CHECKS = 20
 CHECK_EVERY_S = 1.0
 #: A clip that was in a loader at so many deaths is suspected of them.
 SUSPECT_DEATHS = 2
 DECODERS_PER_LOADER = 4
+#: A worker ends after so many loaders in a row that do not start, some seconds each.
+MOST_FAILED_STARTS = 20
 
 
 class Loading(Protocol):
@@ -162,14 +165,18 @@ class Loaders:
     """
 
     def __init__(self, settings: Settings, queue: Queue) -> None:
-        self._settings = settings
         self._queue = queue
         self._numbers = count(1)
         self._changing = threading.Lock()
         self._closed = threading.Event()
         self._died = threading.Event()
         self._draining = False
-        self._loaders = [_Loader(settings, share) for share in _shares(settings)]
+        #: Loaders in a row that did not start.
+        self._failed_starts = 0
+        shares = _shares(settings)
+        #: Loaders that ask one host, and the settings with the connections of each.
+        self._per_host, self._settings = _manners(settings, len(shares))
+        self._loaders = [_Loader(self._settings, share) for share in shares]
         try:
             for loader in self._loaders:
                 loader.wait_until_ready()
@@ -194,13 +201,26 @@ class Loaders:
         groups: dict[tuple[_Loader, Job], list[Dealt]] = defaultdict(list)
         with self._changing:
             for clip, job, deaths in clips:
-                loader = min(self._loaders, key=lambda loader: len(loader.dealt))
+                loader = min(self._loaders_for(clip), key=lambda loader: len(loader.dealt))
                 dealt = Dealt(next(self._numbers), clip, job, loader, deaths)
                 loader.dealt[dealt.number] = dealt
                 groups[loader, job].append(dealt)
                 clip.begin(dealt)
         for (loader, job), group in groups.items():
             loader.deal(job, group)
+
+    def _loaders_for(self, clip: Loading) -> list[_Loader]:
+        """Return the loaders that may ask a clip's host; of a container's members, one has all."""
+        host = clip.uri.partition("://")[2].partition("/")[0].lower()
+        place, count = host, self._per_host
+        if clip.part is not None and clip.part.member is not None:
+            place, count = clip.uri, 1
+        if not place:
+            return self._loaders
+        first = crc32(host.encode("utf-8", "surrogateescape"))
+        if count == 1:
+            first += crc32(place.encode("utf-8", "surrogateescape")) % self._per_host
+        return [self._loaders[(first + more) % len(self._loaders)] for more in range(count)]
 
     def drain(self) -> None:
         """Have all clips given back that are at no decoder yet, now and from now on."""
@@ -290,10 +310,22 @@ class Loaders:
             for loader in self._loaders:
                 loader.silent_checks += loader.ready
                 if loader.dead:
-                    self._replace(loader)
+                    self._try_to_replace(loader)
                 elif loader.silent_checks > SILENT_CHECKS:
                     logger.error("a loader hangs", extra={"action": "loader_hangs"})
                     loader.kill()
+
+    def _try_to_replace(self, loader: _Loader) -> None:
+        try:
+            self._replace(loader)
+        except OSError as error:  # no memory, no process, a full disk: it may pass
+            logger.warning(
+                "a loader cannot be started: %s", error, extra={"action": "loader_not_started"}
+            )
+            self._failed_starts += 1
+        if self._failed_starts > MOST_FAILED_STARTS:
+            logger.critical("no loader can be started; the worker ends")
+            os._exit(errors.BROKEN_EXIT)
 
     def _replace(self, loader: _Loader) -> None:
         if self._closed.is_set():
@@ -303,6 +335,7 @@ class Loaders:
             extra={"action": "loader_died"},
         )  # fmt: skip
         fresh = _Loader(self._settings, loader.share)
+        self._failed_starts = 0 if loader.ready else self._failed_starts + 1
         with self._changing:
             self._loaders[self._loaders.index(loader)] = fresh
             lost = list(loader.dealt.values())
@@ -344,6 +377,21 @@ def _shares(settings: Settings) -> list[_Share]:
     return shares
 
 
+def _manners(settings: Settings, loaders: int) -> tuple[int, Settings]:
+    """Divide a worker's connections to a host among as many loaders as can have some.
+
+    With robots.txt it is one, which then asks for the file once.
+    """
+    most = settings.fetch.host_concurrency
+    per_host = 1
+    if not settings.fetch.robots:
+        for number in range(1, min(loaders, most) + 1):
+            if number * (most // number) >= per_host * (most // per_host):
+                per_host = number
+    each = most // per_host
+    return per_host, settings.changed(fetch={"host_concurrency": each})
+
+
 class _Loader:
     """One loader process, the memory it shares, and the clips it has."""
 
@@ -354,18 +402,13 @@ class _Loader:
         self.ready = self.dead = self.offline = False
         self.silent_checks = 0
         descriptor = arena.new_memory(share.samples)
-        self._memory = arena.mapped(descriptor)
         self._connection, theirs = Pipe()
-        ends = theirs.fileno(), descriptor
-        program = [sys.executable, "-P", "-m", "workers.loading.loader", str(os.getpid())]
-        self._process = subprocess.Popen(
-            [*program, *map(str, ends)],
-            pass_fds=ends,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        theirs.close()
-        os.close(descriptor)
+        try:
+            self._memory = arena.mapped(descriptor)
+            self._process = _start(theirs.fileno(), descriptor)
+        finally:
+            theirs.close()
+            os.close(descriptor)
         # A thread of its own, so that nobody waits for a loader that hangs.
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
         self.send(pickle.dumps((settings, share.decoders, share.fetching)))
@@ -392,10 +435,11 @@ class _Loader:
         self._outbox.put(message)
 
     def deal(self, job: Job, clips: Sequence[Dealt]) -> None:
-        rows: list[tuple[Any, ...]] = []
+        rows = []
         for dealt in clips:
-            part = dealt.clip.part and astuple(dealt.clip.part)
-            rows.append((dealt.number, dealt.clip.clip_id, dealt.clip.uri, part))
+            clip = dealt.clip
+            part = None if clip.part is None else astuple(clip.part)
+            rows.append((dealt.number, clip.clip_id, clip.uri, part))
         content = {
             "clips": rows, "run_id": job.run_id, "shape": job.shape, "by_url": job.by_url,
         }  # fmt: skip
@@ -426,6 +470,16 @@ class _Loader:
                 self._connection.send_bytes(message)
         except OSError:  # it is dead, which is heard on the other side
             return
+
+
+def _start(*descriptors: int) -> subprocess.Popen[bytes]:
+    program = [sys.executable, "-P", "-m", "workers.loading.loader", str(os.getpid())]
+    return subprocess.Popen(
+        [*program, *map(str, descriptors)],
+        pass_fds=descriptors,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def _facts(row: Sequence[Any]) -> Facts:

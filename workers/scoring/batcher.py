@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
@@ -45,6 +45,8 @@ class QueuedWindow:
     #: 0: the scores of all labels, shape (labels,). Else only the best labels leave the device:
     #: an array of `windows.BEST`, shape (top_k,).
     top_k: int = 0
+    #: When it was queued, by the monotonic clock.
+    queued_at: float = field(default=0.0, init=False)
 
     @property
     def wanted(self) -> tuple[str, int]:
@@ -98,6 +100,9 @@ class Batcher:
             RuntimeError: the batcher is closed.
         """
         added = list(windows)
+        now = time.monotonic()
+        for window in added:
+            window.queued_at = now
         with self._changed:
             if self._closed.is_set():
                 raise RuntimeError("this batcher is closed")
@@ -150,7 +155,9 @@ class Batcher:
     def _take(self, lane: Classifier) -> list[QueuedWindow]:
         """Take a batch out of the queue: the oldest window, and others that go with it."""
         with self._changed:
-            share = math.ceil(len(self._waiting) / lane.lanes)
+            # Cores work at the same time. On a GPU, one full batch is quicker than two halves.
+            sharing = lane.lanes if lane.device == "cpu" else 1
+            share = math.ceil(len(self._waiting) / sharing)
             ahead = [self._waiting.popleft() for _ in range(min(share, _LOOK_AHEAD))]
             batch = _choose(lane, ahead)
             taken = set(map(id, batch))
@@ -170,7 +177,8 @@ class Batcher:
         if failures and not lane.healthy():
             _die(f"the model fails on {lane.device} even on silence: {failures[0]}")
         del self._busy_since[threading.get_ident()]
-        metrics.batch(len(batch), time.monotonic() - began)
+        waited_s = sum(began - window.queued_at for window in batch)
+        metrics.batch(len(batch), waited_s, time.monotonic() - began)
         self._scored(batch, outcomes)
 
     def _watch(self) -> None:

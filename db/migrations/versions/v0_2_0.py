@@ -23,6 +23,8 @@ UPDATE_KEY = sa.text(
 
 revision = "v0_2_0"
 down_revision = "v0_1_0"
+#: What the decoder notices of a file, and what the file says of itself.
+MARKS, TEXTS = ("over_scale", "cancelling"), ("tags", "recorded_at", "recorded_from")
 
 PARTS = ("start_s", "end_s", "channel", "member", "member_offset", "member_bytes", "packing")
 
@@ -36,6 +38,7 @@ def upgrade() -> None:
     _replace_views(released_views(down_revision, dialect), [])
     _add_parts()
     _add_pauses()
+    _add_what_files_say()
     _rekey(uri_key)
     if dialect == "sqlite":
         _rebuild_windows(
@@ -60,7 +63,7 @@ def downgrade() -> None:
         _replace_key(["clip_id", "start_s"])
         op.drop_column("window_predictions", "channel")
     _drop_pauses()
-    for column in PARTS:
+    for column in (*PARTS, *MARKS, *TEXTS):
         op.drop_column("clips", column)
     _rekey(whole_uri_key)
     _replace_views([], released_views(down_revision, dialect))
@@ -121,6 +124,13 @@ def _rekey(key_of: Callable[[str], bytes]) -> None:
         last = rows[-1].id
         keys = [{"clip_id": row.id, "key": key_of(row.uri)} for row in rows]
         connection.execute(UPDATE_KEY, keys)
+
+
+def _add_what_files_say() -> None:
+    for column in MARKS:
+        op.add_column("clips", sa.Column(column, sa.Boolean()))
+    for column in TEXTS:
+        op.add_column("clips", sa.Column(column, sa.String()))
 
 
 def _rebuild_windows(key: list[str], columns: str) -> None:

@@ -3,8 +3,9 @@
 FAULT_CLIPS: a clip with `poison` in its URI kills its worker, one with `venom` its loader. The host
 `nowhere.test` has no address. A host whose name begins with `flaky` is on loopback, but its first
 look-up fails. Clips with a result are noted in a file. FAULT_MEMORY: the model has room for one
-window at a time. FAULT_CLOCK_S: the process's clock is wrong by so much. FAULT_NO_RECOVERY: the
-feeder takes nothing back. FAULT_START: the model fails to load with an unexpected error.
+window at a time. FAULT_DEVICE: the device is lost after so many batches. FAULT_CLOCK_S: the
+process's clock is wrong by so much. FAULT_NO_RECOVERY: the feeder takes nothing back. FAULT_START:
+the model fails to load with an unexpected error.
 """
 
 from __future__ import annotations
@@ -66,6 +67,20 @@ if "FAULT_MEMORY" in os.environ:
         return _forward(self, windows)
 
     Classifier._forward = _forward_if_small  # type: ignore[method-assign]
+
+if "FAULT_DEVICE" in os.environ:
+    from itertools import count
+
+    from workers.scoring.classifier import Classifier
+
+    _run_forward, _batches = Classifier._forward, count(1)
+
+    def _forward_until_lost(self: Any, windows: Any) -> Any:
+        if next(_batches) > int(os.environ["FAULT_DEVICE"]):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return _run_forward(self, windows)
+
+    Classifier._forward = _forward_until_lost  # type: ignore[method-assign]
 
 if "FAULT_CLOCK_S" in os.environ:
     _time, _offset_s = time.time, float(os.environ["FAULT_CLOCK_S"])

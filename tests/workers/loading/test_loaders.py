@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
-from earmark.core.clips import Postponed
+from earmark.core.clips import Part, Postponed
+from earmark.core.settings import Settings
 from tests.servers import upgraded
 from tests.workers.decoding import bad_audio
 from tests.workers.loading.world import SHAPE, Clip, Queue, job, score_all, settings_for, until
@@ -107,6 +111,21 @@ def test_a_long_clip_comes_in_windows_through_little_memory(one: Any, tmp_path: 
         assert (by_start[second * 8000] * 32768 == second + 1).all()
 
 
+def test_a_span_comes_in_windows_at_the_times_of_its_file(one: Any, tmp_path: Path) -> None:
+    loaders, queue = one
+    clips = [sound(tmp_path, number, 90) for number in (1, 2, 3)]
+    clips[0].part, clips[1].part, clips[2].part = Part(40.0, 42.5), Part(0.0, 0.5), Part(90.0)
+    loaders.deal(job(), clips)
+    score_all(loaders, queue, clips[:2])
+    assert sorted(window.span for window in clips[0].windows) == [(40, 41), (41, 42), (41.5, 42.5)]
+    assert [window.span for window in clips[1].windows] == [(0, 0.5)]
+    assert clips[0].facts is not None
+    assert clips[0].facts.audio.duration_s == 2.5
+    assert (clips[0].scores[0] * 32768 == 41).all()
+    until(lambda: clips[2].end)
+    assert clips[2].end.error.code == "too_short"
+
+
 def test_a_decoder_that_waits_for_a_slow_model_has_all_the_time(make: Any, tmp_path: Path) -> None:
     loaders, queue = make(worker={"in_flight_bytes": 4 * WINDOW}, audio={"decode_timeout_s": 1.0})
     clip = sound(tmp_path, 1, 200)
@@ -145,6 +164,90 @@ def test_a_window_beyond_the_memory_names_the_setting(one: Any, tmp_path: Path) 
     score_all(loaders, queue, [last])
 
 
+# manners ------------------------------------------------------------------------------------------
+
+
+class Host(ThreadingHTTPServer):
+    """Serves one sound, and counts connections at once and requests for robots.txt."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.lock = threading.Lock()
+        self.open = self.most_open = self.robots = 0
+
+    def finish_request(self, *arguments: Any) -> None:
+        with self.lock:
+            self.open += 1
+            self.most_open = max(self.most_open, self.open)
+        try:
+            super().finish_request(*arguments)
+        finally:
+            with self.lock:
+                self.open -= 1
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Host
+
+    def do_GET(self) -> None:
+        robots = self.path == "/robots.txt"
+        self.server.robots += robots
+        time.sleep(0.02)
+        body = b"" if robots else bad_audio.wav(bytes(16000), rate=8000)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("robots", [False, True])
+def test_the_loaders_of_a_worker_keep_to_its_connections_to_a_host(
+    make: Any, *, robots: bool
+) -> None:
+    server = Host()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    fetch = {"ports": [server.server_port], "host_concurrency": 2, "robots": robots}
+    loaders, queue = make(
+        fetch={**fetch, "allow_networks": ["127.0.0.0/8"]},
+        worker={"loaders": 3, "decoders": 3},
+    )
+    url = f"http://127.0.0.1:{server.server_port}"
+    clips = [Clip(number, f"{url}/{number}") for number in range(1, 31)]
+    loaders.deal(job(), clips)
+    score_all(loaders, queue, clips)
+    server.shutdown()
+    server.server_close()
+    assert server.most_open <= 2
+    assert server.robots == robots
+    users = {clip.deals[0].loader for clip in clips}
+    assert len(users) == (1 if robots else 2)
+
+
+@pytest.mark.parametrize(
+    ("loaders", "connections", "expected"),
+    [
+        (1, 8, (1, 8)),
+        (2, 8, (2, 4)),
+        (3, 8, (2, 4)),
+        (4, 8, (4, 2)),
+        (16, 8, (8, 1)),
+        (5, 1, (1, 1)),
+    ],
+)
+def test_connections_are_divided_without_a_rest(
+    loaders: int, connections: int, expected: tuple[int, int]
+) -> None:
+    settings = Settings().changed(fetch={"host_concurrency": connections})
+    per_host, changed = loading._manners(settings, loaders)
+    assert (per_host, changed.fetch.host_concurrency) == expected
+
+
 # what fails ---------------------------------------------------------------------------------------
 
 
@@ -171,8 +274,8 @@ def test_a_decoder_that_hangs_costs_the_clip_it_was_at(make: Any, tmp_path: Path
 
 def test_a_decoder_that_swells_costs_the_clip_it_was_at(make: Any, tmp_path: Path) -> None:
     loaders, queue = make(audio={"decode_memory": 320 * 2**20})
-    path = tmp_path / "long.wav"
-    path.write_bytes(bad_audio.wav(bytes(200_000), rate=100))
+    path = tmp_path / "long.flac"
+    path.write_bytes(bad_audio.silence("FLAC", "PCM_16", 1000, 1, 70))
     long, *others = Clip(100, str(path)), *sounds(tmp_path, 4)
     loaders.deal(job(SHAPE._replace(sample_rate=2_000_000)), [long])
     loaders.deal(job(), others)
@@ -221,6 +324,25 @@ def test_a_loader_that_hangs_is_replaced(
     loaders.deal(job(), clips)
     score_all(loaders, queue, clips)
     assert [len(clip.deals) for clip in clips] == [2] * 4
+
+
+def test_a_loader_that_cannot_be_replaced_at_once_is_replaced_later(
+    one: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaders, queue = one
+    new_memory, failures = loading.arena.new_memory, [OSError("no space")] * 2
+
+    def scarce_memory(samples: int) -> int:
+        if failures:
+            raise failures.pop()
+        return new_memory(samples)
+
+    monkeypatch.setattr(loading.arena, "new_memory", scarce_memory)
+    children("loading.loader")[0].kill()
+    clips = sounds(tmp_path, 2)
+    loaders.deal(job(), clips)
+    score_all(loaders, queue, clips)
+    assert not failures
 
 
 ORPHANS = """

@@ -209,6 +209,24 @@ def test_each_lane_takes_a_batch_of_its_own(outcomes: Outcomes) -> None:
     queue.close()
 
 
+@pytest.mark.parametrize(("device", "largest"), [("cpu", 2), ("cuda:0", 4)])
+def test_lanes_share_what_waits_on_a_cpu_and_fill_batches_on_a_gpu(
+    outcomes: Outcomes, device: str, largest: int
+) -> None:
+    fake = Fake(lanes=2)
+    fake.device = device
+    queue = batcher.Batcher(fake, settings.Worker(), outcomes.scored)
+    fake.free.clear()
+    for number in (90, 91):
+        queue.put([window(number)])
+        assert fake.started.acquire(timeout=30)
+    queue.put(window(number) for number in range(4))
+    fake.free.set()
+    outcomes.of(*range(4))
+    queue.close()
+    assert max(map(len, outcomes.calls)) == largest
+
+
 def test_many_threads_get_their_own_scores(outcomes: Outcomes) -> None:
     fake = Fake(lanes=3)
     queue = batcher.Batcher(fake, settings.Worker(), outcomes.scored)
