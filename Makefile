@@ -51,8 +51,10 @@ audit: .venv/ready ## list what is installed in sbom.json and look up its known 
 	@.venv/audit/bin/cyclonedx-py environment --output-file sbom.json $(BIN)/python
 	@.venv/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
-fuzz: .venv/ready-dev ## decode a few thousand damaged and hostile files with a fresh seed
+fuzz: .venv/ready-dev ## decode a few thousand damaged, hostile and joined files, some beside FFmpeg
+	@$(call debian,ffmpeg,ffmpeg)
 	@$(BIN)/python -m tests.workers.decoding.bad_audio
+	@$(BIN)/python -m tests.workers.decoding.odd_lengths
 
 chaos: .venv/ready-dev ## have 25 faults happen to 1,000 clips: make chaos SEED=1 DATABASE=postgresql
 	@$(BIN)/python -m tests.faults.chaos --seed $(or $(SEED),1) --database $(or $(DATABASE),sqlite)

@@ -186,6 +186,11 @@ class Clip(Base):
     channel: Mapped[int | None] = mapped_column(SmallInteger)
     #: The member of a container file, such as a ZIP.
     member: Mapped[str | None]
+    #: Where the container has the member's bytes.
+    member_offset: Mapped[int | None] = mapped_column(BigInteger)
+    member_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    #: `deflate`; or the way in which the whole container is packed, to be undone first.
+    packing: Mapped[str | None]
     #: The column is null where it would only repeat the URI.
     display_uri: Mapped[str] = column_property(func.coalesce(_display_uri, uri))
     #: The state, with `queued` and `running` taken from the lease.

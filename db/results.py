@@ -36,7 +36,7 @@ WHERE run_id = :run_id AND score >= :min_score
 SELECT_TOP_K = "SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank"
 SELECT_FAILURES = "SELECT * FROM failures WHERE run_id = :run_id ORDER BY clip_id"
 SELECT_CLIPS = """
-SELECT id AS clip_id, coalesce(display_uri, uri) AS uri, state, error_code, error
+SELECT id AS clip_id, coalesce(display_uri, uri) AS uri, member, state, error_code, error
 FROM clips WHERE run_id = :run_id ORDER BY id
 """
 #: A result with the ids and scores of all its labels, which are the columns that come last.

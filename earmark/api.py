@@ -8,15 +8,17 @@ import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, Unpack
 
 from db import results, runs
 from earmark import folders, frames, machine, progress
+from earmark import notify as webhook
 from earmark.core.clips import State
 from earmark.core.errors import UsageError
-from earmark.core.options import RunOptions
+from earmark.core.options import Listing, RunOptions
 from earmark.database import open_database, read_settings, with_database
 from earmark.events import Rule, events
+from earmark.growth import Growth
 from earmark.machine import find_broker
 from producer.submit import submit as submit_sources
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from db.rows import Rows
     from db.runs import Progress, RunRow
-    from earmark.core.options import Combine, FunctionToApply, InputFormat
+    from earmark.core.options import Combine, Duplicates, FunctionToApply, InputFormat
     from earmark.core.settings import Settings
     from earmark.machine import Machine
     from producer.submit import Submitted
@@ -58,7 +60,18 @@ class Submission(Scoring, total=False):
 
     name: str | None
     input_format: InputFormat
-    url_col: str
+    url_col: str | None
+    delimiter: str | None
+    encoding: str | None
+    no_header: bool
+    base: str | None
+    template: str | None
+    start_col: str | None
+    end_col: str | None
+    key_col: str | None
+    strict: bool
+    duplicates: Duplicates
+    again: bool
     limit: int | None
     chunk_size: int | None
     priority: int
@@ -187,6 +200,8 @@ def run(
     db: str | None = None,
     settings: Settings | None = None,
     quiet: bool = False,
+    watch: bool = False,
+    notify: str | None = None,
     **options: Unpack[Submission],
 ) -> Run:
     """Classify every clip of the sources on this machine; return the finished run.
@@ -199,6 +214,8 @@ def run(
         db: a SQLite file or a database URL, in place of the settings' own.
         settings: in place of those of the environment.
         quiet: show no progress.
+        watch: take new files of the sources, which are folders, until Ctrl-C.
+        notify: a webhook to tell when every clip has ended, or the run is stopped.
         options: as those of `earmark run`: `model`, `top_k`, `name`, `url_col` and so on.
 
     Raises:
@@ -207,7 +224,16 @@ def run(
     """
     scoring, submission = _split(options)
     settings = _settings(settings, db)
-    return run_here(_listed(sources), settings, scoring, workers=workers, quiet=quiet, **submission)
+    return run_here(
+        _listed(sources),
+        settings,
+        scoring,
+        workers=workers,
+        quiet=quiet,
+        watch=watch,
+        notify=notify,
+        **submission,
+    )
 
 
 def submit(
@@ -277,15 +303,22 @@ def run_here(
     roots: Sequence[Path] | None = None,
     quiet: bool = False,
     on_interrupt: str | None = None,
+    watch: bool = False,
+    notify: str | None = None,
     **submission: Any,
 ) -> Run:
     """Do the work of `run` with all of its settings and options given.
 
     Args:
         roots: the folders that the workers may read; default: those of the sources.
+        watch: take the sources, which are folders, file by file, and go on until Ctrl-C.
+        notify: a webhook that is told when every clip has ended, and when the run is stopped.
         on_interrupt: the sentence for Ctrl-C; default: how to go on with the run.
         submission: further arguments of `producer.submit.submit`.
     """
+    growth = Growth(sources) if watch else None
+    if notify:
+        webhook.check(notify, settings)
     folders.check(settings)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
@@ -297,13 +330,42 @@ def run_here(
         machine.running(local, queue=queue, workers=workers) as here,
         progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
-        submitted = submit_sources(sources, engine, here.settings, options=options, **submission)
         look = _look_after(here, engine)
-        state = progress.watch(engine, submitted.run_id, settings, meanwhile=look, quiet=quiet)
+        if growth:
+            _grow(growth, here, engine, look, notify, quiet, options=options, **submission)
+        submitted = submit_sources(sources, engine, here.settings, options=options, **submission)
+        with webhook.telling(notify, engine, submitted.run_id, settings):
+            state = progress.watch(engine, submitted.run_id, settings, meanwhile=look, quiet=quiet)
     if not state.states[State.failed] and not here.restarts:
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
     return Run(engine, runs.get_run(engine, submitted.run_id), submitted)
+
+
+def _grow(
+    growth: Growth,
+    here: Machine,
+    engine: sa.Engine,
+    look: Callable[[], None],
+    notify: str | None,
+    quiet: bool,
+    **submission: Any,
+) -> NoReturn:
+    """Submit the files of growing folders as they are complete, until Ctrl-C."""
+
+    def take() -> int | None:
+        look()
+        if not (files := growth.complete()):
+            return None
+        submitted = submit_sources(files, engine, here.settings, **submission)
+        submission["name"] = runs.get_run(engine, submitted.run_id).name
+        return submitted.run_id
+
+    while True:
+        if run_id := take():
+            with webhook.telling(notify, engine, run_id, here.settings):
+                progress.watch(engine, run_id, here.settings, meanwhile=take, quiet=quiet)
+        time.sleep(LOOK_S)
 
 
 def _settings(settings: Settings | None, db: str | None = None) -> Settings:
@@ -315,8 +377,10 @@ def _listed(sources: str | Iterable[str]) -> list[str]:
 
 
 def _split(given: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
-    """Return the options of a run, and the other arguments."""
-    others = {name: value for name, value in given.items() if name not in RunOptions.__slots__}
+    """Return the options of a run, and the other arguments of `producer.submit.submit`."""
+    taken = {*RunOptions.__slots__, *Listing.__slots__}
+    others = {name: value for name, value in given.items() if name not in taken}
+    others["listing"] = Listing.from_arguments(given)
     return RunOptions.from_arguments(given), others
 
 

@@ -70,7 +70,7 @@ def file_roots(sources: Iterable[str]) -> tuple[Path, ...]:
     roots = []
     for source in sources:
         path = Path(source).expanduser().absolute()
-        if "://" not in source or path.is_dir():
+        if "://" not in source or os.path.isdir(path):  # noqa: PTH112 - never raises
             roots.append(Path(path.anchor))
     return tuple(dict.fromkeys(roots))
 

@@ -21,7 +21,7 @@ from workers.models import LoadedModel, RunPlan, open_model
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from earmark.core.clips import Prediction
+    from earmark.core.clips import Part, Prediction
     from earmark.core.options import RunOptions
     from earmark.core.settings import Settings
     from workers.fetching.fetch import Fetched
@@ -62,7 +62,11 @@ class Classified:
 
 @contextmanager
 def classified(
-    uri: str, settings: Settings, options: RunOptions, observer: Observer | None = None
+    uri: str,
+    settings: Settings,
+    options: RunOptions,
+    observer: Observer | None = None,
+    part: Part | None = None,
 ) -> Iterator[Classified]:
     """Yield how the clip ended, while the model is still loaded.
 
@@ -79,7 +83,7 @@ def classified(
         try:
             plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
             way = single.SingleClip(fetcher, decoders, settings.audio.max_windows, clip)
-            outcome = way.classify(Claimed(0, uri, attempts=1, crashes=0), plan)
+            outcome = way.classify(Claimed(0, uri, attempts=1, crashes=0, part=part), plan)
             waveform = clip.waveform(card.sample_rate)
             if observer and waveform:
                 observer.decoded(waveform)

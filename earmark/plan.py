@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from earmark.api import Run
-    from earmark.core.options import RunOptions
+    from earmark.core.clips import Clip
+    from earmark.core.options import Listing, RunOptions
     from earmark.core.settings import Settings
 
 #: Small enough that clips are recorded steadily, which shows the speed of a small sample.
@@ -79,7 +80,7 @@ def plan(
     sample: int = 200,
     within_s: float | None = None,
     limit: int | None = None,
-    **listing: Any,
+    listing: Listing | None = None,
 ) -> Plan:
     """Read the whole list, and run a random sample of it with one worker here; keep nothing.
 
@@ -89,11 +90,10 @@ def plan(
     folders.check_temporary()
     tally = Tally()
     with progress.screen.status("Reading the whole list"):
-        chosen = sampled(islice(read_clips(sources, tally=tally, **listing), limit), sample)
+        chosen = sampled(islice(read_clips(sources, listing, tally), limit), sample)
     if not chosen:
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.")
-    uris = [clip.uri for clip in chosen]
-    with _tried(uris, settings, options, folders.file_roots(sources)) as run:
+    with _tried(chosen, settings, options, folders.file_roots(sources)) as run:
         seen = measure(run.engine, run.id)
         hosts = list(charts.hosts(run.engine, run.id))
         errors = charts.top_errors(run.engine, run.id)
@@ -126,12 +126,12 @@ def plan(
 
 @contextmanager
 def _tried(
-    uris: list[str], settings: Settings, options: RunOptions, roots: tuple[Path, ...]
+    clips: list[Clip], settings: Settings, options: RunOptions, roots: tuple[Path, ...]
 ) -> Iterator[Run]:
     """Run some clips in a temporary folder, queue and database, which are deleted at the end."""
     with TemporaryDirectory(prefix="earmark-plan-") as folder:
         part = Path(folder, "sample.jsonl")
-        part.write_text("".join(json.dumps({"url": uri}) + "\n" for uri in uris), encoding="utf-8")
+        part.write_text("\n".join(map(_row, clips)), encoding="utf-8")
         here = settings.changed(
             data_dir=Path(folder),
             database={"url": None},
@@ -150,6 +150,15 @@ def _tried(
             yield run
         finally:
             run.engine.dispose()
+
+
+def _row(clip: Clip) -> str:
+    row: dict[str, Any] = {"url": clip.uri}
+    if clip.part and clip.part.member:
+        raise UsageError(reason="A plan does not read containers yet: try a run with --limit.")
+    if clip.part:
+        row.update(start_s=clip.part.start_s, end_s=clip.part.end_s)
+    return json.dumps(row)
 
 
 def seconds_in(text: str) -> float:

@@ -63,7 +63,7 @@ def watch(
     run_id: int,
     settings: Settings,
     *,
-    meanwhile: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[], object] = lambda: None,
     quiet: bool = False,
 ) -> runs.Progress:
     """Show a run's progress until every clip is final; return the last one."""
@@ -215,7 +215,7 @@ def _clip_table(engine: sa.Engine, run_id: int) -> Table:
         text = lines.get(row["clip_id"], "")
         if row["error"]:
             text = f"[red]{row['error_code']}[/]: {escape(row['error'])}"
-        table.add_row(escape(_short(row["uri"])), text)
+        table.add_row(escape(_short(row["member"] or row["uri"])), text)
     return table
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from db.ledger import Claimed
-    from earmark.core.clips import Postponed
+    from earmark.core.clips import Part, Postponed
     from earmark.core.options import RunOptions
     from workers.loading.loaders import Dealt, Facts, Known, LoadedWindow, Loading, Suspected
     from workers.models import RunPlan
@@ -91,6 +91,10 @@ class ClipInWork:
     @property
     def uri(self) -> str:
         return self.claimed.uri
+
+    @property
+    def part(self) -> Part | None:
+        return self.claimed.part
 
     @property
     def is_one_window(self) -> bool:

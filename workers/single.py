@@ -17,16 +17,16 @@ from workers.clip import Scores
 from workers.fetching.polite import HostBusyError
 from workers.loading.cutter import Cutter
 from workers.loading.downloads import SERVICE_PAUSE_S
+from workers.loading.spans import Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from db.ledger import Claimed
-    from earmark.core.clips import Outcome, Source
+    from earmark.core.clips import Outcome, Part, Source
     from workers.decoding.decoder import Piece
     from workers.decoding.pool import Decoders
     from workers.fetching.fetch import Fetched
-    from workers.loading.cutter import Shape
     from workers.models import RunPlan
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Fetcher(Protocol):
     """Fetches a clip."""
 
-    def fetch(self, uri: str) -> Fetched: ...
+    def fetch(self, uri: str, part: Part | None = None) -> Fetched: ...
 
 
 class Observer(Protocol):
@@ -113,29 +113,37 @@ class SingleClip:
 
     def _classify(self, clip: Claimed, plan: RunPlan) -> Success:
         with self._stage("fetch_ms"):
-            fetched = self._fetcher.fetch(clip.uri)
+            fetched = self._fetcher.fetch(clip.uri, clip.part)
         self._source = fetched.source
         with fetched.file:
             if self._observer:
                 self._observer.fetched(fetched)
-            facts, scores = self._decode(fetched, plan)
+            facts, scores = self._decode(fetched, clip.part, plan)
         best, parts = scores.predictions()
         return Success(clip.id, fetched.source, facts, best, parts, Timings(**self._ms))
 
-    def _decode(self, fetched: Fetched, plan: RunPlan) -> tuple[AudioFacts, Scores]:
+    def _decode(
+        self, fetched: Fetched, part: Part | None, plan: RunPlan
+    ) -> tuple[AudioFacts, Scores]:
         shape, scores = plan.shape, Scores(plan.options)
+        span = Span.of(part, shape.sample_rate)
         cutter = Cutter(shape, self._max_windows)
         pieces = self._decoders.pieces(fetched.file, shape.sample_rate)
         while True:
             with self._stage("decode_ms"):
                 piece: Piece = next(pieces)
+            samples, end = piece.samples, piece.end
+            if span:
+                samples = span.cut(samples)
+            if span and isinstance(end, AudioFacts):
+                end = span.facts(end)
             if self._observer:
-                self._observer.decoded(piece.samples)
-            cut = list(cutter.cut(piece.samples, last=piece.end is not None))
+                self._observer.decoded(samples)
+            cut = list(cutter.cut(samples, last=end is not None))
             with self._stage("classify_ms"):
-                _score(cut, shape, plan, scores)
-            if isinstance(piece.end, AudioFacts):
-                return piece.end, scores
+                _score(cut, span.start if span else 0, plan, scores)
+            if isinstance(end, AudioFacts):
+                return end, scores
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -146,18 +154,19 @@ class SingleClip:
             self._ms[name] = self._ms.get(name, 0.0) + (perf_counter() - start) * 1000
 
 
-def _score(cut: list[tuple[int, np.ndarray]], shape: Shape, plan: RunPlan, scores: Scores) -> None:
-    """Have the model score windows, and add their scores."""
+def _score(cut: list[tuple[int, np.ndarray]], first: int, plan: RunPlan, scores: Scores) -> None:
+    """Have the model score windows that are cut from the sample `first` on; add their scores."""
     # Imported here because it imports torch, which takes seconds.
     from workers.scoring.batcher import QueuedWindow
 
     if not cut:
         return
+    shape = plan.shape
     function = plan.options.function_to_apply or plan.model.card.function_to_apply
     waiting = _Waiting([], [None] * len(cut), len(cut))
     queued = []
     for place, (start, samples) in enumerate(cut):
-        waiting.spans.append(shape.span(start, len(samples)))
+        waiting.spans.append(shape.span(first + start, len(samples)))
         padded = np.pad(samples, (0, max(0, shape.least - len(samples))))
         queued.append(QueuedWindow(padded, function, (waiting, place)))
     plan.model.batcher.put(queued)

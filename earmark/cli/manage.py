@@ -21,6 +21,9 @@ def retry(
     error: Annotated[
         str | None, typer.Option(help="Only these error codes, comma-separated.")
     ] = None,
+    done: Annotated[
+        bool, typer.Option("--done", help="Redo the clips that are done as well.")
+    ] = False,
     db: o.Db = None,
 ) -> None:
     """Put a run's failed clips back to work."""
@@ -29,7 +32,10 @@ def retry(
     codes = error.split(",") if error else []
     _check_codes(codes)
     engine, row = find_run(read_settings(db), run, change=True)
-    progress.screen.print(f"{ledger.retry_failed(engine, row.id, codes)} clips go back to work.")
+    clips = ledger.retry_failed(engine, row.id, codes)
+    if done:
+        clips += ledger.redo_done(engine, row.id)
+    progress.screen.print(f"{clips} clips go back to work.")
 
 
 @commands.command(epilog="Example: earmark cancel march")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from earmark.core import options
-from earmark.core.options import RunOptions
+from earmark.core.options import Listing, RunOptions
 from earmark.output import Format
 
 if TYPE_CHECKING:
@@ -39,6 +39,15 @@ Workers = Annotated[
     ),
 ]
 Watch = Annotated[bool, typer.Option("--watch", help="Show progress until the end.")]
+Notify = Annotated[
+    str | None,
+    typer.Option(
+        envvar="EARMARK_NOTIFY",
+        show_envvar=True,
+        metavar="URL",
+        help="A webhook to tell when the run ends or is stopped.",
+    ),
+]
 FlowerPort = Annotated[int, typer.Option(help="Flower's port on this machine.")]
 Run = Annotated[str, typer.Argument(help="A run's id or name.")]
 LatestRun = Annotated[str | None, typer.Argument(help="A run's id or name; default: the newest.")]
@@ -78,7 +87,51 @@ InputFormat = Annotated[
     options.InputFormat, typer.Option(help="How the list is written, where its name does not tell.")
 ]
 UrlCol = Annotated[
-    str, typer.Option(help="The column with the URL or path; all others are kept as meta.")
+    str | None,
+    typer.Option(
+        help="The column with the URL or path; all others are kept as meta. Default: url, or"
+        " another usual name."
+    ),
+]
+Delimiter = Annotated[
+    str | None, typer.Option(help="Of a table: a character, or tab. Default: found.")
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option(help="Of a list, as cp1252. Default: UTF-8, or UTF-16 where it is seen."),
+]
+NoHeader = Annotated[
+    bool,
+    typer.Option("--no-header", help="The table has no header; its columns are 1, 2, 3."),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(help="Folder or URL that names are relative to. Default: the list's own."),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(help="Names made of columns: 'audio/fold{fold}/{name}.wav'."),
+]
+StartCol = Annotated[
+    str | None,
+    typer.Option(
+        help="The column with a span's start in seconds. Default: start_s, start_seconds or"
+        " offset; '' for whole files."
+    ),
+]
+EndCol = Annotated[
+    str | None,
+    typer.Option(help="The column with its end, or with its length if named duration."),
+]
+KeyCol = Annotated[
+    str | None, typer.Option(help="The column that identifies a clip in place of its URL.")
+]
+Duplicates = Annotated[
+    options.Duplicates,
+    typer.Option(help="Rows of the same clip: one clip with the first row's columns, or one each."),
+]
+Again = Annotated[
+    bool, typer.Option("--again", help="Redo local files that have changed since their result.")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips.")]
 Name = Annotated[
@@ -100,7 +153,12 @@ ReuseUrls = Annotated[
         help="Skip the download of what another run with this model and options has.",
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a clip failed.")]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="Exit with 1 if a clip failed; each file of a folder has to be one."
+    ),
+]
 
 
 DEFAULTS = RunOptions()
@@ -121,8 +179,17 @@ class Task:
     min_score: MinScore = DEFAULTS.min_score
     labels: Labels = None
     input_format: InputFormat = "auto"
-    url_col: UrlCol = "url"
+    url_col: UrlCol = None
+    delimiter: Delimiter = None
+    encoding: Encoding = None
+    no_header: NoHeader = False
+    base: Base = None
+    template: Template = None
+    start_col: StartCol = None
+    end_col: EndCol = None
+    key_col: KeyCol = None
     limit: Limit = None
+    strict: Strict = False
 
     @property
     def options(self) -> RunOptions:
@@ -137,7 +204,7 @@ class Task:
     @property
     def reading(self) -> dict[str, Any]:
         """The options that say how a list is read."""
-        return {name: getattr(self, name) for name in ("input_format", "url_col", "limit")}
+        return {field.name: getattr(self, field.name) for field in fields(Listing)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,13 +215,14 @@ class Submission(Task):
     chunk_size: ChunkSize = None
     priority: Priority = 1
     reuse_urls: ReuseUrls = False
-    strict: Strict = False
+    duplicates: Duplicates = "merge"
+    again: Again = False
     db: Db = None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """All that `earmark.run` and `earmark.submit` take beside the sources."""
-        names = ("name", "chunk_size", "priority", "reuse_urls")
+        names = ("limit", "name", "chunk_size", "priority", "reuse_urls", "duplicates", "again")
         return {**self.scoring, **self.reading, **{name: getattr(self, name) for name in names}}
 
 

@@ -25,13 +25,26 @@ commands = typer.Typer()
 
 @commands.command(epilog="Example: earmark run recordings/ --db labels.db --top-k 3")
 @o.spread
-def run(submission: o.Submission, workers: o.Workers = 1) -> None:
+def run(
+    submission: o.Submission,
+    workers: o.Workers = 1,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Take new files of the folders as they come, until Ctrl-C."),
+    ] = False,
+    notify: o.Notify = None,
+) -> None:
     """Classify everything on this machine: embedded Valkey, worker, progress, results."""
     from earmark import api
 
     settings = read_settings(submission.db)
     finished = api.run(
-        submission.sources, settings=settings, workers=workers, **submission.arguments
+        submission.sources,
+        settings=settings,
+        workers=workers,
+        watch=watch,
+        notify=notify,
+        **submission.arguments,
     )
     _show(finished, settings, submission.db, strict=submission.strict)
 

@@ -10,6 +10,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from earmark.core import signatures
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -40,14 +42,6 @@ FINAL_STATES = (State.done, State.failed, State.cancelled)
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
-    """One URL or path of a list, with every other column of its line."""
-
-    uri: str
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Part:
     """The part of a file that a list row names."""
 
@@ -58,6 +52,27 @@ class Part:
     channel: int | None = None
     #: The member of a container file, such as a ZIP.
     member: str | None = None
+    #: Where the container has the member's bytes, and how it packs them; empty: as they are.
+    member_offset: int | None = None
+    member_bytes: int | None = None
+    packing: str | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Part:
+        """Return the part that a row of `clips` names."""
+        return cls(*(row[name] for name in cls.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One URL or path of a list, with every other column of its line."""
+
+    uri: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    #: None for the whole file.
+    part: Part | None = None
+    #: What identifies the clip in place of its URI.
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +108,12 @@ class AudioFacts:
     codec: str
     #: The file declares more audio than it holds.
     truncated: bool = False
-    #: Every sample is zero.
+    #: Every sample of every channel is zero.
     silent: bool = False
+    #: Its floats go beyond -1..1.
+    over_scale: bool = False
+    #: Its channels cancel each other in their mix, so that one of them was heard in its place.
+    cancelling: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +180,10 @@ Outcome = Success | Failure
 
 #: 88 bits: among a billion URLs of a run, two share a hash with a probability of 1.6e-9.
 KEY_BYTES = 11
+#: Those of them that the parts of a file have in common.
+FILE_KEY_BYTES = 4
+#: The fields of a part that name it; the others say where its bytes are.
+NAMING = 4
 #: What display_uri takes away.
 _SAYS_MORE = re.compile(r"[?#@]")
 #: URLs that are in normal form at a glance, which most are.
@@ -189,14 +212,37 @@ def display_uri(uri: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def clip_key(clip: Clip) -> bytes:
+    """Return a clip's key within its run."""
+    if clip.key is None:
+        return uri_key(clip.uri, clip.part)
+    # No URI begins with a NUL.
+    return _hashed(f"\0{clip.key}", clip.part)
+
+
 def uri_key(uri: str, part: Part | None = None) -> bytes:
-    """Return a clip's key within a run: a hash of its URI in normal form and of its part."""
+    """Return a clip's key within a run: a hash of its URI in normal form and of its part.
+
+    A signature that a provider will renew is no part of the key.
+    """
+    return whole_uri_key(signatures.without(uri) if "?" in uri else uri, part)
+
+
+def whole_uri_key(uri: str, part: Part | None = None) -> bytes:
+    """Return the same, with any signature a part of the key, as before 0.2.0."""
     normal = uri if _NORMAL.fullmatch(uri) and "/." not in uri else normal_uri(uri)
-    key = normal.encode("utf-8", "surrogateescape")
-    if part is not None:
-        # No URI has a NUL, so that no other URI has the same key.
-        key += b"\0" + json.dumps(astuple(part)).encode()
-    return blake2b(key, digest_size=KEY_BYTES).digest()
+    return _hashed(normal, part)
+
+
+def _hashed(text: str, part: Part | None) -> bytes:
+    file = text.encode("utf-8", "surrogateescape")
+    if part is None:
+        return blake2b(file, digest_size=KEY_BYTES).digest()
+    # No URI has a NUL, so that no other URI has the same key.
+    named = file + b"\0" + json.dumps(astuple(part)[:NAMING]).encode()
+    # The parts of a file begin alike, so that they stand together where rows are sorted by key.
+    start = blake2b(file, digest_size=FILE_KEY_BYTES).digest()
+    return start + blake2b(named, digest_size=KEY_BYTES - FILE_KEY_BYTES).digest()
 
 
 def normal_uri(uri: str) -> str:

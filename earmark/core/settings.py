@@ -148,8 +148,12 @@ class Ledger(Group):
 
 class Fetch(Group):
     max_bytes: ByteSize = Field(
-        ByteSize(200 * 1024**2),
-        description="Largest clip: an hour of compressed audio fits; an hour of WAV needs more.",
+        ByteSize(1024**3),
+        description="Largest download; an hour of 48 kHz WAV is 345 MB. It is no limit of files.",
+    )
+    max_container_bytes: ByteSize = Field(
+        ByteSize(8 * 1024**3),
+        description="Largest container that has to be unpacked as a whole; a worker keeps two.",
     )
     timeout_s: float = Field(60.0, description="Time for a whole download: 60 MB at 1 MB/s.")
     connect_timeout_s: float = Field(
@@ -211,13 +215,13 @@ class Fetch(Group):
 
 class Audio(Group):
     max_duration_s: float = Field(
-        3600.0, description="Longest clip: people submit recordings of up to an hour."
+        90_000.0, description="Longest clip: a day's recording; the longest day has 25 hours."
     )
     min_duration_s: float = Field(
         0.05, description="Shortest clip: models hear nothing in a shorter click."
     )
     max_samples: int = Field(
-        700_000_000, description="Samples of all channels: an hour of 96 kHz stereo."
+        20_000_000_000, description="Samples of all channels: a day of 96 kHz stereo."
     )
     max_windows: int = Field(
         100_000, description="Windows of a clip: eleven days side by side, a day 0.9 s apart."
@@ -226,10 +230,10 @@ class Audio(Group):
         32, description="Channels: the widest microphone arrays in public data."
     )
     min_sample_rate: int = Field(
-        1000, description="A lower rate is a false header; resampling would multiply the samples."
+        100, description="Seismic and infrasound recorders go down to this."
     )
     max_sample_rate: int = Field(
-        384_000, description="Ultrasonic recorders reach this; a higher rate is a false header."
+        1_000_000, description="Bat detectors reach 576 kHz; a higher rate is a false header."
     )
     decode_timeout_s: float = Field(
         60.0,

@@ -21,7 +21,7 @@ from earmark import api, children, frames, machine
 from earmark.cli.options import Submission
 from earmark.core import broker
 from earmark.core.errors import NotAudio, ServiceError, UsageError
-from earmark.core.options import RunOptions
+from earmark.core.options import Listing, RunOptions
 from earmark.database import open_database
 from earmark.demo import EXAMPLES
 from producer.submit import submit
@@ -116,11 +116,12 @@ except Exception as error:
 
 
 def test_run_and_submit_take_every_option_of_the_command_line() -> None:
-    of_the_verb = set(inspect.signature(Submission).parameters) - {"sources", "strict", "db"}
+    of_the_verb = set(inspect.signature(Submission).parameters) - {"sources", "db"}
     of_the_producer = set(inspect.signature(submit).parameters)
-    of_the_producer -= {"sources", "engine", "settings", "options"}
+    of_the_producer -= {"sources", "engine", "settings", "options", "listing"}
     typed = set(api.Submission.__annotations__)
-    assert typed == of_the_verb == set(RunOptions.__slots__) | of_the_producer
+    taken = {*RunOptions.__slots__, *Listing.__slots__, *of_the_producer}
+    assert typed == of_the_verb == taken
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
+    from pytest_httpserver import HTTPServer
+
     from tests.end_to_end.conftest import Earmark
 
 CLIPS = 80
@@ -56,6 +58,32 @@ def states(earmark: Earmark) -> dict[str, Any]:
         named = zip(("pending", "queued", "running", "done", "failed"), counts or (), strict=False)
         return {state: count for state, count in named if count}
     return {}
+
+
+def test_a_folder_that_grows_is_watched_until_it_is_stopped(
+    earmark: Earmark, httpserver: HTTPServer
+) -> None:
+    httpserver.expect_request("/hook").respond_with_data("")
+    earmark.settings["EARMARK_FETCH__ALLOW_NETWORKS"] = "127.0.0.0/8,::1"
+    earmark.settings["EARMARK_FETCH__PORTS"] = str(httpserver.port)
+    earmark.settings["EARMARK_NOTIFY"] = httpserver.url_for("/hook")
+    folder = earmark.folder / "recordings"
+    folder.mkdir()
+    process = earmark.start("earmark", "run", "recordings", "--watch")
+    for done, name in enumerate(("dog.ogg", "siren.wav"), 1):
+        shutil.copy(EXAMPLES / name, folder)
+        wait_until(lambda done=done: states(earmark) == {"done": done})  # type: ignore[misc]
+        wait_until(lambda done=done: len(httpserver.log) == done)  # type: ignore[misc]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(TIMEOUT_S) == 130
+    said = " ".join((earmark.folder / "earmark-0.log").read_text().split())
+    assert "the same command with --name run-1 goes on where this stops." in said
+    notices = [request.get_json() for request, _ in httpserver.log]
+    assert [(notice["event"], notice["done"]) for notice in notices] == [
+        ("finished", 1),
+        ("finished", 2),
+    ]
+    assert left_running() == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import groupby, product
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,15 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from db import bulk_insert, feeding, ledger, runs
+from db.identity import ledger_id
 from db.models import Clip
 from db.session import connect, execute, reading
+from earmark.core.clips import Chunk, Part, normal_uri, uri_key
 from earmark.core.clips import Clip as ListedClip
-from earmark.core.clips import Part, normal_uri, uri_key
 from earmark.core.errors import DatabaseError, UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger
 from producer import submit as submit_module
+from producer.sources import read_clips
 from producer.submit import submit
+from tests import containers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +60,26 @@ def test_an_edited_and_reordered_list_adds_only_its_new_clips(
     assert count(engine, first.run_id) == (45_000, 45_000)
 
 
+def test_members_of_containers_are_claimed_with_their_places_and_known_again(
+    engine: sa.Engine, settings: Settings, tmp_path: Path
+) -> None:
+    sounds = {f"{number}.wav": os.urandom(99) for number in range(200)}
+    paths = [containers.write(tmp_path / name, sounds) for name in ("a.tar", "b.tar.gz", "c.zip")]
+    run = submit([str(path) for path in paths], engine, settings, name="mine")
+    assert (run.added, run.known) == (600, 0)
+    assert submit([str(paths[0])], engine, settings, name="mine").added == 0
+    with reading(engine) as connection:
+        rows = connection.execute(sa.select(Clip.id, Clip.uri)).all()
+        keys = connection.scalars(sa.select(Clip.uri).order_by(Clip.uri_key)).all()
+    chunk = Chunk(ledger_id(engine), run.run_id, tuple((row.id, row.uri) for row in rows))
+    clips = ledger.claim(engine, chunk, worker="w", limits=Ledger()).clips
+    assert {(clip.uri, clip.part) for clip in clips} == {
+        (clip.uri, clip.part) for clip in read_clips([str(path) for path in paths])
+    }
+    # The members of a container stay together, so that one fetched as a whole is fetched once.
+    assert len(list(groupby(keys))) == 3
+
+
 def test_the_report_accounts_for_every_line(
     engine: sa.Engine, settings: Settings, tmp_path: Path
 ) -> None:
@@ -66,6 +90,8 @@ def test_the_report_accounts_for_every_line(
         "Of the list's 5 lines: 1 new, 1 known already, 1 blank or comment, 1 refused, "
         "1 header or further line of a cell.",
         f"  {path}, line 3: it has 1 cells, and 'url' is number 2",
+        "Rows with other columns for a clip that is known, dropped: 1; --duplicates keep makes"
+        " each row a clip of its own.",
     ]
     path.write_text("url,n\n,1\n")
     with pytest.raises(UsageError, match="line 2: there is no text"):
@@ -186,13 +212,13 @@ def test_no_more_than_one_window_of_the_list_is_in_memory(monkeypatch: pytest.Mo
     monkeypatch.setattr(submit_module, "ROWS_AT_ONCE", 10)
     monkeypatch.setattr(submit_module, "ROWS_SORTED", 50)
     clips = (ListedClip(f"https://h.org/{n}") for n in range(200))
-    windows = list(submit_module._windows(clips))
+    windows = list(submit_module._windows(map(bulk_insert.listed, clips)))
     assert [len(window) for window in windows] == [10, 30, 50, 50, 50, 10]
     assert [row[1] for row in windows[0]] == [f"https://h.org/{n}" for n in range(10)]
     assert all(window == sorted(window) for window in windows[1:])
     monkeypatch.setattr(submit_module, "CHARS_SORTED", 1000)
     wide = (ListedClip(f"https://h.org/{n}", {"note": "x" * 600}) for n in range(20))
-    assert max(map(len, submit_module._windows(wide))) == 2
+    assert max(map(len, submit_module._windows(map(bulk_insert.listed, wide)))) == 2
 
 
 def test_two_spellings_of_a_url_are_one_clip() -> None:
@@ -224,6 +250,14 @@ def test_each_part_of_a_file_is_a_clip_of_its_own() -> None:
     ]
     assert len({uri_key(uri, part) for part in parts}) == len(parts)
     assert uri_key("HTTPS://H.org/a.wav", Part(0.0, 1.0)) == uri_key(uri, Part(0.0, 1.0))
+
+
+def test_the_parts_of_a_file_stand_together_where_rows_are_sorted() -> None:
+    parts = product(range(50), "abc")
+    clips = [ListedClip(f"https://h/{name}.wav", part=Part(at, at + 1)) for at, name in parts]
+    rows = sorted(map(bulk_insert.listed, clips), key=lambda row: row[0])
+    assert len({row[0] for row in rows}) == 150
+    assert all(len({row[1] for row in rows[at : at + 50]}) == 1 for at in (0, 50, 100))
 
 
 def test_keys_of_whole_files_are_those_of_earmark_0_1_0() -> None:

@@ -102,8 +102,14 @@ class Guard:
         self.close = self._adapter.close
 
     @contextmanager
-    def open(self, url: str) -> Iterator[BaseHTTPResponse]:
+    def open(
+        self, url: str, body: bytes | None = None, byte_range: str | None = None
+    ) -> Iterator[BaseHTTPResponse]:
         """Yield the final answer, after redirects, with its body unread.
+
+        Args:
+            body: JSON to post in place of a GET.
+            byte_range: the bytes to ask for, such as `0-99`.
 
         Reading the body raises Timeout once the download's deadline has passed.
 
@@ -111,6 +117,11 @@ class Guard:
             DownloadError: the URL is refused, or its server gives no usable answer.
         """
         download = Download(self._settings, self._addresses)
+        download.body = body
+        if byte_range:
+            download.headers["Range"] = f"bytes={byte_range}"
+        if body is not None:
+            download.headers["Content-Type"] = "application/json"
         token = _download.set(download)
         try:
             answer = self._follow(check_url(url, self._settings), download)
@@ -161,8 +172,11 @@ class Guard:
     def _send(self, url: str, download: Download) -> BaseHTTPResponse:
         download.start_hop()
         try:
-            headers = {**self._headers, **self._credentials.headers(url)}
-            request = requests.Request("GET", url, headers, cookies=download.cookies).prepare()
+            headers = {**self._headers, **download.headers, **self._credentials.headers(url)}
+            method = "GET" if download.body is None else "POST"
+            request = requests.Request(
+                method, url, headers, data=download.body, cookies=download.cookies
+            ).prepare()
             answer: BaseHTTPResponse = self._adapter.send(
                 request, stream=True, timeout=download.left_s()
             ).raw
@@ -247,6 +261,8 @@ class Download:
         self._addresses = addresses
         self._proxy = Proxy.parse(fetch_settings.proxy) if fetch_settings.proxy else None
         self._deadline = time.monotonic() + fetch_settings.timeout_s
+        self.headers: dict[str, str] = {}
+        self.body: bytes | None = None
         self.cookies: RequestsCookieJar | None = None
 
     def start_hop(self) -> None:

@@ -19,10 +19,11 @@ from workers.fetching.polite import HostBusyError
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from earmark.core.clips import Source
+    from earmark.core.clips import Part, Source
     from workers.fetching.breaker import Breaker
     from workers.fetching.fetch import Fetched
     from workers.loading.cutter import Cutter, Shape
+    from workers.loading.spans import Span
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class ClipFetcher(Protocol):
     @property
     def breaker(self) -> Breaker: ...
 
-    def fetch(self, uri: str) -> Fetched: ...
+    def fetch(self, uri: str, part: Part | None = None) -> Fetched: ...
 
     def close(self) -> None: ...
 
@@ -54,6 +55,9 @@ class DealtClip:
     shape: Shape
     #: Whether its URL is looked up before it is fetched.
     by_url: bool
+    #: The part of the file that is the clip, and its span; None for all of it.
+    part: Part | None = None
+    span: Span | None = None
     file: BinaryIO | None = None
     source: Source | None = None
     fetch_ms: float = 0.0
@@ -143,7 +147,7 @@ class Downloads:
 
     def _fetch(self, clip: DealtClip) -> None:
         try:
-            fetched = self._fetcher.fetch(clip.uri)
+            fetched = self._fetcher.fetch(clip.uri, clip.part)
             clip.file, clip.source = fetched.file, fetched.source
             check_regular(clip.file)
         except HostBusyError as busy:

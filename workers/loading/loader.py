@@ -21,6 +21,7 @@ import numpy as np
 
 from db.session import connect
 from earmark.core import broker, errors
+from earmark.core.clips import AudioFacts, Part
 from earmark.core.processes import end_with_parent, isolate_imports
 from workers import logs
 from workers.decoding.decoder import BROKEN, Decoder
@@ -28,13 +29,13 @@ from workers.fetching.polite import PoliteFetcher
 from workers.loading import arena, messages
 from workers.loading.cutter import Cutter, Shape
 from workers.loading.downloads import SERVICE_PAUSE_S, Bell, DealtClip, Downloads
+from workers.loading.spans import Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import sqlalchemy as sa
 
-    from earmark.core.clips import AudioFacts
     from earmark.core.settings import Audio, Settings
     from workers.decoding.decoder import Piece
     from workers.loading.downloads import ClipFetcher
@@ -178,10 +179,18 @@ class Loader:
         self._freed = True
 
     def _deal(
-        self, clips: list[tuple[int, int, str]], run_id: int, shape: list[int], *, by_url: bool
+        self,
+        clips: list[tuple[int, int, str, list[Any] | None]],
+        run_id: int,
+        shape: list[int],
+        *,
+        by_url: bool,
     ) -> None:
-        for deal, clip_id, uri in clips:
-            clip = DealtClip(deal, clip_id, uri, run_id, Shape(*shape), by_url)
+        windows = Shape(*shape)
+        for deal, clip_id, uri, values in clips:
+            part = Part(*values) if values else None
+            span = Span.of(part, windows.sample_rate)
+            clip = DealtClip(deal, clip_id, uri, run_id, windows, by_url, part, span)
             self._clips[deal] = clip
             self._backlog.append(clip)
         if self._draining:
@@ -330,7 +339,7 @@ class Loader:
     def _room(self, decoding: _Decoding, samples: int, last: bool) -> np.ndarray | None:
         """Return where a piece is received: the arena itself, if it is the clip's only window."""
         clip = decoding.clips[0]
-        if clip.cutter is not None or not last or samples > clip.shape.size:
+        if clip.span or clip.cutter or not last or samples > clip.shape.size:
             return np.empty(samples, np.float32)
         decoding.extent = self._take_extent(decoding, samples)
         if decoding.extent is None:
@@ -347,9 +356,21 @@ class Loader:
             clip.windows = 1
             self._send_window(clip, offset, 0, len(piece.samples))
         else:
-            clip.cutter = clip.cutter or Cutter(clip.shape, self._settings.audio.max_windows)
-            decoding.windows = clip.cutter.cut(piece.samples, last=piece.end is not None)
+            self._cut(decoding, piece)
         self._place_windows(decoding)
+
+    def _cut(self, decoding: _Decoding, piece: Piece) -> None:
+        clip, samples = decoding.clips[0], piece.samples
+        clip.cutter = clip.cutter or Cutter(clip.shape, self._settings.audio.max_windows)
+        if clip.span:
+            samples = clip.span.cut(samples)
+        if clip.span and isinstance(piece.end, AudioFacts):
+            try:
+                decoding.end = clip.span.facts(piece.end)
+            except errors.TooShort as error:
+                decoding.end = error
+                return
+        decoding.windows = clip.cutter.cut(samples, last=piece.end is not None)
 
     def _place_windows(self, decoding: _Decoding) -> None:
         """Copy windows into the arena until it is full; end the clip if they were its last."""
@@ -378,6 +399,8 @@ class Loader:
     def _send_window(self, clip: DealtClip, offset: int, start: int, heard: int) -> None:
         samples = max(heard, clip.shape.least)
         self._arena[offset + heard : offset + samples] = 0
+        if clip.span:
+            start += clip.span.start
         self._windows.append((clip.deal, offset, samples, start, heard))
         self._sent += 1
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import count
 from multiprocessing.connection import Pipe
 from queue import SimpleQueue
@@ -29,7 +29,7 @@ from workers.loading import arena, messages
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from earmark.core.clips import AudioFacts
+    from earmark.core.clips import AudioFacts, Part
     from earmark.core.settings import Settings
     from workers.loading.cutter import Shape
 
@@ -55,6 +55,9 @@ class Loading(Protocol):
 
     @property
     def uri(self) -> str: ...
+
+    @property
+    def part(self) -> Part | None: ...
 
     def begin(self, dealt: Dealt) -> None:
         """Forget an earlier deal."""
@@ -198,7 +201,7 @@ class Loaders:
         groups: dict[tuple[_Loader, Job], list[Dealt]] = defaultdict(list)
         with self._changing:
             for clip, job, deaths in clips:
-                loader = min(self._loaders_for(clip.uri), key=lambda loader: len(loader.dealt))
+                loader = min(self._loaders_for(clip), key=lambda loader: len(loader.dealt))
                 dealt = Dealt(next(self._numbers), clip, job, loader, deaths)
                 loader.dealt[dealt.number] = dealt
                 groups[loader, job].append(dealt)
@@ -206,14 +209,18 @@ class Loaders:
         for (loader, job), group in groups.items():
             loader.deal(job, group)
 
-    def _loaders_for(self, uri: str) -> list[_Loader]:
-        """Return the loaders that may ask a URI's host."""
-        host = uri.partition("://")[2].partition("/")[0]
-        if not host:
+    def _loaders_for(self, clip: Loading) -> list[_Loader]:
+        """Return the loaders that may ask a clip's host; of a container's members, one has all."""
+        host = clip.uri.partition("://")[2].partition("/")[0].lower()
+        place, count = host, self._per_host
+        if clip.part is not None and clip.part.member is not None:
+            place, count = clip.uri, 1
+        if not place:
             return self._loaders
-        first = crc32(host.lower().encode("utf-8", "surrogateescape"))
-        places = range(first, first + self._per_host)
-        return [self._loaders[place % len(self._loaders)] for place in places]
+        first = crc32(host.encode("utf-8", "surrogateescape"))
+        if count == 1:
+            first += crc32(place.encode("utf-8", "surrogateescape")) % self._per_host
+        return [self._loaders[(first + more) % len(self._loaders)] for more in range(count)]
 
     def drain(self) -> None:
         """Have all clips given back that are at no decoder yet, now and from now on."""
@@ -428,7 +435,11 @@ class _Loader:
         self._outbox.put(message)
 
     def deal(self, job: Job, clips: Sequence[Dealt]) -> None:
-        rows = [(dealt.number, dealt.clip.clip_id, dealt.clip.uri) for dealt in clips]
+        rows = []
+        for dealt in clips:
+            clip = dealt.clip
+            part = None if clip.part is None else astuple(clip.part)
+            rows.append((dealt.number, clip.clip_id, clip.uri, part))
         content = {
             "clips": rows, "run_id": job.run_id, "shape": job.shape, "by_url": job.by_url,
         }  # fmt: skip

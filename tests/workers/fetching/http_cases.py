@@ -565,10 +565,6 @@ def bodies() -> list[Case]:
         ),
         "gzip damaged": (answer(b"\x1f\x8b" + CLIP, "Content-Encoding: gzip"), "http_error"),
         "gzip of nothing": (answer(gzip.compress(b""), "Content-Encoding: gzip"), "empty"),
-        "endless empty gzip": (
-            _then_for_ever(head[:-2] + GZIP_HEAD, gzip.compress(b"") * 1000),
-            "http_error",
-        ),
         "gzip bomb": (answer(GZIP_BOMB, "Content-Encoding: gzip"), "too_large"),
         "gzip bomb in chunks": (
             raw(CHUNKED[:-2] + GZIP_HEAD + GZIP_CHUNK),
@@ -594,9 +590,15 @@ def bodies() -> list[Case]:
         )
         for coding in ("aws-chunked", "binary", "UTF-8", "none", ",", "audio/mpeg")
     }
+    url = "http://public.test/clip.wav"
+    # It ends at the limit of bytes, or before on a busy machine.
+    endless = _then_for_ever(head[:-2] + GZIP_HEAD, gzip.compress(b"") * 1000)
     return [
-        Case(f"body: {name}", "http://public.test/clip.wav", (outcome,), script)
-        for name, (script, outcome) in scripts.items()
+        Case("body: endless empty gzip", url, ("http_error", "timeout"), endless),
+        *(
+            Case(f"body: {name}", url, (outcome,), script)
+            for name, (script, outcome) in scripts.items()
+        ),
     ]
 
 

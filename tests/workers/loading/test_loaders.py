@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from earmark.core.clips import Postponed
+from earmark.core.clips import Part, Postponed
 from earmark.core.settings import Settings
 from tests.servers import upgraded
 from tests.workers.decoding import bad_audio
@@ -109,6 +109,21 @@ def test_a_long_clip_comes_in_windows_through_little_memory(one: Any, tmp_path: 
     assert sorted(by_start) == [*range(0, 300 * 8000, 8000), 299 * 8000 + 4000]
     for second in range(300):
         assert (by_start[second * 8000] * 32768 == second + 1).all()
+
+
+def test_a_span_comes_in_windows_at_the_times_of_its_file(one: Any, tmp_path: Path) -> None:
+    loaders, queue = one
+    clips = [sound(tmp_path, number, 90) for number in (1, 2, 3)]
+    clips[0].part, clips[1].part, clips[2].part = Part(40.0, 42.5), Part(0.0, 0.5), Part(90.0)
+    loaders.deal(job(), clips)
+    score_all(loaders, queue, clips[:2])
+    assert sorted(window.span for window in clips[0].windows) == [(40, 41), (41, 42), (41.5, 42.5)]
+    assert [window.span for window in clips[1].windows] == [(0, 0.5)]
+    assert clips[0].facts is not None
+    assert clips[0].facts.audio.duration_s == 2.5
+    assert (clips[0].scores[0] * 32768 == 41).all()
+    until(lambda: clips[2].end)
+    assert clips[2].end.error.code == "too_short"
 
 
 def test_a_decoder_that_waits_for_a_slow_model_has_all_the_time(make: Any, tmp_path: Path) -> None:
@@ -258,15 +273,14 @@ def test_a_decoder_that_hangs_costs_the_clip_it_was_at(make: Any, tmp_path: Path
 
 
 def test_a_decoder_that_swells_costs_the_clip_it_was_at(make: Any, tmp_path: Path) -> None:
-    loaders, queue = make(audio={"decode_memory": 320 * 2**20})
-    path = tmp_path / "long.flac"
-    path.write_bytes(bad_audio.silence("FLAC", "PCM_16", 1000, 1, 70))
-    long, *others = Clip(100, str(path)), *sounds(tmp_path, 4)
-    loaders.deal(job(SHAPE._replace(sample_rate=2_000_000)), [long])
-    loaders.deal(job(), others)
+    loaders, queue = make(audio={"decode_memory": 320 * 2**20, "max_channels": 1024})
+    path = tmp_path / "wide.wav"
+    path.write_bytes(bad_audio.wav(bytes(1024 * 8000), channels=1024, bits=8))
+    wide, *others = Clip(100, str(path)), *sounds(tmp_path, 4)
+    loaders.deal(job(), [wide, *others])
     score_all(loaders, queue, others)
-    until(lambda: long.end)
-    assert long.end.error.code == "decoder_memory"
+    until(lambda: wide.end)
+    assert wide.end.error.code == "decoder_memory"
 
 
 def test_a_loader_that_dies_is_replaced_and_its_clips_are_dealt_again(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from earmark.core.clips import Part
     from workers.loading.loaders import Dealt, Facts, LoadedWindow
 
 SHAPE = Shape(sample_rate=8000, size=8000, hop=8000, least=1)
@@ -36,6 +37,7 @@ class Clip:
 
     clip_id: int
     uri: str
+    part: Part | None = None
     deals: list[Dealt] = field(default_factory=list)
     facts: Facts | None = None
     end: Any = None

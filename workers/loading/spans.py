@@ -1,0 +1,53 @@
+"""A file's samples in pieces and the span of a clip in, the samples of the span out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from earmark.core.errors import TooShort
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from earmark.core.clips import AudioFacts, Part
+
+
+class Span:
+    """Cuts a span out of one file. A span that ends behind the file ends with the file."""
+
+    def __init__(self, part: Part, sample_rate: int) -> None:
+        self._part = part
+        self._rate = sample_rate
+        #: In samples of the file.
+        self.start = round((part.start_s or 0.0) * sample_rate)
+        self._end = None if part.end_s is None else round(part.end_s * sample_rate)
+        self._position = self._samples = 0
+        self._silent = True
+
+    @classmethod
+    def of(cls, part: Part | None, sample_rate: int) -> Span | None:
+        """Return the span of a part; None if it is as long as the file."""
+        if part is None or (part.start_s is None and part.end_s is None):
+            return None
+        return cls(part, sample_rate)
+
+    def cut(self, samples: np.ndarray) -> np.ndarray:
+        """Return what belongs to the span of the next piece, shape (samples,)."""
+        begin = max(0, self.start - self._position)
+        end = len(samples) if self._end is None else max(0, self._end - self._position)
+        self._position += len(samples)
+        inside = samples[begin:end]
+        self._samples += len(inside)
+        self._silent = self._silent and not inside.any()
+        return inside
+
+    def facts(self, facts: AudioFacts) -> AudioFacts:
+        """Return the facts of the span by those of its file, after its last piece.
+
+        Raises:
+            TooShort: the file ends before the span begins.
+        """
+        if not self._samples:
+            raise TooShort(min_duration_s=self._part.start_s or 0.0)
+        return replace(facts, duration_s=self._samples / self._rate, silent=self._silent)
