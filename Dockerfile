@@ -1,20 +1,21 @@
 # One image for every service; the CPU and the CUDA build differ only in where torch comes from:
 #   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 -t earmark:cuda .
-FROM python:3.12-slim AS build
+ARG PYTHON=python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea
+FROM ${PYTHON} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
-RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir "torch>=2.6" --index-url "$TORCH_INDEX"
 COPY pyproject.toml constraints.txt README.md LICENSE ./
+RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir "$(grep '^torch==' constraints.txt)" --index-url "$TORCH_INDEX"
 COPY producer producer
 COPY workers workers
 COPY db db
 COPY earmark earmark
 RUN grep -v '^torch==' constraints.txt > pins.txt && /venv/bin/pip install --no-cache-dir --constraint pins.txt ".[gpu]"
 
-FROM python:3.12-slim
+FROM ${PYTHON}
 COPY --from=build /venv /venv
 RUN useradd --create-home --uid 10001 earmark && install -d -o earmark /models
-ENV PATH=/venv/bin:$PATH HF_HOME=/models EARMARK_DATA_DIR=/tmp/earmark PYTHONUNBUFFERED=1 EARMARK_WORKER__METRICS_PORT=9100
+ENV PATH=/venv/bin:$PATH HF_HOME=/models EARMARK_DATA_DIR=/tmp/earmark NUMBA_CACHE_DIR=/tmp/numba PYTHONUNBUFFERED=1 EARMARK_WORKER__METRICS_PORT=9100
 VOLUME /models
 # By number, so that Kubernetes can see that it is not root.
 USER 10001

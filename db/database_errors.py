@@ -90,6 +90,9 @@ def _statement_is_wrong(error: DBAPIError) -> bool:
         return False
     if state := sqlstate(error.orig):
         return state.startswith(STATEMENT_WRONG)
+    # SQLite's general error: a wrong name or syntax. Full, locked and broken files have their own.
+    if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_ERROR":
+        return True
     return isinstance(error, (sa.exc.ProgrammingError, sa.exc.IntegrityError, sa.exc.DataError))
 
 

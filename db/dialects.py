@@ -80,6 +80,8 @@ class Dialect:
     timestamp: str
     #: Bytes as hexadecimal digits.
     hexadecimal: str
+    #: A text as JSON.
+    json: str
     #: The labels and scores of a row, one row each, as `p`.
     each_label: str
     #: Of these: the rank, and the score.
@@ -111,6 +113,7 @@ SQLITE = Dialect(
     window_rows="VALUES (:clip_id, :start_s, :end_s, :label_ids, :scores, :channel)",
     timestamp="datetime({}, 'unixepoch')",
     hexadecimal="lower(hex({}))",
+    json="{}",
     each_label="json_each({row}.label_ids) p",
     rank="p.key + 1",
     score="{row}.scores ->> p.key",
@@ -140,6 +143,7 @@ POSTGRESQL = Dialect(
     window_rows="SELECT * FROM json_populate_recordset(NULL::window_predictions, %s)",
     timestamp="to_timestamp({})",
     hexadecimal="encode({}, 'hex')",
+    json="CAST({} AS jsonb)",
     each_label="unnest({row}.label_ids, {row}.scores) WITH ORDINALITY AS p(value, score, key)",
     rank="p.key",
     score="p.score",

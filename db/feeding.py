@@ -34,8 +34,8 @@ SELECT pg_try_advisory_xact_lock(hashtext(:queue))
 FROM set_config('enable_seqscan', 'off', true)
 """
 SELECT_UNFINISHED_RUNS = """
-SELECT id, chunk_size, priority, (SELECT id FROM ledger) AS ledger_id FROM runs
-WHERE queue = :queue AND (
+SELECT id, name, chunk_size, priority, (SELECT id FROM ledger) AS ledger_id FROM runs
+WHERE queue = :queue AND paused IS NULL AND (
     SELECT sum(clips) FROM run_counts WHERE run_id = runs.id AND state = 'pending'
 ) > 0
 ORDER BY id
@@ -55,6 +55,16 @@ SELECT id, coalesce(display_uri, uri) AS display_uri, crashes FROM clips
 WHERE run_id = :run_id AND state = 'pending' AND {fresh}
 AND (SELECT clip_id FROM leases WHERE clip_id = clips.id) IS NULL
 ORDER BY not_before, id LIMIT :count
+"""
+#: For how long the oldest clip of each run that goes on has been due.
+SELECT_OLDEST = """
+SELECT {now} - CASE WHEN due > 0 THEN due ELSE created_at END AS due_s, paused FROM (
+  SELECT created_at, paused, (
+    SELECT min(not_before) FROM clips WHERE run_id = runs.id AND state = 'pending'
+  ) AS due
+  FROM runs WHERE queue = :queue
+) AS begun
+WHERE due IS NOT NULL
 """
 #: Chunks of one ledger that wait in a queue, or have been lost from it.
 COUNT_QUEUED_CHUNKS = """
@@ -76,11 +86,21 @@ class PickedClip:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """The runs of a queue that are not at their end."""
+
+    #: For how long the oldest clip of a run that goes on has been due.
+    oldest_s: float
+    paused_runs: int
+
+
+@dataclass(frozen=True, slots=True)
 class Picked:
     """The clips that the feeder took from one run."""
 
     ledger_id: str
     run_id: int
+    run_name: str
     chunk_size: int
     clips: tuple[PickedClip, ...]
 
@@ -104,6 +124,14 @@ def queued_chunks(engine: sa.Engine, queue: str, chunk_size: int) -> int:
     sizes = {"queue": queue, "chunk_size": chunk_size}
     with reading(engine) as connection:
         return int(execute(connection, COUNT_QUEUED_CHUNKS, **sizes).scalar_one())
+
+
+def waiting(engine: sa.Engine, queue: str) -> Waiting:
+    """Return how long clips of a queue wait, and how many of its runs are paused."""
+    with reading(engine) as connection:
+        runs = execute(connection, SELECT_OLDEST, queue=queue).all()
+    oldest_s = max((run.due_s for run in runs if run.paused is None), default=0.0)
+    return Waiting(max(0.0, oldest_s), sum(run.paused is not None for run in runs))
 
 
 def _take_back(engine: sa.Engine, queue: str, ended: sa.ColumnElement[bool]) -> int:
@@ -163,7 +191,7 @@ def pick(
             size = run.chunk_size or chunk_size
             clips = _pick_clips(connection, run.id, share * size, limits, after)
             if clips:
-                picked.append(Picked(run.ledger_id, run.id, size, tuple(clips)))
+                picked.append(Picked(run.ledger_id, run.id, run.name, size, tuple(clips)))
     return picked
 
 

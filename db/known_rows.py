@@ -15,21 +15,22 @@ from db.session import execute, reading, writing
 from earmark.core.clips import KEY_BYTES, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from db.bulk_insert import Listed
 
 #: The keys are looked up one by one, for the same reason as in `bulk_insert.SELECT_MISSING`.
 SELECT_IDS = """
-SELECT i, (
+SELECT (
     SELECT id FROM clips
     WHERE run_id = (SELECT :run_id) AND uri_key = substr(:keys, i * :size + 1, :size)
-) AS id
-FROM {numbers}
+)
+FROM {numbers} ORDER BY i
 """
 SELECT_STORED = """
 SELECT id, state, uri, meta, bytes, finished_at FROM clips WHERE id IN {ids}
 """
+ENDED = (State.done, State.failed)
 #: Locked in the order in which workers lock them.
 LOCK_CLIPS = "SELECT id FROM clips WHERE id IN {ids} ORDER BY id {lock}"
 
@@ -88,45 +89,44 @@ def _differences(engine: sa.Engine, run_id: int, rows: list[Listed]) -> _Differe
     keys = b"".join(row[0] for row in rows)
     values = {"run_id": run_id, "keys": keys, "size": KEY_BYTES, "count": len(rows)}
     with reading(engine) as connection:
-        ids = dict(execute(connection, SELECT_IDS, **values).all())
-        known = [clip_id for clip_id in ids.values() if clip_id is not None]
-        clips = {clip.id: clip for clip in execute(connection, SELECT_STORED, ids=known)}
+        ids = execute(connection, SELECT_IDS, **values).scalars().all()
+        known = [clip_id for clip_id in ids if clip_id is not None]
+        stored = execute(connection, SELECT_STORED, ids=known).all()
+    clips = {clip[0]: clip for clip in stored}
     found = _Differences()
-    for position, row in enumerate(rows):
-        clip = clips.get(ids[position])
-        if clip is not None:
-            _compare(row, clip, found)
+    for clip_id, row in zip(ids, rows, strict=True):
+        if clip_id is not None:
+            _compare(row, clips[clip_id], found)
     return found
 
 
-def _compare(row: Listed, clip: sa.Row[Any], found: _Differences) -> None:
+def _compare(row: Listed, clip: Sequence[Any], found: _Differences) -> None:
     _, uri, meta, _, renews_url = row
-    if not _same_meta(meta, clip.meta):
+    clip_id, state, stored_uri, stored_meta, size, finished_at = clip
+    if meta != stored_meta and not _same_meta(meta, stored_meta):
         found.other_columns += 1
-    if renews_url and uri != clip.uri and clip.state != State.done:
-        found.urls[clip.id] = uri
-    if clip.state in (State.done, State.failed) and uri.startswith("/") and _changed(clip):
-        found.changed.add(clip.id)
+    if renews_url and uri != stored_uri and state != State.done:
+        found.urls[clip_id] = uri
+    if uri[0] == "/" and state in ENDED and _changed(uri, size, finished_at):
+        found.changed.add(clip_id)
 
 
 def _same_meta(listed: str | None, stored: Any) -> bool:
     if listed is None or stored is None:
         return listed is stored
-    if listed == stored:
-        return True
     if isinstance(stored, str):
         stored = json.loads(stored)
     return bool(json.loads(listed) == stored)
 
 
-def _changed(clip: sa.Row[Any]) -> bool:
+def _changed(path: str, size: int | None, finished_at: float) -> bool:
     """Return whether a file is another than when its clip ended."""
     try:
-        now = os.stat(clip.uri)  # noqa: PTH116 - a path of another machine may be anything
+        now = os.stat(path)  # noqa: PTH116 - a path of another machine may be anything
     except (OSError, ValueError):
         return False
     # Not the time of modification: a copy may keep that of its original.
-    return now.st_ctime > clip.finished_at or clip.bytes not in (None, now.st_size)
+    return now.st_ctime > finished_at or size not in (None, now.st_size)
 
 
 def _renew_urls(engine: sa.Engine, urls: dict[int, str]) -> None:

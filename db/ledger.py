@@ -8,12 +8,13 @@ machine's own clock matters.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from db import outcomes
+from db import brake, outcomes
 from db.bulk_insert import Listed, insert, listed, missing
 from db.dialects import dialect_of, now
 from db.models import (
@@ -33,7 +34,7 @@ from db.session import execute, reading, writing
 from earmark.core import clips as words
 from earmark.core.clips import State
 from earmark.core.errors import Cancelled, UsageError
-from earmark.core.options import RunOptions
+from earmark.core.options import STOP_AT, RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -47,15 +48,16 @@ INSERT_LEASES = """
 INSERT INTO leases (clip_id, run_id, until, token, worker)
 SELECT id, run_id, {now} + :lease_s, :token, :worker FROM clips
 WHERE id IN {ids} AND not_before <= {now}
-AND run_id = (SELECT id FROM runs WHERE id = :run_id) AND :ledger_id = (SELECT id FROM ledger)
+AND run_id = (SELECT id FROM runs WHERE id = :run_id AND paused IS NULL)
+AND :ledger_id = (SELECT id FROM ledger)
 ORDER BY id
 ON CONFLICT (clip_id) DO UPDATE
 SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
 SELECT_LEASED = """
-SELECT id, uri, attempts + 1 AS attempts, crashes, start_s, end_s, channel, member, member_offset,
-member_bytes, packing FROM clips
+SELECT id, uri, attempts + 1 AS attempts, crashes, given_back_by, start_s, end_s, channel, member,
+member_offset, member_bytes, packing FROM clips
 WHERE id IN {ids} AND not_before IS NOT NULL ORDER BY id
 """
 _NO_ERROR: dict[str, Any] = {"error_code": None, "error_stage": None, "error": None}
@@ -87,8 +89,14 @@ class Claimed:
     #: This try included.
     attempts: int
     crashes: int
+    given_back_by: str | None = None
     #: The part of the file that is the clip; None for all of it.
     part: words.Part | None = None
+
+    @property
+    def workers_before(self) -> list[str]:
+        """The workers that gave it back."""
+        return (self.given_back_by or "").split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,9 @@ class Claim:
 
     token: int
     clips: tuple[Claimed, ...]
+    run_id: int = 0
+    #: How many of its clips ended with which error so far.
+    errors: Counter[str] = field(default_factory=Counter, compare=False)
 
 
 def open_run(
@@ -108,15 +119,24 @@ def open_run(
     chunk_size: int,
     priority: int = 1,
     reuse_urls: bool = False,
+    stop_at: float = STOP_AT,
 ) -> int:
     """Return the id of the run of that name, made now unless it exists.
 
-    A run without a name gets `run-<id>`.
+    A run without a name gets `run-<id>`. One that is paused goes on.
+
+    Args:
+        stop_at: the share of failures at which the brake pauses the run; 1: never.
 
     Raises:
         UsageError: a run of that name has other options: its results would not be comparable.
     """
-    changing = {"queue": queue, "priority": priority, "reuse_urls": reuse_urls}
+    changing = {
+        "queue": queue,
+        "priority": priority,
+        "reuse_urls": reuse_urls,
+        "stop_at": stop_at,
+    }
     values = {**changing, "options": options.as_json(), "chunk_size": chunk_size}
     with writing(engine) as connection:
         if name is None:
@@ -124,10 +144,17 @@ def open_run(
         run = _find_or_insert(connection, name, values)
         if RunOptions.from_json(run.options) != options:
             raise UsageError(
-                reason=f"The run {name!r} exists with other options; use another --name."
+                reason=f"The run {name!r} exists with another {_differing(run.options, options)};"
+                " use another --name."
             )
         connection.execute(sa.update(Run).where(Run.id == run.id).values(**changing))
+        brake.let_go(connection, run.id)
         return int(run.id)
+
+
+def _differing(kept: dict[str, Any], options: RunOptions) -> str:
+    names = [name for name, value in options.as_json().items() if kept.get(name) != value]
+    return ", ".join(names)
 
 
 def _find_or_insert(connection: sa.Connection, name: str, values: dict[str, Any]) -> sa.Row[Any]:
@@ -172,11 +199,15 @@ def add_listed(
 
 
 def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> int:
-    """Make failed clips of a run `pending` again: all, or those with these codes; count them."""
+    """Make failed clips of a run `pending` again: all, or those with these codes; count them.
+
+    If the run is paused, it goes on.
+    """
     statement = sa.update(Clip).where(Clip.run_id == run_id, state_is(State.failed))
     if wanted := list(codes):
         statement = statement.where(Clip.error_code.in_(wanted))
     with writing(engine) as connection:
+        brake.let_go(connection, run_id)
         return connection.execute(statement.values(_fresh())).rowcount
 
 
@@ -211,6 +242,7 @@ def _fresh() -> dict[str, Any]:
         "attempts": 0,
         "crashes": 0,
         "finished_at": None,
+        "given_back_by": None,
         "duration_s": None,
         **_NO_ERROR,
     }
@@ -251,10 +283,15 @@ def prune(engine: sa.Engine, run_id: int) -> int:
     while deleted := _delete_clips(engine, run_id):
         pruned += deleted
     with writing(engine) as connection:
-        connection.execute(sa.delete(RunCount).where(RunCount.run_id == run_id))
-        connection.execute(sa.delete(Lease).where(Lease.run_id == run_id))
+        for table in _tables_with("run_id"):
+            connection.execute(sa.delete(table).where(table.c.run_id == run_id))
         connection.execute(sa.delete(Run).where(Run.id == run_id))
     return pruned
+
+
+def _tables_with(column: str) -> list[sa.Table]:
+    """Return the tables with this column; one that refers to another comes before it."""
+    return [table for table in reversed(Base.metadata.sorted_tables) if column in table.c]
 
 
 def _unfinished(engine: sa.Engine, run_id: int) -> int:
@@ -268,8 +305,8 @@ def _delete_clips(engine: sa.Engine, run_id: int) -> int:
     first = sa.select(Clip.id).where(Clip.run_id == run_id).limit(PRUNED_AT_ONCE)
     with writing(engine) as connection:
         ids = connection.scalars(first).all()
-        of_windows = WindowPrediction.clip_id.in_(ids)
-        connection.execute(sa.delete(WindowPrediction).where(of_windows))
+        for table in _tables_with("clip_id"):
+            connection.execute(sa.delete(table).where(table.c.clip_id.in_(ids)))
         connection.execute(sa.delete(Clip).where(Clip.id.in_(ids)))
     return len(ids)
 
@@ -310,12 +347,19 @@ def claim(
             _check_origin(connection, chunk)
         # Read once they are leased: a moment before, another worker may have finished them.
         rows = execute(connection, SELECT_LEASED, ids=leased).all()
-        return Claim(token, tuple(_claimed(row) for row in rows))
+        return Claim(token, tuple(_claimed(row) for row in rows), chunk.run_id)
 
 
 def _claimed(row: sa.Row[Any]) -> Claimed:
     part = words.Part.of(row._asdict())
-    return Claimed(row.id, row.uri, row.attempts, row.crashes, None if part == WHOLE else part)
+    return Claimed(
+        row.id,
+        row.uri,
+        row.attempts,
+        row.crashes,
+        row.given_back_by,
+        None if part == WHOLE else part,
+    )
 
 
 def _check_origin(connection: sa.Connection, chunk: Chunk) -> None:
@@ -358,17 +402,18 @@ def finish(
     """Write results and final states of the clips that this claim still holds, in one transaction.
 
     A transient failure with tries left goes back to `pending` instead, with a pause. Returns how
-    many clips were `done`, `failed`, to be `retried`, and `lost` to another worker after the lease
-    had ended.
+    many clips were `done`, `failed`, to be `retried`, `given_back` to other workers, and `lost` to
+    another worker after the lease had ended.
     """
-    tries = {clip.id: clip.attempts for clip in claim.clips}
+    claimed = {clip.id: clip for clip in claim.clips}
     with writing(engine) as connection:
-        counts = outcomes.write(connection, claim.token, ended, tries, label_ids, limits)
+        counts = outcomes.write(connection, claim.token, ended, claimed, label_ids, limits)
     lost = len(ended) - counts.total()
     return {
         "done": counts[State.done],
         "failed": counts[State.failed],
         "retried": counts[State.pending],
+        "given_back": counts["given_back"],
         "lost": lost,
     }
 

@@ -1,4 +1,4 @@
-"""The tables: ledger identity, runs, models, labels, clips, leases, counts, windows."""
+"""The tables: ledger identity, runs, models, labels, clips, leases, counts, windows, workers."""
 
 from __future__ import annotations
 
@@ -119,6 +119,12 @@ class Run(Base):
     #: Take the result that a comparable run has for the same URL, without a download.
     reuse_urls: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[float]
+    #: The run pauses if more than this share of its last clips fail on every worker; 1: never.
+    stop_at: Mapped[float] = mapped_column(server_default="0.2")
+    #: Why the run is paused; null while it is not.
+    paused: Mapped[str | None]
+    #: Clips that ended before this are no reason to pause the run.
+    resumed_at: Mapped[float] = mapped_column(server_default="0")
 
 
 class Clip(Base):
@@ -164,6 +170,8 @@ class Clip(Base):
     reused: Mapped[bool] = mapped_column(server_default=text("false"))
     truncated: Mapped[bool | None]
     silent: Mapped[bool | None]
+    over_scale: Mapped[bool | None]
+    cancelling: Mapped[bool | None]
     #: `pending` until it is final. While a clip is queued or running, it has a lease instead.
     state: Mapped[str] = mapped_column()
     uri: Mapped[str] = mapped_column()
@@ -191,6 +199,13 @@ class Clip(Base):
     member_bytes: Mapped[int | None] = mapped_column(BigInteger)
     #: `deflate`; or the way in which the whole container is packed, to be undone first.
     packing: Mapped[str | None]
+    #: Workers that gave the clip back, as the cause of their error may be their own: at most two.
+    given_back_by: Mapped[str | None]
+    #: What the file says of itself: a JSON object.
+    tags: Mapped[str | None]
+    #: ISO 8601: in UTC with a Z, else local. The source is a tag, or the file's name.
+    recorded_at: Mapped[str | None]
+    recorded_from: Mapped[str | None]
     #: The column is null where it would only repeat the URI.
     display_uri: Mapped[str] = column_property(func.coalesce(_display_uri, uri))
     #: The state, with `queued` and `running` taken from the lease.
@@ -254,6 +269,23 @@ class WindowPrediction(Base):
     channel: Mapped[int] = mapped_column(
         SmallInteger, primary_key=True, autoincrement=False, server_default="0"
     )
+
+
+class Worker(Base):
+    """A worker that is up, until it has not been seen for a while."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    queue: Mapped[str]
+    seen_at: Mapped[float]
+    #: The folders that it may read.
+    file_roots: Mapped[list[str]] = mapped_column(Json)
+    #: Why it takes no chunks; null while it does.
+    paused: Mapped[str | None]
+    paused_at: Mapped[float | None]
+    #: The run whose clips it fails.
+    paused_run_id: Mapped[int | None] = mapped_column(info={"of": "runs"})
 
 
 def state_is(state: State) -> ColumnElement[bool]:

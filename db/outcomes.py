@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from db.dialects import dialect_of, spelled
 from db.session import execute
+from earmark.core import recorded
 from earmark.core.clips import State, Success
+from earmark.core.errors import Cause
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import sqlalchemy as sa
 
+    from db.ledger import Claimed
     from earmark.core import clips as words
-    from earmark.core.clips import AudioFacts, Outcome, Timings
+    from earmark.core.clips import AudioFacts, Failure, Outcome, Timings
     from earmark.core.errors import ClipError
     from earmark.core.settings import Ledger
 
@@ -35,6 +38,11 @@ OUTCOME_COLUMNS = (
     "codec",
     "truncated",
     "silent",
+    "over_scale",
+    "cancelling",
+    "tags",
+    "recorded_at",
+    "recorded_from",
     "reused",
     "fetch_ms",
     "decode_ms",
@@ -44,12 +52,16 @@ OUTCOME_COLUMNS = (
     "error",
     "label_ids",
     "scores",
+    "given_back_by",
 )
+#: By then a worker that fails every clip has paused, and another one takes the clip.
+GIVEN_BACK_PAUSE_S = 1.0
 #: In a row to write, `not_before` is the pause in seconds before a clip is tried again.
 EMPTY_OUTCOME = dict.fromkeys((*OUTCOME_COLUMNS, "not_before"))
 #: Clips that a token still holds, locked until the transaction ends.
 SELECT_HELD = """
-SELECT l.clip_id, l.worker FROM leases l JOIN clips c ON c.id = l.clip_id
+SELECT l.clip_id, l.worker, coalesce(c.display_uri, c.uri)
+FROM leases l JOIN clips c ON c.id = l.clip_id
 WHERE l.token = :token AND l.clip_id IN {ids} AND c.not_before IS NOT NULL
 ORDER BY l.clip_id {lock}
 """
@@ -67,29 +79,40 @@ def write(
     connection: sa.Connection,
     token: int,
     outcomes: Sequence[Outcome],
-    tries: Mapping[int, int],
+    claimed: Mapping[int, Claimed],
     label_ids: Sequence[int],
     limits: Ledger,
 ) -> Counter[str]:
-    """Write next states and windows of the clips a claim still holds; return the clips by state."""
-    workers = held(connection, token, [outcome.clip_id for outcome in outcomes])
+    """Write next states and windows of the clips a claim still holds.
+
+    Return the clips by state, and those that were `given_back`.
+    """
+    ours = held(connection, token, [outcome.clip_id for outcome in outcomes])
     clips, windows = [], []
+    counts: Counter[str] = Counter()
     for outcome in outcomes:
-        if outcome.clip_id not in workers:
+        if outcome.clip_id not in ours:
             continue
-        clip = _clip_row(outcome, tries[outcome.clip_id], label_ids, limits)
-        clip["worker"] = workers[outcome.clip_id]
+        worker, uri = ours[outcome.clip_id]
+        clip = _clip_row(outcome, claimed[outcome.clip_id], worker, label_ids, limits)
+        if isinstance(outcome, Success):
+            clip.update(_recorded(outcome.facts, uri))
         clips.append(clip)
+        given_back = not isinstance(outcome, Success) and outcome.given_back
+        counts["given_back" if given_back else clip["state"]] += 1
         windows += _window_rows(outcome, label_ids)
     _write_rows(connection, UPDATE_CLIPS, clips)
     _write_rows(connection, INSERT_WINDOWS, windows)
-    release(connection, token, workers)
-    return Counter(clip["state"] for clip in clips)
+    release(connection, token, ours)
+    return counts
 
 
-def held(connection: sa.Connection, token: int, clip_ids: Iterable[int]) -> dict[int, str]:
-    """Return the workers of the clips that a token still holds, and lock them."""
-    return dict(execute(connection, SELECT_HELD, token=token, ids=list(clip_ids)).all())
+def held(
+    connection: sa.Connection, token: int, clip_ids: Iterable[int]
+) -> dict[int, tuple[str, str]]:
+    """Return the workers and URIs of the clips that a token still holds, and lock them."""
+    rows = execute(connection, SELECT_HELD, token=token, ids=list(clip_ids))
+    return {clip_id: (worker, uri) for clip_id, worker, uri in rows}
 
 
 def release(connection: sa.Connection, token: int, clip_ids: Iterable[int]) -> None:
@@ -110,9 +133,10 @@ def _write_rows(connection: sa.Connection, statement: str, rows: list[dict[str, 
 
 
 def _clip_row(
-    outcome: Outcome, tries: int, label_ids: Sequence[int], limits: Ledger
+    outcome: Outcome, clip: Claimed, worker: str, label_ids: Sequence[int], limits: Ledger
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {**EMPTY_OUTCOME, "id": outcome.clip_id, "attempts": tries}
+    row: dict[str, Any] = {**EMPTY_OUTCOME, "id": clip.id, "attempts": clip.attempts}
+    row["worker"] = worker
     row.update(_values(outcome.timings))
     if outcome.source:
         row["bytes"] = outcome.source.bytes
@@ -120,7 +144,7 @@ def _clip_row(
     if isinstance(outcome, Success):
         row.update(_success_values(outcome, label_ids))
     else:
-        row.update(_failure_values(outcome.error, tries, limits))
+        row.update(_failure_values(outcome, clip, worker, limits))
     return row
 
 
@@ -137,11 +161,30 @@ def _success_values(success: Success, label_ids: Sequence[int]) -> dict[str, Any
     return values
 
 
-def _failure_values(error: ClipError, tries: int, limits: Ledger) -> dict[str, Any]:
+def _recorded(facts: AudioFacts, uri: str) -> dict[str, str | None]:
+    """Return what is known of a recording. A name's time is its own, also with a reused result."""
+    time, source = facts.recorded_at, facts.recorded_from
+    if source in ("", recorded.NAME):
+        time = recorded.by_name(uri)
+        source = recorded.NAME
+    if not time:
+        return {"tags": facts.tags or None, "recorded_at": None, "recorded_from": None}
+    return {"tags": facts.tags or None, "recorded_at": time, "recorded_from": source}
+
+
+def _failure_values(failure: Failure, clip: Claimed, worker: str, limits: Ledger) -> dict[str, Any]:
+    error = failure.error
     values = {"state": State.failed, "reused": False, **error_values(error)}
-    if error.transient and tries < limits.max_attempts:
+    if error.cause is not Cause.clip and not failure.own:
+        values["given_back_by"] = clip.given_back_by
+    if failure.given_back:
         values["state"] = State.pending
-        values["not_before"] = _pause_s(error, tries, limits)
+        values["not_before"] = GIVEN_BACK_PAUSE_S
+        values["attempts"] = clip.attempts - 1
+        values["given_back_by"] = " ".join([*clip.workers_before, worker])
+    elif error.transient and clip.attempts < limits.max_attempts:
+        values["state"] = State.pending
+        values["not_before"] = _pause_s(error, clip.attempts, limits)
     return values
 
 

@@ -23,6 +23,8 @@ LAST_S = 300.0
 #: Pace is shown from so many clips (of a worker, where it is about workers) and seconds on.
 LEAST_CLIPS = 40
 LEAST_S = 5.0
+#: The rate of a finished, small run is known from so many seconds on: a burst says nothing.
+LEAST_MEASURED_S = 0.5
 
 _CHUNK_SIZE = sa.func.coalesce(sa.func.nullif(Run.chunk_size, 0), CHUNK_SIZE)
 
@@ -188,4 +190,4 @@ def _rate(ended_at: list[float]) -> float | None:
         return None
     first, last = len(ended_at) // 10, len(ended_at) * 9 // 10 - 1
     seconds = ended_at[last] - ended_at[first]
-    return (last - first) / seconds if seconds > 0 else None
+    return (last - first) / seconds if seconds >= LEAST_MEASURED_S else None

@@ -33,10 +33,10 @@ STEPS_PER_LOOK = 10_000
 
 
 #: The names that a query may use, on SQLite; PostgreSQL says itself what was meant.
-SELECT_NAMES = {
-    "table": "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view')",
-    "column": "SELECT DISTINCT c.name FROM sqlite_schema t, pragma_table_info(t.name) c",
-}
+SELECT_NAMES = """
+SELECT name FROM sqlite_schema UNION
+SELECT c.name FROM sqlite_schema t, pragma_table_info(t.name) c
+"""
 
 
 def query(engine: sa.Engine, statement: str, *, timeout_s: float) -> Rows:
@@ -60,10 +60,8 @@ def _sqlite(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[Seq
         try:
             cursor = connection.execute(statement)
         except sqlite3.OperationalError as error:
-            meant = _meant(connection, str(error))
-            if meant:
-                raise UsageError(reason=f"{_sentence(str(error), timeout_s)}{meant}") from error
-            raise
+            sentence = _sentence(str(error), timeout_s)
+            raise UsageError(reason=f"{sentence}{_meant(connection, str(error))}") from error
         if cursor.description is None:
             raise UsageError(reason="A query must give rows: SELECT ... .")
         yield [column[0] for column in cursor.description]
@@ -71,12 +69,11 @@ def _sqlite(engine: sa.Engine, statement: str, timeout_s: float) -> Iterator[Seq
 
 
 def _meant(connection: sqlite3.Connection, error: str) -> str:
-    unknown = re.fullmatch(r"no such (column|table): (?:\w+\.)?(\w+)", error)
+    unknown = re.fullmatch(r"no such (?:column|table): (?:\w+\.)?(\w+)", error)
     if unknown is None:
         return ""
     connection.set_authorizer(None)
-    kind, word = unknown.groups()
-    return did_you_mean(word, (name for (name,) in connection.execute(SELECT_NAMES[kind])))
+    return did_you_mean(unknown[1], (name for (name,) in connection.execute(SELECT_NAMES)))
 
 
 def _open_read_only(file: str) -> sqlite3.Connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -77,6 +78,8 @@ def results(
     min_score: float | None = None,
     windows: bool = False,
     in_sequence: bool = False,
+    day: str | None = None,
+    hours: str | None = None,
 ) -> Rows:
     """Return a run's clips, or windows, with their best label.
 
@@ -86,9 +89,11 @@ def results(
         min_score: only those with at least this score.
         windows: a row for each window.
         in_sequence: windows, each with the second at which its file begins among all files.
+        day: only those recorded on this day, or in this month or year, such as 2026-05-01.
+        hours: only those recorded in these hours of the day, such as 4-6 or 22-3.
 
     Raises:
-        UsageError: the run's model has no such label.
+        UsageError: the run's model has no such label, or these are no hours.
     """
     values: dict[str, Any] = {"run_id": run_id, "rank": rank}
     if in_sequence:
@@ -107,7 +112,31 @@ def results(
     if min_score is not None:
         statement += " AND score >= :min_score"
         values["min_score"] = min_score
+    if day is not None or hours is not None:
+        statement += _recorded(day, hours, values)
     return select(engine, f"{statement} ORDER BY {order}", **values)
+
+
+def _recorded(day: str | None, hours: str | None, values: dict[str, Any]) -> str:
+    """Return the condition on when a clip was recorded, and add its values."""
+    of_clip = "recorded_at IS NOT NULL"
+    if day is not None:
+        of_clip += " AND substr(recorded_at, 1, :length) = :day"
+        values.update(day=day, length=len(day))
+    if hours is not None:
+        first, last = _hours(hours)
+        joined = "AND" if first <= last else "OR"
+        hour = "substr(recorded_at, 12, 2)"
+        of_clip += f" AND ({hour} >= :first {joined} {hour} <= :last)"
+        values.update(first=f"{first:02}", last=f"{last:02}")
+    return f" AND clip_id IN (SELECT id FROM clips WHERE run_id = :run_id AND {of_clip})"  # noqa: S608
+
+
+def _hours(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d\d?)(?:-(\d\d?))?", text)
+    if not found or max(int(found[1]), int(found[2] or 0)) > 23:
+        raise UsageError(reason=f"{text} are no hours: 4-6 means from 04:00 to 06:59.")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def _check_label(engine: sa.Engine, run_id: int, label: str) -> None:

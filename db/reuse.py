@@ -80,11 +80,16 @@ def result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
     return words.Success(
         clip_id,
         words.Source(clip.sha256.hex(), clip.bytes),
-        words.AudioFacts(**{name: getattr(clip, name) for name in words.AudioFacts.__slots__}),
+        _facts(clip),
         _predictions(clip, positions),
         tuple(_window(row, positions) for row in windows),
         reused=True,
     )
+
+
+def _facts(clip: sa.Row[Any]) -> words.AudioFacts:
+    known = {name: getattr(clip, name) for name in words.AudioFacts.__slots__}
+    return words.AudioFacts(**{name: value for name, value in known.items() if value is not None})
 
 
 def _positions(connection: sa.Connection, rows: list[sa.Row[Any]]) -> dict[int, int]:

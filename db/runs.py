@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from db.access import NO_LEASES, is_standby
+from db.brake import in_a_sentence
 from db.dialects import now
 from db.models import Run
 from db.rows import select
 from db.schema import view_query
-from db.session import reading
+from db.session import execute, reading
 from earmark.core.clips import FINAL_STATES, STATES, State
 from earmark.core.errors import UsageError
 from earmark.core.options import RunOptions
@@ -29,6 +30,16 @@ UNION ALL
 SELECT CASE WHEN token IS NULL THEN 'queued' ELSE 'running' END, count(*), 0.0, 0.0
 FROM leases WHERE run_id = :run_id GROUP BY 1
 """
+#: Clips of a run that failed before and are not due yet; more are not counted.
+COUNT_WAITING = """
+SELECT count(*) AS clips, min(not_before) - {now} AS seconds FROM (
+  SELECT not_before FROM clips
+  WHERE run_id = :run_id AND state = 'pending' AND not_before > (SELECT {now})
+  AND error_code IS NOT NULL
+  ORDER BY not_before LIMIT :most
+) AS waiting
+"""
+MOST_WAITING = 1000
 SELECT_PROGRESS = "SELECT * FROM run_progress"
 
 
@@ -41,6 +52,8 @@ class RunRow:
     options: RunOptions
     model_id: int | None
     reuse_urls: bool
+    #: Why the run is paused.
+    paused: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +65,8 @@ class Progress:
     seconds: float
     #: Audio of the clips that are done.
     audio_s: float
+    #: Why the run is paused.
+    paused: str | None = None
 
     @property
     def total(self) -> int:
@@ -98,7 +113,21 @@ def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], name: str) 
         with reading(engine) as connection:
             meant = did_you_mean(name, connection.scalars(sa.select(Run.name)))
         raise UsageError(reason=f"There is no run {name}; `earmark status` lists them.{meant}")
-    return RunRow(row.id, row.name, RunOptions.from_json(row.options), row.model_id, row.reuse_urls)
+    return RunRow(
+        row.id,
+        row.name,
+        RunOptions.from_json(row.options),
+        row.model_id,
+        row.reuse_urls,
+        row.paused,
+    )
+
+
+def is_going(engine: sa.Engine, run_id: int) -> bool:
+    """Return whether there is such a run, and it is not paused."""
+    going = sa.select(Run.id).where(Run.id == run_id, Run.paused.is_(None))
+    with reading(engine) as connection:
+        return connection.scalar(going) is not None
 
 
 def progress(engine: sa.Engine, run_id: int) -> Progress:
@@ -106,10 +135,10 @@ def progress(engine: sa.Engine, run_id: int) -> Progress:
     count = COUNT_BY_STATE
     if is_standby(engine):
         count = f"WITH {NO_LEASES} {count}"
-    times = sa.select(Run.created_at, now().label("now")).where(Run.id == run_id)
+    times = sa.select(Run.created_at, Run.name, Run.paused, now().label("now"))
     with reading(engine) as connection:
         counts = connection.execute(sa.text(count), {"run_id": run_id}).all()
-        run = connection.execute(times).one()
+        run = connection.execute(times.where(Run.id == run_id)).one()
 
     states: dict[str, int] = dict.fromkeys(STATES, 0)
     audio_s = last = 0.0
@@ -124,7 +153,15 @@ def progress(engine: sa.Engine, run_id: int) -> Progress:
 
     going = any(states[state] for state in STATES if state not in FINAL_STATES)
     end = run.now if going or not last else last
-    return Progress(states, end - run.created_at, audio_s)
+    paused = in_a_sentence(run.name, run.paused) if going and run.paused else None
+    return Progress(states, end - run.created_at, audio_s, paused)
+
+
+def waiting(engine: sa.Engine, run_id: int) -> tuple[int, float]:
+    """Return how many clips wait for another try, at most 1,000, and the seconds to the next."""
+    with reading(engine) as connection:
+        row = execute(connection, COUNT_WAITING, run_id=run_id, most=MOST_WAITING).one()
+    return row.clips, row.seconds or 0.0
 
 
 def run_progress(engine: sa.Engine, run_id: int | None = None) -> Rows:

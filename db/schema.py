@@ -26,6 +26,7 @@ WORKER_RIGHTS = {
     "run_counts": ("SELECT", "INSERT", "UPDATE"),
     "runs": ("SELECT", "UPDATE"),
     "window_predictions": ("SELECT", "INSERT"),
+    "workers": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
 
 
@@ -130,6 +131,7 @@ def _view_words(dialect: Dialect) -> dict[str, str]:
         "finished_at": dialect.timestamp.format("c.finished_at"),
         "created_at": dialect.timestamp.format("r.created_at"),
         "sha256": dialect.hexadecimal.format("c.sha256"),
+        "tags": dialect.json.format("c.tags"),
         "labels_of_c": dialect.each_label.format(row="c"),
         "labels_of_w": dialect.each_label.format(row="w"),
         "score_of_c": dialect.score.format(row="c"),

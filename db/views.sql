@@ -5,6 +5,7 @@ SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) 
        c.start_s, c.end_s, c.channel, c.member,
        l.name AS label, c.score, c.meta,
        c.duration_s, c.source_sample_rate, c.channels, c.codec, c.truncated, c.silent,
+       c.over_scale, c.cancelling, c.recorded_at, c.recorded_from, {tags} AS tags,
        c.reused, c.bytes, {sha256} AS sha256,
        c.fetch_ms, c.decode_ms, c.classify_ms, c.worker, {finished_at} AS finished_at
 FROM clips c
@@ -78,13 +79,13 @@ SELECT r.id AS run_id, r.name AS run, CAST(coalesce(sum(n.clips), 0) AS bigint) 
        CAST(coalesce(sum(CASE WHEN n.state = 'failed' THEN n.clips END), 0) AS bigint) AS failed,
        CAST(coalesce(sum(CASE WHEN n.state = 'cancelled' THEN n.clips END), 0) AS bigint)
        AS cancelled,
-       coalesce(sum(n.audio_s), 0) AS audio_s, {created_at} AS created_at
+       coalesce(sum(n.audio_s), 0) AS audio_s, {created_at} AS created_at, r.paused
 FROM runs r
 LEFT JOIN run_counts n ON n.run_id = r.id
 LEFT JOIN (
   SELECT run_id, count(*) AS leased, count(token) AS running FROM leases GROUP BY run_id
 ) f ON f.run_id = r.id
-GROUP BY r.id, r.name, r.created_at;
+GROUP BY r.id, r.name, r.created_at, r.paused;
 
 CREATE VIEW label_counts AS
 SELECT n.run_id, r.name AS run, l.name AS label, n.clips, n.mean_score, n.max_score

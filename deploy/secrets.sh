@@ -10,6 +10,7 @@ password() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 redis=$(password)
 postgres=$(password)
 flower=$(password)
+ui=$(password)
 
 # Containers read the files as other users, so the files are readable and the folder is not.
 mkdir -p -m 700 "$folder"
@@ -23,5 +24,6 @@ cat > "$folder/earmark.env" << END
 EARMARK_BROKER__URL=redis://earmark:$redis@redis:6379/0
 EARMARK_DATABASE__URL=postgresql://earmark:$postgres@postgres:5432/earmark
 EARMARK_FLOWER__BASIC_AUTH=earmark:$flower
+EARMARK_UI_TOKEN=$ui
 END
-echo "Made $folder; Flower's user and password are the last line of earmark.env."
+echo "Made $folder; the last two lines of earmark.env are the passwords of Flower and of the page (ui)."

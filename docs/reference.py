@@ -61,14 +61,23 @@ def errors_page() -> str:
     """Return the page of every error code, its stage and its sentence."""
     codes = (
         "The codes of `failures.error_code`. A transient one is tried again, the others are final."
+        " A clip whose error may be the worker's or the network's is first"
+        " [given to other workers](operating.md#when-clips-fail)."
     )
     head = f"# Errors\n\n{codes}\n"
     rows = [
-        f"| `{code}` | {kind.stage} | {'yes' if kind.transient else ''} | {kind.sentence} |"
+        f"| `{code}` | {kind.stage} | {kind.cause} | {'yes' if kind.transient else ''} |"
+        f" {kind.sentence} |"
         for code, kind in BY_CODE.items()
     ]
     return "\n".join(
-        [MADE + head, "| code | stage | transient | sentence |", "|---|---|---|---|", *rows, ""]
+        [
+            MADE + head,
+            "| code | stage | may be of the | transient | sentence |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
     )
 
 

@@ -14,13 +14,14 @@ from db import results, runs
 from earmark import folders, frames, machine, progress
 from earmark import notify as webhook
 from earmark.core.clips import State
-from earmark.core.errors import UsageError
+from earmark.core.errors import ServiceError, UsageError
 from earmark.core.options import Listing, RunOptions
 from earmark.database import open_database, read_settings, with_database
 from earmark.events import Rule, events
 from earmark.growth import Growth
 from earmark.machine import find_broker
 from producer.submit import submit as submit_sources
+from workers.scoring import hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,15 +77,18 @@ class Submission(Scoring, total=False):
     chunk_size: int | None
     priority: int
     reuse_urls: bool
+    stop_at: float
 
 
 class Conditions(TypedDict, total=False):
-    """Which results: of this label, up to this rank, from this score up, window by window."""
+    """Which results: of a label, up to a rank, from a score up, of a day or hours, by window."""
 
     label: str | None
     rank: int
     min_score: float | None
     windows: bool
+    day: str | None
+    hours: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +146,12 @@ class Run:
 
         Raises:
             TimeoutError: some clips are not final after so many seconds.
+            ServiceError: the run is paused, as its clips fail on every worker.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not (state := self.progress()).finished:
+            if state.paused:
+                raise ServiceError(reason=state.paused)
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(
                     f"{state.final} of {state.total} clips are final after {timeout_s} s."
@@ -155,8 +162,9 @@ class Run:
     def results(self, **conditions: Unpack[Conditions]) -> Rows:
         """Yield the clips that are done, each with its best label, as in the view `results`.
 
-        `label` and `min_score` choose among them, `rank` also among a clip's further labels;
-        `windows=True` yields each window instead.
+        `label` and `min_score` choose among them, `rank` also among a clip's further labels, and
+        `day` ("2026-05-01") and `hours` ("4-6") by when they were recorded; `windows=True` yields
+        each window instead.
         """
         return results.results(self.engine, self.id, **conditions)
 
@@ -224,7 +232,7 @@ def run(
     """
     scoring, submission = _split(options)
     settings = _settings(settings, db)
-    return run_here(
+    ended = run_here(
         _listed(sources),
         settings,
         scoring,
@@ -234,6 +242,9 @@ def run(
         notify=notify,
         **submission,
     )
+    if paused := ended.progress().paused:
+        raise ServiceError(reason=paused)
+    return ended
 
 
 def submit(
@@ -241,6 +252,7 @@ def submit(
     *,
     db: str | None = None,
     settings: Settings | None = None,
+    tell: Callable[[str], None] | None = None,
     **options: Unpack[Submission],
 ) -> Run:
     """Put the clips of the sources into the database and the queue; return the run at once.
@@ -248,14 +260,20 @@ def submit(
     Workers elsewhere classify them, such as those of `earmark up` or `earmark worker`. Use it with
     EARMARK_BROKER__URL and EARMARK_DATABASE__URL, or beside `earmark up`.
 
+    Args:
+        tell: gets a sentence, before anything is submitted, if no worker may read the files.
+
     Raises:
         UsageError: a source cannot be read or holds no clip, or an option is wrong.
         ServiceError: the broker or the database cannot be used.
     """
     scoring, submission = _split(options)
+    hub.check(scoring.model, scoring.revision, scoring.labels, here=False)
     reachable = find_broker(_settings(settings, db))
     engine = open_database(reachable, create=True)
-    submitted = submit_sources(_listed(sources), engine, reachable, options=scoring, **submission)
+    submitted = submit_sources(
+        _listed(sources), engine, reachable, options=scoring, tell=tell, **submission
+    )
     return Run(engine, runs.get_run(engine, submitted.run_id), submitted)
 
 
@@ -311,15 +329,16 @@ def run_here(
 
     Args:
         roots: the folders that the workers may read; default: those of the sources.
+        on_interrupt: the sentence for Ctrl-C; default: how to go on with the run.
         watch: take the sources, which are folders, file by file, and go on until Ctrl-C.
         notify: a webhook that is told when every clip has ended, and when the run is stopped.
-        on_interrupt: the sentence for Ctrl-C; default: how to go on with the run.
         submission: further arguments of `producer.submit.submit`.
     """
     growth = Growth(sources) if watch else None
     if notify:
         webhook.check(notify, settings)
     folders.check(settings)
+    hub.check(options.model, options.revision, options.labels, here=True)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
     roots = folders.file_roots(sources) if roots is None else roots

@@ -57,7 +57,7 @@ class Check:
 
 def examine(settings: Settings) -> Iterator[Check]:
     """Check each part that a run needs."""
-    for check in (_broker, _database, _dns, _proxy, _model, _file_roots, _disk):
+    for check in (_settings, _broker, _database, _dns, _proxy, _model, _file_roots, _disk):
         name = check.__name__.strip("_").replace("_", " ")
         try:
             yield Check(name, ok=True, sentence=check(settings))
@@ -65,8 +65,21 @@ def examine(settings: Settings) -> Iterator[Check]:
             yield Check(name, ok=False, sentence=str(error))
 
 
+def _settings(settings: Settings) -> str:
+    if misspelt := settings.misspelt():
+        raise ServiceError(reason=" ".join(misspelt))
+    if _is_alone(settings):
+        return "of one machine: `run` brings a queue, a database and workers"
+    return "of one of many machines, with a broker or a database that they share"
+
+
+def _is_alone(settings: Settings) -> bool:
+    """Return whether `run` or `up` do all the work, here."""
+    return settings.broker.url is None and "postgresql" not in settings.database_url
+
+
 def _broker(settings: Settings) -> str:
-    if settings.broker.url is None and not (settings.data_dir / broker.EMBEDDED_NOTE).is_file():
+    if not machine.has_broker(settings):
         return f"EARMARK_BROKER__URL is not set; `run` and `up` start {valkey.program()}"
     machine.find_broker(_with_own_queue(settings))
     broker.check()
@@ -116,6 +129,8 @@ def _database(settings: Settings) -> str:
         )
     if engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file():
         return f"{where} is not there yet; the first run makes it"
+    if engine.dialect.name == "sqlite" and schema.current(engine) in schema.versions()[:-1]:
+        return f"{where} is of an earlier version; the next run upgrades it"
     access.check_writable(engine)
     schema.check(engine)
     with reading(engine) as connection:
@@ -130,7 +145,7 @@ def _database(settings: Settings) -> str:
     return f"{where}, schema {schema.versions()[-1]}, {speed}{pooler}"
 
 
-def _dns(_: Settings) -> str:
+def _dns(settings: Settings) -> str:
     from workers.fetching import guard
 
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
@@ -138,18 +153,22 @@ def _dns(_: Settings) -> str:
     try:
         guard.resolve(host, 443, 5.0)
     except EarmarkError as error:
-        raise ServiceError(
-            reason=f"{error} Without names no URL can be fetched: see /etc/resolv.conf."
-        ) from error
-    except TimeoutError as error:
-        raise ServiceError(
-            reason=f"{host} was not resolved within 5 s: see /etc/resolv.conf."
-        ) from error
+        return _without_names(str(error), settings)
+    except TimeoutError:
+        return _without_names(f"{host} was not resolved within 5 s.", settings)
     took = time.monotonic() - began
     slow = ""
     if took > SLOW_DNS_S:
         slow = "; slow: a caching resolver on this machine helps"
     return f"{host} resolved in {took * 1000:.0f} ms{slow}"
+
+
+def _without_names(reason: str, settings: Settings) -> str:
+    if _is_alone(settings):
+        return f"{reason} Files and models on this machine need no names."
+    raise ServiceError(
+        reason=f"{reason} Without names no URL can be fetched: see /etc/resolv.conf."
+    )
 
 
 def _proxy(settings: Settings) -> str:
@@ -206,10 +225,11 @@ def _file_roots(settings: Settings) -> str:
             raise ServiceError(
                 reason=f"{root} in EARMARK_FETCH__FILE_ROOTS is no folder that can be read here."
             )
-    return (
-        ", ".join(map(str, roots))
-        or "EARMARK_FETCH__FILE_ROOTS is not set: a worker here fetches URLs only"
-    )
+    if roots:
+        return ", ".join(map(str, roots))
+    if _is_alone(settings):
+        return "not needed: `run` may read what you name, `up` the folders of --files"
+    return "none, so a worker here fetches URLs only; files need EARMARK_FETCH__FILE_ROOTS"
 
 
 def _disk(settings: Settings) -> str:

@@ -38,6 +38,7 @@ HEADERS = (
 )
 #: Labels shown of each window.
 LABELS_SHOWN = 3
+MARKS = ("truncated", "silent", "over_scale", "cancelling")
 #: With the names of the steps they fit 80 columns.
 SPARKS, BLOCKS = 60, "▁▂▃▄▅▆▇█"
 
@@ -50,10 +51,10 @@ class Say(Protocol):
 
 def explain(
     uri: str, settings: Settings, options: RunOptions, say: Say, part: Part | None = None
-) -> None:
-    """Fetch and classify one clip and tell each step."""
+) -> bool:
+    """Fetch and classify one clip and tell each step; return whether it has a result."""
     say("clip", display_uri(uri))
-    if part and (part.start_s is not None or part.end_s is not None):
+    if part and part.has_span:
         end = "its end" if part.end_s is None else f"{part.end_s:g} s"
         say("span", f"{part.start_s or 0:g} s to {end}")
     allowed = folders.readable(uri, settings)
@@ -64,6 +65,7 @@ def explain(
         )
     with classified(uri, allowed, options, Steps(allowed, say), part) as ended:
         _tell(ended, say)
+        return isinstance(ended.outcome, Success)
 
 
 def tell_row(row: sa.Row[Any], say: Say) -> None:
@@ -151,8 +153,10 @@ def _tell(ended: Classified, say: Say) -> None:
 def _tell_success(success: Success, ended: Classified, say: Say) -> None:
     facts = success.facts
     form = f"{facts.codec}, {facts.source_sample_rate} Hz, {facts.channels} channels"
-    marks = "".join(f", {name}" for name in ("truncated", "silent") if getattr(facts, name))
+    marks = "".join(f", {name.replace('_', ' ')}" for name in MARKS if getattr(facts, name))
     say("audio", f"{form}, {facts.duration_s:.2f} s{marks}")
+    if facts.recorded_at:
+        say("recorded", f"{facts.recorded_at} (by its {facts.recorded_from})")
     classifier = ended.batcher.classifier
     say("model", f"{classifier.card.name} on {classifier.device}")
     for window in success.windows:

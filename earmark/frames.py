@@ -38,9 +38,12 @@ TYPES: dict[str, Any] = {
     "clip_id": WHOLE, "run_id": WHOLE, "run": TEXT, "uri": TEXT, "start_s": NUMBER, "end_s": NUMBER,
     "channel": WHOLE, "member": TEXT, "rank": WHOLE, "label": TEXT, "score": REAL,
     "duration_s": NUMBER, "source_sample_rate": WHOLE, "channels": WHOLE, "codec": TEXT,
-    "truncated": FLAG, "silent": FLAG, "reused": FLAG, "bytes": WHOLE, "sha256": TEXT,
+    "truncated": FLAG, "silent": FLAG, "over_scale": FLAG, "cancelling": FLAG,
+    "recorded_at": TEXT, "recorded_from": TEXT, "tags": TEXT, "reused": FLAG, "bytes": WHOLE,
+    "sha256": TEXT,
     "fetch_ms": REAL, "decode_ms": REAL, "classify_ms": REAL, "worker": TEXT, "finished_at": TIME,
     "error_code": TEXT, "error_stage": TEXT, "error": TEXT, "attempts": WHOLE, "crashes": WHOLE,
+    "windows": WHOLE,
 }  # fmt: skip
 
 
@@ -93,10 +96,10 @@ def _value(value: Any, dtype: Any) -> Any:
             return str(value)
         case str() if dtype is TIME:
             return datetime.fromisoformat(value).replace(tzinfo=UTC)
-        case list() if dtype is None:
+        case list() | dict() if dtype in (None, TEXT):
             return json.dumps(value, ensure_ascii=False)
         case datetime() if dtype is TIME:
-            return value
+            return value.astimezone(UTC)
     return plain(value)
 
 

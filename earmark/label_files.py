@@ -38,10 +38,11 @@ def write(rows: Iterable[dict[str, Any]], format: LabelFormat, place: Path) -> N
     Args:
         rows: windows in the order of their clips, each with the `file_begin_s` of its file.
     """
-    if format is LabelFormat.raven:
-        count = output.count_of(_write_raven(rows, place), "row")
-    else:
-        count = output.count_of(_write_audacity(rows, place), "file")
+    with progress.screen.status("Writing label files"):
+        if format is LabelFormat.raven:
+            count = progress.count_of(_write_raven(rows, place), "row")
+        else:
+            count = progress.count_of(_write_audacity(rows, place), "file")
     progress.tell(f"{count}: {place}")
 
 

@@ -165,14 +165,18 @@ def find_broker(settings: Settings) -> Settings:
         ServiceError: there is neither.
     """
     url = settings.broker.url
-    note = settings.data_dir / EMBEDDED_NOTE
-    if url is None and note.is_file():
-        url = note.read_text()
+    if url is None and has_broker(settings):
+        url = (settings.data_dir / EMBEDDED_NOTE).read_text()
     if url is None:
         raise ServiceError(
             reason="No broker is known: set EARMARK_BROKER__URL, or start `earmark up` here."
         )
     return use_broker(settings, url=url)
+
+
+def has_broker(settings: Settings) -> bool:
+    """Return whether workers may be at work: a broker is set, or `earmark up` runs here."""
+    return settings.broker.url is not None or (settings.data_dir / EMBEDDED_NOTE).is_file()
 
 
 def use_broker(settings: Settings, **changes: Any) -> Settings:

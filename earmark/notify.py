@@ -35,15 +35,18 @@ def check(url: str, settings: Settings) -> None:
 
 @contextmanager
 def telling(url: str | None, engine: sa.Engine, run_id: int, settings: Settings) -> Iterator[None]:
-    """Tell a webhook, if there is one, whether the block finished or was stopped."""
-    event = "stopped"
+    """Tell a webhook, if there is one, whether the run finished, paused or was stopped."""
+    stopped = True
     try:
         yield
-        event = "finished"
+        stopped = False
     finally:
         if url:
-            name = runs.get_run(engine, run_id).name
-            _post(url, name, event, runs.progress(engine, run_id), settings)
+            state = runs.progress(engine, run_id)
+            event = "stopped" if stopped else "finished"
+            if state.paused:
+                event = "paused"
+            _post(url, runs.get_run(engine, run_id).name, event, state, settings)
 
 
 def _post(url: str, name: str, event: str, state: runs.Progress, settings: Settings) -> None:

@@ -107,7 +107,7 @@ def write(
         with progress.screen.status(f"Writing {escape(str(file))}") as status:
             counted.look = lambda text: status.update(f"Writing {escape(str(file))}: {text}")
             _write_file(counted, format, file, parquet)
-        progress.tell(f"{count_of(counted.count, 'row')}: {file}")
+        progress.tell(f"{progress.count_of(counted.count, 'row')}: {file}")
     if not counted.count:
         progress.tell(empty)
 
@@ -115,11 +115,6 @@ def write(
 def write_record(record: dict[str, Any], format: Format) -> None:
     """Write one record to standard output; as JSON it is an object, not an array of one."""
     write([record], Format.jsonl if format is Format.json else format, None)
-
-
-def count_of(number: int, noun: str) -> str:
-    """Return a number with its noun, such as `1 row` or `2 rows`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def print_rows(rows: Iterable[dict[str, Any]], title: str) -> None:
@@ -213,9 +208,10 @@ def _write_jsonl(rows: _Counted, out: TextIO) -> None:
 
 def _json(row: dict[str, Any]) -> str:
     # SQLite's JSON is text.
-    if isinstance(meta := row.get("meta"), str):
-        with suppress(ValueError):
-            row = {**row, "meta": json.loads(meta)}
+    for name in ("meta", "tags"):
+        if isinstance(text := row.get(name), str):
+            with suppress(ValueError):
+                row = {**row, name: json.loads(text)}
     return json.dumps(row, default=plain, ensure_ascii=False)
 
 

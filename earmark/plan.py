@@ -186,7 +186,8 @@ def sentences(plan: Plan, within: str | None) -> Iterator[str]:
         gpu = f"a GPU that scores {GPU_CLIPS_S} wants {plan.gpu_cores} cores"
         yield f"decoding: {plan.core_clips_s:.0f} such clips/s by a core, as Ogg Vorbis; {gpu}"
     if plan.clips_per_s is None or plan.eta_s is None:
-        yield "speed: too few clips, or too quick, to tell; a larger --sample may"
+        few = f"{plan.sampled} clips are too few, or too quick, to tell"
+        yield f"speed: {few}; a larger --sample may"
         return
     time_left = progress.in_words(plan.eta_s)
     yield f"speed: {plan.clips_per_s:.1f} clips/s by one worker here, {time_left} for all"

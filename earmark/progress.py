@@ -16,13 +16,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from db import charts, results, runs
+from db import charts, registry, results, runs
 from db.pace import Pace, pace
 from earmark.advice import bottleneck
 from earmark.core.clips import State
+from earmark.core.errors import ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import sqlalchemy as sa
     from rich.console import RenderableType
@@ -38,6 +39,8 @@ LOOK_AT_PACE_S = 2.0
 CLIPS_ON_SCREEN = 20
 #: Of the failures, the most frequent kinds.
 CODES_ON_SCREEN = 5
+#: Of the workers that take no chunks, so many are named.
+WORKERS_ON_SCREEN = 3
 #: A clip's row shows so many of its labels.
 LABELS_SHOWN = 3
 
@@ -49,6 +52,7 @@ class _Bar(Progress):
 
     stages = ""
     advice: str | None = None
+    delays: Sequence[str] = ()
 
     def get_renderables(self) -> Iterator[RenderableType]:
         yield from super().get_renderables()
@@ -56,6 +60,8 @@ class _Bar(Progress):
             yield f"  [dim]{self.stages}[/]"
         if self.advice:
             yield f"  [yellow]{self.advice}[/]"
+        for delay in self.delays:
+            yield f"  [yellow]{escape(delay)}[/]"
 
 
 def watch(
@@ -66,7 +72,7 @@ def watch(
     meanwhile: Callable[[], object] = lambda: None,
     quiet: bool = False,
 ) -> runs.Progress:
-    """Show a run's progress until every clip is final; return the last one."""
+    """Show a run's progress until every clip is final or it is paused; return the last one."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with _Bar(*columns, console=screen, transient=True, disable=quiet) as bar:
         task = bar.add_task("starting")
@@ -75,13 +81,14 @@ def watch(
             state = runs.progress(engine, run_id)
             if time.monotonic() - looked > LOOK_AT_PACE_S:
                 going = pace(engine, run_id, state)
+                bar.delays = delays(engine, run_id)
                 looked = time.monotonic()
             bar.stages = stages_in_words(going)
             bar.advice = bottleneck(going.workload, settings.worker)
             bar.update(
                 task, total=state.total, completed=state.final, description=_doing(state, going)
             )
-            if state.finished:
+            if state.finished or state.paused:
                 return state
             meanwhile()
             time.sleep(LOOK_S)
@@ -112,9 +119,37 @@ def rows(engine: sa.Engine, run: RunRow | None, settings: Settings) -> Iterator[
         }
 
 
-def exit_if_strict(state: runs.Progress, *, strict: bool) -> None:
-    if strict and state.states[State.failed]:
+def exit_by_outcome(state: runs.Progress, *, strict: bool) -> None:
+    """End with 3 if the run is paused, with 1 if no clip succeeded or, if strict, one failed.
+
+    Raises:
+        ServiceError: the run is paused.
+    """
+    if state.paused:
+        raise ServiceError(reason=state.paused)
+    if state.states[State.failed] and (strict or not state.states[State.done]):
         raise typer.Exit(1)
+
+
+def delays(engine: sa.Engine, run_id: int) -> list[str]:
+    """Return what holds some clips of a run up: workers that pause, errors tried again later."""
+    paused = [worker for worker in registry.up_for(engine, run_id) if worker.pause]
+    sentences = []
+    for worker in paused[:WORKERS_ON_SCREEN]:
+        assert worker.pause
+        sentences.append(f"The worker {worker.name} takes no chunks. {worker.pause.reason}")
+    if (others := len(paused) - WORKERS_ON_SCREEN) > 0:
+        sentences.append(f"Nor do {others} other workers.")
+    clips, seconds = runs.waiting(engine, run_id)
+    if clips:
+        count = "At least " * (clips == runs.MOST_WAITING) + f"{clips} clips wait"
+        sentences.append(f"{count} for another try, the next in {in_words(seconds)}.")
+    return sentences
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 row` or `2 rows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def tell(sentence: str) -> None:
@@ -245,10 +280,16 @@ def summarise(engine: sa.Engine, run: RunRow, state: runs.Progress, settings: Se
     advice = bottleneck(going.workload, settings.worker)
     counts = "".join(f", {number} {name}" for name, number in state.states.items() if number)
     audio = f"{state.audio_s / 60:.1f} minutes of audio in {in_words(state.seconds)}."
-    screen.print(f"[bold]{escape(run.name)}[/]: {state.total} clips{counts}. {audio}")
+    clips = count_of(state.total, "clip")
+    screen.print(f"[bold]{escape(run.name)}[/]: {clips}{counts}. {audio}")
     for line in (pace_in_words(going), stages_in_words(going), advice):
         if line:
             screen.print(f"  {line}")
+    if not state.finished:
+        for delay in delays(engine, run.id):
+            screen.print(f"  [yellow]{escape(delay)}[/]")
+    if state.paused:
+        screen.print(f"  [red]{escape(state.paused)}[/]")
     _print_failures(engine, run)
 
 

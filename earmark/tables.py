@@ -24,13 +24,14 @@ RESULTS = (
     "error_code", "error", "rank", "label", "score", "duration_s",
 )  # fmt: skip
 STATUS = (
-    "run_id", "run", "total", "done", "failed", "eta_s", "clips_per_s",
+    "run_id", "run", "total", "done", "failed", "paused", "eta_s", "clips_per_s",
     "running", "queued", "pending", "cancelled",
 )  # fmt: skip
+COUNTS = ("total", "done", "failed", "clips_per_s", "running", "queued", "pending", "cancelled")
 #: Columns that are shortened in the middle: the start and the end tell them apart.
-SHORTENED = ("uri", "run", "member", "example")
+SHORTENED = ("uri", "run", "member", "example", "paused")
 #: The width from which on text is folded, and addresses are shortened if there is no room.
-WIDTHS = {"uri": 24, "run": 20, "member": 16, "label": 24, "error": 32, "example": 32}
+WIDTHS = {"uri": 24, "run": 20, "member": 16, "label": 24, "error": 32, "example": 32, "paused": 16}
 GAP = 2
 BAR = 10
 
@@ -94,7 +95,7 @@ def _fitted(needed: dict[str, int], room: int, *, may_drop: bool) -> dict[str, i
 def _table(cells: list[dict[str, Text]], widths: dict[str, int]) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, GAP, 0, 0), pad_edge=False)
     for name, width in widths.items():
-        right = name.endswith(("_s", "_id")) or name in STATUS[2:]
+        right = name.endswith(("_s", "_id")) or name in COUNTS
         table.add_column(name, justify="right" if right else "left", width=width, overflow="fold")
     for row in cells:
         table.add_row(*(_shortened(name, row[name], width) for name, width in widths.items()))

@@ -9,6 +9,7 @@ from db.identity import with_queue
 from earmark import children, flower, folders, machine, progress
 from earmark.core.broker import EMBEDDED_NOTE
 from earmark.database import open_database
+from earmark.ports import LOOPBACK, check_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,7 @@ def up(
 ) -> None:
     """Keep an embedded Valkey, workers that may read these folders, and Flower until Ctrl-C."""
     folders.check(settings)
+    check_port(LOOPBACK, flower_port)
     engine = open_database(settings, create=True)
     queue = str(with_queue(settings, engine).broker.queue)
     note = settings.data_dir / EMBEDDED_NOTE

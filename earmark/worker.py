@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 from earmark.database import read_settings
 from earmark.machine import find_broker
+
+#: More workers than a machine runs; the next one is named after its process.
+WORKERS_OF_A_MACHINE = 100
 
 
 def work(
@@ -31,6 +38,33 @@ def work(
 
     arguments = ["--quiet", "worker", "--pool", "threads"]
     arguments += ["--concurrency", str(settings.worker.concurrency)]
-    arguments += ["--hostname", f"earmark-{os.getpid()}@%h", "--loglevel", "INFO"]
+    name = reserve_name(Path(tempfile.gettempdir()), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    arguments += ["--hostname", f"{name}@%h", "--loglevel", "INFO"]
     arguments += ["--without-gossip", "--without-mingle", "--task-events"]
     app.worker_main(arguments)
+
+
+def reserve_name(folder: Path, devices: str) -> str:
+    """Return this machine's first free worker name, taken until the process ends.
+
+    A worker that is started again has the name of the one before, so that Flower shows one worker.
+    """
+    device = f"gpu{devices}-" if devices.isdecimal() else ""
+    for number in range(1, WORKERS_OF_A_MACHINE + 1):
+        name = f"earmark-{device}{number}"
+        if _lock(folder / f"{name}-{os.getuid()}.lock"):
+            return name
+    return f"earmark-{os.getpid()}"
+
+
+def _lock(file: Path) -> bool:
+    """Lock a file until this process ends; return whether it was free."""
+    with suppress(OSError):
+        descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return True
+    return False

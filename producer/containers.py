@@ -68,8 +68,8 @@ class Container:
                 container, size, remote = self._opened(files)
             except Exception as error:
                 # fsspec's file systems raise any exception of their libraries.
-                reason = f"The container {self._shown} cannot be read: {_reason(error)}."
-                raise UsageError(reason=reason) from error
+                reason = f"The container {self._shown} cannot be read: {self._reason(error)}."
+                raise UsageError(reason=reason) from None
             process = files.enter_context(unpacking.index(self._kind, size, container))
             files.callback(process.kill)
             assert process.stdout is not None
@@ -102,7 +102,7 @@ class Container:
             data = remote.read(start, size)
         except Exception as error:
             self._number += 1
-            self._refuse(f"the container cannot be read any more: {_reason(error)}")
+            self._refuse(f"the container cannot be read any more: {self._reason(error)}")
             data = b""
         assert remote.to
         if len(data) == size:
@@ -131,6 +131,15 @@ class Container:
             return True
         hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
         return not hidden and PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, FileNotFoundError):
+            return "there is no such file"
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        if "://" in self._place:  # such a text may quote the URL with its signature
+            return type(error).__name__
+        return str(error).partition("\n")[0]
 
     def _refuse(self, reason: str) -> None:
         self._tally.refuse(self._shown, self._number, reason)
@@ -197,9 +206,3 @@ def _footer(url: str) -> io.BytesIO:
         length = int.from_bytes(file.read(4), "little")
         file.seek(-8 - min(length, MAX_FOOTER_BYTES), os.SEEK_END)
         return io.BytesIO(b"PAR1" + file.read())
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).partition("\n")[0] or type(error).__name__

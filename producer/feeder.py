@@ -134,7 +134,7 @@ def _cut(picked: Picked) -> list[Chunk]:
 
 def _chunk(picked: Picked, clips: list[PickedClip]) -> Chunk:
     named = tuple((clip.id, clip.display_uri) for clip in clips)
-    return Chunk(picked.ledger_id, picked.run_id, named)
+    return Chunk(picked.ledger_id, picked.run_id, named, picked.run_name)
 
 
 def _interleave_hosts(clips: list[PickedClip]) -> Iterable[PickedClip]:

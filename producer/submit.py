@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
 from operator import itemgetter
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from more_itertools import spy
 
-from db import access, known_rows, ledger, schema
+from db import access, known_rows, ledger, registry, schema
 from db.bulk_insert import Listed, listed
 from db.identity import with_queue
 from db.known_rows import KnownRows
@@ -24,19 +25,22 @@ from db.session import connect
 from earmark.core import broker
 from earmark.core.clips import KEY_BYTES
 from earmark.core.errors import ServiceError, UsageError
-from earmark.core.options import Duplicates, Listing, RunOptions
+from earmark.core.options import STOP_AT, Duplicates, Listing, RunOptions
 from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from producer.lists import Tally
 from producer.sources import read_clips
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import sqlalchemy as sa
 
+    from db.registry import WorkerUp
     from earmark.core.clips import Clip
 
+#: The first clips of a list show whether the workers may read its files.
+LOOKED_AT = 100
 #: Rows a transaction: many enough to be cheap, few enough that workers can write in between.
 ROWS_AT_ONCE = 10_000
 #: Rows sorted by key before they are written, so that several fall on one page of the key index.
@@ -105,7 +109,8 @@ class Submitted:
             " relative to the list's folder, or to --base.": tally.missing,
             f"Rows with other columns for a clip that is known, dropped: {differing.other_columns};"
             " --duplicates keep makes each row a clip of its own.": differing.other_columns,
-            f"Clips that have a new URL now: {differing.fresh_urls}.": differing.fresh_urls,
+            f"Clips that have a new URL now: {differing.fresh_urls}; `earmark retry` takes up those"
+            " that had failed.": differing.fresh_urls,
             f"Files that changed since they were classified: {differing.changed_files}; they"
             f" {done}.": differing.changed_files,
         }
@@ -126,6 +131,8 @@ def submit(
     priority: int = 1,
     limit: int | None = None,
     reuse_urls: bool = False,
+    stop_at: float = STOP_AT,
+    tell: Callable[[str], None] | None = None,
 ) -> Submitted:
     """Record every clip of the sources as a row, then start to queue them for workers.
 
@@ -140,6 +147,8 @@ def submit(
         priority: the run's share of the workers, relative to the priorities of other runs.
         reuse_urls: without a download, take the result that the URL has in another run of the
             same model and options.
+        stop_at: the share of failures on every worker at which the run pauses; 1: never.
+        tell: gets a sentence if no worker that is up may read the files of the list.
 
     Raises:
         UsageError: a source cannot be read, or no source holds a clip.
@@ -152,7 +161,7 @@ def submit(
     access.check_writable(engine)
     tally = Tally()
     read = read_clips(sources, listing, tally)
-    first, clips = spy(islice(read, limit))
+    first, clips = spy(islice(read, limit), LOOKED_AT)
     if not first:
         reasons = "".join(f" {refused}." for refused in tally.examples)
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.{reasons}")
@@ -160,6 +169,8 @@ def submit(
     broker.configure(settings.broker)
     broker.check()
     assert settings.broker.queue
+    if tell and (sentence := unreadable(first, registry.up(engine, settings.broker.queue))):
+        tell(sentence)
     run_id = ledger.open_run(
         engine,
         name,
@@ -168,11 +179,27 @@ def submit(
         chunk_size=chunk_size or 0,
         priority=priority,
         reuse_urls=reuse_urls,
+        stop_at=stop_at,
     )
     rows = map(listed, clips) if duplicates == "merge" else _each_row(clips)
     writer = _Writer(run_id, engine, Feeder(engine, settings), settings.ledger.feed_every_s, again)
     added = _add(rows, writer)
     return Submitted(run_id, tally, added, writer.differing, again)
+
+
+def unreadable(clips: Iterable[Clip], up: Sequence[WorkerUp]) -> str | None:
+    """Return a sentence if there are workers, and none of them may read a file among the clips."""
+    for clip in clips:
+        if up and clip.uri.startswith("/") and not any(_may_read(worker, clip) for worker in up):
+            return (
+                f"None of the {len(up)} workers that are up may read {clip.uri}: set"
+                " EARMARK_FETCH__FILE_ROOTS to a folder above it where they run."
+            )
+    return None
+
+
+def _may_read(worker: WorkerUp, clip: Clip) -> bool:
+    return any(Path(clip.uri).is_relative_to(root) for root in worker.file_roots)
 
 
 def _open(settings: Settings) -> sa.Engine:

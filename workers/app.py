@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 
-from db import schema
+from db import brake, schema
 from db.identity import with_queue
 from db.session import connect
 from earmark.core import broker
@@ -29,6 +29,8 @@ from workers.models import Models
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import sqlalchemy as sa
+
 logger = logging.getLogger(__name__)
 
 #: A timer's failures are logged once in this many: an hour without a broker must not fill the disk.
@@ -39,6 +41,10 @@ RETRY_S = 1.0
 ANSWERED_S = 30.0
 #: Checks per `idle_s`: one check alone may meet a chunk that waits by chance.
 CUT_OFF_CHECKS = 8
+#: A worker that pauses tells it within this.
+BEAT_S = 1.0
+#: A run whose clips fail on every worker is paused within this.
+BRAKE_S = 2.0
 #: A worker with the wrong database logs it within this.
 DATABASE_CHECK_S = 2.0
 
@@ -128,6 +134,8 @@ def _start_timers(**_: Any) -> None:
     _every(RETRY_S, state.give_back)
     _every(settings.ledger.feed_every_s, partial(_feed, feeder))
     _every(DATABASE_CHECK_S, partial(_check_database, database))
+    _every(BEAT_S, state.beat)
+    _every(BRAKE_S, partial(_brake, state.engine, str(settings.broker.queue)))
     _every(settings.worker.idle_s / CUT_OFF_CHECKS, _CutOff(state).check)
     logger.info("ready, with the model %s", settings.model.name, extra={"action": "ready"})
 
@@ -165,7 +173,7 @@ class _CutOff:
         state = self._state
         idle = not state.chunks_in_hand and state.chunks_taken == self._taken
         self._taken = state.chunks_taken
-        if idle and broker.queue_length():
+        if idle and not state.pause and broker.queue_length():
             self._checks += 1
         else:
             self._checks = 0
@@ -185,6 +193,11 @@ def _feed(feeder: Feeder) -> None:
     state.answered_at = monotonic()
 
 
+def _brake(engine: sa.Engine, queue: str) -> None:
+    for sentence in brake.pause_failing(engine, queue):
+        logger.error("%s", sentence, extra={"action": "run_paused"})
+
+
 def _check_database(database: WrongDatabase) -> None:
     database.check()
     _ready_state().wrong_database = database.suspected
@@ -194,6 +207,8 @@ def _is_ready() -> bool:
     """Return whether the model is loaded, chunks come that are ours, and the services answer."""
     state = tasks.state
     if state is None or _stopping.is_set() or state.wrong_database or state.foreign.nothing_else:
+        return False
+    if state.pause:
         return False
     return monotonic() - state.answered_at < ANSWERED_S
 

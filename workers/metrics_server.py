@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from prometheus_client import REGISTRY, MetricsHandler
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from db import feeding
 from earmark.core import broker
 from earmark.core.errors import ServiceError
 
@@ -38,12 +40,23 @@ class ScrapeCollector(Collector):
         )
         in_hand = self._state.chunks_in_hand
         yield _gauge("earmark_chunks_in_hand", "Chunks this worker is at.", in_hand)
+        paused = self._state.pause is not None
+        yield _gauge("earmark_worker_paused", "1 if this worker takes no chunks now.", paused)
         yield from self._model_gauges()
-        try:
+        with suppress(ServiceError):  # /ready shows it
             length = broker.queue_length()
-        except ServiceError:  # /ready shows it
-            return
-        yield _gauge("earmark_queue_chunks", "Chunks that wait in the queue.", length)
+            yield _gauge("earmark_queue_chunks", "Chunks that wait in the queue.", length)
+        with suppress(ServiceError):
+            yield from self._ledger_gauges()
+
+    def _ledger_gauges(self) -> Iterator[Metric]:
+        waiting = feeding.waiting(self._state.engine, str(self._state.settings.broker.queue))
+        yield _gauge(
+            "earmark_oldest_due_seconds",
+            "For how long the oldest clip of a run that goes on has been due.",
+            waiting.oldest_s,
+        )
+        yield _gauge("earmark_runs_paused", "Runs that wait for a person.", waiting.paused_runs)
 
     def _model_gauges(self) -> Iterator[Metric]:
         waiting = lanes = most = 0

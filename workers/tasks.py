@@ -7,7 +7,7 @@ import math
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.exceptions import Reject
 
-from db import ledger, reuse
+from db import ledger, registry, reuse, runs
 from earmark.core import broker
 from earmark.core.clips import Failure
-from earmark.core.errors import DatabaseError, MessageError, ModelError, ServiceError
+from earmark.core.errors import BY_CODE, DatabaseError, MessageError, ModelError, ServiceError
 from workers import foreign, logs, metrics
 from workers.chunk import CHECK_EVERY_S, DRAIN_S, PATIENCE_S, ChunkInProgress
+from workers.fitness import Fitness
 from workers.foreign import ForeignChunks
 from workers.quarantine import Quarantine
 
@@ -48,6 +49,12 @@ OUTAGE_PAUSE_S = 1.0
 LOG_EVERY_S = 60.0
 #: The clips of a refused statement are tried again after this: rarely, as it needs a person.
 REFUSED_PAUSE_S = 60.0
+#: A worker that pauses puts a chunk back for others, and then waits for so long.
+PUT_BACK_PAUSE_S = 3.0
+#: A clip that this worker gave back is left to the others for so long.
+LEFT_PAUSE_S = 0.25
+#: A worker says this often that it is up, and at once that it pauses.
+BEAT_S = 5.0
 
 
 class WorkerState:
@@ -64,7 +71,10 @@ class WorkerState:
         self.settings = settings
         self.draining = threading.Event()
         self.foreign = ForeignChunks(self.draining, settings.ledger.queue_lease_s)
+        self.fitness = Fitness(name, settings.fetch.file_roots)
         self._name = name
+        self._beaten_at = float("-inf")
+        self._told: registry.Pause | None = None
         self._models = models
         self._loaders = loaders
         self._quarantine = Quarantine(settings)
@@ -90,6 +100,8 @@ class WorkerState:
     def work(self, chunk: Chunk) -> Counter[str]:
         """Classify the chunk's clips that are not done yet, and record them or give them back.
 
+        Return how many clips ended in which way, and how many by which error.
+
         Slow clips go on in the background after this returns: leases, not the message, keep them
         safe.
 
@@ -101,14 +113,15 @@ class WorkerState:
             self._wait_for_network()
             ids = [clip_id for clip_id, _ in chunk.clips]
             with self._claiming(ids) as token:
-                claim = self._claim(chunk, token)
+                claim = self._without_returned(self._claim(chunk, token))
                 self.foreign.note_own_chunk()
                 counts = Counter(skipped=len(ids) - len(claim.clips))
                 if claim.clips:
                     counts += self._begin(chunk.run_id, claim)
                 else:
                     self._held.discard(token)
-            return counts
+            # A copy, since clips that are late add to it.
+            return counts + Counter(dict(claim.errors))
 
     def _claim(self, chunk: Chunk, token: int) -> Claim:
         claim = partial(
@@ -120,7 +133,42 @@ class WorkerState:
             token=token,
         )
         # A chunk that is not claimed yet loses nothing by waiting.
-        return self._through_outage(claim, math.inf)
+        return self._through_outage(chunk.run_id, claim, math.inf)
+
+    def _without_returned(self, claim: Claim) -> Claim:
+        """Leave the clips that this worker gave back to those workers that have not tried them."""
+        returned = [clip for clip in claim.clips if self._name in clip.workers_before]
+        if not returned:
+            return claim
+        fit = set()
+        for worker in registry.up(self.engine, str(self.settings.broker.queue)):
+            if not worker.pause and worker.name != self._name:
+                fit.add(worker.name)
+        left = {clip.id: LEFT_PAUSE_S for clip in returned if fit - set(clip.workers_before)}
+        ledger.release(self.engine, claim.token, left)
+        return replace(claim, clips=tuple(clip for clip in claim.clips if clip.id not in left))
+
+    @property
+    def pause(self) -> registry.Pause | None:
+        """Why this worker takes no chunks now."""
+        if self._loaders.offline:
+            return registry.Pause(
+                "No network: nearly all downloads, from many hosts, find no server."
+            )
+        return self.fitness.pause
+
+    def beat(self) -> None:
+        """Note in the ledger that this worker is up, and whether it pauses."""
+        pause = self.fitness.pause
+        if pause and pause.run_id and not runs.is_going(self.engine, pause.run_id):
+            self.fitness.end_pause()
+        pause = self.pause
+        if pause == self._told and monotonic() < self._beaten_at + BEAT_S:
+            return
+        roots = [str(root) for root in self.settings.fetch.file_roots]
+        queue = str(self.settings.broker.queue)
+        registry.beat(self.engine, self._name, queue, roots, pause)
+        self._told, self._beaten_at = pause, monotonic()
 
     @property
     def batchers(self) -> list[Batcher]:
@@ -142,6 +190,8 @@ class WorkerState:
         self._late.shutdown()
         self._give_back_at_the_end()
         self._suspects.shutdown(wait=False, cancel_futures=True)
+        with suppress(DatabaseError):
+            registry.leave(self.engine, self._name)
         self._quarantine.close()
         self._loaders.close()
         self._models.close()
@@ -190,7 +240,7 @@ class WorkerState:
 
     def _begin(self, run_id: int, claim: Claim) -> Counter[str]:
         try:
-            plan = self._through_outage(partial(self._models.take, run_id))
+            plan = self._through_outage(run_id, partial(self._models.take, run_id))
         except DatabaseError:
             raise
         except (ServiceError, ModelError) as error:
@@ -237,7 +287,7 @@ class WorkerState:
             running.give_back()
             counts = self._record(running.claim, running.collect(), plan.model.label_ids)
             release = partial(ledger.release, self.engine, token, running.given_back)
-            self._through_outage(release)
+            self._through_outage(running.claim.run_id, release)
             self._held.discard(token)
         finally:
             running.give_back()
@@ -247,6 +297,15 @@ class WorkerState:
     def _record(
         self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]
     ) -> Counter[str]:
+        outcomes = self.fitness.judge(claim, outcomes)
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                claim.errors[outcome.error.code] += 1
+        return self._write(claim, outcomes, label_ids)
+
+    def _write(
+        self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]
+    ) -> Counter[str]:
         if not outcomes:
             return Counter()
         finish = partial(
@@ -254,7 +313,8 @@ class WorkerState:
         )
         began = monotonic()
         try:
-            counts = Counter(self._through_outage(finish))
+            counts = Counter(self._through_outage(claim.run_id, finish))
+            self.fitness.recorded()
         except DatabaseError as error:
             if len(outcomes) == 1 or not error.bug:
                 raise
@@ -272,14 +332,16 @@ class WorkerState:
         refused = None
         for outcome in outcomes:
             try:
-                counts += self._record(claim, [outcome], label_ids)
+                counts += self._write(claim, [outcome], label_ids)
             except DatabaseError as error:
                 refused = error
         if refused:
             raise refused
         return counts
 
-    def _through_outage(self, transaction: Callable[[], T], outage_s: float | None = None) -> T:
+    def _through_outage(
+        self, run_id: int, transaction: Callable[[], T], outage_s: float | None = None
+    ) -> T:
         """Do a transaction; try again while the database is out of reach.
 
         Raises:
@@ -296,6 +358,7 @@ class WorkerState:
                 stopping = self.draining.wait(OUTAGE_PAUSE_S)
                 if error.bug:
                     self._log_refused(error)
+                    self.fitness.refused(run_id, error)
                     raise
                 if stopping or monotonic() > give_up:
                     raise
@@ -331,7 +394,7 @@ class WorkerState:
 
     def result_of(self, known: Known, clip: ClipInWork) -> Success | None:
         result = partial(reuse.result, self.engine, known.clip_id, clip.clip_id)
-        success = self._through_outage(result)
+        success = self._through_outage(clip.plan.job.run_id, result)
         return success and replace(success, timings=known.timings)
 
     def forget(self, clips: list[ClipInWork]) -> None:
@@ -360,12 +423,18 @@ def _log_recorded(counts: Counter[str], stages: dict[str, float]) -> None:
 state: WorkerState | None = None
 
 
-@broker.app.task(name=broker.TASK, bind=True)
+class ClipsFailedError(Exception):
+    """A chunk's clips all failed: Flower shows it as a failure."""
+
+
+@broker.app.task(name=broker.TASK, bind=True, throws=(ClipsFailedError,))
 def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, int]:
     """Work on one chunk; Flower shows the returned counts."""
     assert state is not None
     if state.draining.is_set():
         raise Reject("this worker is stopping", requeue=True)
+    if state.fitness.pause:
+        return _leave_to_others(self, message)
     try:
         chunk = broker.decode(message)
     except MessageError as error:
@@ -375,7 +444,10 @@ def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, i
         return _put_back(self, message, foreign.of_another_version(error.version))
     with logs.about(run_id=chunk.run_id, chunk_id=self.request.id):
         try:
-            return {name: count for name, count in state.work(chunk).items() if count}
+            counts = state.work(chunk)
+            if sentence := only_failures(counts):
+                raise ClipsFailedError(sentence)
+            return {name: count for name, count in counts.items() if count}
         except DatabaseError as error:
             if state.draining.is_set():
                 raise Reject(str(error), requeue=True) from None
@@ -391,6 +463,26 @@ def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, i
             # The run was deleted while its chunks waited.
             logger.info("the run of this chunk is deleted", extra={"action": "no_such_run"})
             return {"dropped": 1}
+
+
+def only_failures(counts: Counter[str]) -> str | None:
+    """Return the errors of a chunk of which no clip did well, the most frequent first."""
+    failed = sum(counts[outcome] for outcome in ("failed", "retried", "given_back"))
+    if not failed or any(counts[outcome] for outcome in ("done", "late", "lost", "released")):
+        return None
+    errors = [f"{code} ({clips})" for code, clips in counts.most_common() if code in BY_CODE]
+    return ", ".join(errors)
+
+
+def _leave_to_others(task: Task[Any, Any], message: dict[str, Any]) -> dict[str, int]:
+    assert state is not None
+    shown = str(getattr(task.request, "argsrepr", ""))
+    try:
+        broker.put_back(message, str(task.request.id), shown, state.settings.ledger.queue_lease_s)
+    except ServiceError as error:
+        raise Reject(str(error), requeue=True) from error
+    state.draining.wait(PUT_BACK_PAUSE_S)
+    return {"put_back": 1}
 
 
 def _put_back(task: Task[Any, Any], message: dict[str, Any], sentence: str) -> dict[str, int]:

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from earmark import progress
 from earmark.cli import inspect, manage, results, run
+from earmark.core.settings import Settings
 
 HELP = "Label a million sound clips: lists in, Hugging Face audio models, results in SQL."
 app = typer.Typer(
@@ -34,11 +36,12 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback(help=HELP)
 def main(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback does the work
         bool,
         typer.Option(
             "--version", is_eager=True, callback=_print_version, help="Print the version."
         ),
     ] = False,
 ) -> None:
-    """Take the options that stand before a verb."""
+    """Take the options that stand before a verb, and name variables that no verb reads."""
+    progress.tell_all(Settings.misspelt())

@@ -13,7 +13,7 @@ from db import results, runs
 from earmark import output
 from earmark.cli import options as o
 from earmark.core.clips import Part
-from earmark.core.errors import SERVICE_EXIT
+from earmark.core.errors import SERVICE_EXIT, UsageError
 from earmark.core.options import Listing
 from earmark.database import open_database, read_settings
 
@@ -81,7 +81,7 @@ def explain(
     labels: o.Labels = None,
     db: o.Db = None,
 ) -> None:
-    """Fetch and classify one clip in this process and tell each step: where it fails, and why."""
+    """Fetch and classify one clip in this process and tell each step; exit with 1 if it fails."""
     from earmark import explain
 
     settings = read_settings(db)
@@ -95,7 +95,8 @@ def explain(
         explain.tell_row(row, _say)
     elif "://" not in clip:
         uri = str(Path(clip).expanduser().absolute())
-    explain.explain(uri, settings, options, _say, part)
+    if not explain.explain(uri, settings, options, _say, part):
+        raise typer.Exit(1)
 
 
 @commands.command(epilog="Example: earmark plot siren.wav -o siren.png")
@@ -111,6 +112,8 @@ def plot(
     from earmark import folders, plots
 
     uri = file if "://" in file else str(Path(file).expanduser().absolute())
+    if "://" not in file and not Path(uri).is_file():
+        raise UsageError(reason=f"There is no file {uri}.")
     task = o.Task(sources=[], model=model, revision=revision, window_s=window_s, labels=labels)
     drawn = plots.plot_clip(uri, folders.readable(uri, read_settings()), task.options)
     plots.save(drawn, picture)

@@ -28,14 +28,30 @@ def retry(
 ) -> None:
     """Put a run's failed clips back to work."""
     from db import ledger
+    from earmark.machine import has_broker
 
     codes = error.split(",") if error else []
     _check_codes(codes)
+    settings = read_settings(db)
+    engine, row = find_run(settings, run, change=True)
+    with progress.screen.status("Putting clips back to work"):
+        count = ledger.retry_failed(engine, row.id, codes)
+        if done:
+            count += ledger.redo_done(engine, row.id)
+    progress.tell(f"Back to work: {progress.count_of(count, 'clip')}.")
+    if count and not has_broker(settings):
+        again = f"`earmark run YOUR_LIST --name {row.name}`, with the same list"
+        progress.tell(f"No worker runs on this machine. {again}, works them off.")
+
+
+@commands.command(epilog="Example: earmark resume march --stop-at 40%")
+def resume(run: o.Run, stop_at: o.MaybeStopAt = None, db: o.Db = None) -> None:
+    """Let a paused run go on; on one machine, give `earmark run` the same --name again."""
+    from db import brake
+
     engine, row = find_run(read_settings(db), run, change=True)
-    clips = ledger.retry_failed(engine, row.id, codes)
-    if done:
-        clips += ledger.redo_done(engine, row.id)
-    progress.screen.print(f"{clips} clips go back to work.")
+    brake.resume(engine, row.id, stop_at)
+    progress.tell(f"The run {row.name} {'goes on' if row.paused else 'is not paused'}.")
 
 
 @commands.command(epilog="Example: earmark cancel march")
@@ -44,7 +60,7 @@ def cancel(run: o.Run, db: o.Db = None) -> None:
     from db import ledger
 
     engine, row = find_run(read_settings(db), run, change=True)
-    progress.screen.print(f"{ledger.cancel(engine, row.id)} clips are cancelled.")
+    progress.tell(f"Cancelled: {progress.count_of(ledger.cancel(engine, row.id), 'clip')}.")
 
 
 @commands.command(epilog="Example: earmark prune march --yes")
@@ -59,7 +75,9 @@ def prune(
     engine, row = find_run(read_settings(db), run, change=True)
     if not yes:
         typer.confirm(f"Delete the run {row.name} with all its results?", abort=True)
-    progress.screen.print(f"{ledger.prune(engine, row.id)} clips are deleted.")
+    with progress.screen.status("Deleting clips"):
+        count = ledger.prune(engine, row.id)
+    progress.tell(f"Deleted: {progress.count_of(count, 'clip')}.")
 
 
 def _check_codes(codes: list[str]) -> None:

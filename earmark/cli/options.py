@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from earmark.core import options
-from earmark.core.options import Listing, RunOptions
+from earmark.core.options import STOP_AT, Listing, RunOptions
 from earmark.output import Format
 
 if TYPE_CHECKING:
@@ -26,6 +26,20 @@ def _workers(text: str | int) -> int:
     if not str(text).isdecimal() or not int(text):
         raise typer.BadParameter("a number from 1 up, or auto")
     return int(text)
+
+
+def _share(text: str | float) -> float:
+    if text == "off":
+        return 1.0
+    try:
+        share = float(str(text).removesuffix("%"))
+    except ValueError:
+        share = 0.0
+    if str(text).endswith("%"):
+        share /= 100
+    if not 0 < share <= 1:
+        raise typer.BadParameter("a share such as 20%, or off")
+    return share
 
 
 Db = Annotated[
@@ -59,8 +73,7 @@ OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write t
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="URLs, audio files, folders, globs, lists (txt, csv, tsv, jsonl, parquet),"
-        " - for stdin."
+        help="URLs, audio files, folders, globs, lists (txt, csv, tsv, json, parquet), - for stdin."
     ),
 ]
 Model = Annotated[str, typer.Option(help="starter, a Hugging Face id, or a model directory.")]
@@ -153,10 +166,19 @@ ReuseUrls = Annotated[
         help="Skip the download of what another run with this model and options has.",
     ),
 ]
+_STOP_AT = typer.Option(
+    parser=_share,
+    metavar="SHARE|off",
+    help="Pause if more than this share fails on every worker, and not by the clips' fault.",
+)
+StopAt = Annotated[float, _STOP_AT]
+MaybeStopAt = Annotated[float | None, _STOP_AT]
 Strict = Annotated[
     bool,
     typer.Option(
-        "--strict", help="Exit with 1 if a clip failed; each file of a folder has to be one."
+        "--strict",
+        help="Exit with 1 if a clip failed, not only if all did; each file of a folder has to be"
+        " one.",
     ),
 ]
 
@@ -215,15 +237,27 @@ class Submission(Task):
     chunk_size: ChunkSize = None
     priority: Priority = 1
     reuse_urls: ReuseUrls = False
+    stop_at: StopAt = STOP_AT
     duplicates: Duplicates = "merge"
     again: Again = False
     db: Db = None
 
     @property
+    def submission(self) -> dict[str, Any]:
+        """How the list becomes a run, as `producer.submit.submit` takes it."""
+        return {"listing": Listing(**self.reading), **self._own}
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """All that `earmark.run` and `earmark.submit` take beside the sources."""
-        names = ("limit", "name", "chunk_size", "priority", "reuse_urls", "duplicates", "again")
-        return {**self.scoring, **self.reading, **{name: getattr(self, name) for name in names}}
+        return {**self.scoring, **self.reading, **self._own}
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        names = {field.name for field in fields(Submission)} - {
+            field.name for field in fields(Task)
+        }
+        return {name: getattr(self, name) for name in ["limit", *sorted(names - {"db"})]}
 
 
 def spread(verb: Callable[..., None]) -> Callable[..., None]:

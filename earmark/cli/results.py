@@ -18,6 +18,7 @@ from earmark.output import EXAMPLE_QUERY, ParquetOptions
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from db.rows import Rows
     from db.runs import RunRow
 
 commands = typer.Typer()
@@ -58,6 +59,12 @@ def show_results(
     rank: Annotated[int, typer.Option(min=1, help="Up to this rank; 1 is the best label.")] = 1,
     min_score: MinScore = None,
     windows: Windows = False,
+    day: Annotated[
+        str | None, typer.Option(help="Only recorded on this day (2026-05-01) or in this month.")
+    ] = None,
+    hours: Annotated[
+        str | None, typer.Option(help="Only recorded in these hours of the day, such as 22-3.")
+    ] = None,
     format: o.OutputFormat = None,
     file: o.OutputFile = None,
     db: o.Db = None,
@@ -65,16 +72,16 @@ def show_results(
     """Print a run's results: each clip with its best label."""
     engine, row = find_run(read_settings(db), run)
     rows = results.results(
-        engine, row.id, label=label, rank=rank, min_score=min_score, windows=windows
+        engine,
+        row.id,
+        label=label,
+        rank=rank,
+        min_score=min_score,
+        windows=windows,
+        day=day,
+        hours=hours,
     )
-    output.write(
-        rows,
-        format,
-        file,
-        columns=tables.RESULTS,
-        empty=f"No clip of {row.name} has such a result.",
-        parquet=_parquet(engine, row),
-    )
+    _write(engine, row, rows, format, file, empty=f"No clip of {row.name} has such a result.")
 
 
 @commands.command("events", epilog="Example: earmark events march --label siren --min-score 0.3")
@@ -99,7 +106,7 @@ def show_events(
     engine, row = find_run(read_settings(db), run)
     rule = events.Rule(min_score, min_score if low is None else low, gap_s)
     rows = events.events(engine, row, rule, label=label)
-    output.write(rows, format, file, columns=tables.RESULTS, parquet=_parquet(engine, row))
+    _write(engine, row, rows, format, file, empty=f"Nothing is heard like that in {row.name}.")
 
 
 @commands.command(epilog="Example: earmark export march -o march.parquet")
@@ -138,18 +145,28 @@ def export(
         rows = results.wide(engine, row)
     else:
         rows = results.results(engine, row.id, windows=windows, rank=top_k, **conditions)
-    if parts:
-        format = output.Format.parquet
-    output.write(rows, format, file, parquet=_parquet(engine, row, parts=parts))
+    _write(engine, row, rows, output.Format.parquet if parts else format, file, parts=parts)
 
 
-def _parquet(engine: sa.Engine, run: RunRow, *, parts: bool = False) -> ParquetOptions:
+def _write(
+    engine: sa.Engine,
+    run: RunRow,
+    rows: Rows,
+    format: output.Format | None,
+    file: Path | None,
+    *,
+    empty: str = "There are no results.",
+    parts: bool = False,
+) -> None:
+    """Write results of a run; a Parquet file says what made them."""
+
     def made_by() -> dict[str, Any]:
         from earmark import parquet
 
         return parquet.made_by(engine, run)
 
-    return ParquetOptions(made_by=made_by, parts=parts)
+    options = ParquetOptions(made_by=made_by, parts=parts)
+    output.write(rows, format, file, columns=tables.RESULTS, empty=empty, parquet=options)
 
 
 @commands.command(epilog="Example: earmark report march -o march.html")
@@ -189,6 +206,7 @@ def ui(
 
     settings = read_settings(db)
     engine = open_database(settings)
+    token = token or settings.ui_token
     page.serve(engine, settings, address=address, port=port, token=token, flower=flower)
 
 
@@ -198,14 +216,8 @@ def failures(
 ) -> None:
     """Print why clips of a run have no result."""
     engine, row = find_run(read_settings(db), run)
-    output.write(
-        results.failures(engine, row.id),
-        format,
-        file,
-        columns=tables.RESULTS,
-        empty=f"No clip of {row.name} failed.",
-        parquet=_parquet(engine, row),
-    )
+    rows = results.failures(engine, row.id)
+    _write(engine, row, rows, format, file, empty=f"No clip of {row.name} failed.")
 
 
 @commands.command(epilog="Example: earmark labels starter")

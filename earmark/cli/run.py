@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from db import urls
 from earmark import progress
 from earmark.cli import options as o
+from earmark.core.clips import State
 from earmark.database import read_settings
 from earmark.output import EXAMPLE_QUERY
 
 if TYPE_CHECKING:
+    from db.runs import Progress
     from earmark.api import Run
     from earmark.core.settings import Settings
 
@@ -38,13 +41,14 @@ def run(
     from earmark import api
 
     settings = read_settings(submission.db)
-    finished = api.run(
+    finished = api.run_here(
         submission.sources,
-        settings=settings,
+        settings,
+        submission.options,
         workers=workers,
         watch=watch,
         notify=notify,
-        **submission.arguments,
+        **submission.submission,
     )
     _show(finished, settings, submission.db, strict=submission.strict)
 
@@ -62,13 +66,15 @@ def submit(submission: o.Submission, watch: o.Watch = False) -> None:
     with progress.interruptible(
         lambda: f"Not all is submitted; the same command with {name} goes on."
     ):
-        run = api.submit(submission.sources, settings=settings, **submission.arguments)
+        run = api.submit(
+            submission.sources, settings=settings, tell=progress.tell, **submission.arguments
+        )
     progress.tell_all(run.report())
     sys.stdout.write(f"{run.id}\n")
     if watch:
         state = progress.follow(run.engine, run.row, settings)
         progress.summarise(run.engine, run.row, state, settings)
-        progress.exit_if_strict(state, strict=submission.strict)
+        progress.exit_by_outcome(state, strict=submission.strict)
 
 
 @commands.command(
@@ -138,29 +144,39 @@ def demo(
     from earmark.demo import demo as classify_examples
 
     settings = read_settings(db)
-    _show(classify_examples(settings, report), settings, db, strict=False)
+    _show(classify_examples(settings, report), settings, db, and_then="run YOUR_FOLDER")
 
 
-def _show(run: Run, settings: Settings, db: str | None, *, strict: bool) -> None:
+def _show(
+    run: Run,
+    settings: Settings,
+    db: str | None,
+    *,
+    strict: bool = False,
+    and_then: str | None = None,
+) -> None:
     state = run.progress()
     progress.tell_all(run.report())
     progress.show_results(run.engine, run.row, state)
     progress.summarise(run.engine, run.row, state, settings)
-    progress.screen.print(
-        "Next:", *_next_commands(run.name, db), sep="\n  ", markup=False, soft_wrap=True
-    )
-    progress.exit_if_strict(state, strict=strict)
-
-
-def _next_commands(name: str, db: str | None) -> list[str]:
+    verbs = _next_verbs(run.name, state)
+    if and_then:
+        verbs.append(and_then)
     where = f" --db {shlex.quote(db)}" if db else ""
-    program = _program()
-    return [
-        f"{program} results {name}{where}",
-        f"{program} report {name} -o report.html{where}",
-        f"{program} {EXAMPLE_QUERY}{where}",
-        f"{program} run YOUR_FOLDER{where}",
-    ]
+    commands = [f"  {_program()} {verb}{where}" for verb in verbs]
+    progress.tell(f"The results are in {urls.shown(run.engine.url)}.")
+    if commands:
+        progress.tell_all(["Next:", *commands])
+    progress.exit_by_outcome(state, strict=strict)
+
+
+def _next_verbs(name: str, state: Progress) -> list[str]:
+    verbs = []
+    if state.states[State.failed]:
+        verbs += [f"failures {name}", f"retry {name}"]
+    if state.states[State.done]:
+        verbs += [f"results {name}", f"report {name} -o report.html", EXAMPLE_QUERY]
+    return verbs
 
 
 def _program() -> str:

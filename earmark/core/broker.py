@@ -311,7 +311,8 @@ def _shown(chunk: Chunk) -> str:
     more = len(chunk.clips) - SHOWN_URIS
     if more > 0:
         uris += f" and {more} more"
-    return f"(run {chunk.run_id}, {len(chunk.clips)} clips: {uris})"
+    name = chunk.run_name or f"run {chunk.run_id}"
+    return f"({name}, {len(chunk.clips)} clips: {uris})"
 
 
 @contextmanager

@@ -57,6 +57,10 @@ class Part:
     member_bytes: int | None = None
     packing: str | None = None
 
+    @property
+    def has_span(self) -> bool:
+        return self.start_s is not None or self.end_s is not None
+
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Part:
         """Return the part that a row of `clips` names."""
@@ -84,6 +88,8 @@ class Chunk:
     run_id: int
     #: (clip id, display URI) pairs; the true URI never leaves the database.
     clips: tuple[tuple[int, str], ...]
+    #: For Flower; not part of the message.
+    run_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,12 @@ class AudioFacts:
     over_scale: bool = False
     #: Its channels cancel each other in their mix, so that one of them was heard in its place.
     cancelling: bool = False
+    #: What the file says of itself, as a JSON object in ASCII; empty if nothing.
+    tags: str = ""
+    #: When it was recorded, ISO 8601: with a Z in UTC, else local; empty if unknown.
+    recorded_at: str = ""
+    #: The tag that says so, or `name`.
+    recorded_from: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +186,10 @@ class Failure:
     error: ClipError
     source: Source | None = None
     timings: Timings = Timings()
+    #: The cause may be this worker's, so that another one takes the clip; not a try.
+    given_back: bool = False
+    #: The worker has looked: the cause is the clip's own, though the error's may be another.
+    own: bool = False
 
 
 Outcome = Success | Failure

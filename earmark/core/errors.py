@@ -17,6 +17,7 @@ EarmarkError
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any, ClassVar, dataclass_transform
 
 #: Exit codes. 2: the command cannot use its input. 3: a service or a setting is wrong, so a restart
@@ -74,11 +75,21 @@ class MessageError(EarmarkError):
     reason: str
 
 
+class Cause(StrEnum):
+    """Where the cause of a clip's error lies, or may lie."""
+
+    clip = "clip"
+    worker = "worker"
+    network = "network"
+
+
 class ClipError(EarmarkError):
     """One clip has no result."""
 
     code: ClassVar[str]
     stage: ClassVar[str]
+    #: If it may not be the clip's own, another worker tries the clip as well.
+    cause: ClassVar[Cause] = Cause.clip
     #: Trying again later may help.
     transient: ClassVar[bool] = False
 
@@ -94,6 +105,7 @@ class DownloadError(ClipError):
 
 class BlockedAddress(DownloadError):
     code = "blocked_address"
+    cause = Cause.worker
     sentence = (
         "The URL leads to {address}, which is not a public address; EARMARK_FETCH__ALLOW_NETWORKS"
         " can allow it."
@@ -146,6 +158,7 @@ class Robots(DownloadError):
 
 class FileNotAllowed(DownloadError):
     code = "file_not_allowed"
+    cause = Cause.worker
     sentence = (
         "The file is outside the folders that this worker may read; add {folder} to"
         " EARMARK_FETCH__FILE_ROOTS."
@@ -156,11 +169,13 @@ class FileNotAllowed(DownloadError):
 
 class FileNotFound(DownloadError):
     code = "file_not_found"
+    cause = Cause.worker
     sentence = "There is no readable file at this path on the worker's machine."
 
 
 class Dns(DownloadError):
     code = "dns"
+    cause = Cause.network
     transient = True
     sentence = "The host name {host} cannot be resolved."
     host: str
@@ -168,6 +183,7 @@ class Dns(DownloadError):
 
 class Connect(DownloadError):
     code = "connect"
+    cause = Cause.network
     transient = True
     sentence = "The server cannot be reached: {reason}."
     reason: str
@@ -175,6 +191,7 @@ class Connect(DownloadError):
 
 class Tls(DownloadError):
     code = "tls"
+    cause = Cause.network
     transient = True
     sentence = "No trusted secure connection to the server: {reason}."
     reason: str
@@ -214,6 +231,7 @@ class Incomplete(DownloadError):
 
 class NoSpace(DownloadError):
     code = "no_space"
+    cause = Cause.worker
     transient = True
     sentence = "The worker's disk is full."
 
@@ -254,8 +272,9 @@ class TooLong(DecodeError):
 
 class TooShort(DecodeError):
     code = "too_short"
-    sentence = "The audio is shorter than {min_duration_s:g} s (EARMARK_AUDIO__MIN_DURATION_S)."
+    sentence = "The audio is shorter than {min_duration_s:g} s ({setting})."
     min_duration_s: float
+    setting: str
 
 
 class NotFinite(DecodeError):
@@ -295,12 +314,14 @@ class ClassifyError(ClipError):
 
 class OutOfMemory(ClassifyError):
     code = "out_of_memory"
+    cause = Cause.worker
     transient = True
     sentence = "The device has not enough memory for a single window."
 
 
 class ModelError(ClassifyError):
     code = "model_error"
+    cause = Cause.worker
     sentence = "The model failed on this clip: {reason}."
     reason: str
 

@@ -31,10 +31,13 @@ BOUNDS: dict[str, tuple[float, float | None]] = {
     "limit": (1, None),
     "chunk_size": (1, 1000),
     "priority": (1, 100),
+    "stop_at": (0.01, 1),
 }
 #: Clips in one queue message, which costs a worker 1.5 to 2.2 ms: a sixteenth of it a clip. Where
 #: a worker's device scores more at once, a message has as many.
 CHUNK_SIZE = 16
+#: A run pauses if more than this share of its clips fails on every worker; 1: never.
+STOP_AT = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,10 +19,17 @@ from pydantic import (
     Field,
     ValidationError,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+)
 
 from earmark.core import broker_url, credentials
 from earmark.core.errors import ServiceError
+from earmark.core.spelling import did_you_mean
 
 
 def _split(value: Any) -> Any:
@@ -46,6 +53,9 @@ def _broker_url(value: str | None) -> str | None:
     return broker_url.usable(value) if value else None
 
 
+PREFIX = "EARMARK_"
+#: How alike a name must be to a setting's to be taken for a misspelt one; 1 is equal.
+ALIKE = 0.8
 #: A file of variables, mounted by Docker or Kubernetes: no container description shows passwords.
 SECRETS = "/run/secrets/earmark.env"
 
@@ -326,7 +336,7 @@ class Settings(BaseSettings):
     """All groups; `Settings()` reads the environment and `.env`, the environment first."""
 
     model_config = SettingsConfigDict(
-        env_prefix="EARMARK_",
+        env_prefix=PREFIX,
         env_nested_delimiter="__",
         env_file=(".env", SECRETS),
         frozen=True,
@@ -337,6 +347,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default_factory=lambda: user_data_path("earmark", appauthor=False),
         description="Folder of the SQLite file and the embedded Valkey.",
+    )
+    ui_token: str | None = Field(
+        None, description="Password of `ui`. Without it, the page is for this machine only."
     )
     broker: Broker = Broker()
     database: Database = Database()
@@ -352,6 +365,25 @@ class Settings(BaseSettings):
         return self.database.url or sqlite_url(self.data_dir / "earmark.db")
 
     @classmethod
+    def misspelt(cls) -> list[str]:
+        """Return a sentence for each variable that seems meant for a setting, and names none."""
+        known = {"UI_TOKEN"}  # Only `ui` reads it.
+        for name, field in cls.model_fields.items():
+            keys = getattr(field.annotation, "model_fields", None)
+            known |= {f"{name}__{key}".upper() for key in keys} if keys else {name.upper()}
+        given = set()
+        for source in (EnvSettingsSource(cls), DotEnvSettingsSource(cls)):
+            given |= {name.upper() for name in source.env_vars}
+        unknown = {name.removeprefix(PREFIX) for name in given if name.startswith(PREFIX)} - known
+        sentences = []
+        for name in sorted(unknown):
+            meant = did_you_mean(name, known, cutoff=ALIKE).replace("mean ", f"mean {PREFIX}")
+            # Kubernetes names the address of a service called earmark EARMARK_PORT and so on.
+            if meant or "__" in name:
+                sentences.append(f"{PREFIX}{name} is no setting.{meant}")
+        return sentences
+
+    @classmethod
     def read(cls) -> Self:
         """Return the settings of the environment.
 
@@ -364,6 +396,8 @@ class Settings(BaseSettings):
             first = error.errors()[0]
             name = "EARMARK_" + "__".join(str(part) for part in first["loc"][:2]).upper()
             reason = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                reason = "there is no such setting"
             raise ServiceError(reason=f"The setting {name} is wrong: {reason}.") from error
         except RuntimeError as error:
             raise ServiceError(

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from rich.progress import track
 
 from db import browse, runs
 from db import charts as counts
 from db.pace import pace
+from db.rows import plain
 from earmark import output
 from earmark.advice import bottleneck
 from earmark.core.clips import Part, State
 from earmark.core.errors import ClipError
-from earmark.progress import in_words
+from earmark.progress import in_words, screen
 from earmark.sound import Heard, Listener, Segment, segments
 
 if TYPE_CHECKING:
@@ -99,7 +101,8 @@ def write(
     ids = browse.sample(engine, run.id, most)
     with Listener(settings, at_once=AT_ONCE) as listener, ThreadPoolExecutor(AT_ONCE) as pool:
         hear = partial(listener.hear, most_s=LONGEST_SOUND_S, most_bytes=sound_bytes(len(ids)))
-        cards = list(pool.map(partial(card, hear=hear), browse.details(engine, ids)))
+        found = pool.map(partial(card, hear=hear), browse.details(engine, ids))
+        cards = list(track(found, "Fetching sounds", len(ids), console=screen, transient=True))
     page = render(
         "report.html",
         **overview(engine, run, settings),
@@ -193,5 +196,9 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_environment.filters |= {"in_words": in_words, "thousands": lambda number: f"{number:,}"}
+_environment.filters |= {
+    "in_words": in_words,
+    "plain": plain,
+    "thousands": lambda number: f"{number:,}",
+}
 _environment.globals |= {"colours": colours, "UNCERTAIN": UNCERTAIN}

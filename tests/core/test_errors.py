@@ -12,7 +12,7 @@ from mypy import api
 
 from earmark.core.errors import BY_CODE, ClipError, NotFound, ServerFailed, TooLong
 
-INHERITED = {"code", "stage", "transient", "sentence", "retry_after_s"}
+INHERITED = {"code", "stage", "cause", "transient", "sentence", "retry_after_s"}
 #: Each of these has a fact that is missing, misspelt, or of another type.
 WRONG = ("NotFound()", "NotFound(satus=404)", "NotFound(status='404')")
 

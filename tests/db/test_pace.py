@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from db import ledger, runs
 from db.dialects import now
 from db.models import Clip
-from db.pace import Pace, pace
+from db.pace import Pace, measure, pace
 from db.session import reading, writing
 from earmark.core import clips as words
 from earmark.core.settings import Ledger
@@ -122,3 +122,15 @@ def test_pace_uses_the_index(engine: sa.Engine) -> None:
             str(line) for line in connection.exec_driver_sql(explain + statement, values)
         )
     assert "clips_finished" in plan
+
+
+@pytest.mark.parametrize(("seconds", "rate"), [(0.4, None), (40.0, 5.0)])
+def test_a_burst_of_clips_tells_no_rate(
+    engine: sa.Engine, seconds: float, rate: float | None
+) -> None:
+    run_id = going(engine, seconds=seconds)
+    ledger.cancel(engine, run_id)
+    with writing(engine) as connection:
+        connection.execute(sa.delete(Clip).where(Clip.state == "cancelled"))
+    expected = None if rate is None else pytest.approx(rate, rel=0.1)
+    assert measure(engine, run_id).clips_per_s == expected

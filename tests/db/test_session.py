@@ -13,10 +13,11 @@ from db.session import ask, connect, reading, writing
 from earmark.core.errors import DatabaseError, ServiceError
 from earmark.core.settings import Database, Ledger
 from tests.db.facts import chunk_of, submit
-from tests.servers import PgBouncer
+from tests.servers import PgBouncer, upgraded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -186,3 +187,15 @@ def test_statements_are_prepared_without_a_pooler(engine: sa.Engine) -> None:
 def test_prepare_threshold_in_the_url_is_refused_in_a_sentence(postgres_url: str) -> None:
     with pytest.raises(ServiceError, match="no option prepare_threshold"):
         connect(f"{postgres_url}?prepare_threshold=0", Database())
+
+
+@pytest.mark.parametrize("statement", ["SELECT nothing_of_the_sort FROM clips", "SELEC 1"])
+def test_a_wrong_statement_on_sqlite_is_reported_as_a_bug(tmp_path: Path, statement: str) -> None:
+    engine = connect(upgraded(f"sqlite:///{tmp_path}/e.db"), Database())
+    with (
+        pytest.raises(DatabaseError, match="bug in Earmark") as raised,
+        reading(engine) as connection,
+    ):
+        connection.execute(sa.text(statement))
+    assert raised.value.facts["bug"]
+    engine.dispose()

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from db import charts, feeding, ledger, runs, schema
-from db.models import Clip
+from db.models import Base, Clip
 from db.query import query
 from db.session import connect, reading
 from earmark.core import clips as words
@@ -169,3 +169,10 @@ def test_prune_deletes_the_whole_run_and_nothing_else(engine: sa.Engine) -> None
     assert ask(engine, "SELECT * FROM top_k") == before
     assert [row["run"] for row in ask(engine, "SELECT run FROM run_progress")] == ["april"]
     assert ask(engine, "SELECT * FROM windows WHERE run_id = 1") == []
+    clips = ask(engine, "SELECT id FROM clips WHERE run_id = 2")
+    for table in Base.metadata.sorted_tables:
+        if "run_id" in table.c:
+            assert ask(engine, f"SELECT * FROM {table.name} WHERE run_id <> 2") == []
+        elif "clip_id" in table.c:
+            kept = {row["clip_id"] for row in ask(engine, f"SELECT clip_id FROM {table.name}")}
+            assert kept <= {row["id"] for row in clips}

@@ -118,7 +118,7 @@ except Exception as error:
 def test_run_and_submit_take_every_option_of_the_command_line() -> None:
     of_the_verb = set(inspect.signature(Submission).parameters) - {"sources", "db"}
     of_the_producer = set(inspect.signature(submit).parameters)
-    of_the_producer -= {"sources", "engine", "settings", "options", "listing"}
+    of_the_producer -= {"sources", "engine", "settings", "options", "listing", "tell"}
     typed = set(api.Submission.__annotations__)
     taken = {*RunOptions.__slots__, *Listing.__slots__, *of_the_producer}
     assert typed == of_the_verb == taken

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
-from db.session import connect
+from db import schema
+from db.session import connect, writing
 from earmark import doctor, speed
 from earmark.core import broker
 from earmark.core.errors import ServiceError
@@ -22,8 +24,6 @@ from tests.servers import free_port, running_valkey
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import sqlalchemy as sa
 
     from tests.servers import PgBouncer
 
@@ -52,7 +52,16 @@ def test_a_sound_machine_is_told_as_such(tmp_path: Path, postgres_url: str) -> N
     assert "ms a question" in found["database"][1]
     assert "HTTPS_PROXY" in found["proxy"][1]
     assert re.search(r"hears dog .*; a core decodes \d+ such clips/s$", found["model"][1])
-    assert list(found) == ["broker", "database", "dns", "proxy", "model", "file roots", "disk"]
+    assert list(found) == [
+        "settings",
+        "broker",
+        "database",
+        "dns",
+        "proxy",
+        "model",
+        "file roots",
+        "disk",
+    ]
 
 
 def test_what_is_wrong_comes_with_its_cure(tmp_path: Path, empty_postgres_url: str) -> None:
@@ -113,7 +122,11 @@ def test_a_laptop_without_any_setting_is_well(tmp_path: Path) -> None:
     settings = settings_with(tmp_path)
     assert "`run` and `up` start" in doctor._broker(settings)
     assert "the first run makes it" in doctor._database(settings)
-    assert "fetches URLs only" in doctor._file_roots(settings)
+    assert "not needed" in doctor._file_roots(settings)
+    assert "of one machine" in doctor._settings(settings)
+    shared = settings_with(tmp_path, broker={"url": "redis://redis.internal"})
+    assert "EARMARK_FETCH__FILE_ROOTS" in doctor._file_roots(shared)
+    assert "of one of many machines" in doctor._settings(shared)
 
 
 def test_the_cores_that_a_gpu_wants_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,4 +166,23 @@ def test_a_machine_that_resolves_no_names_is_wrong(
         "socket.getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(OSError("no name"))
     )
     with pytest.raises(ServiceError, match=r"no\.such\.host\.invalid cannot be resolved"):
-        doctor._dns(settings_with(tmp_path))
+        doctor._dns(settings_with(tmp_path, broker={"url": "redis://redis.internal"}))
+    assert "Files and models on this machine need no names" in doctor._dns(settings_with(tmp_path))
+
+
+def test_a_file_of_an_earlier_version_is_well_on_one_machine(tmp_path: Path) -> None:
+    settings = settings_with(tmp_path)
+    engine = connect(settings.database_url, Database())
+    schema.upgrade(engine)
+    with writing(engine) as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = 'v0_1_0'"))
+    engine.dispose()
+    assert "the next run upgrades it" in doctor._database(settings)
+
+
+def test_a_variable_that_is_no_setting_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EARMARK_FETCHES__ROBOTS", "true")
+    with pytest.raises(ServiceError, match="EARMARK_FETCHES__ROBOTS is no setting"):
+        doctor._settings(settings_with(tmp_path))

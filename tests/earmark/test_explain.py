@@ -15,6 +15,7 @@ from earmark.core import clips as words
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Settings
 from earmark.demo import EXAMPLES
+from tests.earmark.verbs import verb
 from tests.end_to_end.conftest import Earmark
 
 if TYPE_CHECKING:
@@ -97,6 +98,12 @@ def test_a_clip_of_the_ledger_is_explained_by_its_id(tmp_path: Path) -> None:
     assert (
         "There is no clip 7" in earmark("explain", "7", "--db", f"{tmp_path}/e.db", status=2).stderr
     )
+
+
+def test_a_clip_that_fails_is_exit_code_1() -> None:
+    ended = verb("explain", str(EXAMPLES / "broken.wav"))
+    assert ended.status == 1
+    assert "not_audio" in ended.text
 
 
 def test_a_waveform_is_a_line_of_blocks() -> None:

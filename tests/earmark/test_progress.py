@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import signal
 from typing import TYPE_CHECKING
 
 import pytest
+import typer
 from rich.console import Console
 
-from db import ledger, runs
+from db import ledger, registry, runs
+from db.registry import Pause
 from earmark import progress
-from earmark.core.clips import Failure
-from earmark.core.errors import Connect, NotFound
+from earmark.core.clips import Failure, State
+from earmark.core.errors import Connect, NotFound, ServiceError
 from earmark.core.settings import Ledger, Settings
 from tests.db.facts import chunk_of, submit
 from tests.db.test_pace import going
@@ -81,3 +84,38 @@ def test_watching_shows_pace_and_advice_as_they_are(
     assert re.search(r"\d clips/s, \d+ s of audio a second, \d+ s to go", shown.getvalue())
     assert "a clip spends 2500 ms downloading, " in shown.getvalue()
     assert "for downloads: raise EARMARK_WORKER__CLIPS_IN_FLIGHT" in shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("done", "failed", "strict", "ends"),
+    [(5, 0, 1, False), (5, 1, 0, False), (5, 1, 1, True), (0, 3, 0, True), (0, 0, 0, False)],
+)
+def test_a_run_without_any_success_exits_with_1(
+    done: int, failed: int, strict: int, ends: bool
+) -> None:
+    states = {State.done: done, State.failed: failed}
+    expected = pytest.raises(typer.Exit) if ends else contextlib.nullcontext()
+    with expected:
+        progress.exit_by_outcome(runs.Progress(states, 1.0, 1.0), strict=bool(strict))
+
+
+def test_a_paused_run_is_an_error_of_the_service() -> None:
+    states = {State.done: 5, State.failed: 0}
+    with pytest.raises(ServiceError, match="is paused"):
+        progress.exit_by_outcome(runs.Progress(states, 1.0, 1.0, "It is paused."), strict=False)
+
+
+def test_what_holds_clips_up_is_told(engine: sa.Engine) -> None:
+    run_id, ids = submit(engine, 2)
+    assert progress.delays(engine, run_id) == []
+    claim = ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=Ledger())
+    failures = [Failure(clip_id, Connect(reason="no route")) for clip_id in ids]
+    ledger.finish(engine, claim, failures, (), Ledger(retry_base_s=2000, retry_cap_s=600))
+    for number in range(5):
+        registry.beat(engine, f"w{number}", "clips", [], Pause("no network") if number else None)
+    *paused, waiting = progress.delays(engine, run_id)
+    assert paused[0] == "The worker w1 takes no chunks. no network"
+    assert paused[3:] == ["Nor do 1 other workers."]
+    assert re.fullmatch(
+        r"2 clips wait for another try, the next in (10 min 0 s|9 min \d+ s)\.", waiting
+    )

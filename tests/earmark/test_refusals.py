@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,15 +12,23 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
+from db import ledger
+from db.session import connect
 from earmark import folders
-from earmark.core.errors import ServiceError
+from earmark.core.errors import ServiceError, UsageError
+from earmark.core.options import RunOptions
+from earmark.core.settings import Database
 from earmark.demo import EXAMPLES
+from tests.db.facts import two_runs
 from tests.earmark.verbs import verb
 from tests.end_to_end.conftest import Earmark
 from tests.ordinary_user import as_ordinary_user
+from tests.servers import upgraded
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import sqlalchemy as sa
 
 CLIP = str(EXAMPLES / "dog.ogg")
 
@@ -161,3 +170,62 @@ def test_a_data_folder_is_made_where_it_can_be(data_folder: Path) -> None:
     assert data_folder.is_dir()
     with pytest.raises(ServiceError, match="cannot be made"):
         folders.check_data(data_folder / CLIP / "below a file")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--labels", "siren,dog"), "starter has its own labels; --labels is for zero-shot models"),
+        (("--model", "./nowhere"), "There is no folder ./nowhere on this machine"),
+        (("--model", "no such/model"), "names no model"),
+    ],
+)
+def test_a_model_that_cannot_begin_is_told_before_anything_is_queued(
+    tmp_path: Path, words: tuple[str, ...], sentence: str
+) -> None:
+    assert sentence in run(*words, "--db", str(tmp_path / "labels.db"))
+    assert not (tmp_path / "labels.db").exists()
+
+
+def test_a_file_that_is_not_there_is_not_plotted(tmp_path: Path) -> None:
+    refused = verb("plot", str(tmp_path / "nosuch.wav"), "-o", str(tmp_path / "x.png"))
+    assert (refused.status, refused.text) == (2, f"There is no file {tmp_path}/nosuch.wav.")
+
+
+def test_a_zero_shot_model_without_labels_is_told(tmp_path: Path) -> None:
+    (tmp_path / "clap").mkdir()
+    (tmp_path / "clap" / "config.json").write_text('{"model_type": "clap"}')
+    assert "say what to listen for with --labels" in run("--model", str(tmp_path / "clap"))
+
+
+def test_submit_asks_for_no_model_that_only_the_workers_have(tmp_path: Path) -> None:
+    submitted = verb("submit", CLIP, "--model", "/models/of/the/workers")
+    assert "No broker is known" in submitted.text
+    assert "has its own labels" in verb("submit", CLIP, "--labels", "siren").text
+
+
+def test_a_port_in_use_is_told_before_anything_is_started(data_folder: Path) -> None:
+    verb("db", "upgrade")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for words in (("up", "--flower-port", port), ("ui", "--port", port)):
+            assert f"Port {port} of 127.0.0.1 cannot be used" in verb(*words).text
+    assert not list(data_folder.glob("*/worker-1.log"))
+
+
+def test_retry_tells_who_works_the_clips_off(tmp_path: Path) -> None:
+    db = upgraded(f"sqlite:///{tmp_path}/labels.db")
+    engine = connect(db, Database())
+    two_runs(engine)
+    engine.dispose()
+    told = verb("retry", "march", "--db", db).text
+    assert "Back to work: 1 clip." in told
+    assert "`earmark run YOUR_LIST --name march`, with the same list, works them off" in told
+    assert "works them off" not in verb("retry", "march", "--db", db).text
+
+
+def test_a_run_with_other_options_names_them(engine: sa.Engine) -> None:
+    ledger.open_run(engine, "march", RunOptions(), queue="clips", chunk_size=16)
+    other = RunOptions(top_k=2, combine="max")
+    with pytest.raises(UsageError, match="exists with another top_k, combine; use another --name"):
+        ledger.open_run(engine, "march", other, queue="clips", chunk_size=16)

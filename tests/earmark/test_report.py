@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from earmark import sound
-from earmark.core.errors import FileNotAllowed
+from earmark.core.errors import FileNotAllowed, NotAudio
 from earmark.core.settings import Database, Settings
 from earmark.demo import EXAMPLES
 from earmark.web import report
@@ -139,6 +140,18 @@ def test_a_shared_ledger_cannot_name_a_file_of_the_machine_that_shows_it() -> No
     shared = Settings(database=Database(url="postgresql://shared/earmark"))
     with sound.Listener(shared) as listener, pytest.raises(FileNotAllowed):
         listener.hear(str(EXAMPLES / "dog.ogg"), most_s=1, most_bytes=10_000)
+
+
+def test_a_page_gives_the_bytes_of_no_file_away(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
+    (tmp_path / "song.wav").symlink_to("key")
+    (tmp_path / "dog.ogg").symlink_to(EXAMPLES / "dog.ogg")
+    with sound.Listener(Settings()) as listener:
+        with pytest.raises(NotAudio):
+            listener.hear(str(tmp_path / "song.wav"), most_s=1, most_bytes=10_000)
+        shown = listener.hear(str(tmp_path / "dog.ogg"), most_s=1, most_bytes=10_000)
+    _, data = shown.sound.split("base64,")
+    assert b64decode(data)[:64] not in (EXAMPLES / "dog.ogg").read_bytes()
 
 
 def test_200_clips_of_noise_fit_in_five_megabytes(file: Path) -> None:

@@ -21,6 +21,7 @@ MILLIONS = {
     "audio_s": 27_500_000.5, "created_at": "2026-03-01 12:00:00", "clips_per_s": 61.239,
     "audio_s_per_s": 306.2, "eta_s": 65_322.1, "bottleneck": "The model waits. " * 9,
     "fetch_ms": 812.5, "decode_ms": 33.1, "classify_ms": 20.4,
+    "paused": None,
 }  # fmt: skip
 
 
@@ -51,7 +52,14 @@ def test_what_has_no_room_is_left_out_from_the_right() -> None:
     head, line = shown([MILLIONS], STATUS, width=50)
     assert head.split() == ["run_id", "run", "total", "done"]
     assert len(line) <= 50
-    assert len(shown([MILLIONS], STATUS, width=200)[0].split()) == len(STATUS)
+    assert len(shown([MILLIONS], STATUS, width=200)[0].split()) == len(STATUS) - 1
+
+
+def test_a_paused_run_says_so() -> None:
+    head, line = shown([{**MILLIONS, "paused": "none of the workers can do it. " * 9}], STATUS)
+    assert head.split()[5] == "paused"
+    assert "none …" in line
+    assert len(line) <= 80
 
 
 def test_an_address_is_shortened_in_the_middle_only_where_there_is_no_room() -> None:

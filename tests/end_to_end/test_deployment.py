@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = ("migrate", "worker", "worker-gpu", "worker-gpu-1", "flower", "producer")
+OURS = ("migrate", "worker", "worker-gpu", "worker-gpu-1", "flower", "ui", "producer")
+AUDIO = "${AUDIO:-./audio}:/audio:ro"
 WORKERS = OURS[1:4]
 STORES = ("redis", "postgres")
 
@@ -79,7 +80,7 @@ def test_every_service_has_memory_and_process_limits(name: str) -> None:
     assert {"memory", "pids"} <= set(SERVICES[name]["deploy"]["resources"]["limits"])
 
 
-@pytest.mark.parametrize("name", [*STORES, *WORKERS, "flower"])
+@pytest.mark.parametrize("name", [*STORES, *WORKERS, "flower", "ui"])
 def test_long_running_services_have_restarts_and_health_checks(name: str) -> None:
     assert SERVICES[name]["restart"] == "unless-stopped"
     # A worker's health check is in its image.
@@ -92,7 +93,21 @@ def test_workers_wait_for_the_migration_and_have_time_to_drain(name: str) -> Non
         "condition": "service_completed_successfully"
     }
     assert SERVICES[name]["stop_grace_period"] == "60s"
-    assert SERVICES[name]["volumes"] == ["models:/models"]
+    assert SERVICES[name]["volumes"] == ["models:/models", AUDIO]
+
+
+@pytest.mark.parametrize("name", [*WORKERS, "ui", "producer"])
+def test_a_folder_of_audio_is_mounted_wherever_it_is_read(name: str) -> None:
+    assert AUDIO in SERVICES[name]["volumes"]
+    if name != "producer":
+        assert SERVICES[name]["environment"]["EARMARK_FETCH__FILE_ROOTS"] == "/audio"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_logs_are_rotated_and_images_of_others_pinned_by_digest(name: str) -> None:
+    assert SERVICES[name]["logging"]["options"]["max-size"]
+    image = SERVICES[name]["image"]
+    assert image.startswith("earmark") or re.search("@sha256:[0-9a-f]{64}$", image)
 
 
 def test_each_gpu_worker_has_a_gpu_of_its_own() -> None:
@@ -112,6 +127,7 @@ def test_each_gpu_worker_has_a_gpu_of_its_own() -> None:
 def test_the_image_is_small_and_runs_as_an_ordinary_user() -> None:
     build, final = (ROOT / "Dockerfile").read_text().split("\nFROM ")[-2:]
     assert "ARG TORCH_INDEX" in build
+    assert "$(grep '^torch==' constraints.txt)" in build
     assert "COPY --from=build /venv /venv" in final
     assert {"USER 10001", "VOLUME /models", 'ENTRYPOINT ["earmark"]'} <= set(final.splitlines())
     assert re.search(r"HF_HOME=/models .*METRICS_PORT=9100", final)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -164,7 +165,7 @@ def test_an_unavailable_model_is_one_sentence(earmark: Earmark) -> None:
 
 
 def test_results_are_printed_in_every_format(earmark: Earmark) -> None:
-    earmark(
+    ended = earmark(
         "run",
         str(EXAMPLES / "dog.ogg"),
         str(EXAMPLES / "mixed.m4a"),
@@ -173,6 +174,7 @@ def test_results_are_printed_in_every_format(earmark: Earmark) -> None:
         "--name",
         "two",
     )
+    assert re.search(r"The results are in /.*\.db\.\nNext:\n  .*earmark", ended.stderr)
     windows = earmark("results", "two", "--windows", "--format", "jsonl").stdout.splitlines()
     assert [json.loads(line)["label"] for line in windows][1::3] == ["speech", "siren"]
     earmark("results", "two", "--format", "parquet", "-o", "two.parquet")

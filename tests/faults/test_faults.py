@@ -258,5 +258,5 @@ def test_the_checks_fail_for_a_ledger_without_fencing(
 
 
 def switch_fencing_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = "SELECT id, 'zombie' FROM clips WHERE 0 <> :token AND id IN {ids}"
+    everything = "SELECT id, 'zombie', uri FROM clips WHERE 0 <> :token AND id IN {ids}"
     monkeypatch.setattr(outcomes, "SELECT_HELD", everything)

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import tarfile
+import traceback
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -239,6 +240,12 @@ def test_the_rows_of_a_remote_parquet_are_clips(tmp_path: Path, httpserver: HTTP
     assert members(clips) == list(SOUNDS)
 
 
-def test_a_remote_container_that_is_not_there_is_one_sentence(httpserver: HTTPServer) -> None:
-    with pytest.raises(UsageError, match=r"container .* cannot be read"):
-        read(httpserver.url_for("/gone.tar"))
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_a_remote_container_that_cannot_be_read_is_one_sentence_without_a_signature(
+    status: int, httpserver: HTTPServer
+) -> None:
+    httpserver.expect_request("/x.tar").respond_with_data("", status)
+    secret = "CAN" + "ARY"  # the traceback shows this file's lines
+    with pytest.raises(UsageError, match=r"container .* cannot be read") as caught:
+        read(httpserver.url_for("/x.tar") + f"?X-Amz-Signature={secret}")
+    assert secret not in "".join(traceback.format_exception(caught.value))

@@ -97,7 +97,7 @@ def test_a_list_signed_anew_goes_on_with_the_fresh_urls(engine: sa.Engine, add: 
     tuesday = add(monday.replace("a1", "a2").replace("b1", "b2"))
     assert (first.added, tuesday.added, tuesday.differing.fresh_urls) == (2, 0, 1)
     assert [uri[-2:] for (uri,) in stored(engine, Clip.uri)] == ["a1", "b2"]
-    assert "Clips that have a new URL now: 1." in tuesday.report()
+    assert "Clips that have a new URL now: 1; `earmark retry`" in "\n".join(tuesday.report())
 
 
 def test_a_column_identifies_a_clip_whose_url_changes(engine: sa.Engine, add: Any) -> None:

@@ -9,14 +9,16 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
+from db.session import connect
 from earmark.core import broker
 from earmark.core.errors import ServiceError
-from earmark.core.settings import Broker, Worker
+from earmark.core.settings import Broker, Database, Settings, Worker
 from tests.servers import free_port
 from workers import metrics_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 def fake_batcher(device: str, *, waiting_bytes: int, lanes: int) -> Any:
@@ -28,13 +30,19 @@ def fake_batcher(device: str, *, waiting_bytes: int, lanes: int) -> Any:
 
 
 @pytest.fixture
-def gauges() -> Callable[..., dict[str, float]]:
+def gauges(tmp_path: Path) -> Callable[..., dict[str, float]]:
     """Return a function from batchers to their worker's metrics; the worker's Redis is away."""
     broker.configure(Broker(url=f"redis://127.0.0.1:{free_port()}/0"))
 
     def samples(*batchers: Any) -> dict[str, float]:
         registry = CollectorRegistry()
-        state: Any = SimpleNamespace(chunks_in_hand=3, batchers=list(batchers))
+        state: Any = SimpleNamespace(
+            chunks_in_hand=3,
+            batchers=list(batchers),
+            pause=None,
+            engine=connect(f"sqlite:///{tmp_path}/none.db", Database()),
+            settings=Settings(),
+        )
         feeder: Any = SimpleNamespace(taken_back=7)
         registry.register(metrics_server.ScrapeCollector(state, feeder))
         values = [sample for family in registry.collect() for sample in family.samples]
@@ -51,6 +59,7 @@ def test_the_gauges_of_two_models_are_added_up(gauges: Callable[..., dict[str, f
     assert values["earmark_waiting_audio_bytes"] == 11
     assert values["earmark_model_lanes"] == 4
     assert values["earmark_leases_ended_total"] == 7
+    assert values["earmark_worker_paused"] == 0
     assert not any("gpu" in name or "queue" in name for name in values)
 
 

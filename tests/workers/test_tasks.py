@@ -13,11 +13,12 @@ import sqlalchemy as sa
 
 from db import feeding, ledger
 from db.models import Lease
-from db.session import connect, reading
+from db.session import connect, reading, writing
 from earmark.core.errors import DatabaseError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger, Settings
 from tests.db.facts import chunk_of, expire_leases, labels, row, submit, success
+from workers import tasks
 from workers.models import LoadedModel, RunPlan
 from workers.tasks import WorkerState
 
@@ -225,3 +226,20 @@ def test_a_clip_whose_values_the_database_refuses_costs_no_other_clip(
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(errors) == 1
     assert errors[0].exc_info
+
+
+def test_a_table_that_lacks_a_column_pauses_the_worker_with_the_databases_words(
+    postgres_engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "OUTAGE_PAUSE_S", 0.0)
+    run_id, ids = submit(postgres_engine, 3)
+    with writing(postgres_engine) as connection:
+        connection.execute(sa.text("ALTER TABLE clips RENAME COLUMN crashes TO accidents"))
+    state = worker_with(postgres_engine, success)
+    for clip_id in ids:
+        assert state.pause is None
+        with pytest.raises(DatabaseError):
+            state.work(chunk_of(postgres_engine, [clip_id]))
+    assert state.pause
+    assert state.pause.run_id == run_id
+    assert 'column "crashes"' in state.pause.reason.replace("clips.crashes", "crashes")

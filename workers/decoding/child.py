@@ -21,8 +21,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from earmark.core import clips, errors, formats
-from workers.decoding import lengths, readers, wire
+from earmark.core import clips, errors, formats, recorded
+from workers.decoding import lengths, readers, tags, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -249,7 +249,12 @@ class _Meter:
             raise errors.Corrupt(reason="none of it can be decoded")
         duration_s = self._seconds(0)
         if duration_s < self._settings.min_duration_s:
-            raise errors.TooShort(min_duration_s=self._settings.min_duration_s)
+            raise errors.TooShort(
+                min_duration_s=self._settings.min_duration_s,
+                setting="EARMARK_AUDIO__MIN_DURATION_S",
+            )
+        found = tags.read(audio.clip, audio.format.name, audio.tags())
+        time, source = recorded.by_tags(found)
         return clips.AudioFacts(
             duration_s,
             self._source_rate,
@@ -259,6 +264,9 @@ class _Meter:
             silent=self._silent,
             over_scale=self._over_scale,
             cancelling=self._cancelling,
+            tags=json.dumps(found) if found else "",
+            recorded_at=time,
+            recorded_from=source,
         )
 
 

@@ -240,4 +240,6 @@ def _facts(values: dict[str, Any]) -> clips.AudioFacts:
             value.encode("ascii")
         elif isinstance(value, int | float) and not 0 <= value < 2**31:
             raise ValueError(name)
+    if facts.tags and not isinstance(json.loads(facts.tags), dict):
+        raise ValueError("tags")
     return facts

@@ -89,6 +89,10 @@ class Audio(ABC):
         """Whether the file itself holds floats, which may be beyond full scale."""
         return self.codec.endswith(("/float", "/double")) or "/pcm_f" in self.codec
 
+    def tags(self) -> dict[str, str]:
+        """Return the texts of the file's header that the reader knows."""
+        return {}
+
     @abstractmethod
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield float32 samples, shape (frames, channels)."""
@@ -123,6 +127,12 @@ class Sndfile(Audio):
         # The length of other formats is a guess.
         if known.name in ("flac", "mp3"):
             self.least_frames = self.declared_frames
+
+    def tags(self) -> dict[str, str]:
+        # Those of the others are read with more of their names.
+        if self.format.name in ("wav", "flac"):
+            return {}
+        return dict(self._file.copy_metadata())
 
     def blocks(self) -> Iterator[np.ndarray]:
         frames = 0
@@ -286,6 +296,9 @@ class Ffmpeg(Audio):
                 self._end = max(self._end, (packet.pos or 0) + packet.size)
             yield from frames
         self.damaged |= self._leaves_sound(lost_s)
+
+    def tags(self) -> dict[str, str]:
+        return {**self._stream.metadata, **self._container.metadata}
 
     def _seconds(self, packet: av.Packet[av.AudioStream]) -> float:
         return float((packet.duration or 0) * (packet.time_base or 0)) or CLOCK_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,11 @@ WINDOW = np.dtype(
     ]
 )
 _KINDS = {"float": "<f8", "int": "<u4", "str": "S32", "bool": "?"}
-_FACTS = [(name, _KINDS[kind]) for name, kind in AudioFacts.__annotations__.items()]
+#: Tags are too long for a row: it has their length, and they follow the rows of the message.
+_LONG = "tags"
+_FACTS = []
+for _name, _kind in AudioFacts.__annotations__.items():
+    _FACTS.append((_name, "<u4" if _name == _LONG else _KINDS[_kind]))
 #: A clip whose last window has been sent. `wait_ms` is the part of `decode_ms` before a decoder was
 #: free, and `room_ms` the time that samples waited for memory.
 CLIP = np.dtype(
@@ -48,8 +53,10 @@ CLIP = np.dtype(
         *_FACTS,
     ]
 )
-COUNT_BYTES = 4
+#: How many rows of clips and of windows a message has.
+COUNTS = struct.Struct("<II")
 _FIRST_FACT = -len(_FACTS)
+_TAGS = AudioFacts.__slots__.index(_LONG) - len(_FACTS)
 
 
 def clip_row(facts: AudioFacts, *values: Any) -> tuple[Any, ...]:
@@ -60,21 +67,40 @@ def clip_row(facts: AudioFacts, *values: Any) -> tuple[Any, ...]:
 
 def facts_of(row: Sequence[Any]) -> AudioFacts:
     """Return the facts of a file from its clip's row."""
-    facts = dict(zip(AudioFacts.__slots__, row[_FIRST_FACT:], strict=True))
-    facts["codec"] = facts["codec"].decode()
-    return AudioFacts(**facts)
+    facts: list[Any] = []
+    for value in row[_FIRST_FACT:]:
+        facts.append(value.decode() if isinstance(value, bytes) else value)  # noqa: PERF401
+    return AudioFacts(*facts)
 
 
 def rows(clips: Sequence[Any], windows: Sequence[Any]) -> bytes:
     """Return the message of clips that are decoded, and of windows that wait in the arena."""
-    count = len(clips).to_bytes(COUNT_BYTES, "little")
-    return ROWS + count + np.array(clips, CLIP).tobytes() + np.array(windows, WINDOW).tobytes()
+    fixed, texts = [], []
+    for row in clips:
+        text = row[_TAGS].encode()
+        fixed.append((*row[:_TAGS], len(text), *row[_TAGS + 1 :]))
+        texts.append(text)
+    parts = [
+        ROWS,
+        COUNTS.pack(len(clips), len(windows)),
+        np.array(fixed, CLIP).tobytes(),
+        np.array(windows, WINDOW).tobytes(),
+        *texts,
+    ]
+    return b"".join(parts)
 
 
 def read_rows(message: bytes) -> tuple[list[Any], list[Any]]:
     """Return the rows of such a message: clips, and windows."""
-    first = 1 + COUNT_BYTES
-    count = int.from_bytes(message[1:first], "little")
-    clips = np.frombuffer(message, CLIP, count, first)
-    windows = np.frombuffer(message, WINDOW, offset=first + clips.nbytes)
-    return clips.tolist(), windows.tolist()
+    clips_count, windows_count = COUNTS.unpack_from(message, 1)
+    place = 1 + COUNTS.size
+    fixed = np.frombuffer(message, CLIP, clips_count, place)
+    place += fixed.nbytes
+    windows = np.frombuffer(message, WINDOW, windows_count, place)
+    place += windows.nbytes
+    clips = []
+    for row in fixed.tolist():
+        end = place + row[_TAGS]
+        clips.append((*row[:_TAGS], message[place:end], *row[_TAGS + 1 :]))
+        place = end
+    return clips, windows.tolist()

@@ -49,5 +49,6 @@ class Span:
             TooShort: the file ends before the span begins.
         """
         if not self._samples:
-            raise TooShort(min_duration_s=self._part.start_s or 0.0)
+            start_s = self._part.start_s or 0.0
+            raise TooShort(min_duration_s=start_s, setting="where the row's span begins")
         return replace(facts, duration_s=self._samples / self._rate, silent=self._silent)

@@ -24,18 +24,33 @@ SAFE_WEIGHTS, PICKLES = "model*.safetensors*", "pytorch_model*.bin*"
 ZERO_SHOT = "clap"
 
 
-def check(name: str, revision: str | None, labels: Sequence[str]) -> None:
-    """Check what is quick to know of a model: that it is there, and that the labels fit it.
+def check(name: str, revision: str | None, labels: Sequence[str], *, here: bool) -> None:
+    """Check what is quick to know of a run's model: that it is there, and that the labels fit.
+
+    Args:
+        here: this machine does the work, so that it needs the model; else it is asked for nothing
+            that it does not have.
 
     Raises:
         ServiceError: a run with this model could not begin.
     """
-    folder = _folder(name) or _download(name, revision, [_CONFIG])
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        config = _config(name, revision, here=here)
+        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except errors.ServiceError:
+        if here:
+            raise
     except (OSError, ValueError):
-        return  # Loading it says more exactly what is wrong.
-    check_labels(name, labels, zero_shot=config.get("model_type") == ZERO_SHOT)
+        pass  # Loading it says more exactly what is wrong.
+    else:
+        check_labels(name, labels, zero_shot=model_type == ZERO_SHOT)
+
+
+def _config(name: str, revision: str | None, *, here: bool) -> Path:
+    folder = _folder(name)
+    if folder is None and here:
+        folder = _download(name, revision, [_CONFIG])
+    return folder / _CONFIG if folder else _cached(name, revision, _CONFIG)
 
 
 def check_labels(name: str, labels: Sequence[str], *, zero_shot: bool) -> None:
@@ -54,16 +69,19 @@ def license_of(name: str, revision: str | None) -> str | None:
     """Return the licence that a model's card states, if the card is on this machine."""
     try:
         folder = _folder(name)
-        card = folder / _CARD if folder else _cached_card(name, revision)
-        stated = (huggingface_hub.metadata_load(card) or {}).get("license") if card else None
+        card = folder / _CARD if folder else _cached(name, revision, _CARD)
+        stated = (huggingface_hub.metadata_load(card) or {}).get("license")
     except (OSError, ValueError, errors.ServiceError):
         return None
     return str(stated) if stated else None
 
 
-def _cached_card(name: str, revision: str | None) -> Path | None:
-    cached = huggingface_hub.try_to_load_from_cache(name, _CARD, revision=revision or None)
-    return Path(cached) if isinstance(cached, str) else None
+def _cached(name: str, revision: str | None, file: str) -> Path:
+    """Return a file of a hub model in this machine's cache; raise OSError if it is not there."""
+    cached = huggingface_hub.try_to_load_from_cache(name, file, revision=revision or None)
+    if not isinstance(cached, str):
+        raise FileNotFoundError(file)
+    return Path(cached)
 
 
 def _folder(name: str) -> Path | None:

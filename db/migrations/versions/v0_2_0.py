@@ -1,4 +1,4 @@
-"""The ledger's identity; a clip is a part of a file, and a window is of a channel."""
+"""The ledger's identity; parts of files, windows of channels; workers, and runs that pause."""
 
 import secrets
 from collections.abc import Callable
@@ -23,6 +23,8 @@ UPDATE_KEY = sa.text(
 
 revision = "v0_2_0"
 down_revision = "v0_1_0"
+#: What the decoder notices of a file, and what the file says of itself.
+MARKS, TEXTS = ("over_scale", "cancelling"), ("tags", "recorded_at", "recorded_from")
 
 PARTS = ("start_s", "end_s", "channel", "member", "member_offset", "member_bytes", "packing")
 
@@ -35,6 +37,8 @@ def upgrade() -> None:
     op.bulk_insert(ledger, [{"id": secrets.token_hex(16)}])
     _replace_views(released_views(down_revision, dialect), [])
     _add_parts()
+    _add_pauses()
+    _add_what_files_say()
     _rekey(uri_key)
     if dialect == "sqlite":
         _rebuild_windows(
@@ -58,7 +62,8 @@ def downgrade() -> None:
     else:
         _replace_key(["clip_id", "start_s"])
         op.drop_column("window_predictions", "channel")
-    for column in PARTS:
+    _drop_pauses()
+    for column in (*PARTS, *MARKS, *TEXTS):
         op.drop_column("clips", column)
     _rekey(whole_uri_key)
     _replace_views([], released_views(down_revision, dialect))
@@ -84,6 +89,31 @@ def _add_parts() -> None:
     op.add_column("clips", sa.Column("packing", sa.String()))
 
 
+def _add_pauses() -> None:
+    op.add_column("clips", sa.Column("given_back_by", sa.String()))
+    op.add_column("runs", sa.Column("stop_at", sa.Double(), server_default="0.2", nullable=False))
+    op.add_column("runs", sa.Column("paused", sa.String()))
+    op.add_column("runs", sa.Column("resumed_at", sa.Double(), server_default="0", nullable=False))
+    op.create_table(
+        "workers",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("queue", sa.String(), nullable=False),
+        sa.Column("seen_at", sa.Double(), nullable=False),
+        sa.Column("file_roots", v0_1_0.JSON, nullable=False),
+        sa.Column("paused", sa.String()),
+        sa.Column("paused_at", sa.Double()),
+        sa.Column("paused_run_id", sa.Integer()),
+        sa.PrimaryKeyConstraint("name"),
+    )
+
+
+def _drop_pauses() -> None:
+    op.drop_table("workers")
+    for column in ("stop_at", "paused", "resumed_at"):
+        op.drop_column("runs", column)
+    op.drop_column("clips", "given_back_by")
+
+
 def _rekey(key_of: Callable[[str], bytes]) -> None:
     """Give clips with a signed URL their new key, so that their list adds nothing when it is
     submitted again. Of clips that would now be one, the first takes the key.
@@ -94,6 +124,13 @@ def _rekey(key_of: Callable[[str], bytes]) -> None:
         last = rows[-1].id
         keys = [{"clip_id": row.id, "key": key_of(row.uri)} for row in rows]
         connection.execute(UPDATE_KEY, keys)
+
+
+def _add_what_files_say() -> None:
+    for column in MARKS:
+        op.add_column("clips", sa.Column(column, sa.Boolean()))
+    for column in TEXTS:
+        op.add_column("clips", sa.Column(column, sa.String()))
 
 
 def _rebuild_windows(key: list[str], columns: str) -> None:
