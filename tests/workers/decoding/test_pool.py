@@ -271,10 +271,10 @@ def test_a_hang_costs_its_own_clip_alone(pool):
 
 @LINUX
 def test_a_clip_that_needs_too_much_memory_costs_itself_alone(pool):
-    decoders = pool(decode_memory=320 * 2**20)
+    decoders = pool(decode_memory=320 * 2**20, max_channels=1024)
     with pytest.raises(errors.DecoderMemory):
-        # The filter that makes 20,000 samples of one takes more.
-        decoded(decoders, bad_audio.wav(bytes(200_000), rate=100), 2_000_000)
+        # A block of 65,536 frames takes 268 MB.
+        decoded(decoders, bad_audio.wav(bytes(1024 * 8000), channels=1024, bits=8))
     assert decoded(decoders, whole_clip()).waveform.duration_s == 1.0
 
 

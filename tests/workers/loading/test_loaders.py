@@ -273,15 +273,14 @@ def test_a_decoder_that_hangs_costs_the_clip_it_was_at(make: Any, tmp_path: Path
 
 
 def test_a_decoder_that_swells_costs_the_clip_it_was_at(make: Any, tmp_path: Path) -> None:
-    loaders, queue = make(audio={"decode_memory": 320 * 2**20})
-    path = tmp_path / "long.flac"
-    path.write_bytes(bad_audio.silence("FLAC", "PCM_16", 1000, 1, 70))
-    long, *others = Clip(100, str(path)), *sounds(tmp_path, 4)
-    loaders.deal(job(SHAPE._replace(sample_rate=2_000_000)), [long])
-    loaders.deal(job(), others)
+    loaders, queue = make(audio={"decode_memory": 320 * 2**20, "max_channels": 1024})
+    path = tmp_path / "wide.wav"
+    path.write_bytes(bad_audio.wav(bytes(1024 * 8000), channels=1024, bits=8))
+    wide, *others = Clip(100, str(path)), *sounds(tmp_path, 4)
+    loaders.deal(job(), [wide, *others])
     score_all(loaders, queue, others)
-    until(lambda: long.end)
-    assert long.end.error.code == "decoder_memory"
+    until(lambda: wide.end)
+    assert wide.end.error.code == "decoder_memory"
 
 
 def test_a_loader_that_dies_is_replaced_and_its_clips_are_dealt_again(
