@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 #: Faults that take their time, beside all on PostgreSQL.
-LASTING = ("lock_sqlite_for_20_s", "stop_redis_for_10_s", "outage_longer_than", "takes_nothing_back")
+LASTING = (
+    "lock_sqlite_for_20_s", "stop_redis_for_10_s", "outage_longer_than", "takes_nothing_back",
+)  # fmt: skip
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
