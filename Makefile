@@ -1,4 +1,5 @@
 PYTHON ?= python3
+DEVICE ?= auto
 BIN := .venv/bin
 
 # A program and the Debian packages that bring it, installed if it is missing.
@@ -9,7 +10,7 @@ debian = command -v $(1) > /dev/null || { \
     DEBIAN_FRONTEND=noninteractive $$root apt-get install -y -qq --no-install-recommends $(2) > /dev/null; \
 } || { echo "$(1) is needed here: as root, apt-get install $(2); then the same again."; exit 1; }
 
-.PHONY: help demo test test-fast test-chaos browser pooler bench lint docs audit fuzz chaos starter clean
+.PHONY: help demo test test-fast test-chaos browser pooler bench bench-gpu lint docs audit fuzz chaos starter clean
 
 # A line that begins with a target and ends with "## ..." is what this shows.
 help: ## list the targets
@@ -38,6 +39,9 @@ bench: .venv/ready-dev ## measure Earmark beside what one would use instead; lon
 	@$(call debian,ffmpeg,ffmpeg)
 	@$(BIN)/python -m benchmarks.end_to_end
 
+bench-gpu: .venv/ready-dev ## measure one worker on this machine's GPU (DEVICE=cpu: on its cores), within 5 minutes
+	@$(BIN)/python -m benchmarks.gpu --device $(DEVICE)
+
 lint: .venv/ready-dev ## check style, types and the direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
@@ -47,8 +51,10 @@ audit: .venv/ready ## list what is installed in sbom.json and look up its known 
 	@.venv/audit/bin/cyclonedx-py environment --output-file sbom.json $(BIN)/python
 	@.venv/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
-fuzz: .venv/ready-dev ## decode a few thousand damaged and hostile files with a fresh seed
+fuzz: .venv/ready-dev ## decode a few thousand damaged, hostile and joined files, some beside FFmpeg
+	@$(call debian,ffmpeg,ffmpeg)
 	@$(BIN)/python -m tests.workers.decoding.bad_audio
+	@$(BIN)/python -m tests.workers.decoding.odd_lengths
 
 chaos: .venv/ready-dev ## have 25 faults happen to 1,000 clips: make chaos SEED=1 DATABASE=postgresql
 	@$(BIN)/python -m tests.faults.chaos --seed $(or $(SEED),1) --database $(or $(DATABASE),sqlite)

@@ -193,28 +193,23 @@ def _labelled(fetched: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, list[
     import soundfile
     import soxr
 
-    from workers.scoring import classifier
-
     model, waiting = alone["model"], []
     for uri, body in fetched:
         samples, rate = soundfile.read(io.BytesIO(body), dtype="float32")
         waiting.append((uri, soxr.resample(samples, rate, RATE, quality="HQ")))
         if len(waiting) == BATCH:
-            yield from _scored(model, waiting, classifier.apply)
+            yield from _scored(model, waiting)
             waiting = []
     if waiting:
-        yield from _scored(model, waiting, classifier.apply)
+        yield from _scored(model, waiting)
 
 
-def _scored(
-    model: Any, waiting: list[Any], apply: Any
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _scored(model: Any, waiting: list[Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     while waiting:
         batch = model.choose([len(samples) for _, samples in waiting])
-        for place, logits in zip(
-            batch, model.outcomes([waiting[place][1] for place in batch]), strict=True
-        ):
-            scores = apply(logits, model.card.function_to_apply)
+        windows = [waiting[place][1] for place in batch]
+        outcomes = model.outcomes(windows, model.card.function_to_apply)
+        for place, scores in zip(batch, outcomes, strict=True):
             best = scores.argsort()[::-1][:TOP_K]
             yield (
                 waiting[place][0],

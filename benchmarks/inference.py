@@ -19,6 +19,7 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,8 @@ import torch
 import transformers
 
 from earmark.core import settings
-from workers.scoring import batcher, classifier, hub
+from workers.scoring import classifier, hub
+from workers.scoring.batcher import Batcher, QueuedWindow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,8 +94,16 @@ def _arguments() -> argparse.Namespace:
 
 def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace) -> None:
     loaded = classifier.load(settings.Model(name=name, device="cpu", threads=arguments.threads))
-    queue = batcher.Batcher(loaded, settings.Worker())
-    ways = _ways(loaded, queue, name)
+    scored: SimpleQueue[int] = SimpleQueue()
+    queue = Batcher(loaded, settings.Worker(), lambda batch, _: scored.put(len(batch)))
+
+    def ours(clips: list[np.ndarray]) -> None:
+        queue.put([QueuedWindow(clip, loaded.card.function_to_apply, None) for clip in clips])
+        left = len(clips)
+        while left:
+            left -= scored.get()
+
+    ways = {"ours": ours, **_ways(loaded, name)}
     costs = {way: Cost() for way in ways}
     default, turn = CLIPS[model]
     turns = list(_turns(lengths, arguments.clips or default, turn))
@@ -119,13 +129,10 @@ def _compare(model: str, name: str, lengths: str, arguments: argparse.Namespace)
     print(f"{model:14} {lengths:8} {'queue':12} {_queue(costs['ours']):>12.1%}", flush=True)
 
 
-def _ways(loaded: classifier.Classifier, queue: batcher.Batcher, name: str) -> dict[str, Any]:
+def _ways(loaded: classifier.Classifier, name: str) -> dict[str, Any]:
     folder = hub.STARTER if name == "starter" else name
     pipe: Any = transformers.pipeline("audio-classification", model=str(folder), device="cpu")
     return {
-        "ours": lambda clips: [
-            future.result() for future in [queue.submit(clip) for clip in clips]
-        ],
         "loop": lambda clips: _loop(loaded, clips),
         "pipeline": lambda clips: [pipe(clip) for clip in clips],
         "pipeline x8": lambda clips: pipe(clips, batch_size=8),

@@ -4,9 +4,9 @@
     python -m benchmarks.stages --database postgresql --clips 2000
 
 The worker runs in this process, with its functions wrapped; what one spends in another that is
-named here is not counted twice. Servers and decoders are processes of their own, and are counted
-whole. Clips are five seconds of Ogg Vorbis each, from a loopback server in another process; a run
-of them comes first, so that all is warm.
+named here is not counted twice. Servers, loaders and decoders are processes of their own, and are
+counted whole. Clips are five seconds of Ogg Vorbis each, from a loopback server in another process;
+a run of them comes first, so that all is warm.
 """
 
 from __future__ import annotations
@@ -53,11 +53,8 @@ def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def wrap() -> None:
     from db import ledger
     from producer.feeder import Feeder
-    from workers import models, tasks
-    from workers.decoding.pool import Decoders
-    from workers.fetching.fetch import Fetcher
-    from workers.fetching.host_limits import HostLimits
-    from workers.pipeline import Pipeline
+    from workers import tasks
+    from workers.loading.loaders import Loaders
     from workers.scoring import features
     from workers.scoring.batcher import Batcher
     from workers.scoring.classifier import Classifier
@@ -68,19 +65,18 @@ def wrap() -> None:
         if isinstance(kind, type) and kind is not features.Features
     ]
     parts = {
-        "fetch": [(Fetcher, "fetch")],
-        "limits per host": [(HostLimits, "wait_s"), (HostLimits, "done")],
-        "known already?": [(models, "reuse")],
-        "decode, worker's side": [(Decoders, "decode")],
+        "clips to loaders": [(Loaders, "deal")],
+        "rows of loaders": [(Loaders, "_take_rows")],
         "model's queue": [
-            (Batcher, "submit"),
+            (Batcher, "put"),
             (Batcher, "_take"),
-            (Batcher, "_deliver"),
+            (Batcher, "_score"),
             (Batcher, "_wait"),
         ],
         "features": [(kind, "__call__") for kind in kinds if "__call__" in vars(kind)],
         "forward pass": [(Classifier, "_forward")],
-        "windows, top-k": [(Pipeline, "classify")],
+        "softmax": [(Classifier, "_scores")],
+        "scores to clips": [(Loaders, "scored")],
         "ledger: claim": [(ledger, "claim")],
         "ledger: finish": [(ledger, "finish")],
         "ledger: feed": [(Feeder, "feed")],
@@ -177,7 +173,8 @@ def _processes(servers: set[int]) -> Counter[str]:
         if child.pid not in servers:
             words = " ".join(child.cmdline())
             kind = next(
-                (kind for kind in ("decoder", "valkey", "postgres") if kind in words), "other"
+                (kind for kind in ("loader", "decoding", "valkey", "postgres") if kind in words),
+                "other",
             )
             found[f"process: {kind}"] += sum(child.cpu_times()[:2])
     return found

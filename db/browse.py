@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from db.models import Clip, Label, Run, state_is
 from db.session import reading
-from earmark.core.clips import State
+from earmark.core.clips import Part, State
 from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ _SHOWN = (
 _DETAILS = (
     Clip.run_id,
     Clip.uri,
+    *(getattr(Clip, name) for name in Part.__slots__),
     Clip.source_sample_rate,
     Clip.channels,
     Clip.codec,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from dataclasses import astuple
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from more_itertools import chunked
 from sqlalchemy.exc import DBAPIError
 
 from db.session import execute
-from earmark.core.clips import KEY_BYTES, State, display_uri, uri_key
+from earmark.core.clips import KEY_BYTES, Part, State, clip_key, display_uri
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
     from earmark.core.clips import Clip
 
-#: A clip as submitted: the key of its URI, the URI, and its meta as JSON.
-Listed = tuple[bytes, str, str | None]
-
+#: A clip as submitted: its key, its URI, its meta as JSON, its part of the file, whether another
+#: row of this key may bring another URL. A plain tuple, since the garbage collector looks at any
+#: other kind again and again.
+Listed = tuple[bytes, str, str | None, Part | None, bool]
 #: Once a transaction: a trigger would cost as much as the row.
 ADD_TO_COUNT = """
 INSERT INTO run_counts AS n (run_id, state, writer, clips, audio_s, finished_at)
@@ -43,19 +45,22 @@ WHERE (
 ) IS NULL
 ORDER BY i
 """
-_INSERT = "INSERT INTO clips (run_id, uri_key, uri, meta, display_uri, state)"
+_COLUMNS = "state, run_id, uri_key, uri, meta, display_uri"
+_PART_COLUMNS = ", ".join(Part.__slots__)
 _SKIP_KNOWN = "ON CONFLICT (run_id, uri_key) DO NOTHING"
 #: For SQLite, followed by its rows. So many rows a statement are a third faster than one by one,
 #: and every build of SQLite allows so many parameters.
-INSERT_VALUES = f"{_INSERT} VALUES {{rows}} {_SKIP_KNOWN}"
-_VALUES_ROW = "(?, ?, ?, ?, ?, 'pending')"
 _ROWS_AT_ONCE = 100
+INSERT_VALUES = f"INSERT INTO clips ({_COLUMNS}) VALUES {{rows}} {_SKIP_KNOWN}"  # noqa: S608
+_VALUES_ROW = "('pending', ?, ?, ?, ?, ?)"
+INSERT_PARTS = INSERT_VALUES.replace(_COLUMNS, f"{_COLUMNS}, {_PART_COLUMNS}")
+_PARTS_ROW = "('pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_WHOLE = Part()
 #: For PostgreSQL: a third cheaper than INSERT, but has no ON CONFLICT.
-COPY_CLIPS = (
-    "COPY clips (run_id, uri_key, uri, meta, display_uri, state) FROM STDIN (FORMAT BINARY)"
-)
+COPY_CLIPS = f"COPY clips ({_COLUMNS}, {_PART_COLUMNS}) FROM STDIN (FORMAT BINARY)"
 _COPY_HEAD, _COPY_END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
 _COPY_NULL = b"\xff\xff\xff\xff"
+_COPY_WHOLE = _COPY_NULL * len(Part.__slots__)
 #: The first byte of a binary jsonb.
 _JSONB_VERSION = b"\1"
 _length = struct.Struct("!i").pack
@@ -65,15 +70,19 @@ LOCK_RUN = "SELECT pg_advisory_xact_lock(hashtext('earmark submit'), :run_id)"
 SHARE_RUN = "SELECT pg_advisory_xact_lock_shared(hashtext('earmark submit'), :run_id)"
 #: Parameters in binary, since keys written as text cost 40 microseconds each.
 INSERT_ARRAYS = (
-    f"{_INSERT} SELECT %s, listed.*, 'pending'"  # noqa: S608 - our own words
-    " FROM unnest(%b::bytea[], %b::text[], %b::text[]::jsonb[], %b::text[]) AS listed"
+    f"INSERT INTO clips ({_COLUMNS}, {_PART_COLUMNS})"  # noqa: S608 - our own words
+    " SELECT 'pending', %s, listed.* FROM unnest(%b::bytea[], %b::text[], %b::text[]::jsonb[],"
+    " %b::text[], %b::float8[], %b::float8[], %b::smallint[], %b::text[], %b::bigint[],"
+    " %b::bigint[], %b::text[]) AS listed"
     f" {_SKIP_KNOWN}"
 )
 
 
 def listed(clip: Clip) -> Listed:
     """Return the values of a clip that are written when it is submitted."""
-    return uri_key(clip.uri), clip.uri, _json(clip.meta) if clip.meta else None
+    meta = _json(clip.meta) if clip.meta else None
+    renews_url = clip.key is not None or "?" in clip.uri
+    return clip_key(clip), clip.uri, meta, clip.part, renews_url
 
 
 def insert(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
@@ -100,10 +109,14 @@ def missing(connection: sa.Connection, run_id: int, rows: list[Listed]) -> list[
 
 
 def _insert_values(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
+    parts = any(row[3] for row in rows)
     values: list[Any] = []
-    for key, uri, meta in rows:
+    for key, uri, meta, part, _ in rows:
         values += (run_id, key, uri, meta, _shown(uri))
-    statement = INSERT_VALUES.format(rows=", ".join([_VALUES_ROW] * len(rows)))
+        if parts:
+            values += astuple(part or _WHOLE)
+    insert, row = (INSERT_PARTS, _PARTS_ROW) if parts else (INSERT_VALUES, _VALUES_ROW)
+    statement = insert.format(rows=", ".join([row] * len(rows)))
     return connection.exec_driver_sql(statement, tuple(values)).rowcount
 
 
@@ -118,7 +131,8 @@ def _take_turn(connection: sa.Connection, run_id: int, rows: list[Listed]) -> No
 
 
 def _copy(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
-    new = list({row[0]: row for row in rows}.values())
+    # The first row of a clip counts.
+    new = list({row[0]: row for row in reversed(rows)}.values())[::-1]
     driver: Any = connection.connection
     try:
         with connection.begin_nested(), driver.cursor() as cursor, cursor.copy(COPY_CLIPS) as copy:
@@ -132,30 +146,47 @@ def _copy(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
 
 
 def _insert_arrays(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
-    keys, uris, metas, shown = [], [], [], []
-    for key, uri, meta in rows:
-        keys.append(key)
-        uris.append(uri)
-        metas.append(meta)
-        shown.append(_shown(uri))
-    values = (run_id, keys, uris, metas, shown)
+    columns = []
+    for key, uri, meta, part, _ in rows:
+        columns.append((key, uri, meta, _shown(uri), *astuple(part or _WHOLE)))
+    values = (run_id, *map(list, zip(*columns, strict=True)))
     return connection.exec_driver_sql(INSERT_ARRAYS, values).rowcount
 
 
 def _copied(run_id: int, rows: list[Listed]) -> bytes:
-    start = struct.pack("!hiii", 6, 4, run_id, KEY_BYTES)
     pending = _field(State.pending)
-    parts = [_COPY_HEAD]
-    for key, uri, meta in rows:
-        parts += (
+    columns = struct.pack("!h", 6 + len(Part.__slots__))
+    start = columns + pending + struct.pack("!iii", 4, run_id, KEY_BYTES)
+    fields = [_COPY_HEAD]
+    for key, uri, meta, part, _ in rows:
+        fields += (
             start,
             key,
             _field(uri),
             _field(meta, _JSONB_VERSION),
             _field(_shown(uri)),
-            pending,
+            _part_fields(part) if part else _COPY_WHOLE,
         )
-    return b"".join([*parts, _COPY_END])
+    return b"".join([*fields, _COPY_END])
+
+
+def _part_fields(part: Part) -> bytes:
+    fields = [
+        _number("!id", part.start_s),
+        _number("!id", part.end_s),
+        _number("!ih", part.channel),
+        _field(part.member),
+        _number("!iq", part.member_offset),
+        _number("!iq", part.member_bytes),
+        _field(part.packing),
+    ]
+    return b"".join(fields)
+
+
+def _number(form: str, value: float | None) -> bytes:
+    if value is None:
+        return _COPY_NULL
+    return struct.pack(form, struct.calcsize(form) - 4, value)
 
 
 def _field(text: str | None, before: bytes = b"") -> bytes:

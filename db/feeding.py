@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from db.dialects import now
 from db.models import Lease, Run
 from db.session import execute, reading, writing
+from earmark.core.options import CHUNK_SIZE
 
 if TYPE_CHECKING:
     from earmark.core.settings import Ledger
@@ -67,7 +68,7 @@ WHERE due IS NOT NULL
 """
 #: Chunks of one ledger that wait in a queue, or have been lost from it.
 COUNT_QUEUED_CHUNKS = """
-SELECT coalesce(sum(1.0 / runs.chunk_size), 0)
+SELECT coalesce(sum(1.0 / coalesce(nullif(runs.chunk_size, 0), :chunk_size)), 0)
 FROM leases JOIN runs ON runs.id = leases.run_id
 WHERE runs.queue = :queue AND leases.token IS NULL
 """
@@ -118,10 +119,11 @@ def take_back_queued(engine: sa.Engine, queue: str, within_s: float) -> int:
     return _take_back(engine, queue, ends_soon)
 
 
-def queued_chunks(engine: sa.Engine, queue: str) -> int:
+def queued_chunks(engine: sa.Engine, queue: str, chunk_size: int) -> int:
     """Return about how many chunks of this ledger are in a queue."""
+    sizes = {"queue": queue, "chunk_size": chunk_size}
     with reading(engine) as connection:
-        return int(execute(connection, COUNT_QUEUED_CHUNKS, queue=queue).scalar_one())
+        return int(execute(connection, COUNT_QUEUED_CHUNKS, **sizes).scalar_one())
 
 
 def waiting(engine: sa.Engine, queue: str) -> Waiting:
@@ -160,7 +162,12 @@ def _make_due(connection: sa.Connection, ids: list[int], *, crashes: int) -> int
 
 
 def pick(
-    engine: sa.Engine, queue: str, chunks: int, limits: Ledger, after: dict[int, int] | None = None
+    engine: sa.Engine,
+    queue: str,
+    chunks: int,
+    limits: Ledger,
+    after: dict[int, int] | None = None,
+    chunk_size: int = CHUNK_SIZE,
 ) -> list[Picked]:
     """Lease clips that are due to the queue: about so many chunks, shared by the runs' priorities.
 
@@ -170,6 +177,7 @@ def pick(
         after: by run, the last fresh clip picked before; kept up to date. Without it a statement
             would walk over the clips in flight, and on PostgreSQL over the index entries of clips
             that became final since the last vacuum.
+        chunk_size: of runs that leave it open.
     """
     after = {} if after is None else after
     picked = []
@@ -180,9 +188,10 @@ def pick(
         priorities = sum(run.priority for run in runs)
         for run in runs:
             share = -(-chunks * run.priority // priorities)
-            clips = _pick_clips(connection, run.id, share * run.chunk_size, limits, after)
+            size = run.chunk_size or chunk_size
+            clips = _pick_clips(connection, run.id, share * size, limits, after)
             if clips:
-                picked.append(Picked(run.ledger_id, run.id, run.name, run.chunk_size, tuple(clips)))
+                picked.append(Picked(run.ledger_id, run.id, run.name, size, tuple(clips)))
     return picked
 
 

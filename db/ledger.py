@@ -26,10 +26,12 @@ from db.models import (
     Model,
     Run,
     RunCount,
+    WindowPrediction,
     state_is,
 )
 from db.outcomes import error_values
 from db.session import execute, reading, writing
+from earmark.core import clips as words
 from earmark.core.clips import State
 from earmark.core.errors import Cancelled, UsageError
 from earmark.core.options import STOP_AT
@@ -37,7 +39,6 @@ from earmark.core.options import STOP_AT
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from earmark.core import clips as words
     from earmark.core.clips import Chunk, Outcome
     from earmark.core.options import RunOptions
     from earmark.core.settings import Ledger
@@ -56,12 +57,15 @@ SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
 SELECT_LEASED = """
-SELECT id, uri, attempts + 1, crashes, given_back_by FROM clips
+SELECT id, uri, attempts + 1 AS attempts, crashes, given_back_by, start_s, end_s, channel, member,
+member_offset, member_bytes, packing FROM clips
 WHERE id IN {ids} AND not_before IS NOT NULL ORDER BY id
 """
 _NO_ERROR: dict[str, Any] = {"error_code": None, "error_stage": None, "error": None}
-#: Clips deleted in one transaction: about a second in which other writers of a SQLite file wait.
+#: Clips deleted or redone in one transaction: about a second in which other writers of a SQLite
+#: file wait.
 PRUNED_AT_ONCE = 5000
+WHOLE = words.Part()
 
 
 class OtherLedgerError(Exception):
@@ -87,6 +91,8 @@ class Claimed:
     attempts: int
     crashes: int
     given_back_by: str | None = None
+    #: The part of the file that is the clip; None for all of it.
+    part: words.Part | None = None
 
     @property
     def workers_before(self) -> list[str]:
@@ -201,17 +207,46 @@ def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> i
     statement = sa.update(Clip).where(Clip.run_id == run_id, state_is(State.failed))
     if wanted := list(codes):
         statement = statement.where(Clip.error_code.in_(wanted))
-    fresh = {
+    with writing(engine) as connection:
+        brake.let_go(connection, run_id)
+        return connection.execute(statement.values(_fresh())).rowcount
+
+
+def redo_done(engine: sa.Engine, run_id: int) -> int:
+    """Make the clips of a run that are done `pending` again, without their results; count them."""
+    redone = last = 0
+    done = sa.select(Clip.id).where(Clip.run_id == run_id, state_is(State.done)).order_by(Clip.id)
+    while True:
+        with reading(engine) as connection:
+            # Behind the last one, since workers end clips meanwhile.
+            ids = connection.scalars(done.where(Clip.id > last).limit(PRUNED_AT_ONCE)).all()
+        if not ids:
+            return redone
+        last = ids[-1]
+        redone += redo(engine, ids)
+
+
+def redo(engine: sa.Engine, clip_ids: Sequence[int]) -> int:
+    """Make clips that have a result or have failed `pending` again; return how many."""
+    ended = Clip.id.in_(clip_ids), Clip.state.in_([State.done, State.failed])
+    with writing(engine) as connection:
+        of_windows = WindowPrediction.clip_id.in_(sa.select(Clip.id).where(*ended))
+        connection.execute(sa.delete(WindowPrediction).where(of_windows))
+        return connection.execute(sa.update(Clip).where(*ended).values(_fresh())).rowcount
+
+
+def _fresh() -> dict[str, Any]:
+    """Return the columns of a clip that is to be tried as if for the first time."""
+    return {
         "state": State.pending,
         "not_before": now(),
         "attempts": 0,
         "crashes": 0,
         "finished_at": None,
         "given_back_by": None,
+        "duration_s": None,
+        **_NO_ERROR,
     }
-    with writing(engine) as connection:
-        brake.let_go(connection, run_id)
-        return connection.execute(statement.values(**fresh, **_NO_ERROR)).rowcount
 
 
 def cancel(engine: sa.Engine, run_id: int) -> int:
@@ -313,7 +348,19 @@ def claim(
             _check_origin(connection, chunk)
         # Read once they are leased: a moment before, another worker may have finished them.
         rows = execute(connection, SELECT_LEASED, ids=leased).all()
-        return Claim(token, tuple(Claimed(*row) for row in rows), chunk.run_id)
+        return Claim(token, tuple(_claimed(row) for row in rows), chunk.run_id)
+
+
+def _claimed(row: sa.Row[Any]) -> Claimed:
+    part = words.Part.of(row._asdict())
+    return Claimed(
+        row.id,
+        row.uri,
+        row.attempts,
+        row.crashes,
+        row.given_back_by,
+        None if part == WHOLE else part,
+    )
 
 
 def _check_origin(connection: sa.Connection, chunk: Chunk) -> None:

@@ -112,6 +112,7 @@ class Run(Base):
     options: Mapped[dict[str, Any]]
     #: The Celery queue of its chunks.
     queue: Mapped[str]
+    #: Clips in a message; 0: as many as the workers' devices score at once.
     chunk_size: Mapped[int]
     #: Its share of the queue, in proportion to the other runs'.
     priority: Mapped[int] = mapped_column(server_default="1")
@@ -191,6 +192,11 @@ class Clip(Base):
     channel: Mapped[int | None] = mapped_column(SmallInteger)
     #: The member of a container file, such as a ZIP.
     member: Mapped[str | None]
+    #: Where the container has the member's bytes.
+    member_offset: Mapped[int | None] = mapped_column(BigInteger)
+    member_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    #: `deflate`; or the way in which the whole container is packed, to be undone first.
+    packing: Mapped[str | None]
     #: Workers that gave the clip back, as the cause of their error may be their own: at most two.
     given_back_by: Mapped[str | None]
     #: The column is null where it would only repeat the URI.

@@ -12,6 +12,7 @@ from db.dialects import now
 from db.models import Clip, Lease, Run
 from db.session import reading
 from earmark.core.clips import State
+from earmark.core.options import CHUNK_SIZE
 
 if TYPE_CHECKING:
     from db.runs import Progress
@@ -24,6 +25,8 @@ LEAST_CLIPS = 40
 LEAST_S = 5.0
 #: The rate of a finished, small run is known from so many seconds on: a burst says nothing.
 LEAST_MEASURED_S = 0.5
+
+_CHUNK_SIZE = sa.func.coalesce(sa.func.nullif(Run.chunk_size, 0), CHUNK_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ def _recent(engine: sa.Engine, run_id: int) -> _Recent | None:
         _sum(last.c.decode_ms).label("decode_ms"),
         _sum(last.c.classify_ms).label("classify_ms"),
         sa.func.count(last.c.worker.distinct()).label("workers"),
-        sa.select(Run.chunk_size).where(Run.id == run_id).scalar_subquery().label("chunk_size"),
+        sa.select(_CHUNK_SIZE).where(Run.id == run_id).scalar_subquery().label("chunk_size"),
     ).where(last.c.finished_at > begin)
     with reading(engine) as connection:
         row = connection.execute(figures).one()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -10,46 +11,61 @@ from db.models import Clip, Label, WindowPrediction
 from db.session import ask, reading
 from earmark.core import clips as words
 
-#: The same content, and the same part of it. `{same}` compares NULL as a value.
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: For each clip: the same content, and the same part of it. `{same}` compares NULL as a value.
 SELECT_BY_CONTENT = """
-SELECT known.id FROM clips known
-JOIN runs theirs ON theirs.id = known.run_id
-JOIN runs mine ON mine.model_id = theirs.model_id AND mine.options = theirs.options
-JOIN clips own ON own.run_id = mine.id
-WHERE mine.id = :run_id AND own.id = :clip_id
-AND known.state = 'done' AND substr(known.sha256, 1, 7) = :start AND known.sha256 = :content
-AND known.start_s {same} own.start_s AND known.end_s {same} own.end_s
-AND known.channel {same} own.channel AND known.member {same} own.member
-LIMIT 1
+WITH wanted(id, start, content) AS (VALUES ROWS)
+SELECT wanted.id, (
+    SELECT known.id FROM clips known JOIN runs theirs ON theirs.id = known.run_id
+    WHERE theirs.model_id = mine.model_id AND theirs.options = mine.options
+    AND known.state = 'done' AND substr(known.sha256, 1, 7) = wanted.start
+    AND known.sha256 = wanted.content
+    AND known.start_s {same} own.start_s AND known.end_s {same} own.end_s
+    AND known.channel {same} own.channel AND known.member {same} own.member
+    LIMIT 1
+) FROM wanted JOIN clips own ON own.id = wanted.id JOIN runs mine ON mine.id = :run_id
 """
 #: The key of a clip's URL covers its part.
 SELECT_BY_URL = """
-SELECT known.id FROM clips known
-JOIN runs theirs ON theirs.id = known.run_id
-JOIN runs mine ON mine.model_id = theirs.model_id AND mine.options = theirs.options
-WHERE mine.id = :run_id AND theirs.id <> :run_id AND known.state = 'done'
-AND known.uri_key = (SELECT uri_key FROM clips WHERE id = :clip_id)
-ORDER BY theirs.id DESC LIMIT 1
+SELECT own.id, (
+    SELECT known.id FROM clips known JOIN runs theirs ON theirs.id = known.run_id
+    WHERE theirs.model_id = mine.model_id AND theirs.options = mine.options
+    AND theirs.id <> mine.id AND known.state = 'done' AND known.uri_key = own.uri_key
+    ORDER BY theirs.id DESC LIMIT 1
+) FROM clips own JOIN runs mine ON mine.id = :run_id WHERE own.id IN (ROWS)
 """
 
 
-def reuse(
-    engine: sa.Engine, run_id: int, clip_id: int, source: words.Source | None
-) -> words.Success | None:
-    """Return the result that a clip's content has already, from the run's model with its options.
+def known(
+    engine: sa.Engine, run_id: int, sources: Mapping[int, words.Source | None]
+) -> dict[int, int]:
+    """Return the clips whose content has a result already, from the run's model with its options.
 
-    Without a source: the newest result that the clip's URL has in another run.
+    The values are the ids of the clips that have the results. Of a clip without a source: the
+    newest result that its URL has in another run. One call looks up one kind.
     """
-    if source:
-        digest = bytes.fromhex(source.sha256)
-        content = {"start": digest[:7], "content": digest}
-        known = ask(engine, SELECT_BY_CONTENT, run_id=run_id, clip_id=clip_id, **content)
-    else:
-        known = ask(engine, SELECT_BY_URL, run_id=run_id, clip_id=clip_id)
-    return None if known is None else _result(engine, known, clip_id)
+    values: dict[str, Any] = {"run_id": run_id}
+    by_url = None in sources.values()
+    for place, (clip_id, source) in enumerate(sources.items()):
+        values[f"id{place}"] = clip_id
+        if source:
+            digest = bytes.fromhex(source.sha256)
+            values[f"start{place}"], values[f"content{place}"] = digest[:7], digest
+    rows = ask(engine, _statement(len(sources), by_url=by_url), values)
+    return {clip_id: found for clip_id, found in rows if found is not None}
 
 
-def _result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
+@cache
+def _statement(count: int, *, by_url: bool) -> str:
+    form = ":id{0}" if by_url else "(:id{0}, :start{0}, :content{0})"
+    rows = ", ".join(form.format(place) for place in range(count))
+    statement = SELECT_BY_URL if by_url else SELECT_BY_CONTENT
+    return statement.replace("ROWS", rows)
+
+
+def result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
     """Return a clip's result as another's; None if it was deleted a moment ago."""
     facts = [getattr(Clip, name) for name in words.AudioFacts.__slots__]
     columns = Clip.label_ids, Clip.scores, Clip.sha256, Clip.bytes, *facts

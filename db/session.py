@@ -176,8 +176,8 @@ def execute(
     return connection.execute(prepared(statement, dialect_of(connection)), values)
 
 
-def ask(engine: sa.Engine, statement: str, **values: Any) -> Any:
-    """Return the first value of plain SQL's first row, None if there is no row.
+def ask(engine: sa.Engine, statement: str, values: dict[str, Any]) -> Any:
+    """Return the rows of plain SQL.
 
     For what is asked once a clip: about half the processor time of `execute`. It is a transaction
     of its own.
@@ -187,8 +187,7 @@ def ask(engine: sa.Engine, statement: str, **values: Any) -> Any:
         _in_reach(engine),
         engine.connect().execution_options(**dialect.autocommit) as connection,
     ):
-        row = connection.exec_driver_sql(for_driver(statement, dialect), values).first()
-        return row and row[0]
+        return connection.exec_driver_sql(for_driver(statement, dialect), values).all()
 
 
 @contextmanager

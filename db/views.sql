@@ -32,7 +32,7 @@ CROSS JOIN {labels_of_w}
 JOIN labels l ON l.id = p.value
 UNION ALL
 SELECT c.id, c.run_id, r.name, coalesce(c.display_uri, c.uri),
-       coalesce(c.start_s, 0.0), coalesce(c.end_s, c.duration_s), c.channel, c.member,
+       coalesce(c.start_s, 0.0), coalesce(c.start_s, 0.0) + c.duration_s, c.channel, c.member,
        {rank}, l.name, {score_of_c}
 FROM clips c
 JOIN runs r ON r.id = c.run_id

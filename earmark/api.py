@@ -14,7 +14,7 @@ from db import results, runs
 from earmark import folders, frames, machine, progress
 from earmark.core.clips import State
 from earmark.core.errors import ServiceError, UsageError
-from earmark.core.options import RunOptions
+from earmark.core.options import Listing, RunOptions
 from earmark.database import open_database, read_settings, with_database
 from earmark.events import Rule, events
 from earmark.machine import find_broker
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from db.rows import Rows
     from db.runs import Progress, RunRow
-    from earmark.core.options import Combine, FunctionToApply, InputFormat
+    from earmark.core.options import Combine, Duplicates, FunctionToApply, InputFormat
     from earmark.core.settings import Settings
     from earmark.machine import Machine
     from producer.submit import Submitted
@@ -59,9 +59,20 @@ class Submission(Scoring, total=False):
 
     name: str | None
     input_format: InputFormat
-    url_col: str
+    url_col: str | None
+    delimiter: str | None
+    encoding: str | None
+    no_header: bool
+    base: str | None
+    template: str | None
+    start_col: str | None
+    end_col: str | None
+    key_col: str | None
+    strict: bool
+    duplicates: Duplicates
+    again: bool
     limit: int | None
-    chunk_size: int
+    chunk_size: int | None
     priority: int
     reuse_urls: bool
     stop_at: float
@@ -333,8 +344,10 @@ def _listed(sources: str | Iterable[str]) -> list[str]:
 
 
 def _split(given: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
-    """Return the options of a run, and the other arguments."""
-    others = {name: value for name, value in given.items() if name not in RunOptions.__slots__}
+    """Return the options of a run, and the other arguments of `producer.submit.submit`."""
+    taken = {*RunOptions.__slots__, *Listing.__slots__}
+    others = {name: value for name, value in given.items() if name not in taken}
+    others["listing"] = Listing.from_arguments(given)
     return RunOptions.from_arguments(given), others
 
 

@@ -18,18 +18,22 @@ from db import access, schema, urls
 from db.dialects import now
 from db.identity import ledger_id, own_queue
 from db.session import prepares, reading
-from earmark import folders, machine, valkey
+from earmark import folders, machine, speed, valkey
 from earmark.core import broker
 from earmark.core.credentials import Proxy
 from earmark.core.errors import EarmarkError, ServiceError
 from earmark.core.options import RunOptions
+from earmark.core.settings import cores
 from earmark.database import connect_to
 from earmark.demo import EXAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy as np
+
     from earmark.core.settings import Settings
+    from workers.scoring.classifier import Classifier
 
 #: Older ones lack what kombu asks for.
 OLDEST_REDIS = (6, 2)
@@ -197,8 +201,21 @@ def _model(settings: Settings) -> str:
             raise ServiceError(
                 reason=f"{options.model} does not classify the bundled {LOUD}: {error}"
             ) from error
+        assert ended.waveform is not None
         device = f"{options.model} on {model.device}, {model.dtype}"
-        return f"{device}, ready in {took_s:.0f} s; hears {best} in {LOUD}"
+        heard = f"{device}, ready in {took_s:.0f} s; hears {best} in {LOUD}"
+        return f"{heard}; {_feeding(model, ended.waveform.samples, settings)}"
+
+
+def _feeding(model: Classifier, samples: np.ndarray, settings: Settings) -> str:
+    """Say what a core decodes, and how many cores the device wants, if that is a GPU."""
+    decode_ms = speed.decoding_ms(settings.audio) * speed.SAMPLE_S
+    decodes = f"a core decodes {1000 / decode_ms:.0f} such clips/s"
+    if model.device == "cpu":
+        return decodes
+    clips_s = speed.clips_per_s(model, samples)
+    wanted = speed.cores_wanted(clips_s, decode_ms)
+    return f"{decodes}, and the device scores {clips_s:.0f}: it wants {wanted} cores of {cores()}"
 
 
 def _file_roots(settings: Settings) -> str:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from urllib3 import BaseHTTPResponse
 
+    from earmark.core.clips import Part, Waveform
     from earmark.core.options import RunOptions
     from earmark.core.settings import Settings
     from earmark.in_process import Classified
-    from workers.decoding.pool import Decoded
     from workers.fetching.fetch import Fetched
 
 HEADERS = (
@@ -48,16 +48,21 @@ class Say(Protocol):
     def __call__(self, step: str, text: str) -> None: ...
 
 
-def explain(uri: str, settings: Settings, options: RunOptions, say: Say) -> bool:
+def explain(
+    uri: str, settings: Settings, options: RunOptions, say: Say, part: Part | None = None
+) -> bool:
     """Fetch and classify one clip and tell each step; return whether it has a result."""
     say("clip", display_uri(uri))
+    if part and part.has_span:
+        end = "its end" if part.end_s is None else f"{part.end_s:g} s"
+        say("span", f"{part.start_s or 0:g} s to {end}")
     allowed = folders.readable(uri, settings)
     if allowed is not settings:
         say(
             "file roots",
             "none are set: `run` and this command read the file, a worker of a cluster would not",
         )
-    with classified(uri, allowed, options, Steps(allowed, say)) as ended:
+    with classified(uri, allowed, options, Steps(allowed, say), part) as ended:
         _tell(ended, say)
         return isinstance(ended.outcome, Success)
 
@@ -114,8 +119,8 @@ class Steps:
             kind = str(error)
         self._say("first bytes", kind)
 
-    def decoded(self, decoded: Decoded) -> None:
-        self._say("waveform", sparkline(decoded.waveform.samples))
+    def decoded(self, waveform: Waveform) -> None:
+        self._say("waveform", sparkline(waveform.samples))
 
     def _verdict(self, address: str) -> str:
         try:

@@ -6,30 +6,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from db.ledger import Claimed
 from earmark import folders
-from earmark.core.clips import Failure, Postponed, Success
+from earmark.core.clips import Failure, Postponed, Success, Waveform
 from earmark.core.errors import ServiceError
-from workers import pipeline
+from workers import single
 from workers.decoding.pool import Decoders
 from workers.fetching import guard
-from workers.fetching.breaker import Breaker
 from workers.fetching.fetch import Fetcher
 from workers.models import LoadedModel, RunPlan, open_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from earmark.core.clips import Prediction, Waveform
+    from earmark.core.clips import Part, Prediction
     from earmark.core.options import RunOptions
-    from earmark.core.settings import Fetch, Settings
-    from workers.decoding.pool import Decoded
+    from earmark.core.settings import Settings
     from workers.fetching.fetch import Fetched
     from workers.scoring.batcher import Batcher
 
 
-class Observer(guard.Observer, pipeline.Observer, Protocol):
-    """Sees every request for a clip, and the clip between the stages."""
+class Observer(guard.Observer, Protocol):
+    """Sees every request for a clip, and the clip between its stages."""
+
+    def fetched(self, fetched: Fetched) -> None: ...
+
+    def decoded(self, waveform: Waveform) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,11 @@ class Classified:
 
 @contextmanager
 def classified(
-    uri: str, settings: Settings, options: RunOptions, observer: Observer | None = None
+    uri: str,
+    settings: Settings,
+    options: RunOptions,
+    observer: Observer | None = None,
+    part: Part | None = None,
 ) -> Iterator[Classified]:
     """Yield how the clip ended, while the model is still loaded.
 
@@ -66,27 +74,25 @@ def classified(
         ServiceError: the model or the decoder cannot be had.
     """
     folders.check_temporary()
-    fetcher = _Fetcher(settings.fetch, guard.Guard(settings.fetch, observer))
+    fetcher = Fetcher(settings.fetch, guard.Guard(settings.fetch, observer))
     clip = _Clip(observer)
-    line = pipeline.Pipeline(fetcher, Decoders(settings.audio, 1), 1, clip)
+    decoders = Decoders(settings.audio, 1)
     try:
-        card, batcher = open_model((options.model, options.revision, options.labels), settings)
+        key = options.model, options.revision, options.labels
+        card, batcher = open_model(key, settings, single.scored)
         try:
             plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
-            outcome = line.classify(Claimed(0, uri, attempts=1, crashes=0), plan)
-            yield Classified(outcome, card.labels, batcher, clip.waveform)
+            way = single.SingleClip(fetcher, decoders, settings.audio.max_windows, clip)
+            outcome = way.classify(Claimed(0, uri, attempts=1, crashes=0, part=part), plan)
+            waveform = clip.waveform(card.sample_rate)
+            if observer and waveform:
+                observer.decoded(waveform)
+            yield Classified(outcome, card.labels, batcher, waveform)
         finally:
             batcher.close()
     finally:
-        line.close()
-
-
-class _Fetcher(Fetcher):
-    """Fetches as a worker does, but for the limits that workers share, which need a broker."""
-
-    def __init__(self, limits: Fetch, opener: guard.Guard) -> None:
-        super().__init__(limits, opener)
-        self.breaker = Breaker()
+        fetcher.close()
+        decoders.close()
 
 
 class _Clip:
@@ -94,13 +100,17 @@ class _Clip:
 
     def __init__(self, observer: Observer | None) -> None:
         self._observer = observer
-        self.waveform: Waveform | None = None
+        self._pieces: list[np.ndarray] = []
 
     def fetched(self, fetched: Fetched) -> None:
         if self._observer:
             self._observer.fetched(fetched)
 
-    def decoded(self, decoded: Decoded) -> None:
-        self.waveform = decoded.waveform
-        if self._observer:
-            self._observer.decoded(decoded)
+    def decoded(self, samples: np.ndarray) -> None:
+        self._pieces.append(samples)
+
+    def waveform(self, sample_rate: int) -> Waveform | None:
+        """Return what was decoded, if anything was."""
+        if not self._pieces:
+            return None
+        return Waveform(np.concatenate(self._pieces), sample_rate)

@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from more_itertools import divide
+
 from earmark import children, valkey
 from earmark.core import broker
 from earmark.core.broker import EMBEDDED_NOTE
 from earmark.core.errors import SERVICE_EXIT, ServiceError
-from earmark.core.settings import cores
+from earmark.core.settings import Worker as WorkerSettings
+from earmark.core.settings import cores, memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
     from earmark.core.settings import Settings
 
+#: Decoded audio that waits takes at most one in so many parts of the machine's memory.
+IN_FLIGHT_PART = 8
 #: Stop restarting a worker after it has ended this often.
 MAX_RESTARTS = 10
 
@@ -108,18 +113,36 @@ def running_workers(environments: Iterable[dict[str, str]], logs: Path) -> Itera
 
 
 def shares(count: int, settings: Settings) -> Iterator[dict[str, str]]:
-    """Yield the variables of each worker of this machine: its device, cores and metrics port."""
+    """Yield the variables of each worker of this machine: its part of what the machine has.
+
+    Workers with a GPU each keep to cores of their own.
+    """
     devices = gpus() if settings.model.device in ("auto", "cuda") else []
     share = max(1, cores() // count)
+    blocks = _core_blocks(count) if 1 < count <= len(devices) else []
     for number in range(count):
         own = {}
         if devices:
             own["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+        if blocks:
+            own["EARMARK_WORKER__CORES"] = ",".join(map(str, blocks[number]))
+        if settings.worker.in_flight_bytes == WorkerSettings().in_flight_bytes:
+            room = min(settings.worker.in_flight_bytes, memory() // IN_FLIGHT_PART // count)
+            own["EARMARK_WORKER__IN_FLIGHT_BYTES"] = str(room)
         if port := settings.worker.metrics_port:
             own["EARMARK_WORKER__METRICS_PORT"] = str(port + number)
         own["EARMARK_WORKER__DECODERS"] = str(settings.worker.decoders or share)
         own["EARMARK_MODEL__THREADS"] = str(settings.model.threads or share)
         yield own
+
+
+def _core_blocks(count: int) -> list[list[int]]:
+    """Share the cores in blocks of neighbours, which have caches and memory in common."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    usable = sorted(os.sched_getaffinity(0))
+    blocks = [list(block) for block in divide(count, usable)]
+    return blocks if len(usable) >= count else []
 
 
 def gpus() -> list[str]:

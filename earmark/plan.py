@@ -17,7 +17,7 @@ from pydantic import ByteSize
 
 from db import charts
 from db.pace import measure
-from earmark import api, folders, progress
+from earmark import api, folders, progress, speed
 from earmark.core.errors import UsageError
 from producer.lists import Tally
 from producer.sources import read_clips
@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from earmark.api import Run
-    from earmark.core.options import RunOptions
+    from earmark.core.clips import Clip
+    from earmark.core.options import Listing, RunOptions
     from earmark.core.settings import Settings
 
 #: Small enough that clips are recorded steadily, which shows the speed of a small sample.
 CHUNK_SIZE = 4
+#: Clips a second of a fast GPU; an H200 scores 1,345 with AST-base.
+GPU_CLIPS_S = 1000
 UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -51,6 +54,10 @@ class Plan:
     eta_s: float | None
     #: How many such workers do it within the time asked for.
     workers: int | None
+    #: Clips a second that one core here decodes, if they were Ogg Vorbis; None if none was decoded.
+    core_clips_s: float | None
+    #: How many such cores a GPU wants that scores GPU_CLIPS_S clips a second.
+    gpu_cores: int | None
     hosts: list[dict[str, Any]]
     errors: list[dict[str, Any]]
 
@@ -73,7 +80,7 @@ def plan(
     sample: int = 200,
     within_s: float | None = None,
     limit: int | None = None,
-    **listing: Any,
+    listing: Listing | None = None,
 ) -> Plan:
     """Read the whole list, and run a random sample of it with one worker here; keep nothing.
 
@@ -83,14 +90,18 @@ def plan(
     folders.check_temporary()
     tally = Tally()
     with progress.screen.status("Reading the whole list"):
-        chosen = sampled(islice(read_clips(sources, tally=tally, **listing), limit), sample)
+        chosen = sampled(islice(read_clips(sources, listing, tally), limit), sample)
     if not chosen:
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.")
-    uris = [clip.uri for clip in chosen]
-    with _tried(uris, settings, options, folders.file_roots(sources)) as run:
+    with _tried(chosen, settings, options, folders.file_roots(sources)) as run:
         seen = measure(run.engine, run.id)
         hosts = list(charts.hosts(run.engine, run.id))
         errors = charts.top_errors(run.engine, run.id)
+    core_clips_s, gpu_cores = None, None
+    if seen.done:
+        decode_ms = speed.decoding_ms(settings.audio) * seen.audio_s / seen.done
+        core_clips_s = 1000 / decode_ms
+        gpu_cores = speed.cores_wanted(GPU_CLIPS_S, decode_ms)
     scale = tally.clips / seen.clips
     eta_s, workers = None, None
     if seen.clips_per_s:
@@ -106,6 +117,8 @@ def plan(
         clips_per_s=seen.clips_per_s,
         eta_s=eta_s,
         workers=workers,
+        core_clips_s=core_clips_s,
+        gpu_cores=gpu_cores,
         hosts=hosts,
         errors=[dict(zip(("code", "clips", "example"), error, strict=True)) for error in errors],
     )
@@ -113,12 +126,12 @@ def plan(
 
 @contextmanager
 def _tried(
-    uris: list[str], settings: Settings, options: RunOptions, roots: tuple[Path, ...]
+    clips: list[Clip], settings: Settings, options: RunOptions, roots: tuple[Path, ...]
 ) -> Iterator[Run]:
     """Run some clips in a temporary folder, queue and database, which are deleted at the end."""
     with TemporaryDirectory(prefix="earmark-plan-") as folder:
         part = Path(folder, "sample.jsonl")
-        part.write_text("".join(json.dumps({"url": uri}) + "\n" for uri in uris), encoding="utf-8")
+        part.write_text("\n".join(map(_row, clips)), encoding="utf-8")
         here = settings.changed(
             data_dir=Path(folder),
             database={"url": None},
@@ -137,6 +150,15 @@ def _tried(
             yield run
         finally:
             run.engine.dispose()
+
+
+def _row(clip: Clip) -> str:
+    row: dict[str, Any] = {"url": clip.uri}
+    if clip.part and clip.part.member:
+        raise UsageError(reason="A plan does not read containers yet: try a run with --limit.")
+    if clip.part:
+        row.update(start_s=clip.part.start_s, end_s=clip.part.end_s)
+    return json.dumps(row)
 
 
 def seconds_in(text: str) -> float:
@@ -160,6 +182,9 @@ def sentences(plan: Plan, within: str | None) -> Iterator[str]:
     yield f"success: {share:.1%}, give or take {margin:.1%}"
     volume = ByteSize(plan.bytes).human_readable(decimal=True)
     yield f"volume: {volume}, {plan.audio_s / 3600:.1f} hours of audio"
+    if plan.core_clips_s is not None:
+        gpu = f"a GPU that scores {GPU_CLIPS_S} wants {plan.gpu_cores} cores"
+        yield f"decoding: {plan.core_clips_s:.0f} such clips/s by a core, as Ogg Vorbis; {gpu}"
     if plan.clips_per_s is None or plan.eta_s is None:
         few = f"{plan.sampled} clips are too few, or too quick, to tell"
         yield f"speed: {few}; a larger --sample may"

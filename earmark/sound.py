@@ -19,6 +19,7 @@ from workers.fetching.fetch import Fetcher
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from earmark.core.clips import Part
     from earmark.core.settings import Settings
 
 #: Hz. Speech and most sounds are well told below 8 kHz, and a spectrogram needs no more.
@@ -80,13 +81,13 @@ class Listener:
         self._fetcher = Fetcher(settings.changed(fetch=quick).fetch)
         self._decoders = Decoders(settings.audio, at_once)
 
-    def hear(self, uri: str, *, most_s: float, most_bytes: int) -> Heard:
+    def hear(self, uri: str, part: Part | None = None, *, most_s: float, most_bytes: int) -> Heard:
         """Return a clip as a page shows it, with the beginning of its sound up to the limits.
 
         Raises:
             ClipError: it cannot be fetched any more, or not be decoded.
         """
-        fetched = self._fetcher.fetch(uri)
+        fetched = self._fetcher.fetch(uri, part)
         with fetched.file:
             waveform = self._decoders.decode(fetched.file, RATE).waveform
         return heard(waveform.samples, most_s, most_bytes)

@@ -13,6 +13,7 @@ from db.identity import ledger_id
 from earmark.core import broker
 from earmark.core.clips import Chunk
 from earmark.core.errors import DatabaseError
+from earmark.core.options import CHUNK_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from db.feeding import Picked, PickedClip
     from earmark.core.settings import Settings
 
+#: Clips of a chunk at most, whatever a device takes.
+MOST_CLIPS = 1000
 #: Chunks picked in one transaction, so that it ends within milliseconds.
 CHUNKS_AT_ONCE = 16
 
@@ -46,6 +49,8 @@ class Feeder:
         self._ledger_id: str | None = None
         #: Whether the queue also holds chunks of other ledgers.
         self.shares_queue = False
+        #: How many windows a worker in this process scores at once.
+        self.batch_windows = 0
         #: Clips taken back from dead workers since this feeder started.
         self.taken_back = 0
 
@@ -59,6 +64,8 @@ class Feeder:
         Raises:
             ServiceError: the broker or the database is out of reach.
         """
+        if self.batch_windows > CHUNK_SIZE:
+            broker.note_batch(self.batch_windows)
         try:
             if time.monotonic() >= self._settled_at:
                 self.taken_back += feeding.take_back(self._engine, self._queue)
@@ -83,7 +90,8 @@ class Feeder:
             feeding.take_back_queued(self._engine, self._queue, queue_lease_s - lost_after_s)
         if self.shares_queue:
             # The chunks of a ledger that has no workers must not keep this ledger's chunks out.
-            waiting = min(waiting, feeding.queued_chunks(self._engine, self._queue))
+            own = feeding.queued_chunks(self._engine, self._queue, _chunk_size())
+            waiting = min(waiting, own)
         return waiting
 
     def _fill(self, waiting: int, high: int) -> int:
@@ -98,12 +106,19 @@ class Feeder:
     def _top_up(self, count: int) -> int:
         if count <= 0:
             return 0
-        picked = feeding.pick(self._engine, self._queue, count, self._ledger_settings, self._picked)
+        picked = feeding.pick(
+            self._engine, self._queue, count, self._ledger_settings, self._picked, _chunk_size()
+        )
         if not picked:
             return 0
         chunks = list(interleave_evenly([_cut(run) for run in picked]))
         broker.send_chunks(chunks)
         return len(chunks)
+
+
+def _chunk_size() -> int:
+    """Return the size of chunks that fills the batches of the workers."""
+    return min(max(CHUNK_SIZE, broker.noted_batch()), MOST_CLIPS)
 
 
 def _cut(picked: Picked) -> list[Chunk]:

@@ -1,4 +1,4 @@
-"""A list in, its rows out: txt, csv, tsv, jsonl or parquet, compressed or not, local or remote."""
+"""A list in, its rows out: txt, csv, tsv, JSON or parquet, compressed or not, local or remote."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import csv
 import gzip
 import io
 import json
+import re
 import shutil
 import sys
 import tempfile
 from collections import deque
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from earmark.core import options
 from earmark.core.clips import display_uri
 from earmark.core.errors import UsageError
+from producer import dialect
+from producer.columns import Columns, Row, RowRefused
+from producer.places import names_a_clip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 InputFormat = options.InputFormat
-#: A URL or path as the list has it, and the other columns of its row.
-Row = tuple[str, "Mapping[str, Any]"]
 
 LIST_SUFFIXES: dict[str, InputFormat] = {
     ".txt": "txt",
@@ -35,17 +37,22 @@ LIST_SUFFIXES: dict[str, InputFormat] = {
     ".tsv": "tsv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "jsonl",
     ".parquet": "parquet",
 }
+#: The usual delimiter of a table.
 DELIMITERS: dict[InputFormat, str] = {"tsv": "\t", "csv": ","}
 COMPRESSED_SUFFIXES = frozenset({".gz", ".zst", ".zstd", ".bz2"})
 #: Far longer than any URL. A transcript in a cell may reach it.
 MAX_LINE_CHARS = 1024**2
 #: Refused lines shown one by one; the others are only counted.
 EXAMPLES = 10
-#: Columns looked through for the URL column while a format is guessed.
-SNIFFED_COLUMNS = 1000
 PARQUET_ROWS_AT_ONCE = 20_000
+#: Characters of a JSON array read at once.
+JSON_BLOCK = 64 * 1024
+#: Sets of names that the objects of one JSON list may have before they are looked up anew.
+KINDS_KEPT = 100
+_BETWEEN_ELEMENTS = re.compile(r"[\s,]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +64,13 @@ class Refused:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.place}, line {self.line}: {self.reason}"
+        place = f"{self.place}, line {self.line}" if self.line else self.place
+        return f"{place}: {self.reason}"
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of the lines read so far: clips + blank + refused + extra = lines."""
+    """Counts of the lines read so far: clips + blank + refused + extra + not_audio = lines."""
 
     #: Lines of text, rows of a parquet, files of a folder.
     lines: int = 0
@@ -72,12 +80,31 @@ class Tally:
     #: A table's header, and the second and later lines of a cell.
     extra: int = 0
     refused: int = 0
+    #: Files of a folder or a glob that are neither audio nor a list.
+    not_audio: int = 0
+    #: Those of them that are shown.
+    passed_over: int = 0
+    #: Clips whose file was not there, and the path of the first that was tried.
+    missing: int = 0
+    tried: str = ""
+    #: Sentences on how a list was read, where that is not plain.
+    notes: list[str] = field(default_factory=list)
     examples: list[Refused] = field(default_factory=list)
 
     def refuse(self, place: str, line: int, reason: str) -> None:
         self.refused += 1
+        self._show(Refused(place, line, reason))
+
+    def pass_over(self, file: str, reason: str) -> None:
+        """Count a file of a glob that is no clip, and show it."""
+        self.lines += 1
+        self.not_audio += 1
+        self.passed_over += 1
+        self._show(Refused(file, 0, reason))
+
+    def _show(self, refused: Refused) -> None:
         if len(self.examples) < EXAMPLES:
-            self.examples.append(Refused(place, line, reason))
+            self.examples.append(refused)
 
 
 def named_format(name: str) -> InputFormat | None:
@@ -95,22 +122,21 @@ class ListReader:
     with its number and the reason; reading goes on with the next line.
     """
 
-    def __init__(
-        self, place: str, tally: Tally, *, input_format: InputFormat = "auto", url_col: str = "url"
-    ) -> None:
+    def __init__(self, place: str, tally: Tally, listing: options.Listing) -> None:
         self.place = place
         self.shown = "standard input" if place == "-" else display_uri(place)
-        #: The line or row being read, from 1.
+        #: The lines or rows read so far.
         self.number = 0
+        #: The line at which the current row begins, from 1.
+        self.line = 0
         self._tally = tally
-        self._format = input_format
-        self._url_col = url_col
+        self._listing = listing
 
     def rows(self) -> Iterator[Row]:
         """Yield the list's rows as they are read.
 
         Raises:
-            UsageError: the list cannot be opened, is of no known format, or lacks the URL column.
+            UsageError: the list cannot be opened, is of no known format, or lacks a column.
         """
         with _opened(self.place, self.shown) as stream:
             input_format = self._format_of(stream)
@@ -119,13 +145,19 @@ class ListReader:
             else:
                 yield from self._text(stream, input_format)
 
-    def refuse(self, reason: str, line: int | None = None) -> None:
-        self._tally.refuse(self.shown, line or self.number, reason)
+    def refuse(self, reason: str) -> None:
+        """Refuse the current row."""
+        self._tally.refuse(self.shown, self.line, reason)
 
     def _format_of(self, stream: io.BufferedReader) -> InputFormat:
-        if self._format != "auto":
-            return self._format
-        known = named_format(display_uri(self.place)) or self._sniffed(stream.peek())
+        if self._listing.input_format != "auto":
+            return self._listing.input_format
+        head = stream.peek()
+        _check_head(head, self.shown)
+        named = named_format(display_uri(self.place))
+        if named and named != "txt":
+            return named
+        known = self._sniffed(head) or named
         if known:
             return known
         if self.place == "-":
@@ -140,30 +172,38 @@ class ListReader:
         """Guess the format from the first bytes of a list."""
         if head.startswith(b"PAR1"):
             return "parquet"
-        first_line = head.decode(_encoding(head), "replace").lstrip().partition("\n")[0].strip()
-        if first_line.startswith("{"):
+        encoding = dialect.encoding_of(head, self._listing.encoding)
+        lines = head.decode(encoding, "replace").lstrip().splitlines() or [""]
+        first = lines[0].strip()
+        if first.startswith(("{", "[{", '["')) or first == "[":
             return "jsonl"
-        for table_format, delimiter in DELIMITERS.items():
-            if delimiter in first_line and self._heads_table(first_line, delimiter):
-                return table_format
-        if "://" in first_line:
-            return "txt"
+        for each in dialect.DELIMITERS:
+            if each in first and self._has_columns(dialect.cells(first, each)):
+                return "tsv" if each == "\t" else "csv"
+        if "://" in first or self._has_columns([first]):
+            return "txt" if "://" in first else "csv"
         return None
 
-    def _heads_table(self, line: str, delimiter: str) -> bool:
-        names = line.split(delimiter)[:SNIFFED_COLUMNS]
-        return any(name.strip('" ') == self._url_col for name in names)
+    def _has_columns(self, names: list[str]) -> bool:
+        try:
+            self._columns(names)
+        except UsageError:
+            return False
+        return True
+
+    def _columns(self, names: list[str]) -> Columns:
+        return Columns(names, self._listing, self.shown)
 
     def _text(self, stream: io.BufferedReader, input_format: InputFormat) -> Iterator[Row]:
-        # A byte that is no text in this encoding is read as \xff, so that its row alone fails.
-        text = io.TextIOWrapper(
-            stream, encoding=_encoding(stream.peek()), errors="backslashreplace", newline=""
-        )
+        encoding = dialect.encoding_of(stream.peek(), self._listing.encoding)
+        # A byte that is no text in this encoding must not end the list.
+        odd_bytes = "surrogateescape" if encoding.startswith("utf-8") else "backslashreplace"
+        text = io.TextIOWrapper(stream, encoding=encoding, errors=odd_bytes, newline="")
         try:
             if input_format == "txt":
                 yield from self._plain(self._lines(text))
             elif input_format == "jsonl":
-                yield from self._jsonl(self._lines(text))
+                yield from self._json(stream, text)
             else:
                 yield from self._table(self._lines(text), DELIMITERS[input_format])
         finally:
@@ -178,7 +218,7 @@ class ListReader:
                 continue
             while line and not line.endswith(("\n", "\r")):
                 line = text.readline(MAX_LINE_CHARS)
-            self.refuse(f"it is longer than {MAX_LINE_CHARS} characters")
+            self._refuse_line(self.number, f"it is longer than {MAX_LINE_CHARS} characters")
 
     def _next(self, text: io.TextIOWrapper) -> str:
         try:
@@ -189,63 +229,182 @@ class ListReader:
 
     def _break_off(self, reason: str) -> None:
         self.number += 1
-        self.refuse(f"the list breaks off here: {reason}")
+        self._refuse_line(self.number, f"the list breaks off here: {reason}")
+
+    def _refuse_line(self, line: int, reason: str) -> None:
+        self._tally.refuse(self.shown, line, reason)
 
     def _plain(self, lines: Iterator[str]) -> Iterator[Row]:
+        columns = self._columns(["url"])
         for line in lines:
-            text = line.strip()
+            self.line = self.number
+            text = _unquoted(line.strip())
             if not text or text[0] == "#":
                 self._tally.blank += 1
-            else:
-                yield text, {}
+            elif reason := dialect.not_utf8(line):
+                self.refuse(reason)
+            elif row := self._row(columns, {"url": text}):
+                yield row
 
-    def _jsonl(self, lines: Iterator[str]) -> Iterator[Row]:
+    def _json(self, stream: io.BufferedReader, text: io.TextIOWrapper) -> Iterator[Row]:
+        head = stream.peek().lstrip(b"\xef\xbb\xbf \t\r\n")
+        # An array, or objects of several lines each.
+        if head.startswith(b"[") or re.match(rb"\{\s*\n", head):
+            values = self._elements(text)
+        else:
+            values = self._json_lines(self._lines(text))
+        kinds: dict[tuple[str, ...], Columns] = {}
+        for value in values:
+            fields = value if isinstance(value, dict) else {"url": value}
+            columns = self._columns_of_kind(tuple(fields), kinds)
+            if columns and (row := self._row(columns, fields)):
+                yield row
+
+    def _columns_of_kind(
+        self, names: tuple[str, ...], kinds: dict[tuple[str, ...], Columns]
+    ) -> Columns | None:
+        """Return the columns of an object with these names, or refuse it and return None."""
+        if names not in kinds:
+            if len(kinds) == KINDS_KEPT:
+                kinds.clear()
+            try:
+                kinds[names] = self._columns(list(names))
+            except UsageError as error:
+                self.refuse(str(error).removeprefix(f"{self.shown} has ").rstrip("."))
+                return None
+        return kinds[names]
+
+    def _json_lines(self, lines: Iterator[str]) -> Iterator[Any]:
         for line in lines:
+            self.line = self.number
             if not line.strip():
                 self._tally.blank += 1
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                self.refuse(f"it is not JSON: {error}")
-                continue
-            if isinstance(value, dict):
-                uri, meta = value.pop(self._url_col, None), value
+            elif reason := dialect.not_utf8(line):
+                self.refuse(reason)
             else:
-                uri, meta = value, {}
-            if row := self._row(uri, meta):
-                yield row
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    self.refuse(f"it is not JSON: {error}")
+                    continue
+                yield value
 
-    def _table(self, lines: Iterator[str], delimiter: str) -> Iterator[Row]:
-        records = self._records(lines, delimiter)
-        names = next(records, (0, []))[1]
-        at = self._url_column(names)
-        self._tally.extra += 1
-        names.pop(at)
+    def _elements(self, text: io.TextIOWrapper) -> Iterator[Any]:
+        """Yield the elements of a JSON array, or JSON values one after the other."""
+        decode = json.JSONDecoder().raw_decode
+        buffer = text.read(JSON_BLOCK).lstrip("\ufeff \t\r\n").removeprefix("[")
+        at = 0
+        while True:
+            at += len(_BETWEEN_ELEMENTS.match(buffer, at)[0])  # type: ignore[index]
+            try:
+                value, end = decode(buffer, at)
+            except (ValueError, RecursionError) as error:
+                more = text.read(JSON_BLOCK)
+                if more and len(buffer) - at <= MAX_LINE_CHARS:
+                    buffer, at = buffer[at:] + more, 0
+                    continue
+                if buffer[at:].strip() not in ("", "]"):
+                    self._break_off(str(error))
+                return
+            self.number += 1
+            self.line = self.number
+            yield value
+            at = end
+
+    def _table(self, lines: Iterator[str], usual: str) -> Iterator[Row]:
+        source = _RecordLines(lines)
+        header = self._header(source, usual)
+        records = self._records(source, header)
+        names = header.names
+        if names is None:
+            names = [name.strip() for name in next(records, (0, []))[1]]
+            self._tally.extra += 1
+        columns = Columns(names, header.listing, self.shown)
+        least = names.index(columns.url) + 1 if columns.url in names else 1
         for line, cells in records:
+            self.line = line
             if not cells:
                 self._tally.blank += 1
-            elif len(cells) <= at:
-                self.refuse(
-                    f"it has {len(cells)} cells, and {self._url_col!r} is number {at + 1}", line
-                )
-            elif row := self._row(cells.pop(at), _meta(names, cells), line):
+            elif len(cells) < least:
+                self.refuse(f"it has {len(cells)} cells, and {columns.url!r} is number {least}")
+            elif row := self._row(columns, _values(names, cells)):
                 yield row
 
-    def _records(self, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    def _header(self, source: _RecordLines, usual: str) -> _Header:
+        """Skip what stands before a table's header, and find its delimiter and its names."""
+        listing = self._listing
+        declared, comment = self._skip_comments(source)
+        lines = source.peek(2) or [""]
+        if reason := dialect.not_utf8(lines[0]):
+            raise UsageError(reason=f"The first line of {self.shown} cannot be read: {reason}.")
+        if listing.delimiter:
+            declared = dialect.named_delimiter(listing.delimiter)
+        delimiter = declared or dialect.find_delimiter(lines, usual, self._has_columns)
+        first = dialect.cells(lines[0], delimiter)
+        if listing.no_header:
+            return _numbered(listing, delimiter, len(first))
+        if self._has_columns(first):
+            return _Header(listing, delimiter, spaced=_spaced(lines[0], delimiter))
+        if comment:
+            delimiter = declared or dialect.find_delimiter([comment], usual, self._has_columns)
+            names = dialect.cells(comment, delimiter)
+            if self._has_columns(names) or 1 < len(names) == len(first):
+                return _Header(listing, delimiter, names, _spaced(comment, delimiter))
+        clips = [number for number, cell in enumerate(first) if names_a_clip(cell)]
+        if clips and not (listing.url_col or listing.template):
+            column = str(clips[0] + 1)
+            self._tally.notes.append(
+                f"{self.shown} has no header line: column {column} was taken for the URL."
+            )
+            return _numbered(replace(listing, url_col=column), delimiter, len(first))
+        self._check_not_quoted(first)
+        return _Header(listing, delimiter)
+
+    def _skip_comments(self, source: _RecordLines) -> tuple[str | None, str]:
+        """Return the delimiter of a line like `sep=;`, and the last comment before the header."""
+        declared, comment = None, ""
+        while ahead := source.peek(1):
+            line = ahead[0].rstrip("\r\n")
+            if found := dialect.declared_delimiter(line):
+                declared = found
+                self._tally.extra += 1
+            elif not line.strip() or line[0] == "#":
+                comment = line.lstrip("# ") or comment
+                self._tally.blank += 1
+            else:
+                break
+            source.skip()
+        return declared, comment
+
+    def _check_not_quoted(self, first: list[str]) -> None:
+        for each in dialect.DELIMITERS:
+            if len(first) == 1 and each in first[0] and self._has_columns(first[0].split(each)):
+                raise UsageError(
+                    reason=f"Each line of {self.shown} is in quotes as a whole, so that it is one"
+                    " cell: take off the quotes at both ends of each line."
+                )
+
+    def _records(self, source: _RecordLines, header: _Header) -> Iterator[tuple[int, list[str]]]:
         """Yield the records of a table, each with the number of its first line."""
         csv.field_size_limit(MAX_LINE_CHARS)
-        source = _RecordLines(lines)
+        form: dict[str, Any] = {
+            "delimiter": header.delimiter,
+            "skipinitialspace": header.spaced,
+        }
         while True:
             try:
-                for cells in csv.reader(source.read(), delimiter=delimiter):
+                for cells in csv.reader(source.read(), **form):
                     _check_quotes(source.record)
                     self._tally.extra += len(source.record) - 1
-                    yield self._first_line(source), cells
+                    line = self._first_line(source)
+                    if reason := _first_reason(source.record):
+                        self._refuse_line(line, reason)
+                    else:
+                        yield line, cells
                     source.record.clear()
             except csv.Error as error:
                 # An unclosed quote swallows the rows after it. Only its first line is refused.
-                self.refuse(f"it is no row of a table: {error}", self._first_line(source))
+                self._refuse_line(self._first_line(source), f"it is no row of a table: {error}")
                 source.read_again()
             else:
                 return
@@ -260,35 +419,48 @@ class ListReader:
         with _seekable(self.place, stream) as path:
             try:
                 frame = pl.scan_parquet(path, glob=False)
-                self._url_column(frame.collect_schema().names())
+                columns = self._columns(frame.collect_schema().names())
                 rows = frame.select(pl.len()).collect().item()
                 # Slice by slice: polars' own batches hold several row groups, however large.
                 for start in range(0, rows, PARQUET_ROWS_AT_ONCE):
                     piece = frame.slice(start, PARQUET_ROWS_AT_ONCE).collect()
-                    for meta in piece.iter_rows(named=True):
+                    for values in piece.iter_rows(named=True):
                         self.number += 1
-                        if row := self._row(meta.pop(self._url_col), meta):
+                        self.line = self.number
+                        if row := self._row(columns, values):
                             yield row
             except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
                 self._break_off(str(error).partition("\n")[0])
             finally:
                 self._tally.lines += self.number
 
-    def _row(self, uri: Any, meta: Mapping[str, Any], line: int | None = None) -> Row | None:
+    def _row(self, columns: Columns, values: dict[str, Any]) -> Row | None:
         """Return a row, or refuse its line and return None."""
-        if isinstance(uri, str) and (text := uri.strip()):
-            return text, meta
-        self.refuse(f"there is no text in {self._url_col!r}", line)
-        return None
+        try:
+            return columns.row(values)
+        except RowRefused as refused:
+            self.refuse(str(refused))
+            return None
 
-    def _url_column(self, names: list[str]) -> int:
-        if self._url_col not in names:
-            columns = ", ".join(names) or "none at all"
-            raise UsageError(
-                reason=f"{self.shown} has no column {self._url_col!r}; it has {columns[:500]}."
-                " Say --url-col."
-            )
-        return names.index(self._url_col)
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """How a table is written, and its columns where no line of its own names them."""
+
+    listing: options.Listing
+    delimiter: str
+    names: list[str] | None = None
+    #: A space follows each delimiter.
+    spaced: bool = False
+
+
+def _numbered(listing: options.Listing, delimiter: str, width: int) -> _Header:
+    names = [str(number) for number in range(1, width + 1)]
+    return _Header(replace(listing, url_col=listing.url_col or "1"), delimiter, names)
+
+
+def _spaced(line: str, delimiter: str) -> bool:
+    return 0 < line.count(delimiter) == line.count(f"{delimiter} ")
 
 
 class _RecordLines:
@@ -298,8 +470,18 @@ class _RecordLines:
         self._lines = lines
         #: The lines of the current record.
         self.record: list[str] = []
-        #: Lines to be read a second time.
+        #: Lines that were read, and are still to be read by `read`.
         self.again: deque[str] = deque()
+
+    def peek(self, count: int) -> list[str]:
+        """Return the next lines without taking them; fewer at the end."""
+        while len(self.again) < count and (line := next(self._lines, None)) is not None:
+            self.again.append(line)
+        return list(self.again)[:count]
+
+    def skip(self) -> None:
+        """Take the line that `peek` has shown."""
+        self.again.popleft()
 
     def read(self) -> Iterator[str]:
         while self.again:
@@ -316,15 +498,27 @@ class _RecordLines:
         self.record.clear()
 
 
-def _meta(names: list[str], cells: list[str]) -> dict[str, str]:
+def _values(names: list[str], cells: list[str]) -> dict[str, Any]:
     if len(cells) == len(names):
         return dict(zip(names, cells, strict=True))
-    meta = dict(zip(names, cells, strict=False))
+    values = dict(zip(names, cells, strict=False))
     if len(cells) > len(names):
-        meta["more"] = ",".join(cells[len(names) :])
+        values["more"] = ",".join(cells[len(names) :])
     for name in names[len(cells) :]:
-        meta[name] = ""
-    return meta
+        values[name] = ""
+    return values
+
+
+def _first_reason(lines: list[str]) -> str | None:
+    for line in lines:
+        if reason := dialect.not_utf8(line):
+            return reason
+    return None
+
+
+def _unquoted(text: str) -> str:
+    quoted = len(text) > 2 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1].strip() if quoted else text
 
 
 def _check_quotes(lines: list[str]) -> None:
@@ -332,10 +526,16 @@ def _check_quotes(lines: list[str]) -> None:
         raise csv.Error("a quote is never closed")
 
 
-def _encoding(head: bytes) -> str:
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
-    return "utf-8-sig"
+def _check_head(head: bytes, shown: str) -> None:
+    if head.startswith(b"PK\x03\x04"):
+        raise UsageError(
+            reason=f"{shown} is an Excel workbook or another ZIP: save the sheet as CSV (UTF-8)."
+        )
+    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        raise UsageError(
+            reason=f"{shown} is a web page, not a list: download the list itself; a link for"
+            " sharing often leads to a page."
+        )
 
 
 @contextmanager

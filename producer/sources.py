@@ -4,50 +4,56 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from earmark.core import formats
 from earmark.core.clips import Clip, display_uri
-from earmark.core.errors import UsageError
+from earmark.core.errors import NotAudio, UsageError
+from earmark.core.options import Listing
 from producer import walk
-from producer.lists import InputFormat, ListReader, Tally, named_format
+from producer.columns import RowRefused
+from producer.containers import Container, kind_of
+from producer.lists import ListReader, Tally, named_format
+from producer.places import AUDIO_SUFFIXES, Places, names_a_clip, storable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
-_AUDIO = "wav flac ogg oga opus mp3 m4a aac mp4 webm mka wma amr aif aiff aifc au snd caf w64 rf64"
-AUDIO_SUFFIXES = frozenset(f".{name}" for name in _AUDIO.split())
-#: Twice the longest URL that a worker fetches by default (EARMARK_FETCH__MAX_URL_CHARS).
-MAX_URI_CHARS = 8192
+    from earmark.core.clips import Part
+
+#: Rows of a file in which a clip must be named, if the file may be a list.
+ROWS_TRIED = 10
+#: Opens a file without waiting for the other end of a pipe.
+_PEEK = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def read_clips(
-    sources: Iterable[str],
-    *,
-    input_format: InputFormat = "auto",
-    url_col: str = "url",
-    tally: Tally | None = None,
+    sources: Iterable[str], listing: Listing | None = None, tally: Tally | None = None
 ) -> Iterator[Clip]:
     """Yield the clips of each source in turn, reading as it goes.
 
     A source is a URL, an audio file, a folder (all files in it but hidden ones), a glob, `-`
-    (standard input), or a list. A URL is a list if its path has the suffix of one, or if
-    `input_format` is given.
+    (standard input), or a list. A URL is a list if its path has the suffix of one, or if an input
+    format is given. Among several files, one that is neither audio nor a list is passed over.
 
     Raises:
-        UsageError: a source does not exist, its format is not known, or it lacks the URL column.
+        UsageError: a source does not exist, its format is not known, or it lacks a column.
     """
-    reading = _Reading(input_format, url_col, tally or Tally())
+    sources = list(sources)
+    reading = _Reading(listing or Listing(), tally or Tally(), one_of_many=len(sources) > 1)
     for source in sources:
         yield from reading.source(source)
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    input_format: InputFormat
-    url_col: str
+    listing: Listing
     tally: Tally
+    one_of_many: bool
 
     def source(self, source: str) -> Iterator[Clip]:
         path = Path(source).expanduser()
@@ -55,18 +61,20 @@ class _Reading:
             yield from self.lines(source, str(Path.cwd()))
         elif "://" in source:
             yield from self.elsewhere(source)
-        elif path.is_dir():
+        elif os.path.isdir(path):  # noqa: PTH112 - never raises
             yield from self.walk(path)
-        elif path.is_file():
-            yield from self.file(path)
+        elif os.path.isfile(path):  # noqa: PTH113
+            yield from self.file(path, one_of_many=self.one_of_many)
         elif glob.has_magic(source):
             yield from self.matches(str(path))
         else:
             raise UsageError(reason=f"There is no file or folder {source!r}.")
 
     def elsewhere(self, url: str) -> Iterator[Clip]:
-        if self.input_format == "auto" and named_format(display_uri(url)) is None:
-            yield self.single(_resolved(url, ""))
+        if kind := kind_of(url, self.listing.url_col):
+            yield from Container(url, kind, self.tally).clips(url)
+        elif self.listing.input_format == "auto" and named_format(display_uri(url)) is None:
+            yield self.single(*Places("", self.tally).resolve(url))
         elif "*" in url and not url.startswith("http"):
             for match in _remote_matches(url):
                 yield from self.lines(match, match.rpartition("/")[0])
@@ -79,13 +87,25 @@ class _Reading:
             raise UsageError(reason=f"No file matches {pattern!r}.")
         for match in matches:
             if Path(match).is_file():
-                yield from self.file(Path(match))
+                yield from self.file(Path(match), one_of_many=True)
 
-    def file(self, path: Path) -> Iterator[Clip]:
-        if self.input_format == "auto" and path.suffix.lower() in AUDIO_SUFFIXES:
-            yield self.single(_storable(path))
+    def file(self, path: Path, *, one_of_many: bool) -> Iterator[Clip]:
+        if self.listing.input_format == "auto" and self.is_audio(path):
+            yield self.single(storable(path))
+            return
+        if kind := kind_of(str(path), self.listing.url_col):
+            yield from Container(str(path), kind, self.tally).clips(storable(path))
+            return
+        folder = str(path.parent.absolute())
+        if not one_of_many or reads_as_list(path, self.base or folder, self.listing):
+            yield from self.lines(str(path), folder)
         else:
-            yield from self.lines(str(path), str(path.parent.absolute()))
+            self.tally.pass_over(str(path), "neither audio nor a list")
+
+    def is_audio(self, path: Path) -> bool:
+        if path.suffix.lower() in AUDIO_SUFFIXES:
+            return True
+        return named_format(path.name) is None and holds_audio(path)
 
     def walk(self, folder: Path) -> Iterator[Clip]:
         def refuse(error: OSError) -> None:
@@ -94,22 +114,73 @@ class _Reading:
             self.tally.refuse(str(error.filename), 0, reason)
 
         for path in walk.files(folder, refuse):
-            yield self.single(_storable(path))
+            if self.listing.strict or self.is_audio(path):
+                yield self.single(storable(path))
+            else:
+                self.tally.lines += 1
+                self.tally.not_audio += 1
 
-    def single(self, uri: str) -> Clip:
+    def single(self, uri: str, part: Part | None = None) -> Clip:
         self.tally.lines += 1
         self.tally.clips += 1
-        return Clip(uri)
+        return Clip(uri, part=part)
 
     def lines(self, place: str, folder: str) -> Iterator[Clip]:
         tally = self.tally
-        reader = ListReader(place, tally, input_format=self.input_format, url_col=self.url_col)
-        for text, meta in reader.rows():
-            if len(text) > MAX_URI_CHARS:
-                reader.refuse(f"a URL of {len(text)} characters is too long")
-            else:
-                tally.clips += 1
-                yield Clip(_resolved(text, folder), meta)
+        reader = ListReader(place, tally, self.listing)
+        places = Places(self.base or folder, tally)
+        for text, meta, part, key in reader.rows():
+            try:
+                uri, times = places.resolve(text)
+            except RowRefused as refused:
+                reader.refuse(f"{refused}{_shifted(meta)}")
+                continue
+            tally.clips += 1
+            yield Clip(uri, meta, part or times, key)
+
+    @property
+    def base(self) -> str | None:
+        base = self.listing.base
+        if base is None or "://" in base:
+            return base and base.rstrip("/")
+        return str(Path(base).expanduser().absolute())
+
+
+def holds_audio(path: Path) -> bool:
+    """Return whether a file's first bytes are those of a known audio format."""
+    try:
+        file = os.open(path, _PEEK)
+    except (OSError, ValueError):
+        return False
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return False
+        return formats.recognise(file) is not formats.UNKNOWN
+    except (NotAudio, OSError):
+        return False
+    finally:
+        os.close(file)
+
+
+def reads_as_list(path: Path, folder: str, listing: Listing) -> bool:
+    """Return whether one of a file's first rows names a clip."""
+    places = Places(folder, Tally())
+    try:
+        rows = list(islice(ListReader(str(path), Tally(), listing).rows(), ROWS_TRIED))
+    except UsageError:
+        return False
+    return any(names_a_clip(text) or places.finds(text) for text, *_ in rows)
+
+
+def _shifted(meta: Mapping[str, object]) -> str:
+    """Return the hint that a row seems to be shifted; empty if it does not."""
+    for name, value in meta.items():
+        if names_a_clip(value):
+            return (
+                f"; the row looks shifted, for {name!r} holds {str(value).strip()[:60]!r}: put"
+                " cells with a delimiter into quotes"
+            )
+    return ""
 
 
 def _remote_matches(pattern: str) -> list[str]:
@@ -120,23 +191,3 @@ def _remote_matches(pattern: str) -> list[str]:
     if not matches:
         raise UsageError(reason=f"No file matches {pattern!r}.")
     return [str(filesystem.unstrip_protocol(match)) for match in matches]
-
-
-def _resolved(text: str, folder: str) -> str:
-    if not text.isprintable():
-        # Databases store neither NUL nor half a surrogate pair as text.
-        text = text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
-    if "://" in text:
-        return text
-    if "://" in folder:
-        return text if text.startswith("/") else f"{folder}/{text}"
-    path = Path(folder, os.path.expanduser(text))  # noqa: PTH111 - keeps a user name nobody has
-    if text[0] in "/~" or path.exists():
-        return _storable(path)
-    # Neither a URL nor a file here: the clip fails with `bad_url`, and its row shows this text.
-    return text
-
-
-def _storable(path: Path) -> str:
-    absolute = str(path.absolute())
-    return absolute if absolute.isprintable() else path.absolute().as_uri()

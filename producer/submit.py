@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from more_itertools import sliced, spy
+from more_itertools import spy
 
-from db import access, ledger, registry, schema
+from db import access, known_rows, ledger, registry, schema
 from db.bulk_insert import Listed, listed
 from db.identity import with_queue
+from db.known_rows import KnownRows
 from db.session import connect
 from earmark.core import broker
+from earmark.core.clips import KEY_BYTES
 from earmark.core.errors import ServiceError, UsageError
-from earmark.core.options import CHUNK_SIZE, STOP_AT, RunOptions
+from earmark.core.options import STOP_AT, Duplicates, Listing, RunOptions
 from earmark.core.settings import Settings
 from producer.feeder import Feeder
-from producer.lists import InputFormat, Tally
+from producer.lists import Tally
 from producer.sources import read_clips
 
 if TYPE_CHECKING:
@@ -57,6 +61,10 @@ class Submitted:
     run_id: int
     tally: Tally
     added: int
+    #: How the rows of known clips differed from them.
+    differing: KnownRows = field(default_factory=KnownRows)
+    #: Whether clips whose file had changed went back to work.
+    again: bool = False
 
     @property
     def clips(self) -> int:
@@ -77,6 +85,7 @@ class Submitted:
         counts = {
             "known already": self.known,
             "blank or comment": tally.blank,
+            "not audio": tally.not_audio,
             "refused": tally.refused,
         }
         if any(counts.values()):
@@ -87,10 +96,24 @@ class Submitted:
             new = f"{self.added} new"
             lines.append(f"Of the list's {tally.lines} lines: {', '.join([new, *parts])}.")
         lines += [f"  {refused}" for refused in tally.examples]
-        more = tally.refused - len(tally.examples)
+        more = tally.refused + tally.passed_over - len(tally.examples)
         if more:
             lines.append(f"  and {more} more")
-        return lines
+        return [*tally.notes, *lines, *self._remarks()]
+
+    def _remarks(self) -> list[str]:
+        differing, tally = self.differing, self.tally
+        done = "went back to work" if self.again else "keep their results; --again redoes them"
+        remarks = {
+            f"Files that are not there: {tally.missing}, the first at {tally.tried}; names are"
+            " relative to the list's folder, or to --base.": tally.missing,
+            f"Rows with other columns for a clip that is known, dropped: {differing.other_columns};"
+            " --duplicates keep makes each row a clip of its own.": differing.other_columns,
+            f"Clips that have a new URL now: {differing.fresh_urls}.": differing.fresh_urls,
+            f"Files that changed since they were classified: {differing.changed_files}; they"
+            f" {done}.": differing.changed_files,
+        }
+        return [remark for remark, count in remarks.items() if count]
 
 
 def submit(
@@ -100,9 +123,10 @@ def submit(
     *,
     options: RunOptions | None = None,
     name: str | None = None,
-    input_format: InputFormat = "auto",
-    url_col: str = "url",
-    chunk_size: int = CHUNK_SIZE,
+    listing: Listing | None = None,
+    duplicates: Duplicates = "merge",
+    again: bool = False,
+    chunk_size: int | None = None,
     priority: int = 1,
     limit: int | None = None,
     reuse_urls: bool = False,
@@ -115,6 +139,10 @@ def submit(
         engine: the ledger's database; default: the one of the settings.
         settings: default: those of the environment.
         name: if a run of this name exists, the list's new clips are added to it.
+        listing: how the sources are read.
+        duplicates: `keep` makes each row a clip of its own, with about 100 bytes in memory.
+        again: clips whose local file has changed go back to work.
+        chunk_size: clips in a message; default: as many as the workers' devices score at once.
         priority: the run's share of the workers, relative to the priorities of other runs.
         reuse_urls: without a download, take the result that the URL has in another run of the
             same model and options.
@@ -131,7 +159,7 @@ def submit(
         engine = engine or _open(settings)
     access.check_writable(engine)
     tally = Tally()
-    read = read_clips(sources, input_format=input_format, url_col=url_col, tally=tally)
+    read = read_clips(sources, listing, tally)
     first, clips = spy(islice(read, limit), LOOKED_AT)
     if not first:
         reasons = "".join(f" {refused}." for refused in tally.examples)
@@ -147,13 +175,15 @@ def submit(
         name,
         options or RunOptions(),
         queue=settings.broker.queue,
-        chunk_size=chunk_size,
+        chunk_size=chunk_size or 0,
         priority=priority,
         reuse_urls=reuse_urls,
         stop_at=stop_at,
     )
-    added = _add(clips, run_id, engine, settings)
-    return Submitted(run_id, tally, added)
+    rows = map(listed, clips) if duplicates == "merge" else _each_row(clips)
+    writer = _Writer(run_id, engine, Feeder(engine, settings), settings.ledger.feed_every_s, again)
+    added = _add(rows, writer)
+    return Submitted(run_id, tally, added, writer.differing, again)
 
 
 def unreadable(clips: Iterable[Clip], up: Sequence[WorkerUp]) -> str | None:
@@ -180,18 +210,31 @@ def _open(settings: Settings) -> sa.Engine:
     return engine
 
 
-def _add(clips: Iterable[Clip], run_id: int, engine: sa.Engine, settings: Settings) -> int:
-    writer = _Writer(run_id, engine, Feeder(engine, settings), settings.ledger.feed_every_s)
+def _each_row(clips: Iterable[Clip]) -> Iterator[Listed]:
+    """Yield the rows of a list, each with a key of its own."""
+    seen: Counter[bytes] = Counter()
+    for clip in clips:
+        key, uri, meta, part, renews_url = listed(clip)
+        # By its columns, not by its place: a list may be extended or put into another order.
+        columns = _digest(key + (meta or "").encode())
+        seen[columns] += 1
+        yield _digest(columns + seen[columns].to_bytes(8)), uri, meta, part, renews_url
+
+
+def _digest(content: bytes) -> bytes:
+    return blake2b(content, digest_size=KEY_BYTES).digest()
+
+
+def _add(rows: Iterable[Listed], writer: _Writer) -> int:
     # One window is written while the next one is read and hashed.
-    threads = ThreadPoolExecutor(WRITERS[engine.dialect.name])
+    threads = ThreadPoolExecutor(WRITERS[writer.engine.dialect.name])
     writes: list[Future[int]] = []
     added = 0
     try:
         with _short_switch_interval():
-            for window in _windows(clips):
+            for window in _windows(rows):
                 added += sum(write.result() for write in writes)
-                batches = sliced(window, ROWS_AT_ONCE)
-                writes = [threads.submit(writer.write, rows) for rows in batches]
+                writes = [threads.submit(writer.write, batch) for batch in _batches(window)]
                 # The writers hold the rows now, and free each batch once it is written.
                 window.clear()
             added += sum(write.result() for write in writes)
@@ -219,6 +262,8 @@ class _Writer:
     engine: sa.Engine
     feeder: Feeder
     feed_every_s: float
+    again: bool
+    differing: KnownRows = field(default_factory=KnownRows)
     fed: float = float("-inf")
     feeding: Lock = field(default_factory=Lock)
     mostly_known: bool = False
@@ -226,26 +271,43 @@ class _Writer:
     def write(self, rows: list[Listed]) -> int:
         new = ledger.add_listed(self.engine, self.run_id, rows, mostly_known=self.mostly_known)
         self.mostly_known = new < len(rows) / 2
+        differing = KnownRows()
+        if new < len(rows):
+            differing = known_rows.settle(self.engine, self.run_id, rows, again=self.again)
         with self.feeding:
+            self.differing.add(differing)
             if time.monotonic() - self.fed > self.feed_every_s:
                 self.feeder.feed()
                 self.fed = time.monotonic()
         return new
 
 
-def _windows(clips: Iterable[Clip]) -> Iterator[list[Listed]]:
+def _windows(rows: Iterable[Listed]) -> Iterator[list[Listed]]:
     """Yield rows in growing windows: the first in the list's order, the others sorted by key."""
-    all_rows = map(listed, clips)
+    all_rows = iter(rows)
     size = ROWS_AT_ONCE
     # Workers can begin with the first window at once.
     yield _take(all_rows, size)
     while True:
         size = min(size * 3, ROWS_SORTED)
-        rows = _take(all_rows, size)
-        if not rows:
+        window = _take(all_rows, size)
+        if not window:
             return
-        rows.sort(key=itemgetter(0))
-        yield rows
+        window.sort(key=itemgetter(0))
+        yield window
+
+
+def _batches(window: list[Listed]) -> list[list[Listed]]:
+    """Divide a window into transactions; rows of one clip stay together, the first in front."""
+    batches = []
+    start = 0
+    while start < len(window):
+        end = min(start + ROWS_AT_ONCE, len(window))
+        while end < len(window) and window[end][0] == window[end - 1][0]:
+            end += 1
+        batches.append(window[start:end])
+        start = end
+    return batches
 
 
 def _take(all_rows: Iterator[Listed], most: int) -> list[Listed]:

@@ -17,15 +17,14 @@ from db.identity import with_queue
 from db.session import connect
 from earmark.core import broker
 from earmark.core.errors import BROKEN_EXIT, SERVICE_EXIT, EarmarkError, ServiceError
-from earmark.core.processes import isolate_imports
-from earmark.core.settings import Settings, cores
+from earmark.core.processes import isolate_imports, keep_to_cores
+from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from workers import logs, metrics_server, tasks
-from workers.decoding.pool import Decoders
-from workers.fetching.polite import PoliteFetcher
+from workers.clip import WindowQueue
 from workers.foreign import WrongDatabase
+from workers.loading.loaders import Loaders
 from workers.models import Models
-from workers.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +79,7 @@ def _log_from(loglevel: int, **_: Any) -> None:
 @signals.celeryd_init.connect
 def _get_ready(sender: str, **_: Any) -> None:
     try:
+        keep_to_cores(_settings.worker.cores)
         if _settings.worker.metrics_port:
             metrics_server.serve(_settings.worker, _is_ready)
         tasks.state = _new_state(sender)
@@ -108,13 +108,10 @@ def _new_state(hostname: str) -> tasks.WorkerState:
     schema.check_rights(engine)
     settings = with_queue(_settings, engine)
     broker.configure(settings.broker)
-    decoding = settings.worker.decoders or cores()
-    decoders = Decoders(settings.audio, decoding)
-    fetcher = PoliteFetcher(settings)
-    models = Models(engine, settings)
+    loaders = Loaders(settings, WindowQueue())
+    models = Models(engine, settings, loaders.scored)
     models.load(settings.model.name, settings.model.revision)
-    pipeline = Pipeline(fetcher, decoders, decoding)
-    return tasks.WorkerState(engine, settings, models, pipeline, f"{hostname}:{os.getpid()}")
+    return tasks.WorkerState(engine, settings, models, loaders, f"{hostname}:{os.getpid()}")
 
 
 def _check_broker() -> None:
@@ -190,6 +187,8 @@ class _CutOff:
 def _feed(feeder: Feeder) -> None:
     state = _ready_state()
     feeder.shares_queue = state.foreign.seen
+    limits = [batcher.classifier.limits for batcher in state.batchers]
+    feeder.batch_windows = max((limit.windows for limit in limits), default=0)
     feeder.feed()
     state.answered_at = monotonic()
 

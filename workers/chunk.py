@@ -1,121 +1,163 @@
-"""A claimed chunk in progress: its running clips, those that wait for their host, its outcomes."""
+"""A claimed chunk in progress: its clips in work, their outcomes, and those to give back."""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from queue import Empty, SimpleQueue
+import math
+import threading
+from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from earmark.core.clips import Postponed
+from workers.clip import ClipInWork
+from workers.loading.loaders import Known, Suspected
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Iterable
-    from concurrent.futures import Future
-
     from db.ledger import Claim, Claimed
-    from earmark.core.clips import Outcome
+    from earmark.core.clips import Outcome, Success
+    from workers.clip import End
+    from workers.models import RunPlan
 
 #: A waiting chunk checks this often whether the worker stops.
 CHECK_EVERY_S = 0.25
 #: A chunk's message is acknowledged after this; slow clips finish in the background.
 PATIENCE_S = 5.0
-#: A stopping worker lets running clips end for this long, and gives the others back.
+#: A stopping worker lets clips at a decoder or the model end for this long, and gives them back
+#: then.
 DRAIN_S = 5.0
+#: A clip is suspected of killing workers once this many died while they held it.
+SUSPECT_CRASHES = 2
+
+
+class Work(Protocol):
+    """The ways in which clips come to their end."""
+
+    def load(self, plan: RunPlan, clips: list[ClipInWork]) -> None:
+        """Have clips loaded and scored."""
+
+    def quarantine(self, clip: ClipInWork) -> None:
+        """Have a suspect classified in a process of its own."""
+
+    def result_of(self, known: Known, clip: ClipInWork) -> Success | None:
+        """Return the result that a clip shares; None if it was deleted a moment ago."""
+
+    def forget(self, clips: list[ClipInWork]) -> None:
+        """Take clips out of the queue of the model."""
+
+    def drain(self) -> None:
+        """Have clips given back that are at no decoder."""
 
 
 class ChunkInProgress:
     """The clips of one claim, from their start to their outcomes.
 
     Use one per claim, from one thread: `run` it for as long as you can wait, `collect` the
-    outcomes to record them, and `give_back` the rest. `classify` starts a clip on another thread
-    and returns its future. Clips that wait less than PATIENCE_S for their host are started again
-    here; the others are given back.
+    outcomes to record them, and `give_back` the rest. A clip whose host wants a longer pause is
+    given back, and so is a clip that makes no progress for `deadline_s`.
     """
 
-    def __init__(
-        self,
-        claim: Claim,
-        classify: Callable[[Claimed], Future[Outcome | Postponed]],
-        deadline_s: float,
-    ) -> None:
+    def __init__(self, claim: Claim, plan: RunPlan, deadline_s: float, work: Work) -> None:
         self.claim = claim
-        self.outcomes: list[Outcome] = []
         #: By id, the clips to give back, and the seconds until they may be tried again.
         self.given_back: dict[int, float] = {}
-        self._classify = classify
-        self._deadline = monotonic() + deadline_s
-        self._stopping = False
-        self._running: dict[Future[Outcome | Postponed], Claimed] = {}
-        # Each future puts itself here when it ends, so that nothing has to look at all of them.
-        self._ended: SimpleQueue[Future[Outcome | Postponed]] = SimpleQueue()
-        self._parked: list[tuple[float, Claimed]] = []
-        self._start(claim.clips)
+        self._plan = plan
+        self._work = work
+        self._deadline_s = deadline_s
+        self._give_up_at = math.inf
+        self._lock = threading.Lock()
+        self._outcomes: list[Outcome] = []
+        self._ended: deque[tuple[ClipInWork, End]] = deque()
+        #: The chunk's thread has something to do.
+        self._wake = threading.Event()
+        self._running: dict[int, ClipInWork] = {}
+        self._start([self._in_work(clip) for clip in claim.clips])
 
     @property
     def unfinished(self) -> bool:
-        return bool(self._running or self._parked)
-
-    def stop(self) -> None:
-        """Let running clips end within DRAIN_S, and give back the others."""
-        if not self._stopping:
-            self._stopping = True
-            self._deadline = min(self._deadline, monotonic() + DRAIN_S)
-            self.give_back(lambda future: not future.cancel())
+        return bool(self._running)
 
     def run(self, patience_s: float, stopping: threading.Event) -> None:
-        """Run until each clip has an outcome, or `patience_s` or the chunk's deadline is over."""
-        until = min(monotonic() + patience_s, self._deadline)
-        while self.unfinished and monotonic() < min(until, self._deadline):
+        """Run until each clip has an outcome or is given back, or `patience_s` is over."""
+        until = monotonic() + patience_s
+        while self._running and monotonic() < min(until, self._give_up_at):
             if stopping.is_set():
-                self.stop()
-            with suppress(Empty):
-                self._take(self._ended.get(timeout=CHECK_EVERY_S))
-            self._unpark()
+                self._drain()
+            self._wake.wait(CHECK_EVERY_S)
+            self._wake.clear()
+            self._take_ended()
+            self._give_back_stuck()
 
-    def give_back(
-        self, keep: Callable[[Future[Outcome | Postponed]], bool] = lambda _: False
-    ) -> None:
-        """Give back every clip but those to be kept running."""
-        running, parked = self._running, self._parked
-        self._running, self._parked = {}, []
-        for future, clip in running.items():
-            if keep(future):
-                self._running[future] = clip
-            else:
-                self.given_back[clip.id] = 0.0
-        for _, clip in parked:
-            self.given_back[clip.id] = 0.0
+    def give_back(self) -> None:
+        """Give back every clip that is not at its end."""
+        self._take_ended()
+        self._stop(list(self._running.values()))
 
     def collect(self) -> list[Outcome]:
         """Return the outcomes since the last call."""
-        collected, self.outcomes = self.outcomes, []
+        self._take_ended()
+        collected, self._outcomes = self._outcomes, []
         return collected
 
-    def _start(self, clips: Iterable[Claimed]) -> None:
+    def _in_work(self, clip: Claimed) -> ClipInWork:
+        return ClipInWork(clip, self._plan, self._lock, self._end)
+
+    def _start(self, clips: list[ClipInWork]) -> None:
+        innocent = []
         for clip in clips:
-            future = self._classify(clip)
-            self._running[future] = clip
-            future.add_done_callback(self._ended.put)
-
-    def _take(self, ended: Future[Outcome | Postponed]) -> None:
-        clip = self._running.pop(ended, None)
-        if clip is None:  # it was given back
-            return
-        result = ended.result()
-        if not isinstance(result, Postponed):
-            self.outcomes.append(result)
-        elif result.delay_s < PATIENCE_S:
-            self._parked.append((monotonic() + result.delay_s, clip))
-        else:
-            self.given_back[clip.id] = result.delay_s
-
-    def _unpark(self) -> None:
-        now = monotonic()
-        parked, self._parked = self._parked, []
-        for due_at, clip in parked:
-            if due_at <= now:
-                self._start([clip])
+            self._running[clip.clip_id] = clip
+            if clip.claimed.crashes >= SUSPECT_CRASHES:
+                self._work.quarantine(clip)
             else:
-                self._parked.append((due_at, clip))
+                innocent.append(clip)
+        if innocent:
+            self._work.load(self._plan, innocent)
+
+    def _end(self, clip: ClipInWork, end: End) -> None:
+        # Called by any thread, which does as little as it can: others wait for it.
+        self._ended.append((clip, end))
+        if len(self._ended) == len(self._running) or isinstance(end, (Known, Suspected)):
+            self._wake.set()
+
+    def _take_ended(self) -> None:
+        while self._ended:
+            clip, end = self._ended.popleft()
+            if self._running.pop(clip.clip_id, None):
+                self._take(clip, end)
+
+    def _take(self, clip: ClipInWork, end: End) -> None:
+        match end:
+            case None:
+                self._outcomes.append(clip.success())
+            case Postponed():
+                self.given_back[clip.clip_id] = end.delay_s
+            case Suspected():
+                self._running[clip.clip_id] = clip
+                self._work.quarantine(clip)
+            case Known():
+                self._take_known(clip, end)
+            case _:
+                self._outcomes.append(end)
+
+    def _take_known(self, clip: ClipInWork, known: Known) -> None:
+        if success := self._work.result_of(known, clip):
+            self._outcomes.append(success)
+        else:
+            self._start([clip])
+
+    def _drain(self) -> None:
+        if self._give_up_at == math.inf:
+            self._give_up_at = monotonic() + DRAIN_S
+            self._work.drain()
+
+    def _give_back_stuck(self) -> None:
+        since = monotonic() - self._deadline_s
+        stuck = [clip for clip in self._running.values() if clip.progressed_at < since]
+        if stuck:
+            self._stop(stuck)
+
+    def _stop(self, clips: list[ClipInWork]) -> None:
+        for clip in clips:
+            clip.cancel()
+            del self._running[clip.clip_id]
+            self.given_back[clip.clip_id] = 0.0
+        self._work.forget(clips)

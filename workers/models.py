@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from db import ledger, runs
-from db.reuse import reuse
 from earmark.core.errors import ModelError
+from workers.loading.cutter import Shape
+from workers.loading.loaders import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import sqlalchemy as sa
 
-    from earmark.core.clips import Source, Success
     from earmark.core.options import RunOptions
     from earmark.core.settings import Settings
     from workers.scoring.batcher import Batcher
     from workers.scoring.classifier import ModelCard
+
+    #: Takes scored windows and their outcomes, a batch at a time.
+    Scored = Callable[[list[Any], list[Any]], None]
 
 Key = tuple[str, str | None, tuple[str, ...]]
 
@@ -42,9 +44,20 @@ class RunPlan:
 
     options: RunOptions
     model: LoadedModel
-    #: Looks up the result that a clip's bytes, or without a source its URL, have already.
-    known: Callable[[int, Source | None], Success | None] = lambda _clip_id, _source: None
+    run_id: int = 0
     reuse_urls: bool = False
+
+    @property
+    def job(self) -> Job:
+        """Return what loaders have to know."""
+        return Job(self.run_id, self.shape, self.reuse_urls)
+
+    @property
+    def shape(self) -> Shape:
+        """Return the windows to cut."""
+        card, options = self.model.card, self.options
+        window_s = card.usable_window_s(options.window_s)
+        return Shape.of(card.sample_rate, window_s, options.hop_s, card.min_samples)
 
 
 class Models:
@@ -55,9 +68,10 @@ class Models:
     one that was idle longest is unloaded for another.
     """
 
-    def __init__(self, engine: sa.Engine, settings: Settings) -> None:
+    def __init__(self, engine: sa.Engine, settings: Settings, scored: Scored) -> None:
         self._engine = engine
         self._settings = settings
+        self._scored = scored
         self._loaded: dict[Key, LoadedModel] = {}
         self._changing = threading.Lock()
 
@@ -87,7 +101,7 @@ class Models:
                     reason=f"this worker's {options.model} is not the one that the run began with"
                 )
             loaded.users += 1
-        return RunPlan(options, loaded, partial(reuse, self._engine, run_id), run.reuse_urls)
+        return RunPlan(options, loaded, run_id, run.reuse_urls)
 
     def give_back(self, plan: RunPlan) -> None:
         """End a chunk's use of the model."""
@@ -118,7 +132,7 @@ class Models:
             self._loaded.pop(key).batcher.close()
 
     def _load(self, key: Key) -> LoadedModel:
-        card, batcher = open_model(key, self._settings)
+        card, batcher = open_model(key, self._settings, self._scored)
         model_id, label_ids = ledger.register_model(
             self._engine,
             card.labels,
@@ -132,7 +146,7 @@ class Models:
         return LoadedModel(card, batcher, model_id, label_ids)
 
 
-def open_model(key: Key, settings: Settings) -> tuple[ModelCard, Batcher]:
+def open_model(key: Key, settings: Settings, scored: Scored) -> tuple[ModelCard, Batcher]:
     """Load a model and put a batcher in front of it; raises ServiceError."""
     # Imported here because torch takes seconds, and Flower and the command line load this module.
     from workers.scoring import batcher, classifier
@@ -141,4 +155,4 @@ def open_model(key: Key, settings: Settings) -> tuple[ModelCard, Batcher]:
     model = classifier.load(
         settings.model.model_copy(update={"name": name, "revision": revision}), labels
     )
-    return model.card, batcher.Batcher(model, settings.worker)
+    return model.card, batcher.Batcher(model, settings.worker, scored)

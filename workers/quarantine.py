@@ -16,10 +16,11 @@ from earmark.core import broker
 from earmark.core.clips import Failure
 from earmark.core.errors import EarmarkError, ModelError, WorkerLost
 from earmark.core.processes import end_with_parent
+from workers import single
 from workers.decoding.pool import Decoders
 from workers.fetching.polite import PoliteFetcher
 from workers.models import LoadedModel, RunPlan, open_model
-from workers.pipeline import Pipeline
+from workers.single import SingleClip
 
 if TYPE_CHECKING:
     from db.ledger import Claimed
@@ -69,13 +70,14 @@ class Quarantine:
 
 
 def _classify_alone(clip: Claimed, options: RunOptions, settings: Settings) -> Outcome | Postponed:
-    pipeline, plan = _equipment(options, settings)
-    return pipeline.classify(clip, plan)
+    fetcher, decoders, plan = _equipment(options, settings)
+    return SingleClip(fetcher, decoders, settings.audio.max_windows).classify(clip, plan)
 
 
 @cache
-def _equipment(options: RunOptions, settings: Settings) -> tuple[Pipeline, RunPlan]:
+def _equipment(options: RunOptions, settings: Settings) -> tuple[PoliteFetcher, Decoders, RunPlan]:
     broker.configure(settings.broker)
-    pipeline = Pipeline(PoliteFetcher(settings), Decoders(settings.audio, 1), 1)
-    card, batcher = open_model((options.model, options.revision, options.labels), settings)
-    return pipeline, RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
+    key = options.model, options.revision, options.labels
+    card, batcher = open_model(key, settings, single.scored)
+    plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
+    return PoliteFetcher(settings), Decoders(settings.audio, 1), plan

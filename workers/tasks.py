@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.exceptions import Reject
 
-from db import ledger, registry, runs
+from db import ledger, registry, reuse, runs
 from earmark.core import broker
-from earmark.core.clips import Failure, Postponed
+from earmark.core.clips import Failure
 from earmark.core.errors import BY_CODE, DatabaseError, MessageError, ModelError, ServiceError
 from workers import foreign, logs, metrics
 from workers.chunk import CHECK_EVERY_S, DRAIN_S, PATIENCE_S, ChunkInProgress
@@ -28,23 +28,21 @@ from workers.quarantine import Quarantine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from concurrent.futures import Future
 
     import sqlalchemy as sa
     from celery import Task
 
-    from db.ledger import Claim, Claimed
-    from earmark.core.clips import Chunk, Outcome
+    from db.ledger import Claim
+    from earmark.core.clips import Chunk, Outcome, Success
     from earmark.core.settings import Settings
+    from workers.clip import ClipInWork
+    from workers.loading.loaders import Known, Loaders
     from workers.models import Models, RunPlan
-    from workers.pipeline import Pipeline
     from workers.scoring.batcher import Batcher
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: A clip is suspected of killing workers once this many died while they held it.
-SUSPECT_CRASHES = 2
 #: The pause between two tries while the database is out of reach.
 OUTAGE_PAUSE_S = 1.0
 #: A statement that the database refuses is logged at most this often.
@@ -67,7 +65,7 @@ class WorkerState:
     """
 
     def __init__(
-        self, engine: sa.Engine, settings: Settings, models: Models, pipeline: Pipeline, name: str
+        self, engine: sa.Engine, settings: Settings, models: Models, loaders: Loaders, name: str
     ) -> None:
         self.engine = engine
         self.settings = settings
@@ -78,9 +76,9 @@ class WorkerState:
         self._beaten_at = float("-inf")
         self._told: registry.Pause | None = None
         self._models = models
-        self._pipeline = pipeline
+        self._loaders = loaders
         self._quarantine = Quarantine(settings)
-        self._clips = ThreadPoolExecutor(settings.worker.clips_in_flight, thread_name_prefix="clip")
+        self._suspects = ThreadPoolExecutor(1, thread_name_prefix="suspect")
         self._late = ThreadPoolExecutor(settings.worker.concurrency, thread_name_prefix="late")
         self._late_free = threading.Semaphore(settings.worker.concurrency)
         #: Tokens of the claims whose leases are renewed.
@@ -153,7 +151,7 @@ class WorkerState:
     @property
     def pause(self) -> registry.Pause | None:
         """Why this worker takes no chunks now."""
-        if self._pipeline.offline:
+        if self._loaders.offline:
             return registry.Pause(
                 "No network: nearly all downloads, from many hosts, find no server."
             )
@@ -191,11 +189,11 @@ class WorkerState:
         """Record or give back the clips in work, and close everything."""
         self._late.shutdown()
         self._give_back_at_the_end()
-        self._clips.shutdown(wait=False, cancel_futures=True)
+        self._suspects.shutdown(wait=False, cancel_futures=True)
         with suppress(DatabaseError):
             registry.leave(self.engine, self._name)
         self._quarantine.close()
-        self._pipeline.close()
+        self._loaders.close()
         self._models.close()
         self.engine.dispose()
 
@@ -251,15 +249,12 @@ class WorkerState:
             self._held.discard(claim.token)
             return counts
 
-        def classify(clip: Claimed) -> Future[Outcome | Postponed]:
-            # In a copy of this context, so that its thread's log lines name the run and the chunk.
-            return self._clips.submit(copy_context().run, self._classify, clip, plan)
-
-        running = ChunkInProgress(claim, classify, self._deadline_s)
+        running = ChunkInProgress(claim, plan, self._deadline_s, self)
         try:
             running.run(PATIENCE_S, self.draining)
             counts = self._record(claim, running.collect(), plan.model.label_ids)
         except BaseException:
+            running.give_back()
             self._models.give_back(plan)
             raise
         late = running.unfinished and not self.draining.is_set()
@@ -288,13 +283,14 @@ class WorkerState:
     def _end(self, running: ChunkInProgress, plan: RunPlan) -> Counter[str]:
         try:
             token = running.claim.token
-            running.run(self._deadline_s, self.draining)
+            running.run(math.inf, self.draining)
             running.give_back()
             counts = self._record(running.claim, running.collect(), plan.model.label_ids)
             release = partial(ledger.release, self.engine, token, running.given_back)
             self._through_outage(running.claim.run_id, release)
             self._held.discard(token)
         finally:
+            running.give_back()
             self._models.give_back(plan)
         return counts + Counter(released=len(running.given_back))
 
@@ -378,15 +374,33 @@ class WorkerState:
             self._refused_at = monotonic()
             logger.error("%s", error, exc_info=error, extra={"action": "statement_refused"})
 
-    def _classify(self, clip: Claimed, plan: RunPlan) -> Outcome | Postponed:
-        if clip.crashes >= SUSPECT_CRASHES:
-            return self._quarantine.classify(clip, plan.options)
-        return self._pipeline.classify(clip, plan)
+    # The ways in which a chunk's clips come to their end.
+
+    def load(self, plan: RunPlan, clips: list[ClipInWork]) -> None:
+        self._loaders.deal(plan.job, clips)
+
+    def quarantine(self, clip: ClipInWork) -> None:
+        self._suspects.submit(copy_context().run, self._classify_alone, clip)
+
+    def _classify_alone(self, clip: ClipInWork) -> None:
+        if clip.wanted:
+            clip.end(clip, self._quarantine.classify(clip.claimed, clip.plan.options))
+
+    def result_of(self, known: Known, clip: ClipInWork) -> Success | None:
+        result = partial(reuse.result, self.engine, known.clip_id, clip.clip_id)
+        success = self._through_outage(clip.plan.run_id, result)
+        return success and replace(success, timings=known.timings)
+
+    def forget(self, clips: list[ClipInWork]) -> None:
+        self._loaders.forget(clips)
+
+    def drain(self) -> None:
+        self._loaders.drain()
 
     def _wait_for_network(self) -> None:
-        if self._pipeline.offline:
+        if self._loaders.offline:
             logger.warning("no network: taking no chunks for now", extra={"action": "offline"})
-        while self._pipeline.offline and not self.draining.wait(CHECK_EVERY_S):
+        while self._loaders.offline and not self.draining.wait(CHECK_EVERY_S):
             pass
 
 

@@ -12,7 +12,9 @@ from rich.text import Text
 from db import results, runs
 from earmark import output
 from earmark.cli import options as o
+from earmark.core.clips import Part
 from earmark.core.errors import SERVICE_EXIT, UsageError
+from earmark.core.options import Listing
 from earmark.database import open_database, read_settings
 
 commands = typer.Typer()
@@ -38,7 +40,8 @@ def plan(
         options=task.options,
         sample=sample,
         within_s=planning.seconds_in(within) if within else None,
-        **task.reading,
+        limit=task.limit,
+        listing=Listing(**task.reading),
     )
     if format:
         output.write_record(estimate.as_json(), format)
@@ -83,15 +86,16 @@ def explain(
 
     settings = read_settings(db)
     options = o.Task(sources=[], model=model, revision=revision, labels=labels).options
-    uri = clip
+    uri, part = clip, None
     if clip.isascii() and clip.isdigit():
         engine = open_database(settings)
         row = results.clip(engine, int(clip))
         uri, options = row.uri, runs.get_run(engine, row.run_id).options
+        part = Part.of(row._asdict())
         explain.tell_row(row, _say)
     elif "://" not in clip:
         uri = str(Path(clip).expanduser().absolute())
-    if not explain.explain(uri, settings, options, _say):
+    if not explain.explain(uri, settings, options, _say, part):
         raise typer.Exit(1)
 
 

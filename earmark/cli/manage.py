@@ -21,6 +21,9 @@ def retry(
     error: Annotated[
         str | None, typer.Option(help="Only these error codes, comma-separated.")
     ] = None,
+    done: Annotated[
+        bool, typer.Option("--done", help="Redo the clips that are done as well.")
+    ] = False,
     db: o.Db = None,
 ) -> None:
     """Put a run's failed clips back to work."""
@@ -33,6 +36,8 @@ def retry(
     engine, row = find_run(settings, run, change=True)
     with progress.screen.status("Putting clips back to work"):
         count = ledger.retry_failed(engine, row.id, codes)
+        if done:
+            count += ledger.redo_done(engine, row.id)
     progress.tell(f"Back to work: {progress.count_of(count, 'clip')}.")
     if count and not has_broker(settings):
         again = f"`earmark run YOUR_LIST --name {row.name}`, with the same list"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from earmark.core import options
-from earmark.core.options import CHUNK_SIZE, STOP_AT, RunOptions
+from earmark.core.options import STOP_AT, Listing, RunOptions
 from earmark.output import Format
 
 if TYPE_CHECKING:
@@ -92,13 +92,62 @@ InputFormat = Annotated[
     options.InputFormat, typer.Option(help="How the list is written, where its name does not tell.")
 ]
 UrlCol = Annotated[
-    str, typer.Option(help="The column with the URL or path; all others are kept as meta.")
+    str | None,
+    typer.Option(
+        help="The column with the URL or path; all others are kept as meta. Default: url, or"
+        " another usual name."
+    ),
+]
+Delimiter = Annotated[
+    str | None, typer.Option(help="Of a table: a character, or tab. Default: found.")
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option(help="Of a list, as cp1252. Default: UTF-8, or UTF-16 where it is seen."),
+]
+NoHeader = Annotated[
+    bool,
+    typer.Option("--no-header", help="The table has no header; its columns are 1, 2, 3."),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(help="Folder or URL that names are relative to. Default: the list's own."),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(help="Names made of columns: 'audio/fold{fold}/{name}.wav'."),
+]
+StartCol = Annotated[
+    str | None,
+    typer.Option(
+        help="The column with a span's start in seconds. Default: start_s, start_seconds or"
+        " offset; '' for whole files."
+    ),
+]
+EndCol = Annotated[
+    str | None,
+    typer.Option(help="The column with its end, or with its length if named duration."),
+]
+KeyCol = Annotated[
+    str | None, typer.Option(help="The column that identifies a clip in place of its URL.")
+]
+Duplicates = Annotated[
+    options.Duplicates,
+    typer.Option(help="Rows of the same clip: one clip with the first row's columns, or one each."),
+]
+Again = Annotated[
+    bool, typer.Option("--again", help="Redo local files that have changed since their result.")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips.")]
 Name = Annotated[
     str | None, typer.Option(help="The run's name; the same name again goes on where it stopped.")
 ]
-ChunkSize = Annotated[int, typer.Option(min=1, max=1000, help="Clips in one queue message.")]
+ChunkSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=1000, help="Clips in one queue message; unset: 16, or a GPU's batch of 64."
+    ),
+]
 Priority = Annotated[
     int, typer.Option(min=1, max=100, help="Share of the workers beside other runs.")
 ]
@@ -117,7 +166,12 @@ _STOP_AT = typer.Option(
 StopAt = Annotated[float, _STOP_AT]
 MaybeStopAt = Annotated[float | None, _STOP_AT]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Exit with 1 if a clip failed, not only if all did.")
+    bool,
+    typer.Option(
+        "--strict",
+        help="Exit with 1 if a clip failed, not only if all did; each file of a folder has to be"
+        " one.",
+    ),
 ]
 
 
@@ -139,8 +193,17 @@ class Task:
     min_score: MinScore = DEFAULTS.min_score
     labels: Labels = None
     input_format: InputFormat = "auto"
-    url_col: UrlCol = "url"
+    url_col: UrlCol = None
+    delimiter: Delimiter = None
+    encoding: Encoding = None
+    no_header: NoHeader = False
+    base: Base = None
+    template: Template = None
+    start_col: StartCol = None
+    end_col: EndCol = None
+    key_col: KeyCol = None
     limit: Limit = None
+    strict: Strict = False
 
     @property
     def options(self) -> RunOptions:
@@ -155,7 +218,7 @@ class Task:
     @property
     def reading(self) -> dict[str, Any]:
         """The options that say how a list is read."""
-        return {name: getattr(self, name) for name in ("input_format", "url_col", "limit")}
+        return {field.name: getattr(self, field.name) for field in fields(Listing)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,23 +226,30 @@ class Submission(Task):
     """The options of a verb that makes a run."""
 
     name: Name = None
-    chunk_size: ChunkSize = CHUNK_SIZE
+    chunk_size: ChunkSize = None
     priority: Priority = 1
     reuse_urls: ReuseUrls = False
     stop_at: StopAt = STOP_AT
-    strict: Strict = False
+    duplicates: Duplicates = "merge"
+    again: Again = False
     db: Db = None
 
     @property
     def submission(self) -> dict[str, Any]:
-        """How the list becomes a run."""
-        names = ("name", "chunk_size", "priority", "reuse_urls", "stop_at")
-        return {**self.reading, **{name: getattr(self, name) for name in names}}
+        """How the list becomes a run, as `producer.submit.submit` takes it."""
+        return {"listing": Listing(**self.reading), **self._own}
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """All that `earmark.submit` takes beside the sources."""
-        return {**self.scoring, **self.submission}
+        """All that `earmark.run` and `earmark.submit` take beside the sources."""
+        return {**self.scoring, **self.reading, **self._own}
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        names = {field.name for field in fields(Submission)} - {
+            field.name for field in fields(Task)
+        }
+        return {name: getattr(self, name) for name in ["limit", *sorted(names - {"db"})]}
 
 
 def spread(verb: Callable[..., None]) -> Callable[..., None]:

@@ -34,6 +34,10 @@ KEY_PREFIX = "earmark:"
 UNNAMED_QUEUE = "clips"
 #: By ledger and queue, the time of the last feed.
 FED_KEY = f"{KEY_PREFIX}fed"
+#: By queue, how many windows the device of a worker scores at once.
+BATCH_KEY = f"{KEY_PREFIX}batch:"
+#: Workers note it twice a second. Later, the last worker with such a device has gone.
+BATCH_KEPT_S = 30
 #: The field of a message with the time when it was first put back.
 PUT_BACK_AT = "put_back_at"
 #: Flower shows this many display URIs of a chunk as its arguments.
@@ -248,6 +252,19 @@ def mark_queue(ledger_id: str) -> bool:
     field = f"{ledger_id} {app.conf.task_default_queue}"
     with _reachable():
         return bool(client().hset(FED_KEY, field, str(_clock())))
+
+
+def note_batch(windows: int) -> None:
+    """Note that a worker of the queue scores so many windows at once."""
+    with _reachable():
+        client().set(f"{BATCH_KEY}{app.conf.task_default_queue}", windows, ex=BATCH_KEPT_S)
+
+
+def noted_batch() -> int:
+    """Return how many windows workers of the queue score at once, as far as they noted it."""
+    with _reachable():
+        noted: Any = client().get(f"{BATCH_KEY}{app.conf.task_default_queue}")
+    return int(noted or 0)
 
 
 def other_ledgers(ledger_id: str, within_s: float) -> list[str]:

@@ -142,7 +142,7 @@ class HttpError(DownloadError):
 
 class TooLarge(DownloadError):
     code = "too_large"
-    sentence = "The clip is larger than {max_bytes} bytes (EARMARK_FETCH__MAX_BYTES)."
+    sentence = "The download is larger than {max_bytes} bytes (EARMARK_FETCH__MAX_BYTES)."
     max_bytes: int
 
 
@@ -272,8 +272,9 @@ class TooLong(DecodeError):
 
 class TooShort(DecodeError):
     code = "too_short"
-    sentence = "The audio is shorter than {min_duration_s:g} s."
+    sentence = "The audio is shorter than {min_duration_s:g} s ({setting})."
     min_duration_s: float
+    setting: str
 
 
 class NotFinite(DecodeError):
@@ -289,13 +290,17 @@ class DecoderCrashed(DecodeError):
 
 class DecoderTimeout(DecodeError):
     code = "decoder_timeout"
-    sentence = "The audio decoder did not finish within {timeout_s:g} s."
+    sentence = (
+        "The audio decoder did not finish within {timeout_s:g} s (EARMARK_AUDIO__DECODE_TIMEOUT_S)."
+    )
     timeout_s: float
 
 
 class DecoderMemory(DecodeError):
     code = "decoder_memory"
-    sentence = "The audio decoder ran out of its memory limit on this file."
+    sentence = (
+        "The audio decoder needs more memory for this file than EARMARK_AUDIO__DECODE_MEMORY."
+    )
 
 
 # classify -----------------------------------------------------------------------------------------

@@ -1,10 +1,9 @@
-"""A file's format by its first bytes, never by its name, and whether the file was cut short."""
+"""A file's format by its first bytes, never by its name."""
 
 from __future__ import annotations
 
 import os
 import re
-import struct
 from dataclasses import dataclass
 
 from earmark.core import errors
@@ -12,9 +11,7 @@ from earmark.core import errors
 HEAD_BYTES = 4096
 #: More chunks than any writer makes. A file of empty chunks must not keep us counting.
 MAX_CHUNKS = 10_000
-LAST_PAGE = 4
 _ANY_CASE = re.DOTALL | re.IGNORECASE
-UNKNOWN_SIZES = (0, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +41,8 @@ _FORMATS = [
     (rb"caff\x00\x01", Format("caf", "caf")),
     (rb"riff\x2e\x91\xcf\x11", Format("w64", "w64")),
     (rb"\.snd|dns\.", Format("au", "au")),
+    # libsndfile reads the headers of its blocks as sound.
+    (rb"Creative Voice File\x1a", Format("voc", "voc", ffmpeg_first=True)),
     (rb"....(ftyp|moov|mdat|wide|free|skip|pnot)", Format("mp4", "mov", ffmpeg_first=True)),
     (rb"\x1a\x45\xdf\xa3", Format("matroska", "matroska", ffmpeg_first=True)),
     (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", Format("asf", "asf", ffmpeg_first=True)),
@@ -112,76 +111,3 @@ def after_id3(clip: int) -> int:
             size = size << 7 | byte & 0x7F
         start += 10 + size
     return start
-
-
-# truncation ---------------------------------------------------------------------------------------
-
-
-def is_cut_short(clip: int, name: str) -> bool:
-    """Return whether the file ends before the audio that its own structure declares."""
-    size = os.fstat(clip).st_size
-    if name == "ogg":
-        return not _ogg_ends(clip, size)
-    return name in _LAYOUTS and _LAYOUTS[name].audio_end(clip) > size
-
-
-def counts_mp3_frames(clip: int) -> bool:
-    """Return whether an MP3 begins with a Xing, Info or LAME header, which counts its frames."""
-    head = os.pread(clip, 256, after_id3(clip))
-    return re.match(rb"\xff[\xe2-\xff].{2,220}?(Xing|Info)", head, re.DOTALL) is not None
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """The layout of a container of named, sized chunks."""
-
-    header: str
-    first: int
-    audio: bytes
-    align: int = 2
-    size_includes: int = 0
-
-    def audio_end(self, clip: int) -> int:
-        """Return where the audio chunk should end; 0 if there is none, or of unknown size."""
-        at = self.first
-        for _ in range(MAX_CHUNKS):
-            head = os.pread(clip, struct.calcsize(self.header), at)
-            if len(head) < struct.calcsize(self.header):
-                break
-            name, size = struct.unpack(self.header, head)
-            content = at + len(head) - self.size_includes
-            if name.startswith(self.audio):
-                return _end(clip, content, size)
-            at = content + size + -size % self.align
-            if at < content:
-                break
-        return 0
-
-
-def _end(clip: int, content: int, size: int) -> int:
-    if size == 0xFFFFFFFF and os.pread(clip, 4, 0) in (b"RF64", b"BW64"):
-        (size,) = struct.unpack("<Q", os.pread(clip, 8, 28))
-    if size < 0 or size in UNKNOWN_SIZES:
-        return 0
-    return content + size
-
-
-_LAYOUTS = {
-    "wav": _Layout("<4sI", 12, b"data"),
-    "rifx": _Layout(">4sI", 12, b"data"),
-    "aiff": _Layout(">4sI", 12, b"SSND"),
-    "caf": _Layout(">4sq", 8, b"data", align=1),
-    "w64": _Layout("<16sQ", 40, b"data", align=8, size_includes=24),
-}
-
-
-def _ogg_ends(clip: int, size: int) -> bool:
-    """Return whether the last page of an Ogg file is whole and marked as the last."""
-    start = max(0, size - 2 * 65536)  # a page is at most 65,307 bytes
-    tail = os.pread(clip, size - start, start)
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    if len(page) < 27:
-        return False
-    segments = page[26]
-    end = 27 + segments + sum(page[27 : 27 + segments])
-    return end <= len(page) and bool(page[5] & LAST_PAGE)

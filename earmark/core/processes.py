@@ -9,8 +9,12 @@ import site
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from earmark.core.errors import ServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 PR_SET_PDEATHSIG = 1
 #: Our packages. Their names are so common that a user's project may have them as well.
@@ -66,6 +70,23 @@ def end_with_parent(parent: int, signal_number: int = signal.SIGTERM) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
         if os.getppid() != parent:  # it ended while this process was starting
             os.kill(os.getpid(), signal_number)
+
+
+def keep_to_cores(cores: Collection[int]) -> None:
+    """Let this process, and all that it starts, run on these cores only; on none: on all.
+
+    Raises:
+        ServiceError: this process may not use one of them.
+    """
+    if not cores or sys.platform != "linux":
+        return
+    usable = os.sched_getaffinity(0)
+    if not usable.issuperset(cores):
+        missing = ", ".join(map(str, sorted(set(cores) - usable)))
+        raise ServiceError(
+            reason=f"EARMARK_WORKER__CORES names cores that are not here: {missing}."
+        )
+    os.sched_setaffinity(0, cores)
 
 
 def _is_absolute(folder: str) -> bool:

@@ -40,6 +40,15 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def _core_numbers(value: Any) -> Any:
+    """Return the numbers of cores such as `0-3,8`."""
+    numbers: list[int] = []
+    for part in _split(value):
+        first, _, last = str(part).partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
 def _broker_url(value: str | None) -> str | None:
     return broker_url.usable(value) if value else None
 
@@ -53,6 +62,7 @@ SECRETS = "/run/secrets/earmark.env"
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
 Ports = Annotated[tuple[int, ...], BeforeValidator(_split)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Cores = Annotated[tuple[int, ...], BeforeValidator(_core_numbers)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
 HostHeaders = Annotated[
     dict[str, dict[str, str]],
@@ -87,7 +97,9 @@ class Broker(Group):
         description="Name of the queue; unset: the ledger's own. So ledgers can share a Redis.",
     )
     high_water: int = Field(
-        64, description="Chunks kept in Redis: 1,000 clips ahead of the workers, 100 kB of memory."
+        64,
+        description="Chunks kept in Redis: 1,000 clips ahead of the workers, 4,000 with GPUs; at"
+        " most 2 MB of memory.",
     )
     pool_limit: int = Field(
         16, description="Connections to Redis: Flower inspects workers in parallel and needs 10."
@@ -146,8 +158,12 @@ class Ledger(Group):
 
 class Fetch(Group):
     max_bytes: ByteSize = Field(
-        ByteSize(200 * 1024**2),
-        description="Largest clip: an hour of compressed audio fits; an hour of WAV needs more.",
+        ByteSize(1024**3),
+        description="Largest download; an hour of 48 kHz WAV is 345 MB. It is no limit of files.",
+    )
+    max_container_bytes: ByteSize = Field(
+        ByteSize(8 * 1024**3),
+        description="Largest container that has to be unpacked as a whole; a worker keeps two.",
     )
     timeout_s: float = Field(60.0, description="Time for a whole download: 60 MB at 1 MB/s.")
     connect_timeout_s: float = Field(
@@ -209,29 +225,34 @@ class Fetch(Group):
 
 class Audio(Group):
     max_duration_s: float = Field(
-        3600.0, description="Longest clip: people submit recordings of up to an hour."
+        90_000.0, description="Longest clip: a day's recording; the longest day has 25 hours."
     )
     min_duration_s: float = Field(
         0.05, description="Shortest clip: models hear nothing in a shorter click."
     )
     max_samples: int = Field(
-        700_000_000, description="Samples of all channels: an hour of 96 kHz stereo."
+        20_000_000_000, description="Samples of all channels: a day of 96 kHz stereo."
+    )
+    max_windows: int = Field(
+        100_000, description="Windows of a clip: eleven days side by side, a day 0.9 s apart."
     )
     max_channels: int = Field(
         32, description="Channels: the widest microphone arrays in public data."
     )
     min_sample_rate: int = Field(
-        1000, description="A lower rate is a false header; resampling would multiply the samples."
+        100, description="Seismic and infrasound recorders go down to this."
     )
     max_sample_rate: int = Field(
-        384_000, description="Ultrasonic recorders reach this; a higher rate is a false header."
+        1_000_000, description="Bat detectors reach 576 kHz; a higher rate is a false header."
     )
     decode_timeout_s: float = Field(
-        60.0, description="Time to decode a clip: an hour of Opus takes 30 s on a slow core."
+        60.0,
+        description="A decoder ends if it gives nothing for this long; half an hour of Opus takes"
+        " 30 s on a slow core.",
     )
     decode_memory: ByteSize = Field(
         ByteSize(2 * 1024**3),
-        description="Address space of a decoder; an hour of audio takes half.",
+        description="Address space of a decoder: several times what any real file takes.",
     )
     clips_per_decoder: int = Field(
         2000, description="A decoder process is replaced after this, so that leaks stay small."
@@ -269,18 +290,26 @@ class Worker(Group):
     concurrency: int = Field(
         8, description="Chunks in progress, so that one downloads while another is scored."
     )
+    cores: Annotated[Cores, NoDecode] = Field(
+        (),
+        description="Cores that the worker and its children keep to, such as 0-7 (Linux); unset:"
+        " all.",
+    )
     decoders: int = Field(
         0, description="Decoder processes; 0: one per core, as more would compete for cores."
     )
+    loaders: int = Field(
+        0, description="Processes that fetch and hand over clips; 0: one for each 4 decoders."
+    )
     clips_in_flight: int = Field(
-        32, description="Clips fetched, decoded or scored at once, of all chunks together."
+        32, description="Clips fetched at once, by all loaders together: 8 by each on 16 cores."
     )
     in_flight_bytes: ByteSize = Field(
         ByteSize(512 * 1024**2),
-        description="Decoded audio that waits for the model: two one-hour clips.",
+        description="Memory for decoded audio that waits for the model, of all loaders together.",
     )
     chunk_deadline_s: float = Field(
-        600.0, description="A chunk gives its unfinished clips back after this."
+        600.0, description="A clip that makes no progress for this long is given back."
     )
     metrics_port: int = Field(
         0, description="Port for /metrics, /ready and /health; `up` counts upwards; 0: none."
@@ -407,3 +436,12 @@ def cores() -> int:
     if quota == "max":
         return bound
     return max(1, min(bound, int(quota) // int(period)))
+
+
+def memory() -> int:
+    """Return the bytes of memory of this machine, or of its container if that has a limit."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return machine

@@ -22,7 +22,7 @@ from db.pace import pace
 from db.rows import plain
 from earmark import output
 from earmark.advice import bottleneck
-from earmark.core.clips import State
+from earmark.core.clips import Part, State
 from earmark.core.errors import ClipError
 from earmark.progress import in_words, screen
 from earmark.sound import Heard, Listener, Segment, segments
@@ -120,12 +120,12 @@ def sound_bytes(clips: int) -> int:
     return int((BUDGET / max(1, clips) - BESIDE_SOUND) * 3 / 4)
 
 
-def card(clip: dict[str, Any], hear: Callable[[str], Heard]) -> Card:
+def card(clip: dict[str, Any], hear: Callable[[str, Part], Heard]) -> Card:
     """Return a clip's card; what failed is not fetched again."""
     if clip["state"] != State.done:
         return Card(clip, None, "")
     try:
-        return Card(clip, hear(clip["uri"]), "")
+        return Card(clip, hear(clip["uri"], Part.of(clip)), "")
     except ClipError as error:
         return Card(clip, None, str(error))
 

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from earmark.core.processes import INSTALLATION
+import pytest
+
+from earmark.core.errors import ServiceError
+from earmark.core.processes import INSTALLATION, keep_to_cores
+from earmark.core.settings import Worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,3 +69,28 @@ def test_a_foreign_package_of_our_name_is_refused_in_one_sentence(tmp_path: Path
         f"earmark: Python imports `db` from {intruder}, not from Earmark in {INSTALLATION}"
     )
     assert ended.stderr.count("\n") == 1
+
+
+KEEP_TO_ONE = """
+import os, subprocess, sys
+from earmark.core.processes import keep_to_cores
+from earmark.core.settings import Worker, cores
+
+core = max(os.sched_getaffinity(0))
+keep_to_cores(Worker(cores=f"{core}-{core}").cores)
+assert cores() == 1
+show = "import os; print(os.sched_getaffinity(0))"
+print(subprocess.check_output([sys.executable, "-c", show], text=True).strip() == str({core}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone knows the cores of a process")
+def test_a_process_and_its_children_keep_to_the_cores_that_it_is_given() -> None:
+    assert subprocess.check_output([sys.executable, "-c", KEEP_TO_ONE], text=True) == "True\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone knows the cores of a process")
+def test_cores_that_are_not_here_are_named() -> None:
+    wanted = Worker(cores="9997,9998-9999").cores  # type: ignore[arg-type]
+    with pytest.raises(ServiceError, match="cores that are not here: 9997, 9998, 9999"):
+        keep_to_cores(wanted)

@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from db import ledger
+from db import reuse as look_up
 from db.models import Clip
-from db.reuse import reuse
 from db.session import reading, writing
 from earmark.core import clips as words
 from earmark.core.settings import Ledger
@@ -19,6 +19,14 @@ from tests.db.facts import FACTS, chunk_of, labels, row, submit
 SOURCE = words.Source("ab" * 32, 7)
 WHOLE = (words.Prediction(1, 0.75), words.Prediction(0, 0.25))
 WINDOWS = (words.WindowPredictions(0.0, 1.0, WHOLE), words.WindowPredictions(1.0, 2.0, WHOLE[:1]))
+
+
+def reuse(
+    engine: sa.Engine, run_id: int, clip_id: int, source: words.Source | None
+) -> words.Success | None:
+    """Look one clip up, and return the result it has."""
+    known = look_up.known(engine, run_id, {clip_id: source})
+    return look_up.result(engine, known[clip_id], clip_id) if known else None
 
 
 def classified(engine: sa.Engine) -> tuple[int, ...]:
@@ -44,6 +52,18 @@ def test_the_same_bytes_reuse_their_result(engine: sa.Engine) -> None:
     finish(engine, reused, label_ids)
     found = row(engine, ids[0])
     assert (found.state, found.reused, found.score) == ("done", True, 0.75)
+
+
+def test_several_clips_are_looked_up_at_once_each_by_its_own_bytes(engine: sa.Engine) -> None:
+    classified(engine)
+    run_id, ids = submit(engine, 4)
+    ledger.settle_model(engine, run_id, 1)
+    with writing(engine) as connection:
+        connection.execute(sa.update(Clip).where(Clip.id == ids[3]).values(channel=1))
+    other = words.Source("cd" * 32, 7)
+    sources = dict(zip(ids, (SOURCE, other, SOURCE, SOURCE), strict=True))
+    known = look_up.known(engine, run_id, sources)
+    assert known.keys() == {ids[0], ids[2]}
 
 
 def test_other_bytes_another_model_and_other_options_are_classified(engine: sa.Engine) -> None:
@@ -103,7 +123,7 @@ def test_a_reuse_look_up_is_one_statement_with_an_index(
         engine, "before_cursor_execute", lambda *event: seen.append((event[2], event[3]))
     )
     reuse(engine, run_id, ids[-1], source)
-    statements = [some for some in seen if some[0].lstrip().startswith("SELECT")]
+    statements = [some for some in seen if some[0].lstrip().startswith(("SELECT", "WITH"))]
     assert len(statements) == 1
     explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
     with reading(engine) as connection:

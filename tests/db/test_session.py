@@ -128,8 +128,9 @@ def test_a_timeout_of_the_connection_pool_is_a_database_error(
 
 def ask_often(first: sa.Engine, second: sa.Engine) -> None:
     for number in range(12):
-        assert ask(first, "SELECT CAST(:number AS bigint) + 1", number=number) == number + 1
-        assert ask(second, "SELECT CAST(:number AS bigint) + 2", number=number) == number + 2
+        values = {"number": number}
+        assert ask(first, "SELECT CAST(:number AS bigint) + 1", values) == [(number + 1,)]
+        assert ask(second, "SELECT CAST(:number AS bigint) + 2", values) == [(number + 2,)]
 
 
 def test_clients_of_a_pooler_never_run_each_other_s_prepared_statements(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import namedtuple
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from db import schema
 from db.session import connect, writing
-from earmark import doctor
+from earmark import doctor, speed
 from earmark.core import broker
 from earmark.core.errors import ServiceError
-from earmark.core.settings import Database, Settings
+from earmark.core.settings import Database, Settings, cores
 from tests.end_to_end.conftest import Earmark
 from tests.servers import free_port, running_valkey
 
@@ -48,7 +51,7 @@ def test_a_sound_machine_is_told_as_such(tmp_path: Path, postgres_url: str) -> N
     assert "noeviction, no append-only file" in found["broker"][1]
     assert "ms a question" in found["database"][1]
     assert "HTTPS_PROXY" in found["proxy"][1]
-    assert "hears dog" in found["model"][1]
+    assert re.search(r"hears dog .*; a core decodes \d+ such clips/s$", found["model"][1])
     assert list(found) == [
         "settings",
         "broker",
@@ -124,6 +127,22 @@ def test_a_laptop_without_any_setting_is_well(tmp_path: Path) -> None:
     shared = settings_with(tmp_path, broker={"url": "redis://redis.internal"})
     assert "EARMARK_FETCH__FILE_ROOTS" in doctor._file_roots(shared)
     assert "of one of many machines" in doctor._settings(shared)
+
+
+def test_the_cores_that_a_gpu_wants_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[int] = []
+    gpu: Any = SimpleNamespace(
+        device="cuda:0",
+        limits=SimpleNamespace(windows=64),
+        choose=lambda lengths: list(range(len(lengths))),
+        outcomes=lambda windows: scored.append(len(windows)),
+    )
+    monkeypatch.setattr(speed, "decoding_ms", lambda _: 1.7)
+    told = doctor._feeding(gpu, np.zeros(80_000, np.float32), Settings())
+    assert "a core decodes 118 such clips/s, and the device scores " in told
+    assert told.endswith(f"cores of {cores()}")
+    assert scored == [64] * (1 + speed.BATCHES)
+    assert speed.cores_wanted(1340, 8.5) == 14
 
 
 def test_an_old_redis_and_a_full_disk_are_wrong(

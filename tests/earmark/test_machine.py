@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -77,6 +78,28 @@ def test_workers_share_the_cores_and_have_ports_of_their_own() -> None:
     assert [own["EARMARK_WORKER__METRICS_PORT"] for own in several] == [
         str(9100 + n) for n in range(cores())
     ]
+
+
+def test_workers_with_a_gpu_each_keep_to_cores_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 8, 9, 10}, raising=False)
+    lists = [own["EARMARK_WORKER__CORES"] for own in machine.shares(2, Settings())]
+    assert lists == ["0,1,2,3", "8,9,10"]
+    assert "EARMARK_WORKER__CORES" not in next(machine.shares(1, Settings()))
+    assert "EARMARK_WORKER__CORES" not in next(machine.shares(4, Settings()))
+
+
+def test_workers_share_the_memory_for_decoded_audio(monkeypatch: pytest.MonkeyPatch) -> None:
+    def room(count: int, settings: Settings) -> int | None:
+        said = next(machine.shares(count, settings)).get("EARMARK_WORKER__IN_FLIGHT_BYTES")
+        return said and int(said)
+
+    monkeypatch.setattr(machine, "memory", lambda: 16 * 1024**3)
+    assert room(1, Settings()) == room(4, Settings()) == 512 * 1024**2
+    assert room(8, Settings()) == 256 * 1024**2
+    assert room(8, Settings(worker=Worker(in_flight_bytes=2**30))) is None
 
 
 def test_what_is_said_of_decoders_and_threads_holds_for_each_worker() -> None:

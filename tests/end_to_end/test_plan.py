@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING
 
 import pytest
@@ -39,6 +40,7 @@ def test_a_plan_estimates_the_list_and_leaves_no_files(
     assert planned["hosts"][0]["host"] == base.partition("://")[2]
     assert planned["eta_s"] == pytest.approx(1000 / planned["clips_per_s"])
     assert planned["workers"] == -(-planned["eta_s"] // 2)
+    assert planned["gpu_cores"] == math.ceil(1000 / planned["core_clips_s"] + 1.5)
     assert list((tmp_path / "temporary").glob("earmark*")) == []
     assert not (earmark.folder / "data").exists()
     assert left_running() == []
@@ -67,12 +69,14 @@ def test_a_plan_of_an_empty_list_is_refused(earmark: Earmark) -> None:
 def test_a_sample_without_failures_still_has_a_margin() -> None:
     found = Plan(
         clips=1_000_000, refused_lines=2, sampled=200, done=200, bytes=10**11, audio_s=5e6,
-        clips_per_s=12.5, eta_s=80_000.0, workers=3, hosts=[], errors=[],
+        clips_per_s=12.5, eta_s=80_000.0, workers=3, core_clips_s=142.4, gpu_cores=9,
+        hosts=[], errors=[],
     )  # fmt: skip
     assert list(sentences(found, "8h")) == [
         "1000000 clips (2 lines refused), 200 of them tried on this machine; nothing is kept.",
         "success: 100.0%, give or take 1.4%",
         "volume: 100.0GB, 1388.9 hours of audio",
+        "decoding: 142 such clips/s by a core, as Ogg Vorbis; a GPU that scores 1000 wants 9 cores",
         "speed: 12.5 clips/s by one worker here, 22 h 13 min for all",
         "within 8h: 3 such workers",
     ]

@@ -25,6 +25,7 @@ KINDS = {
     "gone": "not_found",
     "endless": "timeout",
     "poison": "worker_lost",
+    "venom": "worker_lost",  # it kills loaders and no worker
     "unnamed": "dns",
     "renamed": None,
 }

@@ -146,7 +146,7 @@ def _import_what_is_heavy() -> None:
     from db import browse, query, results, schema  # noqa: F401
     from earmark import cli, output, progress  # noqa: F401
     from earmark.core.settings import Model
-    from workers import pipeline, quarantine  # noqa: F401
+    from workers import quarantine  # noqa: F401
     from workers.scoring import classifier
 
     # Without a thread to leave behind, a fork is a whole process.

@@ -60,6 +60,36 @@ def test_the_queue_is_filled_to_its_high_water_mark(engine: sa.Engine, settings:
     assert feed(engine, settings) >= 4
 
 
+def sizes_in_queue() -> set[int]:
+    return {len(broker.decode(message).clips) for message in taken_from_queue()}
+
+
+def test_chunks_are_as_large_as_the_batch_of_a_workers_device_unless_the_run_says_how_large(
+    engine: sa.Engine, settings: Settings
+) -> None:
+    new_run(engine, 400, chunk_size=0)
+    of_submitter, of_gpu_worker, of_cpu_worker = (Feeder(engine, settings) for _ in range(3))
+    of_cpu_worker.batch_windows, of_gpu_worker.batch_windows = 8, 64
+    of_cpu_worker.feed()
+    assert sizes_in_queue() == {16}
+    of_gpu_worker.feed()
+    assert sizes_in_queue() == {64}
+    new_run(engine, 80, chunk_size=8)
+    of_cpu_worker.feed()
+    of_submitter.feed()
+    assert sizes_in_queue() == {64, 8}
+
+
+def test_the_batch_of_a_device_is_forgotten_with_its_workers(
+    settings: Settings,
+) -> None:
+    broker.note_batch(64)
+    key = f"{broker.BATCH_KEY}{settings.broker.queue}"
+    assert 0 < broker.client().ttl(key) <= broker.BATCH_KEPT_S
+    broker.client().delete(key)
+    assert broker.noted_batch() == 0
+
+
 def test_a_message_names_clips_without_their_signatures_and_mixes_hosts(
     engine: sa.Engine, settings: Settings
 ) -> None:

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 
 from earmark.core.errors import UsageError
+from earmark.core.options import Listing
 from producer import lists
 from producer.lists import MAX_LINE_CHARS, Tally, _zstd
 from producer.sources import read_clips
@@ -57,9 +58,11 @@ CONTENTS = {
 def read(source: object, **options: Any) -> tuple[list[tuple[str, dict[str, Any]]], Tally]:
     tally = Tally()
     clips = [
-        (clip.uri, dict(clip.meta)) for clip in read_clips([str(source)], tally=tally, **options)
+        (clip.uri, dict(clip.meta))
+        for clip in read_clips([str(source)], Listing(**options), tally=tally)
     ]
-    assert tally.clips + tally.blank + tally.refused + tally.extra == tally.lines
+    counted = tally.clips + tally.blank + tally.refused + tally.extra + tally.not_audio
+    assert counted == tally.lines
     assert tally.clips == len(clips)
     return clips, tally
 
@@ -119,8 +122,8 @@ def test_a_url_without_a_list_suffix_is_a_clip_unless_a_format_is_given() -> Non
         pytest.param("url,n\nhttps://h/ä,1\n".encode("utf-16"), ["https://h/ä"], {}, id="UTF-16"),
         pytest.param(
             b"url\nhttps://h/\xe4\nhttps://h/b\n",
-            ["https://h/\\xe4", "https://h/b"],
-            {},
+            ["https://h/b"],
+            {2: "not UTF-8: say its --encoding"},
             id="encodings",
         ),
         pytest.param(b"url\nhttps://h/\0a\n", ["https://h/\\x00a"], {}, id="NUL"),
@@ -260,10 +263,10 @@ def test_home_and_relative_paths_are_resolved(
     monkeypatch.setenv("HOME", "/home/me")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b c.wav").touch()
-    (tmp_path / "list.txt").write_text("~/a.wav\nsub/b c.wav\n/x/d.wav\nneither\n")
+    (tmp_path / "list.txt").write_text("~/a.wav\nsub/b c.wav\n/x/d.wav\ngone.wav\n")
     assert [uri for uri, _ in read(tmp_path / "list.txt")[0]] == [
         "/home/me/a.wav",
         f"{tmp_path}/sub/b c.wav",
         "/x/d.wav",
-        "neither",
+        f"{tmp_path}/gone.wav",
     ]

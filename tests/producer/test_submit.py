@@ -66,6 +66,8 @@ def test_the_report_accounts_for_every_line(
         "Of the list's 5 lines: 1 new, 1 known already, 1 blank or comment, 1 refused, "
         "1 header or further line of a cell.",
         f"  {path}, line 3: it has 1 cells, and 'url' is number 2",
+        "Rows with other columns for a clip that is known, dropped: 1; --duplicates keep makes"
+        " each row a clip of its own.",
     ]
     path.write_text("url,n\n,1\n")
     with pytest.raises(UsageError, match="line 2: there is no text"):
@@ -186,13 +188,13 @@ def test_no_more_than_one_window_of_the_list_is_in_memory(monkeypatch: pytest.Mo
     monkeypatch.setattr(submit_module, "ROWS_AT_ONCE", 10)
     monkeypatch.setattr(submit_module, "ROWS_SORTED", 50)
     clips = (ListedClip(f"https://h.org/{n}") for n in range(200))
-    windows = list(submit_module._windows(clips))
+    windows = list(submit_module._windows(map(bulk_insert.listed, clips)))
     assert [len(window) for window in windows] == [10, 30, 50, 50, 50, 10]
     assert [row[1] for row in windows[0]] == [f"https://h.org/{n}" for n in range(10)]
     assert all(window == sorted(window) for window in windows[1:])
     monkeypatch.setattr(submit_module, "CHARS_SORTED", 1000)
     wide = (ListedClip(f"https://h.org/{n}", {"note": "x" * 600}) for n in range(20))
-    assert max(map(len, submit_module._windows(wide))) == 2
+    assert max(map(len, submit_module._windows(map(bulk_insert.listed, wide)))) == 2
 
 
 def test_two_spellings_of_a_url_are_one_clip() -> None:

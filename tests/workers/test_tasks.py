@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from earmark.core.clips import Outcome
+    from workers.clip import ClipInWork
+    from workers.loading.loaders import Job
 
 
 class BrokenModels:
@@ -51,7 +53,7 @@ class OneModel:
     """A model that knows two labels."""
 
     def __init__(self, label_ids: tuple[int, ...]) -> None:
-        self._model = LoadedModel(None, None, model_id=1, label_ids=label_ids)  # type: ignore[arg-type]
+        self._model = LoadedModel(Card(), None, model_id=1, label_ids=label_ids)  # type: ignore[arg-type]
 
     def take(self, _run_id: int) -> RunPlan:
         return RunPlan(RunOptions(), self._model)
@@ -101,14 +103,38 @@ def postgres_engine(postgres_url: str) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
+class Card:
+    """A card of a model that takes any window."""
+
+    sample_rate = 8000
+    min_samples = 1
+
+    def usable_window_s(self, _wanted: float | None) -> float:
+        return 1.0
+
+
+class OneLoader:
+    """Ends each clip at once, with an outcome of the test's."""
+
+    offline = False
+
+    def __init__(self, classify: Callable[[int], Outcome]) -> None:
+        self._classify = classify
+
+    def deal(self, _job: Job, clips: list[ClipInWork]) -> None:
+        for clip in clips:
+            clip.end(clip, self._classify(clip.clip_id))
+
+    def forget(self, _clips: list[ClipInWork]) -> None:
+        pass
+
+
 def worker_with(
     engine: sa.Engine, classify: Callable[[int], Outcome], **limits: float
 ) -> WorkerState:
-    pipeline = SimpleNamespace(
-        offline=False, classify=lambda clip, _plan: classify(clip.id), close=lambda: None
-    )
     settings = Settings(ledger=Ledger(**limits))  # type: ignore[arg-type]
-    return WorkerState(engine, settings, OneModel(labels(engine)), pipeline, "worker")  # type: ignore[arg-type]
+    models, loader = OneModel(labels(engine)), OneLoader(classify)
+    return WorkerState(engine, settings, models, loader, "worker")  # type: ignore[arg-type]
 
 
 def leases(engine: sa.Engine) -> int:

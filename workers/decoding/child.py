@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -14,17 +15,17 @@ import struct
 import sys
 import tempfile
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import soundfile
 import soxr
 
 from earmark.core import clips, errors, formats
-from workers.decoding import readers
+from workers.decoding import lengths, readers, wire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from earmark.core import settings
 
@@ -35,6 +36,10 @@ READY = b"+"
 MAX_AMPLITUDE = 1000.0
 #: Samples of all channels beyond the declared ones, before the rest of the file is counted.
 MAX_UNDECLARED = 2**20
+#: The mix of channels that have nothing in common has their energy; of those that cancel, less.
+CANCELLED = 0.05
+#: The mean energy of a sample 80 dB below full scale.
+INAUDIBLE = 1e-8
 PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -103,81 +108,159 @@ def _end_in(seconds: float) -> None:
 
 
 def reply(parent: socket.socket, sample_rate: int, audio_settings: settings.Audio) -> None:
-    blocks: list[np.ndarray] = []
+    """Send the clip in pieces, as it is decoded, and its facts or its error with the last one."""
+    samples: list[np.ndarray] = []
+    end: dict[str, Any]
     try:
         blocks, facts = decode(CLIP, sample_rate, audio_settings)
-        header = {"samples": sum(map(len, blocks)), "facts": dataclasses.asdict(facts)}
+        for samples, last in wire.pieces(blocks):
+            if not last:
+                _send(parent, samples, None, audio_settings)
+        end = {"facts": dataclasses.asdict(facts())}
     except errors.DecodeError as error:
-        header = {"error": error.code, "facts": error.facts}
+        samples, end = [], {"error": error.code, "facts": error.facts}
     except MemoryError:
-        blocks = []
-        header = {"error": errors.DecoderMemory.code, "facts": {}}
-    text = json.dumps(header).encode()
-    parent.sendall(struct.pack("<I", len(text)) + text)
-    for block in blocks:
+        samples, end = [], {"error": errors.DecoderMemory.code, "facts": {}}
+    _send(parent, samples, end, audio_settings)
+
+
+def _send(
+    parent: socket.socket,
+    samples: list[np.ndarray],
+    end: dict[str, Any] | None,
+    audio_settings: settings.Audio,
+) -> None:
+    # The parent takes a piece when it has memory for it, and that time is not the decoder's.
+    _end_in(0)
+    parent.sendall(wire.head(sum(map(len, samples)), end))
+    for block in samples:
         parent.sendall(block.data)
+    if end is None:
+        _end_in(audio_settings.decode_timeout_s + 1)
 
 
 def decode(
     clip: int, sample_rate: int, audio_settings: settings.Audio
-) -> tuple[list[np.ndarray], clips.AudioFacts]:
-    """Return an open file's mono samples at this rate, in blocks, and the facts of the file."""
+) -> tuple[Iterator[np.ndarray], Callable[[], clips.AudioFacts]]:
+    """Return an open file's mono samples at this rate, in blocks as they are decoded.
+
+    The function returns the facts of the file once all blocks have been taken.
+    """
     audio = readers.open_audio(clip)
     meter = _Meter(audio, audio_settings)
-    mono = meter.watch(map(downmix, audio.blocks()))
-    blocks = list(resample(mono, audio.sample_rate, sample_rate))
-    return blocks, meter.facts()
+    return at_rate(audio, meter.watch(audio.blocks()), sample_rate), meter.facts
+
+
+def at_rate(
+    audio: readers.Audio, blocks: Iterable[np.ndarray], sample_rate: int
+) -> Iterator[np.ndarray]:
+    """Resample blocks to one rate, although the file's own may change on the way."""
+    for source_rate, stretch in itertools.groupby(blocks, lambda _: audio.sample_rate):
+        yield from resample(stretch, source_rate, sample_rate)
 
 
 class _Meter:
     """Counts and checks the samples that pass; raises a DecodeError for those over a limit."""
 
     def __init__(self, audio: readers.Audio, audio_settings: settings.Audio) -> None:
-        lowest, highest = audio_settings.min_sample_rate, audio_settings.max_sample_rate
-        if not lowest <= audio.sample_rate <= highest:
-            raise errors.Unsupported(reason=f"a sample rate of {audio.sample_rate:,} Hz")
-        if not 1 <= audio.channels <= audio_settings.max_channels:
-            raise errors.Unsupported(reason=f"{audio.channels:,} channels")
         self._audio, self._settings = audio, audio_settings
-        by_samples_s = audio_settings.max_samples / (audio.sample_rate * audio.channels)
-        self._longest_s, self._setting = min(
-            (audio_settings.max_duration_s, "EARMARK_AUDIO__MAX_DURATION_S"),
-            (by_samples_s, "EARMARK_AUDIO__MAX_SAMPLES"),
-        )
-        self._frames, self._peak = 0, 0.0
+        self._rate, self._channels = audio.sample_rate, audio.channels
+        self._refuse_kind()
+        self._source_rate, self._source_channels = self._rate, self._channels
+        #: Frames at this sample rate, seconds at earlier ones, samples of all channels.
+        self._frames, self._earlier_s, self._samples = 0, 0.0, 0
+        self._all_frames = 0
+        self._silent, self._over_scale, self._cancelling = True, False, False
         self._refuse_longer(audio.declared_frames)
         self._count_from = audio.declared_frames + MAX_UNDECLARED / audio.channels
 
     def watch(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the mix of the channels of each block."""
         for block in blocks:
-            self._frames += len(block)
-            self._refuse_longer(self._frames)
-            if self._frames > self._count_from:
-                self._count_from = math.inf
-                for frames in self._audio.count():
-                    self._refuse_longer(frames)
-            peak = float(max(block.max(), -block.min()))
-            if math.isnan(peak) or peak > MAX_AMPLITUDE:
-                raise _not_finite(peak)
-            self._peak = max(self._peak, peak)
-            yield block
+            if (self._audio.sample_rate, self._audio.channels) != (self._rate, self._channels):
+                self._change()
+            self._count(block)
+            yield self._mix(block)
 
-    def _refuse_longer(self, frames: int) -> None:
-        if frames > self._longest_s * self._audio.sample_rate:
-            raise errors.TooLong(max_duration_s=self._longest_s, setting=self._setting)
+    def _change(self) -> None:
+        self._earlier_s, self._frames = self._seconds(0), 0
+        self._rate, self._channels = self._audio.sample_rate, self._audio.channels
+        self._refuse_kind()
+
+    def _count(self, block: np.ndarray) -> None:
+        self._refuse_longer(len(block))
+        self._frames += len(block)
+        self._all_frames += len(block)
+        self._samples += block.size
+        if self._all_frames > self._count_from:
+            self._count_from = math.inf
+            for frames in self._audio.count():
+                self._refuse_longer(frames - self._all_frames)
+
+    def _mix(self, block: np.ndarray) -> np.ndarray:
+        samples = block.ravel(order="K")
+        energy = float(samples @ samples)
+        self._check(samples, energy)
+        mono = downmix(block)
+        if block.shape[1] == 1 or not cancels(block, mono, energy):
+            return mono
+        self._cancelling = True
+        return loud_channel(block)
+
+    def _check(self, samples: np.ndarray, energy: float) -> None:
+        # The energy of samples takes a third of the time of their peak, and tells most of it.
+        self._silent = self._silent and not energy and not samples.any()
+        if energy < MAX_AMPLITUDE**2 and not self._audio.holds_floats:
+            return
+        peak = float(max(samples.max(), -samples.min()))
+        if math.isnan(peak) or peak > MAX_AMPLITUDE:
+            raise _not_finite(peak)
+        self._over_scale |= peak > 1 and self._audio.holds_floats
+
+    def _seconds(self, more: int) -> float:
+        return self._earlier_s + (self._frames + more) / self._rate
+
+    def _refuse_longer(self, more: int) -> None:
+        """Refuse so many more frames if they are too many."""
+        longest_s, most = self._settings.max_duration_s, self._settings.max_samples
+        if self._seconds(more) > longest_s:
+            raise errors.TooLong(max_duration_s=longest_s, setting="EARMARK_AUDIO__MAX_DURATION_S")
+        if self._samples + more * self._channels > most:
+            longest_s = most / (self._rate * self._channels)
+            raise errors.TooLong(max_duration_s=longest_s, setting="EARMARK_AUDIO__MAX_SAMPLES")
+
+    def _refuse_kind(self) -> None:
+        limits = self._settings
+        reason = f"a sample rate of {self._rate:,} Hz"
+        if self._rate < limits.min_sample_rate:
+            raise errors.Unsupported(reason=f"{reason} (EARMARK_AUDIO__MIN_SAMPLE_RATE)")
+        if self._rate > limits.max_sample_rate:
+            raise errors.Unsupported(reason=f"{reason} (EARMARK_AUDIO__MAX_SAMPLE_RATE)")
+        if not 1 <= self._channels <= limits.max_channels:
+            reason = f"{self._channels:,} channels (EARMARK_AUDIO__MAX_CHANNELS)"
+            raise errors.Unsupported(reason=reason)
 
     def facts(self) -> clips.AudioFacts:
-        audio, frames = self._audio, self._frames
-        truncated = audio.damaged or frames < audio.least_frames
-        truncated = truncated or formats.is_cut_short(audio.clip, audio.format.name)
-        if truncated and not frames:
+        audio = self._audio
+        truncated = audio.damaged or self._all_frames < audio.least_frames
+        truncated = truncated or lengths.is_cut_short(audio.clip, audio.format.name, audio.length)
+        if truncated and not self._all_frames:
             raise errors.Corrupt(reason="none of it can be decoded")
-        duration_s = frames / audio.sample_rate
+        duration_s = self._seconds(0)
         if duration_s < self._settings.min_duration_s:
-            raise errors.TooShort(min_duration_s=self._settings.min_duration_s)
-        silent = not self._peak
+            raise errors.TooShort(
+                min_duration_s=self._settings.min_duration_s,
+                setting="EARMARK_AUDIO__MIN_DURATION_S",
+            )
         return clips.AudioFacts(
-            duration_s, audio.sample_rate, audio.channels, audio.codec, truncated, silent
+            duration_s,
+            self._source_rate,
+            self._source_channels,
+            audio.codec,
+            truncated=truncated,
+            silent=self._silent,
+            over_scale=self._over_scale,
+            cancelling=self._cancelling,
         )
 
 
@@ -200,6 +283,18 @@ def downmix(block: np.ndarray) -> np.ndarray:
     return cast("np.ndarray", mono)
 
 
+def cancels(block: np.ndarray, mono: np.ndarray, energy: float) -> bool:
+    """Return whether the channels of a block, (frames, channels), cancel each other in its mix."""
+    mixed = float(mono @ mono) * block.shape[1] ** 2
+    return mixed < CANCELLED * energy and energy > INAUDIBLE * len(block)
+
+
+def loud_channel(block: np.ndarray) -> np.ndarray:
+    """Return the first channel that has half the energy of the loudest."""
+    energies = np.einsum("ij,ij->j", block, block)
+    return np.ascontiguousarray(block[:, np.argmax(energies >= energies.max() / 2)])
+
+
 def resample(
     blocks: Iterable[np.ndarray], source_rate: int, sample_rate: int
 ) -> Iterator[np.ndarray]:
@@ -207,13 +302,16 @@ def resample(
     if source_rate == sample_rate:
         yield from blocks
         return
+    # A low rate gives many samples for one.
+    step = min(readers.BLOCK_FRAMES, readers.BLOCK_FRAMES * source_rate // sample_rate + 1)
     stream = soxr.ResampleStream(source_rate, sample_rate, 1, dtype="float32", quality="HQ")
     frames = done = 0
     for block in blocks:
         frames += len(block)
-        output = stream.resample_chunk(block)
-        done += len(output)
-        yield output
+        for start in range(0, len(block), step):
+            output = stream.resample_chunk(block[start : start + step])
+            done += len(output)
+            yield output
     output = stream.resample_chunk(np.empty(0, np.float32), last=True)
     done += len(output)
     yield output

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import av
@@ -13,6 +12,7 @@ import numpy as np
 import soundfile
 
 from earmark.core import errors, formats
+from workers.decoding import lengths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,9 +28,13 @@ UNKNOWN_FRAMES = 2**62
 #: libsndfile's error code.
 OUT_OF_MEMORY = 17
 #: Formats whose header tells their length. For others, FFmpeg guesses.
-TIMED = ("mp4", "matroska", "asf", "ogg", "wav", "flac")
+TIMED = ("mp4", "matroska", "ogg", "wav", "flac")
 #: A container's duration and its codec's frames may differ by this much.
 CLOCK_S = 0.1
+#: libsndfile has read at most this much more of a FLAC or Ogg file than it gives samples of.
+READ_AHEAD = 16_384
+#: Where two MP3s are joined, a frame needs bytes of one before it that is not there.
+LOSABLE_S = {"mp3": CLOCK_S}
 #: PyAV raises these for damage, and for lack of memory too.
 DAMAGE = (av.error.FFmpegError, OSError, ValueError)
 
@@ -43,8 +47,10 @@ def open_audio(clip: int) -> Audio:
         MemoryError: its header asks for too much memory.
     """
     known = formats.recognise(clip)
+    if known.name == "ogg" and len(starts := lengths.ogg_streams(clip)) > 1:
+        return Chain(clip, known, starts)
     # Without a count, libsndfile guesses an MP3's length by its first frame and reads no further.
-    if known.ffmpeg_first or (known.name == "mp3" and not formats.counts_mp3_frames(clip)):
+    if known.ffmpeg_first or (known.name == "mp3" and not lengths.mp3_frames(clip)):
         return Ffmpeg(clip, known)
     try:
         return Sndfile(clip, known)
@@ -61,11 +67,15 @@ def open_audio(clip: int) -> Audio:
 
 
 class Audio(ABC):
-    """An opened clip, to be read once from front to back."""
+    """An opened clip, to be read once from front to back.
+
+    Its sample rate and channels are those of the block that was read last.
+    """
 
     def __init__(self, clip: int, known: Format) -> None:
         os.lseek(clip, 0, os.SEEK_SET)
         self.clip, self.format = clip, known
+        self.length = lengths.declared_length(clip, known.name)
         self.codec = ""
         self.sample_rate = self.channels = 0
         #: Frames by the header; 0: unknown.
@@ -73,6 +83,11 @@ class Audio(ABC):
         #: A file that gives fewer frames was cut short.
         self.least_frames = 0
         self.damaged = False
+
+    @property
+    def holds_floats(self) -> bool:
+        """Whether the file itself holds floats, which may be beyond full scale."""
+        return self.codec.endswith(("/float", "/double")) or "/pcm_f" in self.codec
 
     @abstractmethod
     def blocks(self) -> Iterator[np.ndarray]:
@@ -106,12 +121,36 @@ class Sndfile(Audio):
         self.sample_rate, self.channels = self._file.samplerate, self._file.channels
         self.declared_frames = self._file.frames if self._file.frames < UNKNOWN_FRAMES else 0
         # The length of other formats is a guess.
-        if known.name == "flac" or formats.counts_mp3_frames(clip):
+        if known.name in ("flac", "mp3"):
             self.least_frames = self.declared_frames
 
     def blocks(self) -> Iterator[np.ndarray]:
+        frames = 0
         while not self.damaged and len(block := self._block()):
+            frames += len(block)
             yield block
+        name, end = self.format.name, os.lseek(self.clip, 0, os.SEEK_CUR)
+        if self.length and not self.length.is_from_pipe:
+            end = self.length.end
+        joined = name == "flac" and _begins_again(self.clip, end)
+        if joined or self.damaged or lengths.sound_behind(self.clip, name, end):
+            yield from self._rest(frames, joined=joined)
+
+    def _rest(self, frames: int, *, joined: bool) -> Iterator[np.ndarray]:
+        """Go on with FFmpeg behind the frames that libsndfile gave."""
+        try:
+            other = Ffmpeg(self.clip, self.format)
+        except errors.DecodeError:
+            self.damaged = True
+            return
+        for block in other.blocks():
+            self.sample_rate, self.channels = other.sample_rate, other.channels
+            if len(block) > frames:
+                yield block[frames:]
+            frames = max(0, frames - len(block))
+        # libsndfile stumbles over what lies between and behind streams.
+        stumbled = joined or lengths.ends_in_padding(self.clip)
+        self.damaged = other.damaged or (self.damaged and not stumbled)
 
     def _block(self) -> np.ndarray:
         block = np.empty((BLOCK_FRAMES, self.channels), np.float32)
@@ -125,12 +164,45 @@ class Sndfile(Audio):
         return block[:done]
 
 
+def _begins_again(clip: int, end: int) -> bool:
+    return lengths.find(clip, lengths.FLAC, max(4, end - READ_AHEAD)) is not None
+
+
+class _View(io.FileIO):
+    """A stretch of a file as a file of its own, with some bytes in place of its own."""
+
+    def __init__(self, clip: int, start: int, stop: int, at: int, content: bytes) -> None:
+        super().__init__(clip, closefd=False)
+        self._start, self._stop, self._at, self._content = start, stop, at, content
+
+    def tell(self) -> int:
+        return super().tell() - self._start
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_SET:
+            offset += self._start
+        elif whence == os.SEEK_END:
+            offset, whence = offset + self._stop, os.SEEK_SET
+        return super().seek(offset, whence) - self._start
+
+    def read(self, size: int | None = -1) -> bytes:
+        start, left = self.tell(), self._stop - super().tell()
+        wanted = left if size is None or size < 0 else min(size, left)
+        content = super().read(max(0, wanted)) or b""
+        place = self._at - start
+        if not self._content or not 0 <= place < len(content):
+            return content
+        return content[:place] + self._content + content[place + len(self._content) :]
+
+
 class Ffmpeg(Audio):
     """Audio read by FFmpeg, with the one demuxer for the file's first bytes."""
 
-    def __init__(self, clip: int, known: Format) -> None:
+    def __init__(self, clip: int, known: Format, start: int = 0, stop: int = 0) -> None:
         super().__init__(clip, known)
-        file = io.FileIO(clip, closefd=False)
+        #: Where the last packet ends of which sound came.
+        self._end = 0
+        file = self._open(start, stop or os.fstat(clip).st_size)
         # Else PyAV would pass the descriptor's number as a name. FFmpeg takes hints from names.
         file.name = "clip"
         try:
@@ -151,6 +223,19 @@ class Ffmpeg(Audio):
         self._stream = self._container.streams.audio[0]
         self._describe(self._stream.codec_context)
 
+    def _open(self, start: int, stop: int) -> io.FileIO:
+        """Return the file, as it would be if its writer had come to write down its length."""
+        length = self.length
+        self._is_endless = length is not None and length.is_from_pipe
+        unfinished = lengths.is_unfinished(self.clip, self.format.name, length)
+        if length and (self._is_endless or unfinished):
+            return _View(self.clip, 0, stop, *length.corrected(stop))
+        if start or stop < os.fstat(self.clip).st_size:
+            file = _View(self.clip, start, stop, 0, b"")
+            file.seek(0)
+            return file
+        return io.FileIO(self.clip, closefd=False)
+
     def _describe(self, codec: av.AudioCodecContext | None) -> None:
         if codec is None:
             raise errors.Unsupported(reason="its codec is unknown")
@@ -170,16 +255,46 @@ class Ffmpeg(Audio):
 
     def blocks(self) -> Iterator[np.ndarray]:
         # A codec's frames are short: handling each one would cost more than decoding it.
-        queue = av.AudioFifo()
-        with self._noting_damage():
-            for packet in self._packets():
-                self.damaged |= packet.is_corrupt
-                with self._noting_damage():  # the next packet may be whole
-                    self._decode(packet, queue)
-                if queue.samples >= BLOCK_FRAMES and (frame := queue.read()):
-                    yield _samples(frame)
-            if frame := queue.read():
-                yield _samples(frame)
+        queue, kind = av.AudioFifo(), None
+        for frame in self._frames():
+            if kind != (kind := (frame.sample_rate, frame.layout.nb_channels, frame.format.name)):
+                if rest := queue.read():
+                    yield _samples(rest)
+                queue = av.AudioFifo()
+                self.sample_rate, self.channels = kind[:2]
+            frame.pts = None
+            queue.write(frame)
+            if queue.samples >= BLOCK_FRAMES and (whole := queue.read()):
+                yield _samples(whole)
+        if rest := queue.read():
+            yield _samples(rest)
+
+    def _frames(self) -> Iterator[av.AudioFrame]:
+        lost_s = 0.0
+        for packet in self._packets():
+            # The last packet of a file that declares no end is half of one.
+            self.damaged |= packet.is_corrupt and not self._is_endless
+            try:
+                frames = packet.decode()
+            except MemoryError:
+                raise
+            except DAMAGE:  # the next packet may be whole
+                lost_s += self._seconds(packet)
+                continue
+            if frames and packet.size:
+                self.damaged |= lost_s > LOSABLE_S.get(self.format.name, 0.0)
+                self._end = max(self._end, (packet.pos or 0) + packet.size)
+            yield from frames
+        self.damaged |= self._leaves_sound(lost_s)
+
+    def _seconds(self, packet: av.Packet[av.AudioStream]) -> float:
+        return float((packet.duration or 0) * (packet.time_base or 0)) or CLOCK_S
+
+    def _leaves_sound(self, lost_s: float) -> bool:
+        """Return whether something was lost at the end, or lies behind it."""
+        if lengths.sound_behind(self.clip, self.format.name, self._end):
+            return True
+        return lost_s > 0 and not lengths.is_padding(self.clip, self._end)
 
     def packet_ends(self) -> Iterator[int]:
         time = 0
@@ -192,25 +307,30 @@ class Ffmpeg(Audio):
         try:
             yield from self._container.demux(self._stream)
         except DAMAGE:  # or lack of memory: a packet is as large as the file says
-            self.damaged = True
+            self.damaged |= not lengths.is_padding(self.clip, self._end)
 
-    def _decode(self, packet: av.Packet[av.AudioStream], queue: av.AudioFifo) -> None:
-        for frame in packet.decode():
-            if not queue.samples_written:
-                self.channels = frame.layout.nb_channels
-            if (frame.sample_rate, frame.layout.nb_channels) != (self.sample_rate, self.channels):
-                raise errors.Unsupported(reason="its sample rate or its channels change on the way")
-            frame.pts = None
-            queue.write(frame)
 
-    @contextmanager
-    def _noting_damage(self) -> Iterator[None]:
-        try:
-            yield
-        except MemoryError:
-            raise
-        except DAMAGE:
-            self.damaged = True
+class Chain(Audio):
+    """Ogg streams that follow each other in a file, each with its own sample rate and channels."""
+
+    def __init__(self, clip: int, known: Format, starts: list[int]) -> None:
+        self._spans = list(zip(starts, [*starts[1:], os.fstat(clip).st_size], strict=True))
+        first = Ffmpeg(clip, known, *self._spans[0])
+        super().__init__(clip, known)
+        self.codec = first.codec
+        self.sample_rate, self.channels = first.sample_rate, first.channels
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        for start, stop in self._spans:
+            try:
+                part = Ffmpeg(self.clip, self.format, start, stop)
+            except errors.DecodeError:
+                self.damaged = True
+                continue
+            for block in part.blocks():
+                self.sample_rate, self.channels = part.sample_rate, part.channels
+                yield block
+            self.damaged |= part.damaged
 
 
 #: Divisors of integer samples, as in libsndfile.
@@ -218,7 +338,11 @@ _SCALES = {"uint8": 2**7, "int16": 2**15, "int32": 2**31}
 
 
 def _samples(frame: av.AudioFrame) -> np.ndarray:
-    array = frame.to_ndarray()
+    try:
+        array = frame.to_ndarray()
+    except ValueError:
+        reason = f"its samples are of the kind {frame.format.name}"
+        raise errors.Unsupported(reason=reason) from None
     array = array.T if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels)
     samples = array.astype(np.float32)
     if array.dtype == np.uint8:

@@ -22,6 +22,7 @@ from urllib3.exceptions import HTTPError
 
 from earmark.core import clips, errors, formats
 from workers.fetching import guard, object_stores, robots
+from workers.fetching.wholes import BLOCK_BYTES, Wholes, read_slice, unusable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from earmark.core import settings
 
-BLOCK_BYTES = 64 * 1024
 #: Larger bodies, and those of unknown length, go to disk: 32 clips in flight hold at most 256 MB.
 IN_MEMORY_BYTES = 8 * 1024**2
 #: Unpacked at once: gzip grows to 1 MB at most.
@@ -39,6 +39,7 @@ PACKED_BYTES = 1024
 PASSING = (202, 408, 425)
 COMPRESSIONS = frozenset(["gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"])
 GZIP = (["gzip"], ["x-gzip"])
+GZIP_BITS = zlib.MAX_WBITS | 16
 SECONDS = re.compile(r"[0-9]{1,9}")
 # O_PATH (Linux) opens folders that may be entered but not listed.
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)
@@ -68,27 +69,33 @@ class Fetcher:
         self._robots = None
         if fetch_settings.robots:
             self._robots = robots.RobotsRules(lambda url: self._download(url).file)
+        whole = fetch_settings.model_copy(update={"max_bytes": fetch_settings.max_container_bytes})
+        self._whole_guard = guard.Guard(whole)
+        self._wholes = Wholes(self._container, fetch_settings.max_container_bytes)
         self._roots = [os.path.realpath(root) for root in fetch_settings.file_roots]
 
     def close(self) -> None:
         self._guard.close()
+        self._whole_guard.close()
+        self._wholes.close()
 
-    def fetch(self, uri: str) -> Fetched:
-        """Return the clip's bytes in an open file.
+    def fetch(self, uri: str, part: clips.Part | None = None) -> Fetched:
+        """Return the clip's bytes in an open file; of a container, those of a member.
 
         Raises:
             DownloadError: the clip cannot be fetched.
             NotAudio: it is a file of this machine that is not sound.
         """
+        if part and part.member_offset is not None:
+            return self._member(uri, part)
         if uri[:8].lower().startswith(("http://", "https://")):
             if self._robots:
                 self._robots.check(guard.check_url(uri, self._settings))
             return self._download(uri)
-        scheme, separator, _ = uri.partition("://")
-        if separator and scheme.lower() in self._settings.stores:
+        if self._is_stored(uri):
             file = _new_file(None)
             blocks = object_stores.read(uri, self._settings.timeout_s)
-            return self._fetched(file, _saved(blocks, file))
+            return self._fetched(file, _saved(blocks, file), self._max_bytes)
         return self._open(_path(uri))
 
     def _download(self, url: str) -> Fetched:
@@ -99,21 +106,87 @@ class Fetcher:
                 raise errors.TooLarge(max_bytes=self._max_bytes)
             blocks = _received(answer, declared)
             if _is_gzip(answer):
-                declared, blocks = None, _unpacked(blocks)
+                declared, blocks = None, _unpacked(blocks, GZIP_BITS)
             file = _new_file(declared)
-            return self._fetched(file, _saved(blocks, file))
+            return self._fetched(file, _saved(blocks, file), self._max_bytes)
+
+    def _is_stored(self, uri: str) -> bool:
+        scheme, separator, _ = uri.partition("://")
+        return bool(separator) and scheme.lower() in self._settings.stores
 
     def _open(self, path: str) -> Fetched:
+        real = self._allowed(path)
+        file = _open_regular(real)
+        return self._fetched(file, _read(file, linked=real != os.path.normpath(path)), None)
+
+    def _allowed(self, path: str) -> str:
+        """Return where a file really lies, if that is under a root."""
         real = _real(path)
         if not any(Path(real).is_relative_to(root) for root in self._roots):
             folder = os.fsencode(Path(real).parent).decode("utf-8", "backslashreplace")
             raise errors.FileNotAllowed(folder=folder)
-        file = _open_regular(real)
-        return self._fetched(file, _read(file, linked=real != os.path.normpath(path)))
+        return real
 
-    def _fetched(self, file: FileIO, blocks: Iterable[bytes]) -> Fetched:
+    def _member(self, uri: str, part: clips.Part) -> Fetched:
+        packing = part.packing or ""
+        if packing not in ("", "deflate"):
+            return self._sliced(self._wholes.read(uri, packing, part), part)
+        if uri[:8].lower().startswith(("http://", "https://")):
+            return self._ranged(uri, part)
+        if self._is_stored(uri):
+            return self._sliced(object_stores.read(uri, self._settings.timeout_s, part), part)
+        with _open_regular(self._allowed(_path(uri))) as container:
+            return self._sliced(read_slice(container, part), part)
+
+    def _ranged(self, url: str, part: clips.Part) -> Fetched:
+        """Fetch a member alone, or the container once if the server knows no ranges."""
+        if self._robots:
+            self._robots.check(guard.check_url(url, self._settings))
+        if not self._wholes.has(url):
+            first = part.member_offset or 0
+            last = first + (part.member_bytes or 0) - 1
+            with self._guard.open(url, {"Range": f"bytes={first}-{last}"}) as answer:
+                if answer.status != 200:
+                    _check_range(answer, first, last)
+                    return self._sliced(_received(answer, part.member_bytes), part)
+        return self._sliced(self._wholes.read(url, "", part), part)
+
+    def _sliced(self, blocks: Iterable[bytes], part: clips.Part) -> Fetched:
+        assert part.member_bytes is not None
+        if not part.member_bytes:
+            raise errors.Empty
+        blocks = _exactly(blocks, part.member_bytes)
+        if part.packing != "deflate":
+            file = _new_file(part.member_bytes)
+        else:
+            file, blocks = _new_file(None), _unpacked(blocks, -zlib.MAX_WBITS)
+        return self._fetched(file, _saved(blocks, file), self._max_bytes)
+
+    def _container(self, uri: str) -> FileIO:
+        """Return a container as an open file."""
+        if uri[:8].lower().startswith(("http://", "https://")):
+            with self._whole_guard.open(uri) as answer:
+                _check_status(answer)
+                blocks = _received(answer, _declared_bytes(answer))
+                return self._spooled(blocks)
+        if self._is_stored(uri):
+            return self._spooled(object_stores.read(uri, self._settings.timeout_s))
+        return _open_regular(self._allowed(_path(uri)))
+
+    def _spooled(self, blocks: Iterable[bytes]) -> FileIO:
+        file = _new_file(None)
+        left = int(self._settings.max_container_bytes)
+        for block in _saved(blocks, file):
+            left -= len(block)
+            if left < 0:
+                file.close()
+                raise unusable()
+        file.seek(0)
+        return file
+
+    def _fetched(self, file: FileIO, blocks: Iterable[bytes], most: int | None) -> Fetched:
         try:
-            source = _source(blocks, self._max_bytes)
+            source = _source(blocks, most)
             file.seek(0)
         except BaseException:
             file.close()
@@ -121,11 +194,11 @@ class Fetcher:
         return Fetched(file, source)
 
 
-def _source(blocks: Iterable[bytes], max_bytes: int) -> clips.Source:
+def _source(blocks: Iterable[bytes], max_bytes: int | None) -> clips.Source:
     digest, size = hashlib.sha256(), 0
     for block in blocks:
         size += len(block)
-        if size > max_bytes:
+        if max_bytes is not None and size > max_bytes:
             raise errors.TooLarge(max_bytes=max_bytes)
         digest.update(block)
     if not size:
@@ -192,15 +265,15 @@ def _is_gzip(answer: BaseHTTPResponse) -> bool:
     return bool(used)
 
 
-def _unpacked(blocks: Iterable[bytes]) -> Iterator[bytes]:
+def _unpacked(blocks: Iterable[bytes], bits: int) -> Iterator[bytes]:
     """Unpack gzip in small pieces, so that a bomb ends at the limit of bytes."""
-    member = _gzip()
+    member = zlib.decompressobj(bits)
     for block in blocks:
         for start in range(0, len(block), PACKED_BYTES):
             packed = block[start : start + PACKED_BYTES]
             while packed:
                 if member.eof:
-                    member = _gzip()
+                    member = zlib.decompressobj(bits)
                 try:
                     yield member.decompress(packed)
                 except zlib.error:
@@ -210,8 +283,23 @@ def _unpacked(blocks: Iterable[bytes]) -> Iterator[bytes]:
         raise errors.HttpError(reason="its gzip ends early")
 
 
-def _gzip() -> zlib._Decompress:
-    return zlib.decompressobj(zlib.MAX_WBITS | 16)
+def _check_range(answer: BaseHTTPResponse, first: int, last: int) -> None:
+    if answer.status != 206:
+        _check_status(answer)
+    expected = f"bytes {first}-{last}/"
+    if _is_gzip(answer) or not answer.headers.get("Content-Range", "").startswith(expected):
+        raise errors.HttpError(reason="it sent another range than the one asked for")
+
+
+def _exactly(blocks: Iterable[bytes], length: int) -> Iterator[bytes]:
+    received = 0
+    for block in blocks:
+        received += len(block)
+        if received > length:
+            break
+        yield block
+    if received != length:
+        raise errors.Incomplete(received=received, declared=str(length))
 
 
 def _new_file(declared: int | None) -> FileIO:

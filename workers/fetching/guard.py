@@ -33,7 +33,7 @@ from earmark.core import errors
 from earmark.core.credentials import DEFAULT_PORTS, Credentials, Proxy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from urllib3 import BaseHTTPResponse
 
@@ -102,8 +102,12 @@ class Guard:
         self.close = self._adapter.close
 
     @contextmanager
-    def open(self, url: str) -> Iterator[BaseHTTPResponse]:
+    def open(
+        self, url: str, headers: Mapping[str, str] | None = None
+    ) -> Iterator[BaseHTTPResponse]:
         """Yield the final answer, after redirects, with its body unread.
+
+        Further headers, such as a Range, go with every request, also to another host.
 
         Reading the body raises Timeout once the download's deadline has passed.
 
@@ -111,6 +115,7 @@ class Guard:
             DownloadError: the URL is refused, or its server gives no usable answer.
         """
         download = Download(self._settings, self._addresses)
+        download.headers = headers or {}
         token = _download.set(download)
         try:
             answer = self._follow(check_url(url, self._settings), download)
@@ -161,7 +166,7 @@ class Guard:
     def _send(self, url: str, download: Download) -> BaseHTTPResponse:
         download.start_hop()
         try:
-            headers = {**self._headers, **self._credentials.headers(url)}
+            headers = {**self._headers, **download.headers, **self._credentials.headers(url)}
             request = requests.Request("GET", url, headers, cookies=download.cookies).prepare()
             answer: BaseHTTPResponse = self._adapter.send(
                 request, stream=True, timeout=download.left_s()
@@ -247,6 +252,7 @@ class Download:
         self._addresses = addresses
         self._proxy = Proxy.parse(fetch_settings.proxy) if fetch_settings.proxy else None
         self._deadline = time.monotonic() + fetch_settings.timeout_s
+        self.headers: Mapping[str, str] = {}
         self.cookies: RequestsCookieJar | None = None
 
     def start_hop(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,16 @@ from earmark.core import errors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from earmark.core.clips import Part
+
 BLOCK_BYTES = 1024**2
 
 
-def read(uri: str, timeout_s: float) -> Iterator[bytes]:
+def read(uri: str, timeout_s: float, part: Part | None = None) -> Iterator[bytes]:
     """Yield the object's bytes, opened with the credentials of the worker's environment.
+
+    Args:
+        part: a member of a container; only its bytes are read.
 
     Raises:
         DownloadError: the object cannot be read, or not in time.
@@ -24,9 +30,16 @@ def read(uri: str, timeout_s: float) -> Iterator[bytes]:
 
     deadline = time.monotonic() + timeout_s
     try:
-        with fsspec.open(uri, "rb") as file:
+        # Without a cache no more than the part is read.
+        options = {"cache_type": "none"} if part else {}
+        with fsspec.open(uri, "rb", **options) as file:
+            left = sys.maxsize
+            if part:
+                file.seek(part.member_offset)
+                left = part.member_bytes or 0
             while time.monotonic() < deadline:
-                block = file.read(BLOCK_BYTES)
+                block = file.read(min(left, BLOCK_BYTES))
+                left -= len(block)
                 if not block:
                     return
                 yield block

@@ -12,6 +12,7 @@ from workers.fetching.fetch import Fetcher
 from workers.fetching.host_limits import HostLimits
 
 if TYPE_CHECKING:
+    from earmark.core.clips import Part
     from earmark.core.settings import Settings
     from workers.fetching.fetch import Fetched
 
@@ -39,24 +40,24 @@ class PoliteFetcher:
         self._fetcher = Fetcher(settings.fetch)
         self._host_limits = HostLimits(broker.client(), settings.fetch, settings.ledger)
 
-    def fetch(self, uri: str) -> Fetched:
-        """Return the clip's bytes in an open file.
+    def fetch(self, uri: str, part: Part | None = None) -> Fetched:
+        """Return the clip's bytes in an open file; of a container, those of a member.
 
         Raises:
             DownloadError: the clip cannot be fetched.
             HostBusyError: the host must not be asked yet, or the network is down.
         """
         host = _host(uri)
-        return self._fetch(host, uri) if host else self._fetcher.fetch(uri)
+        return self._fetch(host, uri, part) if host else self._fetcher.fetch(uri, part)
 
     def close(self) -> None:
         self._fetcher.close()
 
-    def _fetch(self, host: str, uri: str) -> Fetched:
+    def _fetch(self, host: str, uri: str, part: Part | None) -> Fetched:
         if wait_s := self._host_limits.wait_s(host):
             raise HostBusyError(wait_s)
         try:
-            fetched = self._fetcher.fetch(uri)
+            fetched = self._fetcher.fetch(uri, part)
         except DownloadError as error:
             self._learn(host, error)
             raise

@@ -1,4 +1,4 @@
-"""The queue in front of a model: windows of all chunks in, a future score for each out."""
+"""The queue in front of a model: windows of all chunks in, batches of scores out."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ import sys
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
-from earmark.core import errors, settings
+from earmark.core import errors
 from workers import metrics
-from workers.scoring import classifier as classifiers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable
 
     import numpy as np
 
+    from earmark.core import settings
     from workers.scoring.classifier import Classifier
 
 logger = logging.getLogger(__name__)
@@ -35,31 +33,50 @@ logger = logging.getLogger(__name__)
 _LOOK_AHEAD = 512
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Entry:
-    """A queued window, with the future of its scores."""
+@dataclass(slots=True, eq=False)
+class QueuedWindow:
+    """A window that waits for the model."""
 
+    #: Shape (samples,), float32. It must stay valid until `scored` is called for this window.
     samples: np.ndarray
     function_to_apply: str
-    scores: Future[np.ndarray] = field(default_factory=Future)
+    #: The caller's own. The batcher never looks at it.
+    tag: object
+    #: 0: the scores of all labels, shape (labels,). Else only the best labels leave the device:
+    #: an array of `windows.BEST`, shape (top_k,).
+    top_k: int = 0
+
+    @property
+    def wanted(self) -> tuple[str, int]:
+        """What is wanted of the model: alike for all windows of a batch."""
+        return self.function_to_apply, self.top_k
 
 
 class Batcher:
     """Scores windows that many threads submit, in batches.
 
-    Use one per loaded model and close it. A model that becomes free takes the windows that are
-    ready; there is no timer. Each lane of the classifier is a thread: one a core on a CPU, which
-    beats dividing one forward pass; two on CUDA, where one prepares its batch while the other runs.
+    Use one per loaded model and close it. `scored` is called once per batch, from the thread that
+    scored it, with the windows and the outcome of each: its scores or its error.
+    The queue has no limit of its own: the memory that holds the samples bounds it.
+
+    A model that becomes free takes the windows that are ready; there is no timer. Each lane of the
+    classifier is a thread: one a core on a CPU, which beats dividing one forward pass; two on CUDA,
+    where one prepares its batch while the other runs.
 
     A batcher that fails, or whose model is silent for EARMARK_WORKER__SILENT_BATCHER_S, ends the
     process (exit 70), because clips would wait for it without end.
     """
 
-    def __init__(self, classifier: Classifier, worker: settings.Worker) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        worker: settings.Worker,
+        scored: Callable[[list[QueuedWindow], list[np.ndarray | errors.ClipError]], None],
+    ) -> None:
         self.classifier = classifier
-        self._max_bytes = int(worker.in_flight_bytes)
+        self._scored = scored
         self._silent_s = worker.silent_batcher_s
-        self._waiting: deque[_Entry] = deque()
+        self._waiting: deque[QueuedWindow] = deque()
         self._waiting_bytes = 0
         self._changed = threading.Condition()
         self._closed = threading.Event()
@@ -74,30 +91,28 @@ class Batcher:
             thread.start()
         atexit.register(self._abandon)
 
-    def submit(
-        self, samples: np.ndarray, function_to_apply: str | None = None
-    ) -> Future[np.ndarray]:
-        """Queue one window, shape (samples,), float32; return its future scores, shape (labels,).
-
-        Blocks while waiting windows hold EARMARK_WORKER__IN_FLIGHT_BYTES, so that decoders run no
-        further ahead. The future raises a ClipError if its window fails. Cancelling it removes
-        the window from the queue.
+    def put(self, windows: Iterable[QueuedWindow]) -> None:
+        """Queue windows; this never blocks.
 
         Raises:
             RuntimeError: the batcher is closed.
         """
-        entry = _Entry(samples, function_to_apply or self.classifier.card.function_to_apply)
+        added = list(windows)
         with self._changed:
-            self._changed.wait_for(lambda: self._closed.is_set() or self._has_room(samples.nbytes))
             if self._closed.is_set():
                 raise RuntimeError("this batcher is closed")
-            self._waiting.append(entry)
-            self._waiting_bytes += samples.nbytes
-            self._changed.notify_all()
-        return entry.scores
+            self._waiting.extend(added)
+            self._waiting_bytes += _bytes(added)
+            self._changed.notify(len(added))
 
-    def _has_room(self, nbytes: int) -> bool:
-        return not self._waiting or self._waiting_bytes + nbytes <= self._max_bytes
+    def drop(self, keep: Callable[[QueuedWindow], bool]) -> None:
+        """Remove the waiting windows for which `keep` returns False.
+
+        `scored` is not called for them; it is still called for windows that are being scored.
+        """
+        with self._changed:
+            self._waiting = deque(window for window in self._waiting if keep(window))
+            self._waiting_bytes = _bytes(self._waiting)
 
     @property
     def waiting_bytes(self) -> int:
@@ -115,9 +130,7 @@ class Batcher:
 
     def _abandon(self) -> None:
         """Stop after the running batches: Python aborts if it exits under a running model."""
-        with self._changed:
-            while self._waiting:
-                self._waiting.popleft().scores.cancel()
+        self.drop(lambda _: False)
         self.close()
 
     def _work(self, lane: Classifier) -> None:
@@ -125,7 +138,7 @@ class Batcher:
             torch.set_num_threads(1)
         try:
             while self._wait():
-                self._deliver(lane, self._take(lane))
+                self._score(lane, self._take(lane))
         except BaseException as error:  # windows would wait for a dead lane without end
             _die(f"the batcher failed: {error!r}")
 
@@ -134,38 +147,31 @@ class Batcher:
             self._changed.wait_for(lambda: self._closed.is_set() or self._waiting)
             return bool(self._waiting)
 
-    def _take(self, lane: Classifier) -> list[_Entry]:
-        """Take a batch out of the queue, without its cancelled windows."""
+    def _take(self, lane: Classifier) -> list[QueuedWindow]:
+        """Take a batch out of the queue: the oldest window, and others that go with it."""
         with self._changed:
-            batch = self._choose(lane)
-            for entry in batch:
-                self._waiting.remove(entry)
-                self._waiting_bytes -= entry.samples.nbytes
-            self._changed.notify_all()
-        return [entry for entry in batch if entry.scores.set_running_or_notify_cancel()]
+            share = math.ceil(len(self._waiting) / lane.lanes)
+            ahead = [self._waiting.popleft() for _ in range(min(share, _LOOK_AHEAD))]
+            batch = _choose(lane, ahead)
+            taken = set(map(id, batch))
+            self._waiting.extendleft(
+                window for window in reversed(ahead) if id(window) not in taken
+            )
+            self._waiting_bytes -= _bytes(batch)
+        return batch
 
-    def _choose(self, lane: Classifier) -> list[_Entry]:
-        """Return a batch for a lane, out of its share of the waiting windows."""
-        if not self._waiting:
-            return []
-        share = math.ceil(len(self._waiting) / lane.lanes)
-        ahead = list(islice(self._waiting, min(share, _LOOK_AHEAD)))
-        lengths = [len(entry.samples) for entry in ahead]
-        return [ahead[place] for place in lane.choose(lengths)]
-
-    def _deliver(self, lane: Classifier, batch: Sequence[_Entry]) -> None:
+    def _score(self, lane: Classifier, batch: list[QueuedWindow]) -> None:
         if not batch:
             return
-        self._busy_since[threading.get_ident()] = time.monotonic()
-        outcomes = lane.outcomes([entry.samples for entry in batch])
-        for entry, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, errors.ModelError) and not lane.healthy():
-                _die(f"the model fails on {lane.device} even on silence: {outcome}")
-            if isinstance(outcome, errors.ClipError):
-                entry.scores.set_exception(outcome)
-            else:
-                entry.scores.set_result(classifiers.apply(outcome, entry.function_to_apply))
-        metrics.batch(len(batch), time.monotonic() - self._busy_since.pop(threading.get_ident()))
+        began = time.monotonic()
+        self._busy_since[threading.get_ident()] = began
+        outcomes = lane.outcomes([window.samples for window in batch], *batch[0].wanted)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, errors.ModelError)]
+        if failures and not lane.healthy():
+            _die(f"the model fails on {lane.device} even on silence: {failures[0]}")
+        del self._busy_since[threading.get_ident()]
+        metrics.batch(len(batch), time.monotonic() - began)
+        self._scored(batch, outcomes)
 
     def _watch(self) -> None:
         while not self._closed.wait(self._silent_s / 4):
@@ -173,6 +179,19 @@ class Batcher:
             longest_s = now - min(self._busy_since.copy().values(), default=now)
             if longest_s > self._silent_s:
                 _die(f"the model has not answered for {longest_s:.0f} s")
+
+
+def _choose(lane: Classifier, ahead: list[QueuedWindow]) -> list[QueuedWindow]:
+    """Return a batch out of these windows, with the oldest among them."""
+    if not ahead:
+        return []
+    alike = [window for window in ahead if window.wanted == ahead[0].wanted]
+    lengths = [len(window.samples) for window in alike]
+    return [alike[place] for place in lane.choose(lengths)]
+
+
+def _bytes(windows: Iterable[QueuedWindow]) -> int:
+    return sum(window.samples.nbytes for window in windows)
 
 
 def _die(reason: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Windows in, logits out: the model and its features on one device."""
+"""Windows in, scores out: the model and its features on one device."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 
 from earmark.core import errors, settings
 from workers.scoring import checkpoint, features
+from workers.scoring.windows import BEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,8 @@ _MASKS_EXACTLY = ("hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
 _PADDING = 1.15
 #: What a batch may hold at most: padded seconds of audio, and windows.
 _GPU_BATCH_S, _GPU_BATCH_WINDOWS, _CPU_BATCH_WINDOWS = 640.0, 64, 16
+#: What an error of a device without memory says; cuBLAS and cuDNN have words of their own.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 #: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, with values at which a lane keeps its memory.
 _MALLOC = ((-3, 32 * 1024**2), (-1, 256 * 1024**2))
 
@@ -104,13 +107,16 @@ class Classifier:
     def _padded(self, longest: int) -> float:
         return self.card.window_s * self.card.sample_rate if self.card.fixed else longest
 
-    def outcomes(self, windows: Sequence[np.ndarray]) -> list[np.ndarray | errors.ClipError]:
-        """Score one batch: return for each window its logits, shape (labels,), or its error.
+    def outcomes(
+        self, windows: Sequence[np.ndarray], function_to_apply: str = "none", top_k: int = 0
+    ) -> list[np.ndarray | errors.ClipError]:
+        """Score one batch: return for each window its scores, shape (labels,), or its error.
 
+        With `top_k`, return the best labels of each window only: an array of `windows.BEST`.
         A batch that fails is halved, so that no window fails because of a neighbour.
         """
         try:
-            return [_checked(logits) for logits in self._forward(windows)]
+            return self._scores(windows, function_to_apply, top_k)
         except Exception as error:  # any error of a model fails one clip, never the worker
             failure = _translated(error)
         if isinstance(failure, errors.OutOfMemory):
@@ -118,12 +124,33 @@ class Classifier:
         if len(windows) == 1:
             return [failure]
         half = len(windows) // 2
-        return self.outcomes(windows[:half]) + self.outcomes(windows[half:])
+        return [
+            *self.outcomes(windows[:half], function_to_apply, top_k),
+            *self.outcomes(windows[half:], function_to_apply, top_k),
+        ]
 
-    def _forward(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        with torch.inference_mode():
-            inputs = {name: self._cast(tensor) for name, tensor in self._features(windows).items()}
-            logits: np.ndarray = self._model(**inputs).logits.float().cpu().numpy()
+    @torch.inference_mode()
+    def _scores(
+        self, windows: Sequence[np.ndarray], function_to_apply: str, top_k: int
+    ) -> list[np.ndarray | errors.ClipError]:
+        logits = self._forward(windows)
+        numbers = logits.isfinite().all(dim=1, keepdim=True)
+        wanted = [apply(logits, function_to_apply)]
+        if top_k:
+            # `topk` would be faster, but it does not keep the order of equal scores.
+            ranked, labels = wanted[0].sort(dim=1, descending=True, stable=True)
+            wanted = [ranked[:, :top_k], labels[:, :top_k]]
+        # One copy for all: a second one would wait for the batch of the other lane.
+        packed = torch.cat([numbers, *wanted], dim=1).cpu().numpy()
+        scores = packed[:, 1:]
+        if top_k:
+            scores = _best(*np.split(scores, 2, axis=1))
+        return _checked(list(scores), packed[:, 0])
+
+    def _forward(self, windows: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return the logits, shape (windows, labels), float32, on the device."""
+        inputs = {name: self._cast(tensor) for name, tensor in self._features(windows).items()}
+        logits: torch.Tensor = self._model(**inputs).logits.float()
         return logits
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -160,30 +187,37 @@ class Classifier:
         return other
 
 
-def apply(logits: np.ndarray, function_to_apply: str) -> np.ndarray:
-    """Turn logits, shape (..., labels), into scores with softmax, sigmoid or no function."""
+def apply(logits: torch.Tensor, function_to_apply: str) -> torch.Tensor:
+    """Turn logits, shape (windows, labels), into scores with softmax, sigmoid or no function."""
     if function_to_apply == "none":
         return logits
     if function_to_apply == "sigmoid":
-        return np.asarray(1 / (1 + np.exp(-np.clip(logits, -80, 80))))
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+        return logits.sigmoid()
+    return logits.softmax(dim=1)
 
 
-def _checked(logits: np.ndarray) -> np.ndarray | errors.ModelError:
-    if np.isfinite(logits).all():
-        return logits
-    return errors.ModelError(
-        reason="its scores are not numbers; with float16, EARMARK_MODEL__DTYPE=float32 mends it"
-    )
+def _best(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    best = np.empty(scores.shape, BEST)
+    best["score"] = scores
+    best["label"] = labels
+    return best
+
+
+def _checked(scores: list[np.ndarray], numbers: np.ndarray) -> list[np.ndarray | errors.ClipError]:
+    """Replace the scores of windows whose logits are not all numbers by an error."""
+    outcomes: list[np.ndarray | errors.ClipError] = [*scores]
+    for place in np.flatnonzero(numbers == 0):
+        outcomes[place] = errors.ModelError(
+            reason="its scores are not numbers; with float16, EARMARK_MODEL__DTYPE=float32 mends it"
+        )
+    return outcomes
 
 
 def _translated(error: Exception) -> errors.ClipError:
     if isinstance(error, errors.ClipError):
         return error
     exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    text = str(error)
-    if exhausted or "out of memory" in text or "can't allocate memory" in text:
+    if exhausted or any(words in str(error) for words in _NO_MEMORY):
         return errors.OutOfMemory()
     return errors.ModelError(reason=f"{type(error).__name__}: {error}")
 
@@ -200,7 +234,7 @@ def load(model: settings.Model, labels: Sequence[str] = ()) -> Classifier:
     _keep_memory()
     opened = checkpoint.open_checkpoint(model.name, model.revision)
     names = checkpoint.labels_of(opened, labels)
-    network = checkpoint.load_model(opened, dtype, names).to(device)
+    network = _placed(checkpoint.load_model(opened, dtype, names), device, model.name)
     inputs = features.build(opened.extractor, opened.config, device)
     classifier = Classifier(
         network,
@@ -213,6 +247,16 @@ def load(model: settings.Model, labels: Sequence[str] = ()) -> Classifier:
     )
     _warm_up(classifier)
     return classifier
+
+
+def _placed(network: torch.nn.Module, device: torch.device, name: str) -> torch.nn.Module:
+    try:
+        return network.to(device)
+    except RuntimeError as error:
+        first_line = str(error).partition("\n")[0]
+        cure = "end what else uses the device, or take a smaller model or another device"
+        reason = f"{name} cannot be put on {device}: {cure}. PyTorch says: {first_line}"
+        raise errors.ServiceError(reason=reason) from error
 
 
 def _card(

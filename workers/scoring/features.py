@@ -201,11 +201,14 @@ def _stack(
     windows: Sequence[np.ndarray], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return windows padded to one length, (windows, samples), and their lengths, on the device."""
-    lengths = torch.tensor([len(window) for window in windows])
-    samples = torch.zeros(len(windows), int(lengths.max()), pin_memory=device.type == "cuda")
+    # PyTorch keeps pinned memory for the next batch, and copies from it while other work goes on.
+    pinned = device.type == "cuda"
+    lengths = torch.tensor([len(window) for window in windows], pin_memory=pinned)
+    samples = torch.empty(len(windows), int(lengths.max()), pin_memory=pinned)
     for row, window in zip(samples.numpy(), windows, strict=True):
         row[: len(window)] = window
-    return samples.to(device, non_blocking=True), lengths.to(device)
+        row[len(window) :] = 0
+    return samples.to(device, non_blocking=True), lengths.to(device, non_blocking=True)
 
 
 def _mask(counts: torch.Tensor, width: int) -> torch.Tensor:

@@ -11,6 +11,8 @@ from db.schema import drop_views, released_views, view_statements
 revision = "v0_2_0"
 down_revision = "v0_1_0"
 
+PARTS = ("start_s", "end_s", "channel", "member", "member_offset", "member_bytes", "packing")
+
 
 def upgrade() -> None:
     dialect = op.get_bind().dialect.name
@@ -44,7 +46,7 @@ def downgrade() -> None:
         _replace_key(["clip_id", "start_s"])
         op.drop_column("window_predictions", "channel")
     _drop_pauses()
-    for column in ("start_s", "end_s", "channel", "member"):
+    for column in PARTS:
         op.drop_column("clips", column)
     _replace_views([], released_views(down_revision, dialect))
     op.execute(
@@ -64,6 +66,9 @@ def _add_parts() -> None:
     op.add_column("clips", sa.Column("end_s", sa.Double()))
     op.add_column("clips", sa.Column("channel", sa.SmallInteger()))
     op.add_column("clips", sa.Column("member", sa.String()))
+    op.add_column("clips", sa.Column("member_offset", sa.BigInteger()))
+    op.add_column("clips", sa.Column("member_bytes", sa.BigInteger()))
+    op.add_column("clips", sa.Column("packing", sa.String()))
 
 
 def _add_pauses() -> None:

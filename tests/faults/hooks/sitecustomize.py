@@ -1,10 +1,10 @@
 """On the import path of a worker, this causes faults that no server or signal can.
 
-FAULT_CLIPS: a clip with `poison` in its URI kills its process. The host `nowhere.test` has no
-address. A host whose name begins with `flaky` is on loopback, but its first look-up fails. Clips
-with a result are noted in a file. FAULT_MEMORY: the model has room for one window at a time.
-FAULT_CLOCK_S: the process's clock is wrong by so much. FAULT_NO_RECOVERY: the feeder takes nothing
-back. FAULT_START: the model fails to load with an unexpected error.
+FAULT_CLIPS: a clip with `poison` in its URI kills its worker, one with `venom` its loader. The host
+`nowhere.test` has no address. A host whose name begins with `flaky` is on loopback, but its first
+look-up fails. Clips with a result are noted in a file. FAULT_MEMORY: the model has room for one
+window at a time. FAULT_CLOCK_S: the process's clock is wrong by so much. FAULT_NO_RECOVERY: the
+feeder takes nothing back. FAULT_START: the model fails to load with an unexpected error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,17 +20,25 @@ from typing import Any
 
 if "FAULT_CLIPS" in os.environ:
     from earmark.core.clips import Success
-    from workers.pipeline import Pipeline
+    from workers.clip import ClipInWork
+    from workers.fetching.polite import PoliteFetcher
+    from workers.single import SingleClip
 
-    _classify, _getaddrinfo = Pipeline.classify, socket.getaddrinfo
+    _fetch, _getaddrinfo = PoliteFetcher.fetch, socket.getaddrinfo
+    _success, _classify = ClipInWork.success, SingleClip.classify
 
-    def _classify_or_die(self: Any, clip: Any, plan: Any) -> Any:
-        if "poison" in clip.uri:
+    def _fetch_or_die(self: Any, uri: str) -> Any:
+        in_loader = "loader" in sys.modules["__main__"].__spec__.name
+        if "poison" in uri and in_loader:
+            os.kill(os.getppid(), signal.SIGKILL)
+        if "poison" in uri or "venom" in uri:
             os.kill(os.getpid(), signal.SIGKILL)
-        outcome = _classify(self, clip, plan)
+        return _fetch(self, uri)
+
+    def _note(outcome: Any) -> Any:
         if isinstance(outcome, Success):
             with suppress(OSError), Path("classified.log").open("a") as log:
-                log.write(f"{clip.id}\n")
+                log.write(f"{outcome.clip_id}\n")
         return outcome
 
     def _found_or_not(host: Any, *where: Any, **how: Any) -> Any:
@@ -39,7 +48,9 @@ if "FAULT_CLIPS" in os.environ:
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         return _getaddrinfo("127.0.0.1" if flaky else host, *where, **how)
 
-    Pipeline.classify = _classify_or_die  # type: ignore[method-assign]
+    PoliteFetcher.fetch = _fetch_or_die  # type: ignore[method-assign]
+    ClipInWork.success = lambda self: _note(_success(self))  # type: ignore[method-assign]
+    SingleClip.classify = lambda self, *clip: _note(_classify(self, *clip))  # type: ignore[method-assign]
     socket.getaddrinfo = _found_or_not
 
 if "FAULT_MEMORY" in os.environ:

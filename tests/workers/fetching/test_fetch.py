@@ -221,7 +221,7 @@ def test_a_link_to_what_is_not_sound_is_not_read_beyond_its_first_bytes(
     os.truncate(secret, 3 * 1024**3)
     (root / "song.wav").symlink_to(secret)
     with closing(Fetcher(settings.Fetch(file_roots=(Path("/"),)))) as everything:
-        # Reading on would have ended as `too_large`.
+        # Reading on would have ended with its hash.
         assert failure(everything, f"{root}/song.wav").code == "not_audio"
 
 
@@ -318,12 +318,12 @@ def test_a_missing_file_is_not_found(name: str, reader: Fetcher, root: Path) -> 
     assert failure(reader, f"{root}/{name}").code == "file_not_found"
 
 
-def test_the_size_limits_hold_for_files(reader: Fetcher, root: Path) -> None:
-    with (root / "sparse.wav").open("wb") as file:
-        file.truncate(3 * 1024**3)
+def test_the_limit_of_downloads_is_not_one_of_files(reader: Fetcher, root: Path) -> None:
+    with (root / "long.wav").open("wb") as file:
+        file.truncate(200_001)
     (root / "empty.wav").touch()
     before = open_files()
-    assert failure(reader, f"{root}/sparse.wav").code == "too_large"
+    assert len(content(reader, f"{root}/long.wav")) == 200_001
     assert failure(reader, f"{root}/empty.wav").code == "empty"
     assert open_files() == before
 

@@ -10,11 +10,12 @@ import torch
 import transformers
 
 from earmark.core import errors
-from workers.scoring import classifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from workers.scoring import classifier
 
 RATE = 16_000
 LABELS = {0: "bell", 1: "dog", 2: "rain", 3: "siren", 4: "speech"}
@@ -215,18 +216,25 @@ def scores(
     loaded: classifier.Classifier, windows: Sequence[np.ndarray], function: str | None = None
 ) -> np.ndarray:
     """Return scores (windows, labels) without a queue."""
-    return classifier.apply(logits(loaded, windows), function or loaded.card.function_to_apply)
+    return _scored(loaded, windows, function or loaded.card.function_to_apply)
 
 
 def logits(loaded: classifier.Classifier, windows: Sequence[np.ndarray]) -> np.ndarray:
-    """Return logits (windows, labels), scored in the batches chosen; raise the first ClipError."""
+    """Return logits (windows, labels) without a queue."""
+    return _scored(loaded, windows, "none")
+
+
+def _scored(
+    loaded: classifier.Classifier, windows: Sequence[np.ndarray], function: str
+) -> np.ndarray:
+    """Score windows in the batches that the model chooses; raise the first ClipError."""
     found: dict[int, np.ndarray] = {}
     while waiting := [place for place in range(len(windows)) if place not in found]:
         batch = [
             waiting[place] for place in loaded.choose([len(windows[place]) for place in waiting])
         ]
         for place, outcome in zip(
-            batch, loaded.outcomes([windows[each] for each in batch]), strict=True
+            batch, loaded.outcomes([windows[each] for each in batch], function), strict=True
         ):
             if isinstance(outcome, errors.ClipError):
                 raise outcome

@@ -13,27 +13,32 @@ import pytest
 
 from earmark.core import errors, settings
 from workers.scoring import batcher, classifier
+from workers.scoring.batcher import QueuedWindow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 
 class Fake(classifier.Classifier):
-    """Takes four windows of one length at once; logits: the first sample and its negative."""
+    """Takes four windows of one length at once; scores: the first sample and its negative."""
 
     def __init__(self, lanes: int = 1) -> None:
-        self.card = SimpleNamespace(function_to_apply="none", fixed=False, min_samples=1)  # type: ignore[assignment]
+        self.card = SimpleNamespace(fixed=False, min_samples=1)  # type: ignore[assignment]
         self.limits = classifier.Limits(windows=4, samples=1e6, padding=1.0)
         self.device, self.lanes = "cpu", lanes
         self.free = threading.Event()
         self.free.set()
         self.started = threading.Semaphore(0)
         self.batches: list[list[float]] = []
+        self.wanted: list[tuple[str, int]] = []
 
-    def outcomes(self, windows: Sequence[np.ndarray]) -> list[np.ndarray | errors.ClipError]:
+    def outcomes(
+        self, windows: Sequence[np.ndarray], function_to_apply: str = "none", top_k: int = 0
+    ) -> list[np.ndarray | errors.ClipError]:
         self.started.release()
         self.free.wait(timeout=30)
         self.batches.append([float(window[0]) for window in windows])
+        self.wanted.append((function_to_apply, top_k))
         return [
             errors.OutOfMemory() if window[0] < 0 else np.array([window[0], -window[0]])
             for window in windows
@@ -43,8 +48,38 @@ class Fake(classifier.Classifier):
         return self
 
 
-def window(value: float, length: int = 10) -> np.ndarray:
-    return np.full(length, value, np.float32)
+class Outcomes:
+    """Collects what the batcher says of each window, by its tag."""
+
+    def __init__(self) -> None:
+        self._arrived = threading.Condition()
+        self._by_tag: dict[object, Any] = {}
+        self.calls: list[list[object]] = []
+
+    def scored(
+        self, batch: list[QueuedWindow], outcomes: list[np.ndarray | errors.ClipError]
+    ) -> None:
+        with self._arrived:
+            self.calls.append([window.tag for window in batch])
+            for window, outcome in zip(batch, outcomes, strict=True):
+                assert window.tag not in self._by_tag, "a window was scored twice"
+                self._by_tag[window.tag] = outcome
+            self._arrived.notify_all()
+
+    def of(self, *tags: object) -> list[Any]:
+        """Wait for these windows, and return their outcomes: the first score, or the error."""
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: self._by_tag.keys() >= set(tags), timeout=30)
+            outcomes = [self._by_tag[tag] for tag in tags]
+        return [float(each[0]) if isinstance(each, np.ndarray) else each for each in outcomes]
+
+    @property
+    def tags(self) -> set[object]:
+        return set(self._by_tag)
+
+
+def window(value: float, length: int = 10, function: str = "none", top_k: int = 0) -> QueuedWindow:
+    return QueuedWindow(np.full(length, value, np.float32), function, tag=value, top_k=top_k)
 
 
 @pytest.fixture
@@ -53,148 +88,177 @@ def fake() -> Fake:
 
 
 @pytest.fixture
-def queue(fake: Fake) -> Iterator[batcher.Batcher]:
-    queue = batcher.Batcher(fake, settings.Worker(in_flight_bytes=1000))
+def outcomes() -> Outcomes:
+    return Outcomes()
+
+
+@pytest.fixture
+def queue(fake: Fake, outcomes: Outcomes) -> Iterator[batcher.Batcher]:
+    queue = batcher.Batcher(fake, settings.Worker(), outcomes.scored)
     yield queue
     fake.free.set()
     queue.close()
 
 
-def hold(fake: Fake, queue: batcher.Batcher) -> Any:
+def hold(fake: Fake, queue: batcher.Batcher) -> None:
     """Keep the model busy with one window."""
     fake.free.clear()
-    future = queue.submit(window(99))
+    queue.put([window(99)])
     assert fake.started.acquire(timeout=30)
-    return future
-
-
-def test_each_windows_scores_have_its_own_function_applied(queue: batcher.Batcher) -> None:
-    plain, sigmoid = queue.submit(window(2)), queue.submit(window(2), "sigmoid")
-    assert plain.result(timeout=30).tolist() == [2, -2]
-    assert sigmoid.result(timeout=30) == pytest.approx([0.880797, 0.119203])
 
 
 def test_the_windows_ready_when_the_model_is_free_make_a_batch(
-    fake: Fake, queue: batcher.Batcher
+    fake: Fake, queue: batcher.Batcher, outcomes: Outcomes
 ) -> None:
     hold(fake, queue)
-    futures = [queue.submit(window(number)) for number in range(5)]
+    queue.put(window(number) for number in range(5))
     fake.free.set()
-    assert [future.result(timeout=30)[0] for future in futures] == [0, 1, 2, 3, 4]
+    assert outcomes.of(0, 1, 2, 3, 4) == [0, 1, 2, 3, 4]
     assert fake.batches == [[99], [0, 1, 2, 3], [4]]
+    assert outcomes.calls == [[99], [0, 1, 2, 3], [4]]
 
 
 def test_batches_hold_like_lengths_and_the_oldest_window_goes_first(
-    fake: Fake, queue: batcher.Batcher
+    fake: Fake, queue: batcher.Batcher, outcomes: Outcomes
 ) -> None:
     hold(fake, queue)
-    futures = [queue.submit(window(number, length=20 if number % 2 else 10)) for number in range(4)]
+    queue.put(window(number, length=20 if number % 2 else 10) for number in range(4))
     fake.free.set()
-    for future in futures:
-        future.result(timeout=30)
+    outcomes.of(*range(4))
     assert fake.batches == [[99], [0, 2], [1, 3]]
 
 
-def test_a_failed_window_fails_its_own_future_only(queue: batcher.Batcher) -> None:
-    bad, good = queue.submit(window(-1)), queue.submit(window(1))
-    with pytest.raises(errors.OutOfMemory):
-        bad.result(timeout=30)
-    assert good.result(timeout=30)[0] == 1
-
-
-def test_a_cancelled_window_is_not_scored(fake: Fake, queue: batcher.Batcher) -> None:
-    hold(fake, queue)
-    dropped, kept = queue.submit(window(1)), queue.submit(window(2))
-    assert dropped.cancel()
-    fake.free.set()
-    kept.result(timeout=30)
-    assert fake.batches == [[99], [2]]
-
-
-def test_submitting_blocks_while_waiting_windows_hold_all_bytes_in_flight(
-    fake: Fake, queue: batcher.Batcher
+def test_windows_that_stay_behind_keep_their_order(
+    fake: Fake, queue: batcher.Batcher, outcomes: Outcomes
 ) -> None:
     hold(fake, queue)
-    queue.submit(window(1, length=200))
-    submitted = threading.Event()
-    late = threading.Thread(target=lambda: (queue.submit(window(2, length=200)), submitted.set()))
-    late.start()
-    assert not submitted.wait(timeout=0.1)
+    lengths = [10, 30, 20, 30, 20, 10, 30]
+    queue.put(window(number, length=length) for number, length in enumerate(lengths))
     fake.free.set()
-    assert submitted.wait(timeout=30)
-    late.join()
+    outcomes.of(*range(7))
+    assert fake.batches == [[99], [0, 5], [1, 3, 6], [2, 4]]
 
 
-def test_a_window_larger_than_the_bytes_in_flight_is_taken_alone(queue: batcher.Batcher) -> None:
-    assert queue.submit(window(1, length=5000)).result(timeout=30)[0] == 1
+def test_the_windows_of_a_batch_want_alike_scores(
+    fake: Fake, queue: batcher.Batcher, outcomes: Outcomes
+) -> None:
+    hold(fake, queue)
+    wanted = [("softmax", 5), ("sigmoid", 5), ("softmax", 5), ("softmax", 0)]
+    queue.put(window(number, function=name, top_k=k) for number, (name, k) in enumerate(wanted))
+    fake.free.set()
+    outcomes.of(0, 1, 2, 3)
+    assert fake.batches == [[99], [0, 2], [1], [3]]
+    assert fake.wanted == [("none", 0), ("softmax", 5), ("sigmoid", 5), ("softmax", 0)]
+
+
+def test_a_failed_window_costs_its_neighbour_nothing(
+    fake: Fake, queue: batcher.Batcher, outcomes: Outcomes
+) -> None:
+    hold(fake, queue)
+    queue.put([window(-1), window(1)])
+    fake.free.set()
+    failed, scored = outcomes.of(-1, 1)
+    assert isinstance(failed, errors.OutOfMemory)
+    assert scored == 1
+
+
+def test_dropped_windows_are_not_scored_and_the_one_in_work_is(
+    fake: Fake, queue: batcher.Batcher, outcomes: Outcomes
+) -> None:
+    hold(fake, queue)
+    queue.put(window(number) for number in range(4))
+    queue.drop(lambda waiting: waiting.tag in (1, 3))
+    assert queue.waiting_bytes == 80
+    fake.free.set()
+    assert outcomes.of(99, 1, 3) == [99, 1, 3]
+    queue.close()
+    assert outcomes.tags == {99, 1, 3}
+
+
+def test_the_bytes_that_wait_are_counted(
+    fake: Fake, queue: batcher.Batcher, outcomes: Outcomes
+) -> None:
+    hold(fake, queue)
+    queue.put([window(1, length=200), window(2, length=50)])
+    assert queue.waiting_bytes == 1000
+    fake.free.set()
+    outcomes.of(1, 2)
+    assert queue.waiting_bytes == 0
 
 
 def test_closing_scores_the_waiting_windows_and_takes_no_more(
-    fake: Fake, queue: batcher.Batcher
+    fake: Fake, queue: batcher.Batcher, outcomes: Outcomes
 ) -> None:
     hold(fake, queue)
-    waiting = queue.submit(window(1))
+    queue.put([window(1)])
     fake.free.set()
     queue.close()
-    assert waiting.result(timeout=0)[0] == 1
+    assert outcomes.tags == {99, 1}
     with pytest.raises(RuntimeError, match="closed"):
-        queue.submit(window(2))
+        queue.put([window(2)])
 
 
-def test_each_lane_takes_a_batch_of_its_own() -> None:
+def test_each_lane_takes_a_batch_of_its_own(outcomes: Outcomes) -> None:
     fake = Fake(lanes=2)
-    queue = batcher.Batcher(fake, settings.Worker())
+    queue = batcher.Batcher(fake, settings.Worker(), outcomes.scored)
     fake.free.clear()
-    futures = [queue.submit(window(number, length=10 * number)) for number in (1, 2)]
+    queue.put(window(number, length=10 * number) for number in (1, 2))
     assert all(fake.started.acquire(timeout=30) for _ in range(2))
     fake.free.set()
-    assert [future.result(timeout=30)[0] for future in futures] == [1, 2]
+    assert outcomes.of(1, 2) == [1, 2]
     queue.close()
 
 
-def test_many_threads_get_their_own_scores() -> None:
+def test_many_threads_get_their_own_scores(outcomes: Outcomes) -> None:
     fake = Fake(lanes=3)
-    queue = batcher.Batcher(fake, settings.Worker(in_flight_bytes=1000))
-    got: dict[int, list[float]] = {}
+    queue = batcher.Batcher(fake, settings.Worker(), outcomes.scored)
 
     def work(thread: int) -> None:
-        futures = [
-            queue.submit(window(100 * thread + number, length=1 + number % 7))
-            for number in range(100)
-        ]
-        got[thread] = [float(future.result(timeout=30)[0]) for future in futures]
+        for number in range(100):
+            queue.put([window(100 * thread + number, length=1 + number % 7)])
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert outcomes.of(*range(800)) == list(range(800))
     queue.close()
-    assert got == {
-        thread: [100.0 * thread + number for number in range(100)] for thread in range(8)
-    }
 
 
-SILENT = """
-import numpy as np
-from earmark.core import settings
-from tests.workers.scoring.test_batcher import Fake, batcher
+BROKEN = """
+import time
+from earmark.core import errors, settings
+from tests.workers.scoring.test_batcher import Fake, Outcomes, batcher, window
 fake = Fake()
-fake.free.clear()
-queue = batcher.Batcher(fake, settings.Worker(silent_batcher_s=0.2))
-queue.submit(np.ones(10, np.float32)).result(timeout=60)
+{fault}
+queue = batcher.Batcher(fake, settings.Worker(silent_batcher_s=0.2), Outcomes().scored)
+queue.put([window(1)])
+time.sleep(60)
+"""
+SILENT = "fake.free.clear()"
+#: What every batch ends with after a CUDA fault.
+LOST = """
+fake.outcomes = lambda windows, *_: [errors.ModelError(reason="CUDA error")] * len(windows)
 """
 
 
-def test_a_silent_model_ends_the_process_and_dumps_its_stacks() -> None:
-    ended = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("fault", "says"), [(SILENT, "has not answered"), (LOST, "even on silence: The model failed")]
+)
+def test_a_silent_or_lost_device_ends_the_process_and_dumps_its_stacks(
+    fault: str, says: str
+) -> None:
+    program = BROKEN.format(fault=fault)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == 70
-    assert "has not answered" in ended.stderr
-    assert "in _deliver" in ended.stderr
+    assert says in ended.stderr
+    assert "in _score" in ended.stderr
 
 
 def _fails_on_everything(fake: Fake) -> None:
-    fake.outcomes = lambda windows: [errors.ModelError(reason="device lost")] * len(windows)  # type: ignore[method-assign]
+    lost = errors.ModelError(reason="device lost")
+    fake.outcomes = lambda windows, *_: [lost] * len(windows)  # type: ignore[method-assign]
 
 
 def _has_a_bug(fake: Fake) -> None:
@@ -205,12 +269,16 @@ def _has_a_bug(fake: Fake) -> None:
     ("fault", "says"), [(_fails_on_everything, "device lost"), (_has_a_bug, "the batcher failed")]
 )
 def test_a_broken_model_or_batcher_ends_the_process(
-    monkeypatch: pytest.MonkeyPatch, fake: Fake, fault: Callable[[Fake], None], says: str
+    monkeypatch: pytest.MonkeyPatch,
+    fake: Fake,
+    outcomes: Outcomes,
+    fault: Callable[[Fake], None],
+    says: str,
 ) -> None:
     ended = threading.Event()
     reasons: list[str] = []
     monkeypatch.setattr(batcher, "_die", lambda reason: (reasons.append(reason), ended.set()))
     fault(fake)
-    batcher.Batcher(fake, settings.Worker()).submit(window(1))
+    batcher.Batcher(fake, settings.Worker(), outcomes.scored).put([window(1)])
     assert ended.wait(timeout=30)
     assert says in reasons[0]

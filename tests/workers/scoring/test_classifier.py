@@ -17,7 +17,7 @@ from huggingface_hub import errors as hub_errors
 
 from earmark.core import errors, settings
 from tests.workers.scoring import checkpoints
-from workers.scoring import classifier, hub
+from workers.scoring import classifier, hub, windows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +78,7 @@ def test_the_problem_type_decides_the_function(
     logits = checkpoints.logits(loaded, [checkpoints.clip(1)])
     assert loaded.card.function_to_apply == expected
     assert checkpoints.scores(loaded, [checkpoints.clip(1)]) == pytest.approx(
-        classifier.apply(logits, expected)
+        classifier.apply(torch.from_numpy(logits), expected).numpy()
     )
 
 
@@ -92,9 +92,9 @@ def test_the_runs_function_overrides_the_problem_type(model: Path) -> None:
 
 
 def test_large_logits_neither_overflow_nor_warn() -> None:
-    logits = np.array([[1000.0, -1000.0]], np.float32)
+    logits = torch.tensor([[1000.0, -1000.0]])
     assert classifier.apply(logits, "softmax").tolist() == [[1.0, 0.0]]
-    assert classifier.apply(logits, "sigmoid")[0] == pytest.approx([1.0, 0.0], abs=1e-30)
+    assert classifier.apply(logits, "sigmoid").tolist() == [[1.0, 0.0]]
 
 
 def test_a_speech_recogniser_is_refused_and_its_missing_weights_named(tmp_path: Path) -> None:
@@ -272,14 +272,15 @@ def test_a_half_precision_model_gives_float32_scores_near_the_full_ones(tmp_path
     assert np.abs(full - half).max() < 0.1
 
 
-class Bounded:
+class Bounded(torch.nn.Module):
     """A model with room for so many samples; NaN samples give NaN scores, negative ones raise."""
 
     def __init__(self, room: int) -> None:
+        super().__init__()
         self.room = room
         self.batches: list[int] = []
 
-    def __call__(self, input_values: torch.Tensor) -> SimpleNamespace:
+    def forward(self, input_values: torch.Tensor) -> SimpleNamespace:
         self.batches.append(len(input_values))
         if input_values.numel() > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -299,16 +300,127 @@ def bounded(room: int) -> tuple[classifier.Classifier, Bounded]:
     return loaded, small
 
 
+class Given:
+    """A model whose logits are its inputs."""
+
+    def __call__(self, input_values: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=input_values)
+
+
+def _tied_logits(labels: int) -> list[np.ndarray]:
+    generator = np.random.default_rng(labels)
+    coarse = generator.integers(-2, 3, (12, labels)).astype(np.float32)
+    extremes = [
+        np.zeros(labels),
+        np.resize([0.0, -0.0], labels),
+        # Softmax and sigmoid make these equal.
+        np.linspace(-2000, -1000, labels),
+        np.linspace(200, 100, labels),
+        np.resize([1.0, np.nextafter(np.float32(1), np.float32(2))], labels),
+        np.resize([3e38, -3e38, 1e-45, -1e-45], labels),
+    ]
+    return [row.astype(np.float32) for row in [*coarse, *extremes]]
+
+
+@pytest.mark.parametrize("function", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("labels", [1, 2, 17, 527])
+def test_the_best_labels_of_a_batch_are_those_of_each_window_with_ties_in_label_order(
+    function: str, labels: int
+) -> None:
+    loaded, _ = bounded(room=0)
+    loaded._model = Given()
+    logits = _tied_logits(labels)
+    scores = loaded.outcomes(logits, function)
+    for k in (1, 5, labels):
+        best = loaded.outcomes(logits, function, k)
+        for window_scores, window_best in zip(scores, best, strict=True):
+            assert isinstance(window_scores, np.ndarray)
+            assert isinstance(window_best, np.ndarray)
+            expected = windows.top_k(window_scores, k, 0.0)
+            assert windows.predictions(window_best, 0.0) == expected
+
+
+def test_best_labels_and_errors_share_a_batch() -> None:
+    loaded, _ = bounded(room=0)
+    loaded._model = Given()
+    first, not_a_number = loaded.outcomes(
+        [np.array([0, 1], np.float32), np.array([np.inf, 1], np.float32)], "sigmoid", 1
+    )
+    assert isinstance(first, np.ndarray)
+    assert first["label"].tolist() == [1]
+    assert "not numbers" in str(not_a_number)
+
+
 def test_out_of_memory_halves_this_batch_and_later_ones() -> None:
     loaded, small = bounded(room=300)
-    windows = [np.full(100, number, np.float32) for number in range(8)]
-    assert checkpoints.logits(loaded, windows)[:, 0].tolist() == [
+    clips = [np.full(100, number, np.float32) for number in range(8)]
+    assert checkpoints.logits(loaded, clips)[:, 0].tolist() == [
         100.0 * number for number in range(8)
     ]
     assert small.batches == [8, 4, 2, 2, 4, 2, 2]
     small.batches.clear()
-    checkpoints.logits(loaded, windows)
+    checkpoints.logits(loaded, clips)
     assert small.batches == [2, 2, 2, 2]
+
+
+def test_out_of_memory_on_cuda_frees_what_pytorch_keeps_and_counts_for_all_lanes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
+    loaded, small = bounded(room=300)
+    loaded.device = "cuda:0"
+    other_lane = loaded.twin()
+    clips = [np.ones(100, np.float32)] * 8
+    assert checkpoints.logits(loaded, clips).tolist() == [[100.0]] * 8
+    assert len(freed) == len([batch for batch in small.batches if batch > 3])
+    assert other_lane.choose([100] * 8) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate"
+                     " memory"),
+        MemoryError(),
+    ],
+)  # fmt: skip
+def test_each_way_of_having_no_memory_is_known(error: Exception) -> None:
+    loaded, _ = bounded(room=0)
+
+    def fail(**_: Any) -> None:
+        raise error
+
+    loaded._model = fail
+    assert isinstance(loaded.outcomes([np.ones(10, np.float32)])[0], errors.OutOfMemory)
+    assert loaded.healthy()
+
+
+def test_a_lost_device_fails_even_on_silence() -> None:
+    loaded, _ = bounded(room=0)
+
+    def lost(**_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    loaded._model = lost
+    outcomes = loaded.outcomes([np.ones(10, np.float32)] * 3)
+    assert all("illegal memory access" in str(outcome) for outcome in outcomes)
+    assert not loaded.healthy()
+
+
+def test_a_device_without_room_for_the_model_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.\nSee docs")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    sentence = refusal("starter")
+    assert "cannot be put on cpu: end what else uses the device" in sentence
+    assert "See docs" not in sentence
 
 
 def test_a_window_that_does_not_fit_fails_alone() -> None:
@@ -323,8 +435,8 @@ def test_a_window_that_does_not_fit_fails_alone() -> None:
 
 def test_a_window_the_model_fails_on_leaves_its_neighbours_alone() -> None:
     loaded, _ = bounded(room=10_000)
-    windows = [np.full(10, value, np.float32) for value in (1, -1, 2, np.nan)]
-    good, fault, also_good, not_a_number = loaded.outcomes(windows)
+    clips = [np.full(10, value, np.float32) for value in (1, -1, 2, np.nan)]
+    good, fault, also_good, not_a_number = loaded.outcomes(clips)
     assert (good, also_good) == ([10.0], [20.0])
     assert "a negative sample" in str(fault)
     assert "not numbers" in str(not_a_number)

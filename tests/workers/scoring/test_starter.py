@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 
-from earmark.core.clips import Waveform
 from earmark.demo import EXAMPLES
-from workers.scoring import hub, windows
+from workers.loading.cutter import Cutter, Shape
+from workers.scoring import hub
 
 RATE, WINDOW = 16_000, 80_000
 SHORTEST = 8_144
@@ -76,11 +76,10 @@ def test_the_long_recordings_sounds_are_found_at_their_times(starter: Any) -> No
 def test_the_long_recordings_times_are_right_within_two_seconds(
     starter: Any,
 ) -> None:
-    cut = windows.split(
-        Waveform(load("long.ogg"), RATE), window_s=3, hop_s=None, min_samples=SHORTEST
-    )
-    stretches = groupby(cut, key=lambda window: best(starter, window.samples)[0])
-    heard = [(label, [(each.start_s, each.end_s) for each in of]) for label, of in stretches]
+    shape = Shape.of(RATE, 3, None, SHORTEST)
+    cut = Cutter(shape, 1000).cut(load("long.ogg"), last=True)
+    stretches = groupby(cut, key=lambda window: best(starter, window[1])[0])
+    heard = [(label, [shape.span(start, shape.size) for start, _ in of]) for label, of in stretches]
     events = [
         (row["label"], float(row["start_s"]), float(row["end_s"])) for row in rows("long.csv")
     ]

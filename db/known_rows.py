@@ -1,0 +1,137 @@
+"""Rows of a list whose clips a run has already: other columns, fresh URLs, changed files."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from db import ledger
+from db.models import Clip
+from db.session import execute, reading, writing
+from earmark.core.clips import KEY_BYTES, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from db.bulk_insert import Listed
+
+#: The keys are looked up one by one, for the same reason as in `bulk_insert.SELECT_MISSING`.
+SELECT_IDS = """
+SELECT i, (
+    SELECT id FROM clips
+    WHERE run_id = (SELECT :run_id) AND uri_key = substr(:keys, i * :size + 1, :size)
+) AS id
+FROM {numbers}
+"""
+SELECT_STORED = """
+SELECT id, state, uri, meta, bytes, finished_at FROM clips WHERE id IN {ids}
+"""
+#: Locked in the order in which workers lock them.
+LOCK_CLIPS = "SELECT id FROM clips WHERE id IN {ids} ORDER BY id {lock}"
+
+
+@dataclass(slots=True)
+class KnownRows:
+    """Counts of rows whose clips a run has already."""
+
+    #: Rows that say something else of a clip than the first row did, which stays.
+    other_columns: int = 0
+    #: Clips without a result that have a new URL now.
+    fresh_urls: int = 0
+    #: Local files that have changed since they were classified.
+    changed_files: int = 0
+
+    def add(self, other: KnownRows) -> None:
+        self.other_columns += other.other_columns
+        self.fresh_urls += other.fresh_urls
+        self.changed_files += other.changed_files
+
+
+@dataclass(slots=True)
+class _Differences:
+    other_columns: int = 0
+    urls: dict[int, str] = field(default_factory=dict)
+    changed: set[int] = field(default_factory=set)
+
+
+def settle(
+    engine: sa.Engine, run_id: int, rows: Iterable[Listed], *, again: bool = False
+) -> KnownRows:
+    """Compare rows with the clips that they are, and return how they differ.
+
+    Clips without a result take the rows' URLs, since a signature ends.
+
+    Args:
+        again: put clips whose local file has changed back to work.
+    """
+    compared = [row for row in rows if _may_differ(row)]
+    if not compared:
+        return KnownRows()
+    found = _differences(engine, run_id, compared)
+    if found.urls:
+        _renew_urls(engine, found.urls)
+    if again and found.changed:
+        ledger.redo(engine, sorted(found.changed))
+    return KnownRows(found.other_columns, len(found.urls), len(found.changed))
+
+
+def _may_differ(row: Listed) -> bool:
+    _, uri, meta, _, renews_url = row
+    return meta is not None or renews_url or uri.startswith("/")
+
+
+def _differences(engine: sa.Engine, run_id: int, rows: list[Listed]) -> _Differences:
+    keys = b"".join(row[0] for row in rows)
+    values = {"run_id": run_id, "keys": keys, "size": KEY_BYTES, "count": len(rows)}
+    with reading(engine) as connection:
+        ids = dict(execute(connection, SELECT_IDS, **values).all())
+        known = [clip_id for clip_id in ids.values() if clip_id is not None]
+        clips = {clip.id: clip for clip in execute(connection, SELECT_STORED, ids=known)}
+    found = _Differences()
+    for position, row in enumerate(rows):
+        clip = clips.get(ids[position])
+        if clip is not None:
+            _compare(row, clip, found)
+    return found
+
+
+def _compare(row: Listed, clip: sa.Row[Any], found: _Differences) -> None:
+    _, uri, meta, _, renews_url = row
+    if not _same_meta(meta, clip.meta):
+        found.other_columns += 1
+    if renews_url and uri != clip.uri and clip.state != State.done:
+        found.urls[clip.id] = uri
+    if clip.state in (State.done, State.failed) and uri.startswith("/") and _changed(clip):
+        found.changed.add(clip.id)
+
+
+def _same_meta(listed: str | None, stored: Any) -> bool:
+    if listed is None or stored is None:
+        return listed is stored
+    if listed == stored:
+        return True
+    if isinstance(stored, str):
+        stored = json.loads(stored)
+    return bool(json.loads(listed) == stored)
+
+
+def _changed(clip: sa.Row[Any]) -> bool:
+    """Return whether a file is another than when its clip ended."""
+    try:
+        now = os.stat(clip.uri)  # noqa: PTH116 - a path of another machine may be anything
+    except (OSError, ValueError):
+        return False
+    # Not the time of modification: a copy may keep that of its original.
+    return now.st_ctime > clip.finished_at or clip.bytes not in (None, now.st_size)
+
+
+def _renew_urls(engine: sa.Engine, urls: dict[int, str]) -> None:
+    renewed = sa.update(Clip).where(Clip.id == sa.bindparam("clip_id"), Clip.state != State.done)
+    with writing(engine) as connection:
+        execute(connection, LOCK_CLIPS, ids=sorted(urls)).all()
+        rows = [{"clip_id": clip_id, "fresh": uri} for clip_id, uri in urls.items()]
+        connection.execute(renewed.values(uri=sa.bindparam("fresh")), rows)

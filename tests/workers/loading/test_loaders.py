@@ -1,0 +1,339 @@
+"""Clips dealt to real loaders: their windows come once, whatever dies or hangs on the way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import pytest
+
+from earmark.core.clips import Postponed
+from tests.servers import upgraded
+from tests.workers.decoding import bad_audio
+from tests.workers.loading.world import SHAPE, Clip, Queue, job, score_all, settings_for, until
+from workers.loading import loaders as loading
+from workers.loading.loaders import Loaders, Suspected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: The bytes of a window.
+WINDOW = SHAPE.size * 4
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., tuple[Loaders, Queue]]]:
+    """Start loaders with settings of a test's own."""
+    made: list[Loaders] = []
+    url = upgraded(f"sqlite:///{tmp_path}/earmark.db")
+
+    def start(**groups: Any) -> tuple[Loaders, Queue]:
+        queue = Queue()
+        made.append(Loaders(settings_for(tmp_path, url, **groups), queue))
+        return made[-1], queue
+
+    yield start
+    for loaders in made:
+        loaders.close()
+
+
+@pytest.fixture
+def one(make: Any) -> tuple[Loaders, Queue]:
+    """One loader with one decoder, and room for four windows."""
+    loaders, queue = make(worker={"in_flight_bytes": 4 * WINDOW})
+    return loaders, queue
+
+
+def children(name: str) -> list[psutil.Process]:
+    """Return our loaders or decoders."""
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE and name in " ".join(child.cmdline())
+    ]
+
+
+def sound(folder: Path, number: int, seconds: float) -> Clip:
+    """Write a file in which each sample is its second, counted from 1."""
+    samples = np.arange(int(8000 * seconds)) // 8000 + 1
+    path = folder / f"{number}.wav"
+    path.write_bytes(bad_audio.wav(samples.astype("<i2").tobytes(), rate=8000))
+    return Clip(number, str(path))
+
+
+def sounds(folder: Path, count: int, seconds: float = 0.5) -> list[Clip]:
+    """Write files that each hold one value of their own; return their clips."""
+    clips = []
+    for number in range(1, count + 1):
+        samples = np.full(int(8000 * seconds), number, "<i2")
+        path = folder / f"{number}.wav"
+        path.write_bytes(bad_audio.wav(samples.tobytes(), rate=8000))
+        clips.append(Clip(number, str(path)))
+    return clips
+
+
+def test_each_clip_comes_with_its_samples_and_its_facts(make: Any, tmp_path: Path) -> None:
+    loaders, queue = make()
+    clips = sounds(tmp_path, 20)
+    loaders.deal(job(), clips)
+    score_all(loaders, queue, clips)
+    for clip in clips:
+        (samples,) = clip.scores
+        assert np.array_equal(samples, np.full(4000, clip.clip_id / 32768, np.float32))
+        assert clip.facts is not None
+        assert clip.facts.audio.duration_s == 0.5
+        assert clip.facts.source.bytes == (tmp_path / f"{clip.clip_id}.wav").stat().st_size
+
+
+# long clips ---------------------------------------------------------------------------------------
+
+
+def test_a_long_clip_comes_in_windows_through_little_memory(one: Any, tmp_path: Path) -> None:
+    loaders, queue = one
+    clip = sound(tmp_path, 1, 300.5)
+    loaders.deal(job(), [clip])
+    score_all(loaders, queue, [clip])
+    by_start = {}
+    for window, samples in zip(clip.windows, clip.scores, strict=True):
+        by_start[window.start] = samples
+    assert len(clip.windows) == 301
+    assert sorted(by_start) == [*range(0, 300 * 8000, 8000), 299 * 8000 + 4000]
+    for second in range(300):
+        assert (by_start[second * 8000] * 32768 == second + 1).all()
+
+
+def test_a_decoder_that_waits_for_a_slow_model_has_all_the_time(make: Any, tmp_path: Path) -> None:
+    loaders, queue = make(worker={"in_flight_bytes": 4 * WINDOW}, audio={"decode_timeout_s": 1.0})
+    clip = sound(tmp_path, 1, 200)
+    loaders.deal(job(), [clip])
+    until(lambda: len(queue.waiting) == 4)
+    (decoder,) = children("decoding.child")
+    slept = decoder.cpu_times()
+    for _ in range(5):  # three seconds in which nothing is scored, and then some
+        with pytest.raises(psutil.TimeoutExpired):
+            decoder.wait(0.6)
+        queue.score(loaders, 2)
+    assert decoder.cpu_times().user - slept.user < 1
+    score_all(loaders, queue, [clip])
+    assert clip.end is None
+
+
+def test_a_clip_of_too_many_windows_names_the_setting(make: Any, tmp_path: Path) -> None:
+    loaders, queue = make(audio={"max_windows": 3})
+    clips = [sound(tmp_path, 1, 4), sound(tmp_path, 2, 3)]
+    loaders.deal(job(), clips)
+    score_all(loaders, queue, clips[1:])
+    until(lambda: clips[0].end)
+    assert "EARMARK_AUDIO__MAX_WINDOWS" in str(clips[0].end.error)
+
+
+def test_a_window_beyond_the_memory_names_the_setting(one: Any, tmp_path: Path) -> None:
+    loaders, queue = one
+    wide = job(SHAPE._replace(size=5 * SHAPE.size, hop=SHAPE.size))
+    clips = [sound(tmp_path, 1, 4.5), sound(tmp_path, 2, 6)]
+    loaders.deal(wide, clips)
+    for clip in clips:
+        until(lambda clip=clip: clip.end)
+        assert "EARMARK_WORKER__IN_FLIGHT_BYTES" in str(clip.end.error)
+    last = sound(tmp_path, 3, 1)
+    loaders.deal(job(), [last])
+    score_all(loaders, queue, [last])
+
+
+# what fails ---------------------------------------------------------------------------------------
+
+
+def test_a_decoder_that_dies_costs_the_clip_it_was_at(one: Any, tmp_path: Path) -> None:
+    loaders, queue = one
+    long, *others = sound(tmp_path, 100, 200), *sounds(tmp_path, 4)
+    loaders.deal(job(), [long, *others])
+    until(lambda: len(queue.waiting) == 4)
+    children("decoding.child")[0].kill()
+    score_all(loaders, queue, others)
+    until(lambda: long.end)
+    assert long.end.error.code == "decoder_crashed"
+
+
+def test_a_decoder_that_hangs_costs_the_clip_it_was_at(make: Any, tmp_path: Path) -> None:
+    loaders, queue = make(audio={"decode_timeout_s": 1.0})
+    children("decoding.child")[0].suspend()
+    clips = sounds(tmp_path, 4)
+    loaders.deal(job(), clips)
+    until(lambda: clips[0].end)
+    assert clips[0].end.error.code == "decoder_timeout"
+    score_all(loaders, queue, clips[1:])
+
+
+def test_a_decoder_that_swells_costs_the_clip_it_was_at(make: Any, tmp_path: Path) -> None:
+    loaders, queue = make(audio={"decode_memory": 320 * 2**20})
+    path = tmp_path / "long.wav"
+    path.write_bytes(bad_audio.wav(bytes(200_000), rate=100))
+    long, *others = Clip(100, str(path)), *sounds(tmp_path, 4)
+    loaders.deal(job(SHAPE._replace(sample_rate=2_000_000)), [long])
+    loaders.deal(job(), others)
+    score_all(loaders, queue, others)
+    until(lambda: long.end)
+    assert long.end.error.code == "decoder_memory"
+
+
+def test_a_loader_that_dies_is_replaced_and_its_clips_are_dealt_again(
+    make: Any, tmp_path: Path
+) -> None:
+    loaders, queue = make(worker={"loaders": 2, "decoders": 2, "in_flight_bytes": 8 * WINDOW})
+    clips = [*sounds(tmp_path, 30, 1.0), sound(tmp_path, 100, 60), sound(tmp_path, 101, 60)]
+    loaders.deal(job(), clips)
+    until(lambda: len(queue.waiting) == 8)
+    children("loading.loader")[0].kill()
+    score_all(loaders, queue, clips)
+    deals = [len(clip.deals) for clip in clips]
+    assert set(deals) == {1, 2}
+    for clip in clips:
+        starts = [window.start for window in clip.windows]
+        assert len(starts) == len(set(starts))
+    assert len(children("loading.loader")) == 2
+
+
+def test_a_clip_that_loaders_die_of_is_suspected(one: Any, tmp_path: Path) -> None:
+    loaders, queue = one
+    clip = sound(tmp_path, 1, 60)
+    loaders.deal(job(), [clip])
+    for deals in (1, 2):
+        until(lambda deals=deals: len(clip.deals) == deals and len(queue.waiting) == 4)
+        children("loading.loader")[0].kill()
+    until(lambda: clip.end)
+    assert clip.end == Suspected()
+    assert not queue.waiting
+
+
+def test_a_loader_that_hangs_is_replaced(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "CHECK_EVERY_S", 0.2)
+    monkeypatch.setattr(loading, "SILENT_CHECKS", 20)
+    loaders, queue = make()
+    children("loading.loader")[0].suspend()
+    clips = sounds(tmp_path, 4)
+    loaders.deal(job(), clips)
+    score_all(loaders, queue, clips)
+    assert [len(clip.deals) for clip in clips] == [2] * 4
+
+
+ORPHANS = """
+    import sys, threading
+    from pathlib import Path
+    from tests.workers.loading.world import Queue, settings_for
+    from workers.loading.loaders import Loaders
+
+    loaders = Loaders(settings_for(Path("."), sys.argv[1]), Queue())
+    print("ready", flush=True)
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_loaders_and_decoders_of_a_killed_worker_end(tmp_path: Path, *, stopped: bool) -> None:
+    url = upgraded(f"sqlite:///{tmp_path}/earmark.db")
+    worker = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(ORPHANS), url],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[3],
+    )
+    with worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"ready\n"
+        orphans = psutil.Process(worker.pid).children(recursive=True)
+        assert len(orphans) == 2
+        if stopped:
+            orphans[0].suspend()
+        worker.kill()
+    _, alive = psutil.wait_procs(orphans, timeout=60)
+    assert not alive
+
+
+def test_no_memory_is_lost_whatever_happens(make: Any, tmp_path: Path) -> None:
+    loaders, queue = make(
+        worker={"in_flight_bytes": 4 * WINDOW}, audio={"max_windows": 10, "min_duration_s": 0.1}
+    )
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(bad_audio.wav(b"", rate=8000))
+    short = sound(tmp_path, 51, 0.05)
+    too_long, canceled = sound(tmp_path, 52, 30), sound(tmp_path, 53, 9)
+    lost = [Clip(50, str(broken)), short, too_long, Clip(54, str(tmp_path / "missing.wav"))]
+    loaders.deal(job(), [*lost, canceled])
+    until(lambda: queue.score(loaders) or all(clip.end for clip in lost))
+    until(lambda: len(queue.waiting) == 4)
+    canceled.deals[0].cancel()
+    loaders.forget([canceled])
+    whole = sound(tmp_path, 55, 4)
+    loaders.deal(job(SHAPE._replace(size=4 * SHAPE.size)), [whole])
+    score_all(loaders, queue, [whole])
+
+
+def test_when_the_memory_is_full_decoders_wait(one: Any, tmp_path: Path) -> None:
+    loaders, queue = one
+    clips = sounds(tmp_path, 12, seconds=1.0)
+    loaders.deal(job(), clips)
+    until(lambda: len(queue.waiting) == 4)
+    queue.score(loaders, 1)
+    until(lambda: len(queue.waiting) == 4)
+    assert not any(clip.facts and clip.clip_id > 6 for clip in clips)
+    score_all(loaders, queue, clips)
+
+
+def test_a_draining_worker_gets_back_what_is_at_no_decoder(one: Any, tmp_path: Path) -> None:
+    loaders, queue = one
+    long, *others = sound(tmp_path, 100, 20), *sounds(tmp_path, 8)
+    loaders.deal(job(), [long, *others])
+    until(lambda: len(queue.waiting) == 4)
+    loaders.drain()
+    until(lambda: sum(clip.end is not None for clip in others) >= 7)
+    for clip in others:
+        assert clip.end in (None, Postponed(clip.clip_id, 0.0))
+    late = sound(tmp_path, 101, 1)
+    loaders.deal(job(), [late])
+    until(lambda: late.end)
+    score_all(loaders, queue, [clip for clip in (long, *others) if clip.end is None])
+
+
+def test_without_a_database_clips_are_put_off(make: Any, tmp_path: Path) -> None:
+    loaders, _ = make(database={"url": "postgresql://127.0.0.1:1/none"})
+    clips = sounds(tmp_path, 3)
+    loaders.deal(job(), clips)
+    until(lambda: all(clip.end for clip in clips))
+    assert {type(clip.end) for clip in clips} == {Postponed}
+    assert {clip.end.delay_s for clip in clips} == {10.0}
+
+
+def test_a_clip_dealt_again_begins_anew(one: Any, tmp_path: Path) -> None:
+    loaders, queue = one
+    clip = sound(tmp_path, 1, 20)
+    loaders.deal(job(), [clip])
+    until(lambda: len(queue.waiting) == 4)
+    queue.score(loaders, 3)
+    clip.deals[0].cancel()
+    loaders.deal(job(), [clip])
+    score_all(loaders, queue, [clip])
+    assert sorted(window.start // 8000 for window in clip.windows) == list(range(20))
+
+
+def test_rows_outside_the_memory_are_refused(one: Any, tmp_path: Path) -> None:
+    loaders, _ = one
+    (loader,) = loaders._loaders
+    size = 4 * SHAPE.size
+    loader.window(None, 0, size, 0, size)
+    for place in ((1, size, 0, size), (0, size + 1, 0, size), (0, 10, 0, 11)):
+        with pytest.raises(ValueError, match=r"\("):
+            loader.window(None, *place)
+
+
+def test_a_decoder_that_cannot_start_is_a_service_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(loading.errors.ServiceError, match="does not start"):
+        Loaders(settings_for(tmp_path, f"sqlite:///{tmp_path}/x.db"), Queue())

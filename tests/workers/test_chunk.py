@@ -1,0 +1,174 @@
+"""A chunk in progress: patience, late clips, drain, and those that are given back."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from db.ledger import Claim, Claimed
+from earmark.core.clips import Failure, Postponed
+from earmark.core.errors import NotFound
+from earmark.core.options import RunOptions
+from tests.db.facts import success
+from workers import chunk as chunks
+from workers.chunk import ChunkInProgress
+from workers.loading.loaders import Known, Suspected
+from workers.models import RunPlan
+
+if TYPE_CHECKING:
+    from workers.clip import ClipInWork
+
+NEVER = threading.Event()
+
+
+class Work:
+    """Notes what a chunk asks for; the test ends clips itself."""
+
+    def __init__(self) -> None:
+        self.loaded: list[ClipInWork] = []
+        self.alone: list[int] = []
+        self.forgotten: list[int] = []
+        self.drains = 0
+        self.result: Any = None
+
+    def load(self, _plan: RunPlan, clips: list[ClipInWork]) -> None:
+        self.loaded += clips
+        for clip in clips:
+            clip.begin(SimpleNamespace(clip=clip, cancel=lambda: None))  # type: ignore[arg-type]
+
+    def quarantine(self, clip: ClipInWork) -> None:
+        self.alone.append(clip.clip_id)
+
+    def result_of(self, _known: Known, clip: ClipInWork) -> Any:
+        return self.result and success(clip.clip_id)
+
+    def forget(self, clips: list[ClipInWork]) -> None:
+        self.forgotten += [clip.clip_id for clip in clips]
+
+    def drain(self) -> None:
+        self.drains += 1
+
+    def end(self, clip_id: int, end: Any) -> None:
+        """End a clip, as a loader does from its thread."""
+        clip = [clip for clip in self.loaded if clip.clip_id == clip_id][-1]
+        assert clip._dealt is not None
+        clip.ended(clip._dealt, end)
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+def begun(work: Work, clips: int = 3, crashes: int = 0, deadline_s: float = 600) -> ChunkInProgress:
+    claimed = tuple(Claimed(number, f"/{number}", 1, crashes) for number in range(1, clips + 1))
+    plan = RunPlan(RunOptions(), None)  # type: ignore[arg-type]
+    return ChunkInProgress(Claim(7, claimed), plan, deadline_s, work)
+
+
+def test_a_chunk_is_over_when_its_last_clip_ends(work: Work) -> None:
+    chunk = begun(work)
+    outcomes = [success(1), Failure(2, NotFound(status=404)), success(3)]
+
+    def end_all() -> None:
+        for outcome in outcomes:
+            work.end(outcome.clip_id, outcome)
+
+    threading.Timer(0.05, end_all).start()
+    chunk.run(60, NEVER)
+    assert not chunk.unfinished
+    assert chunk.collect() == outcomes
+    assert chunk.given_back == {}
+
+
+def test_patience_ends_before_slow_clips_which_go_on(work: Work) -> None:
+    chunk = begun(work)
+    work.end(1, success(1))
+    chunk.run(0.01, NEVER)
+    assert [outcome.clip_id for outcome in chunk.collect()] == [1]
+    assert chunk.unfinished
+    work.end(2, success(2))
+    work.end(3, success(3))
+    chunk.run(60, NEVER)
+    assert [outcome.clip_id for outcome in chunk.collect()] == [2, 3]
+
+
+def test_a_clip_whose_host_wants_a_pause_is_given_back_with_it(work: Work) -> None:
+    chunk = begun(work, 1)
+    work.end(1, Postponed(1, 30.0))
+    chunk.run(60, NEVER)
+    assert chunk.given_back == {1: 30.0}
+    assert chunk.collect() == []
+
+
+def test_a_clip_without_progress_is_given_back_and_one_with_it_is_not(work: Work) -> None:
+    chunk = begun(work, 2, deadline_s=0.3)
+    ended = threading.Event()
+
+    def make_progress() -> None:
+        _, moving = work.loaded
+        while not ended.wait(0.02):
+            moving.progressed_at = chunks.monotonic()
+
+    thread = threading.Thread(target=make_progress)
+    thread.start()
+    try:
+        chunk.run(2.0, NEVER)
+    finally:
+        ended.set()
+        thread.join()
+    assert chunk.given_back == {1: 0.0}
+    assert work.forgotten == [1]
+    assert chunk.unfinished
+
+
+def test_a_stopping_worker_lets_begun_clips_end_and_gives_back_the_rest(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "DRAIN_S", 0.5)
+    chunk = begun(work)
+    stopping = threading.Event()
+    stopping.set()
+    work.end(1, Postponed(1, 0.0))
+    work.end(2, success(2))
+    chunk.run(60, stopping)
+    chunk.give_back()
+    assert work.drains == 1
+    assert [outcome.clip_id for outcome in chunk.collect()] == [2]
+    assert chunk.given_back == {1: 0.0, 3: 0.0}
+
+
+def test_a_clip_that_was_given_back_has_no_outcome_afterwards(work: Work) -> None:
+    chunk = begun(work, 1)
+    (clip,) = work.loaded
+    dealt = clip._dealt
+    chunk.give_back()
+    assert dealt is not None
+    clip.ended(dealt, success(1))
+    assert chunk.collect() == []
+    assert not clip.wanted
+
+
+def test_suspects_go_to_the_quarantine_at_once_or_when_loaders_die_of_them(work: Work) -> None:
+    begun(work, 1, crashes=2)
+    assert (work.alone, work.loaded) == ([1], [])
+    chunk = begun(work, 1)
+    work.end(1, Suspected())
+    chunk.run(0.01, NEVER)
+    assert work.alone == [1, 1]
+    assert chunk.unfinished
+
+
+def test_a_known_result_is_taken_and_one_that_is_gone_is_made_again(work: Work) -> None:
+    chunk = begun(work, 1)
+    known = Known(99, None, success(1).timings)
+    work.end(1, known)
+    chunk.run(0.01, NEVER)
+    assert len(work.loaded) == 2
+    work.result = True
+    work.end(1, known)
+    chunk.run(60, NEVER)
+    assert [outcome.clip_id for outcome in chunk.collect()] == [1]

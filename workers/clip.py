@@ -1,0 +1,207 @@
+"""A claimed clip in work: its windows to the model, their scores to its outcome."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from earmark.core.clips import Failure, Success, WindowPredictions
+from earmark.core.errors import ClipError
+from workers.scoring import windows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from db.ledger import Claimed
+    from earmark.core.clips import Part, Postponed
+    from earmark.core.options import RunOptions
+    from workers.loading.loaders import Dealt, Facts, Known, LoadedWindow, Loading, Suspected
+    from workers.models import RunPlan
+    from workers.scoring.batcher import Batcher, QueuedWindow
+
+    #: None: all of its windows have scores.
+    End = Success | Failure | Postponed | Known | Suspected | None
+
+
+class Scores:
+    """The scores of a clip's windows, combined as they come."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self._options = options
+        self._combined: np.ndarray | None = None
+        self._windows: list[WindowPredictions] = []
+
+    def add(self, span: tuple[float, float], scores: np.ndarray) -> None:
+        """Add a window's scores, shape (labels,)."""
+        best = windows.top_k(scores, self._options.top_k, self._options.min_score)
+        self._windows.append(WindowPredictions(*span, best))
+        if self._combined is None:
+            # The sum of a day's windows needs the digits.
+            self._combined = scores.astype(np.float64)
+        elif self._options.combine == "max":
+            np.maximum(self._combined, scores, out=self._combined)
+        else:
+            self._combined += scores
+
+    def predictions(self) -> tuple[Any, tuple[WindowPredictions, ...]]:
+        """Return the clip's best labels, and those of its windows if there are several."""
+        assert self._combined is not None
+        if len(self._windows) == 1:
+            return self._windows[0].predictions, ()
+        combined = self._combined
+        if self._options.combine == "mean":
+            combined = combined / len(self._windows)
+        options = self._options
+        best = windows.top_k(combined.astype(np.float32), options.top_k, options.min_score)
+        return best, tuple(sorted(self._windows, key=attrgetter("start_s")))
+
+
+@dataclass(slots=True, eq=False)
+class ClipInWork:
+    """A clip of a chunk from its deal to its end, which `end` is told once.
+
+    Loaders and lanes call it from their threads; `lock` is its chunk's.
+    """
+
+    claimed: Claimed
+    plan: RunPlan
+    lock: Any
+    end: Callable[[ClipInWork, End], None]
+    progressed_at: float = field(default_factory=time.monotonic)
+    #: Whether its chunk waits for its end.
+    wanted: bool = True
+    _dealt: Dealt | None = None
+    _facts: Facts | None = None
+    _scores: Scores | None = None
+    _scored: int = 0
+    #: The BEST labels of a clip that is one window.
+    _best: np.ndarray | None = None
+    _decoded_at: float = 0.0
+    _classify_ms: float = 0.0
+
+    @property
+    def clip_id(self) -> int:
+        return self.claimed.id
+
+    @property
+    def uri(self) -> str:
+        return self.claimed.uri
+
+    @property
+    def part(self) -> Part | None:
+        return self.claimed.part
+
+    @property
+    def is_one_window(self) -> bool:
+        return self._facts is not None and self._facts.windows == 1
+
+    def begin(self, dealt: Dealt) -> None:
+        with self.lock:
+            self._dealt = dealt
+            self._facts = self._best = None
+            self._scores = Scores(self.plan.options)
+            self._scored = 0
+
+    def decoded(self, dealt: Dealt, facts: Facts) -> None:
+        with self.lock:
+            if dealt is self._dealt:
+                self._facts = facts
+                self._decoded_at = time.perf_counter()
+                self._note_progress()
+
+    def ended(self, dealt: Dealt, end: End) -> None:
+        with self.lock:
+            if dealt is self._dealt:
+                self._close(end)
+
+    def scored(self, window: LoadedWindow, outcome: np.ndarray | ClipError) -> None:
+        with self.lock:
+            if window.dealt is not self._dealt:
+                return
+            if isinstance(outcome, ClipError):
+                window.dealt.cancel()
+                source = self._facts and self._facts.source
+                self._close(Failure(self.clip_id, outcome, source or None))
+                return
+            if outcome.dtype == windows.BEST:
+                self._best = outcome
+            else:
+                assert self._scores is not None
+                self._scores.add(window.span, outcome)
+            self._scored += 1
+            self._note_progress()
+
+    def cancel(self) -> None:
+        """Stop the work on it: nobody waits for its end any more."""
+        with self.lock:
+            dealt, self._dealt = self._dealt, None
+            self.wanted = False
+        if dealt is not None:
+            dealt.cancel()
+
+    def success(self) -> Success:
+        """Return the outcome of a clip whose windows all have scores."""
+        facts = self._facts
+        assert facts is not None
+        parts: tuple[WindowPredictions, ...] = ()
+        if self._best is not None:
+            best = windows.predictions(self._best, self.plan.options.min_score)
+        else:
+            assert self._scores is not None
+            best, parts = self._scores.predictions()
+        timings = replace(facts.timings, classify_ms=facts.room_ms + self._classify_ms)
+        return Success(self.clip_id, facts.source, facts.audio, best, parts, timings)
+
+    def _note_progress(self) -> None:
+        self.progressed_at = time.monotonic()
+        if self._facts is not None and self._scored == self._facts.windows:
+            self._classify_ms = (time.perf_counter() - self._decoded_at) * 1000
+            self._close(None)
+
+    def _close(self, end: End) -> None:
+        self._dealt = None
+        self.end(self, end)
+
+
+class WindowQueue:
+    """The queues in front of the models, for the windows of clips in work."""
+
+    def put(self, loaded: list[LoadedWindow]) -> list[LoadedWindow]:
+        """Queue windows; return those whose model is closed, since their chunk is at its end."""
+        # Imported here because it imports torch, which takes seconds.
+        from workers.scoring.batcher import QueuedWindow
+
+        groups: dict[Batcher, list[QueuedWindow]] = defaultdict(list)
+        for window in loaded:
+            clip = cast("ClipInWork", window.dealt.clip)
+            options, model = clip.plan.options, clip.plan.model
+            function = options.function_to_apply or model.card.function_to_apply
+            best = options.top_k if clip.is_one_window else 0
+            queued = QueuedWindow(window.samples, function, window, best)
+            groups[model.batcher].append(queued)
+        refused = []
+        for batcher, queue in groups.items():
+            try:
+                batcher.put(queue)
+            except RuntimeError:
+                refused += [cast("LoadedWindow", queued.tag) for queued in queue]
+        return refused
+
+    def take_back(self, clips: Iterable[Loading]) -> list[LoadedWindow]:
+        """Return the waiting windows that nobody wants, out of the queues of these clips."""
+        unwanted: list[LoadedWindow] = []
+
+        def is_wanted(queued: QueuedWindow) -> bool:
+            window = cast("LoadedWindow", queued.tag)
+            if not window.dealt.wanted:
+                unwanted.append(window)
+            return window.dealt.wanted
+
+        for batcher in {cast("ClipInWork", clip).plan.model.batcher for clip in clips}:
+            batcher.drop(is_wanted)
+        return unwanted

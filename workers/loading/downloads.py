@@ -1,0 +1,220 @@
+"""Threads that fetch the clips of a loader, and one that looks up which have a result already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from db import reuse
+from earmark.core.errors import ClipError, DatabaseError, ModelError, ServiceError
+from workers.decoding.pool import check_regular
+from workers.fetching.polite import HostBusyError
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from earmark.core.clips import Part, Source
+    from workers.fetching.breaker import Breaker
+    from workers.fetching.fetch import Fetched
+    from workers.loading.cutter import Cutter, Shape
+
+logger = logging.getLogger(__name__)
+
+#: A clip is put off by this while the database or the decoders are out of reach.
+SERVICE_PAUSE_S = 10.0
+#: Clips that one statement looks up.
+LOOKED_UP_AT_ONCE = 64
+
+
+class ClipFetcher(Protocol):
+    """Fetches a clip; a worker's is a `PoliteFetcher`."""
+
+    @property
+    def breaker(self) -> Breaker: ...
+
+    def fetch(self, uri: str, part: Part | None = None) -> Fetched: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class DealtClip:
+    """A clip in a loader, from its deal to its last window."""
+
+    deal: int
+    id: int
+    uri: str
+    run_id: int
+    shape: Shape
+    #: Whether its URL is looked up before it is fetched.
+    by_url: bool
+    #: The part of the file that is the clip; None for all of it.
+    part: Part | None = None
+    file: BinaryIO | None = None
+    source: Source | None = None
+    fetch_ms: float = 0.0
+    decode_ms: float = 0.0
+    #: When it began to wait for a decoder, and when a decoder began with it.
+    waits_since: float = 0.0
+    begun_at: float = 0.0
+    #: The time that its samples waited for room.
+    room_s: float = 0.0
+    #: None while it may be a single window.
+    cutter: Cutter | None = None
+    windows: int = 0
+    #: The way in which it ended here, for the worker; None while it goes on.
+    end: dict[str, Any] | None = None
+    #: Nobody waits for it any more.
+    dropped: bool = False
+
+    @property
+    def has_span(self) -> bool:
+        return self.part is not None and self.part.has_span
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def fail(self, error: ClipError) -> None:
+        self.end = {"error": error.code, "facts": error.facts}
+
+    def put_off(self, delay_s: float) -> None:
+        self.end = {"postponed": delay_s}
+
+
+class Bell:
+    """Wakes the thread that waits for its descriptor."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        self._ringing = False
+
+    def fileno(self) -> int:
+        return self._read
+
+    def ring(self) -> None:
+        if not self._ringing:
+            self._ringing = True
+            os.write(self._write, b"!")
+
+    def quiet(self) -> None:
+        """Take the signal; look for its cause afterwards."""
+        self._ringing = False
+        os.read(self._read, 1)
+
+
+class Downloads:
+    """Fetches clips and looks up their results, in threads; it rings when clips are through.
+
+    Clips that it gives back have a file, or an `end`.
+    """
+
+    def __init__(self, fetcher: ClipFetcher, engine: sa.Engine, threads: int, bell: Bell) -> None:
+        self._fetcher = fetcher
+        self._engine = engine
+        self._bell = bell
+        self._to_fetch: SimpleQueue[DealtClip] = SimpleQueue()
+        self._to_look_up: SimpleQueue[DealtClip] = SimpleQueue()
+        self._through: deque[DealtClip] = deque()
+        targets = [self._fetch_clips] * threads + [self._look_up_clips]
+        for target in targets:
+            threading.Thread(target=target, daemon=True).start()
+
+    def begin(self, clip: DealtClip) -> None:
+        if clip.by_url:
+            self._to_look_up.put(clip)
+        else:
+            self._to_fetch.put(clip)
+
+    def take(self) -> DealtClip | None:
+        """Return a clip that is through, if there is one."""
+        return self._through.popleft() if self._through else None
+
+    def _fetch_clips(self) -> None:
+        while True:
+            clip = self._to_fetch.get()
+            began = time.perf_counter()
+            self._fetch(clip)
+            clip.fetch_ms = (time.perf_counter() - began) * 1000
+            if clip.end is None:
+                self._to_look_up.put(clip)
+            else:
+                self._pass(clip)
+
+    def _fetch(self, clip: DealtClip) -> None:
+        try:
+            fetched = self._fetcher.fetch(clip.uri, clip.part)
+            clip.file, clip.source = fetched.file, fetched.source
+            check_regular(clip.file)
+        except HostBusyError as busy:
+            clip.put_off(busy.wait_s)
+        except ServiceError as error:
+            _log_put_off(clip, error)
+        except ClipError as error:
+            clip.fail(error)
+        except Exception as error:
+            logger.exception("clip %d failed unexpectedly", clip.id, extra={"action": "clip_error"})
+            clip.fail(ModelError(reason=repr(error)))
+
+    def _look_up_clips(self) -> None:
+        while True:
+            clips = [self._to_look_up.get()]
+            try:
+                while len(clips) < LOOKED_UP_AT_ONCE:
+                    clips.append(self._to_look_up.get_nowait())
+            except Empty:
+                pass
+            groups = defaultdict(list)
+            for clip in clips:
+                groups[clip.run_id, clip.source is None].append(clip)
+            for (run_id, _), group in groups.items():
+                self._look_up(run_id, group)
+
+    def _look_up(self, run_id: int, clips: list[DealtClip]) -> None:
+        try:
+            known = self._known(run_id, clips)
+        except ServiceError as error:
+            for clip in clips:
+                _log_put_off(clip, error)
+                self._pass(clip)
+            return
+        for clip in clips:
+            if clip.id in known:
+                clip.end = {"known": known[clip.id]}
+            if clip.end is None and clip.source is None:
+                self._to_fetch.put(clip)
+            else:
+                self._pass(clip)
+
+    def _known(self, run_id: int, clips: list[DealtClip]) -> dict[int, int]:
+        """Look up results; any failure of this is the database's, never a clip's."""
+        sources = {clip.id: clip.source for clip in clips}
+        try:
+            try:
+                return reuse.known(self._engine, run_id, sources)
+            except DatabaseError:
+                # The connection may have ended in the pool. All have been replaced by now.
+                return reuse.known(self._engine, run_id, sources)
+        except ServiceError:
+            raise
+        except Exception as error:
+            logger.exception(
+                "a look-up in the database failed unexpectedly", extra={"action": "lookup_failed"}
+            )
+            reason = f"The look-up of a clip's result failed: {error!r}"
+            raise DatabaseError(reason=reason, bug=True) from error
+
+    def _pass(self, clip: DealtClip) -> None:
+        self._through.append(clip)
+        self._bell.ring()
+
+
+def _log_put_off(clip: DealtClip, error: ServiceError) -> None:
+    logger.warning("clip %d is put off: %s", clip.id, error, extra={"action": "clip_put_off"})
+    clip.put_off(SERVICE_PAUSE_S)

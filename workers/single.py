@@ -1,0 +1,170 @@
+"""One clip classified in this process from start to end, for suspects and for `earmark explain`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+
+from earmark.core.clips import AudioFacts, Failure, Postponed, Success, Timings
+from earmark.core.errors import ClipError, ModelError, ServiceError
+from workers.clip import Scores
+from workers.fetching.polite import HostBusyError
+from workers.loading.cutter import Cutter
+from workers.loading.downloads import SERVICE_PAUSE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from db.ledger import Claimed
+    from earmark.core.clips import Outcome, Part, Source
+    from workers.decoding.decoder import Piece
+    from workers.decoding.pool import Decoders
+    from workers.fetching.fetch import Fetched
+    from workers.loading.cutter import Shape
+    from workers.models import RunPlan
+
+logger = logging.getLogger(__name__)
+
+
+class Fetcher(Protocol):
+    """Fetches a clip."""
+
+    def fetch(self, uri: str, part: Part | None = None) -> Fetched: ...
+
+
+class Observer(Protocol):
+    """Sees a clip between its stages."""
+
+    def fetched(self, fetched: Fetched) -> None: ...
+
+    def decoded(self, samples: np.ndarray) -> None:
+        """See a piece of the waveform, shape (samples,)."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """Windows that are at the model, in order, and their outcomes."""
+
+    spans: list[tuple[float, float]]
+    outcomes: list[np.ndarray | ClipError | None]
+    left: int
+    #: Lanes are at several of them at once.
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+def scored(queued: list[Any], outcomes: list[np.ndarray | ClipError]) -> None:
+    """Take what the model made of windows; its batcher is created with this."""
+    for window, outcome in zip(queued, outcomes, strict=True):
+        waiting, place = cast("tuple[_Waiting, int]", window.tag)
+        waiting.outcomes[place] = outcome
+        with waiting.lock:
+            waiting.left -= 1
+        if not waiting.left:
+            waiting.done.set()
+
+
+class SingleClip:
+    """Fetches, decodes and scores a clip; a piece of it after the other, however long it is.
+
+    Use one for each clip. It never raises: the clip ends as a Success, a Failure, or a Postponed if
+    it has to be tried later.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        decoders: Decoders,
+        max_windows: int,
+        observer: Observer | None = None,
+    ) -> None:
+        self._fetcher = fetcher
+        self._decoders = decoders
+        self._max_windows = max_windows
+        self._observer = observer
+        self._source: Source | None = None
+        self._ms: dict[str, float] = {}
+
+    def classify(self, clip: Claimed, plan: RunPlan) -> Outcome | Postponed:
+        """Return the clip's outcome."""
+        try:
+            return self._classify(clip, plan)
+        except HostBusyError as busy:
+            return Postponed(clip.id, busy.wait_s)
+        except ServiceError as error:
+            logger.warning(
+                "clip %d is put off: %s", clip.id, error, extra={"action": "clip_put_off"}
+            )
+            return Postponed(clip.id, SERVICE_PAUSE_S)
+        except ClipError as error:
+            return self._failure(clip, error)
+        except Exception as error:
+            logger.exception("clip %d failed unexpectedly", clip.id, extra={"action": "clip_error"})
+            return self._failure(clip, ModelError(reason=repr(error)))
+
+    def _failure(self, clip: Claimed, error: ClipError) -> Failure:
+        return Failure(clip.id, error, self._source, Timings(**self._ms))
+
+    def _classify(self, clip: Claimed, plan: RunPlan) -> Success:
+        with self._stage("fetch_ms"):
+            fetched = self._fetcher.fetch(clip.uri, clip.part)
+        self._source = fetched.source
+        with fetched.file:
+            if self._observer:
+                self._observer.fetched(fetched)
+            facts, scores = self._decode(fetched, plan, clip.part)
+        best, parts = scores.predictions()
+        return Success(clip.id, fetched.source, facts, best, parts, Timings(**self._ms))
+
+    def _decode(
+        self, fetched: Fetched, plan: RunPlan, part: Part | None
+    ) -> tuple[AudioFacts, Scores]:
+        shape, scores = plan.shape, Scores(plan.options)
+        cutter = Cutter(shape, self._max_windows, part)
+        pieces = self._decoders.pieces(fetched.file, shape.sample_rate)
+        while True:
+            with self._stage("decode_ms"):
+                piece: Piece = next(pieces)
+            if self._observer:
+                self._observer.decoded(piece.samples)
+            cut = list(cutter.cut(piece.samples, last=piece.end is not None))
+            with self._stage("classify_ms"):
+                _score(cut, shape, plan, scores)
+            if isinstance(piece.end, AudioFacts):
+                return cutter.facts(piece.end), scores
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self._ms[name] = self._ms.get(name, 0.0) + (perf_counter() - start) * 1000
+
+
+def _score(cut: list[tuple[int, np.ndarray]], shape: Shape, plan: RunPlan, scores: Scores) -> None:
+    """Have the model score windows, and add their scores."""
+    # Imported here because it imports torch, which takes seconds.
+    from workers.scoring.batcher import QueuedWindow
+
+    if not cut:
+        return
+    function = plan.options.function_to_apply or plan.model.card.function_to_apply
+    waiting = _Waiting([], [None] * len(cut), len(cut))
+    queued = []
+    for place, (start, samples) in enumerate(cut):
+        waiting.spans.append(shape.span(start, len(samples)))
+        padded = np.pad(samples, (0, max(0, shape.least - len(samples))))
+        queued.append(QueuedWindow(padded, function, (waiting, place)))
+    plan.model.batcher.put(queued)
+    waiting.done.wait()
+    for span, outcome in zip(waiting.spans, waiting.outcomes, strict=True):
+        if isinstance(outcome, ClipError):
+            raise outcome
+        scores.add(span, cast("np.ndarray", outcome))
