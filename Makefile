@@ -26,7 +26,7 @@ test: .venv/ready-dev browser pooler ## run the tests against real servers; what
 test-fast: .venv/ready-dev ## run the quick tests, which need no PostgreSQL, browser or Debian package
 	@$(BIN)/python -m pytest -m "not slow and not chaos and not postgresql" --numprocesses 2
 
-test-chaos: .venv/ready-dev ## have many faults in a row happen to workers on each database; four minutes
+test-chaos: .venv/ready-dev pooler ## have faults happen to workers on PostgreSQL, and many in a row on each database
 	@$(BIN)/python -m pytest -m chaos --numprocesses 2
 
 browser: ## install Debian's Chromium, in which some tests look at pages

@@ -394,7 +394,7 @@ class WorkerState:
 
     def result_of(self, known: Known, clip: ClipInWork) -> Success | None:
         result = partial(reuse.result, self.engine, known.clip_id, clip.clip_id)
-        success = self._through_outage(clip.plan.job.run_id, result)
+        success = self._through_outage(clip.plan.run_id, result)
         return success and replace(success, timings=known.timings)
 
     def forget(self, clips: list[ClipInWork]) -> None:

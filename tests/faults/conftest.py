@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from tests.servers import Postgres
 
 
+#: Faults that take their time, beside all on PostgreSQL.
+LASTING = (
+    "lock_sqlite_for_20_s", "stop_redis_for_10_s", "outage_longer_than", "takes_nothing_back",
+)  # fmt: skip
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Leave each fault on SQLite to `make test`, and the others to `make test-chaos`."""
+    if "postgresql" in item.name or any(name in item.name for name in LASTING):
+        item.add_marker("chaos")
+
+
 @pytest.fixture
 def world(
     tmp_path: Path, database_url: str, nursery: Nursery, request: pytest.FixtureRequest

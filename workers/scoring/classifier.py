@@ -134,17 +134,19 @@ class Classifier:
         self, windows: Sequence[np.ndarray], function_to_apply: str, top_k: int
     ) -> list[np.ndarray | errors.ClipError]:
         logits = self._forward(windows)
-        numbers = logits.isfinite().all(dim=1, keepdim=True)
+        # 0 for a window whose logits are all finite, else NaN.
+        check = (logits * 0).sum(dim=1, keepdim=True)
         wanted = [apply(logits, function_to_apply)]
         if top_k:
             # `topk` would be faster, but it does not keep the order of equal scores.
             ranked, labels = wanted[0].sort(dim=1, descending=True, stable=True)
-            wanted = [ranked[:, :top_k], labels[:, :top_k]]
+            wanted = [ranked[:, :top_k], labels[:, :top_k].float()]
         # One copy for all: a second one would wait for the batch of the other lane.
-        packed = torch.cat([numbers, *wanted], dim=1).cpu().numpy()
+        packed = torch.cat([check, *wanted], dim=1).cpu().numpy()
         scores = packed[:, 1:]
         if top_k:
-            scores = _best(*np.split(scores, 2, axis=1))
+            count = wanted[0].shape[1]
+            scores = _best(scores[:, :count], scores[:, count:])
         return _checked(list(scores), packed[:, 0])
 
     def _forward(self, windows: Sequence[np.ndarray]) -> torch.Tensor:
@@ -203,10 +205,10 @@ def _best(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return best
 
 
-def _checked(scores: list[np.ndarray], numbers: np.ndarray) -> list[np.ndarray | errors.ClipError]:
+def _checked(scores: list[np.ndarray], check: np.ndarray) -> list[np.ndarray | errors.ClipError]:
     """Replace the scores of windows whose logits are not all numbers by an error."""
     outcomes: list[np.ndarray | errors.ClipError] = [*scores]
-    for place in np.flatnonzero(numbers == 0):
+    for place in np.flatnonzero(check != 0):
         outcomes[place] = errors.ModelError(
             reason="its scores are not numbers; with float16, EARMARK_MODEL__DTYPE=float32 mends it"
         )

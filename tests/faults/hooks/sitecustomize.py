@@ -28,13 +28,13 @@ if "FAULT_CLIPS" in os.environ:
     _fetch, _getaddrinfo = PoliteFetcher.fetch, socket.getaddrinfo
     _success, _classify = ClipInWork.success, SingleClip.classify
 
-    def _fetch_or_die(self: Any, uri: str) -> Any:
+    def _fetch_or_die(self: Any, uri: str, *part: Any) -> Any:
         in_loader = "loader" in sys.modules["__main__"].__spec__.name
         if "poison" in uri and in_loader:
             os.kill(os.getppid(), signal.SIGKILL)
         if "poison" in uri or "venom" in uri:
             os.kill(os.getpid(), signal.SIGKILL)
-        return _fetch(self, uri)
+        return _fetch(self, uri, *part)
 
     def _note(outcome: Any) -> Any:
         if isinstance(outcome, Success):
