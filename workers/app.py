@@ -111,6 +111,7 @@ def _new_state(hostname: str) -> tasks.WorkerState:
     loaders = Loaders(settings, WindowQueue())
     models = Models(engine, settings, loaders.scored)
     models.load(settings.model.name, settings.model.revision)
+    loaders.wait_until_ready()
     return tasks.WorkerState(engine, settings, models, loaders, f"{hostname}:{os.getpid()}")
 
 

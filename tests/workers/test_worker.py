@@ -66,6 +66,7 @@ class World:
         self.engine = connect(url, Database())
         settings = settings_for(folder, url, **groups)
         self.loaders = Loaders(settings, WindowQueue())
+        self.loaders.wait_until_ready()
         self.batcher = Batcher(model, settings.worker, self.loaders.scored)
         loaded = LoadedModel(model.card, self.batcher, 1, labels(self.engine))
         models = SimpleNamespace(

@@ -157,11 +157,9 @@ class Queue(Protocol):
 class Loaders:
     """The loader processes of a worker.
 
-    Use one per worker and close it. `deal` clips: each hears what becomes of it. Their windows go
-    to the queue as they come, and `scored` takes what a model made of them, which frees their
-    memory. A loader that dies or hangs is replaced, and its clips are dealt again.
-
-    Raises ServiceError when created if a loader cannot start.
+    Use one per worker, `wait_until_ready`, and close it. `deal` clips: each hears what becomes of
+    it. Their windows go to the queue as they come, and `scored` takes what a model made of them,
+    which frees their memory. A loader that dies or hangs is replaced, and its clips are dealt again.
     """
 
     def __init__(self, settings: Settings, queue: Queue) -> None:
@@ -177,6 +175,13 @@ class Loaders:
         #: Loaders that ask one host, and the settings with the connections of each.
         self._per_host, self._settings = _manners(settings, len(shares))
         self._loaders = [_Loader(self._settings, share) for share in shares]
+
+    def wait_until_ready(self) -> None:
+        """Wait for the start of the loaders, once; a model can be loaded meanwhile.
+
+        Raises:
+            ServiceError: one of them cannot start.
+        """
         try:
             for loader in self._loaders:
                 loader.wait_until_ready()

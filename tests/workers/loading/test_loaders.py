@@ -39,6 +39,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., tuple[Loaders, Queue]]]:
     def start(**groups: Any) -> tuple[Loaders, Queue]:
         queue = Queue()
         made.append(Loaders(settings_for(tmp_path, url, **groups), queue))
+        made[-1].wait_until_ready()
         return made[-1], queue
 
     yield start
@@ -254,8 +255,9 @@ def test_connections_are_divided_without_a_rest(
 def test_a_decoder_that_dies_costs_the_clip_it_was_at(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     long, *others = sound(tmp_path, 100, 200), *sounds(tmp_path, 4)
-    loaders.deal(job(), [long, *others])
+    loaders.deal(job(), [long])
     until(lambda: len(queue.waiting) == 4)
+    loaders.deal(job(), others)
     children("decoding.child")[0].kill()
     score_all(loaders, queue, others)
     until(lambda: long.end)
@@ -351,6 +353,7 @@ ORPHANS = """
     from workers.loading.loaders import Loaders
 
     loaders = Loaders(settings_for(Path("."), sys.argv[1]), Queue())
+    loaders.wait_until_ready()
     print("ready", flush=True)
     threading.Event().wait()
 """
@@ -409,8 +412,9 @@ def test_when_the_memory_is_full_decoders_wait(one: Any, tmp_path: Path) -> None
 def test_a_draining_worker_gets_back_what_is_at_no_decoder(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     long, *others = sound(tmp_path, 100, 20), *sounds(tmp_path, 8)
-    loaders.deal(job(), [long, *others])
+    loaders.deal(job(), [long])
     until(lambda: len(queue.waiting) == 4)
+    loaders.deal(job(), others)
     loaders.drain()
     until(lambda: sum(clip.end is not None for clip in others) >= 7)
     for clip in others:
@@ -457,4 +461,4 @@ def test_a_decoder_that_cannot_start_is_a_service_error(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(loading.errors.ServiceError, match="does not start"):
-        Loaders(settings_for(tmp_path, f"sqlite:///{tmp_path}/x.db"), Queue())
+        Loaders(settings_for(tmp_path, f"sqlite:///{tmp_path}/x.db"), Queue()).wait_until_ready()
