@@ -159,7 +159,7 @@ class Loaders:
 
     Use one per worker, `wait_until_ready`, and close it. `deal` clips: each hears what becomes of
     it. Their windows go to the queue as they come, and `scored` takes what a model made of them,
-    which frees their memory. A loader that dies or hangs is replaced, and its clips are dealt again.
+    which frees their memory. A loader that dies or hangs is replaced; its clips are dealt again.
     """
 
     def __init__(self, settings: Settings, queue: Queue) -> None:
