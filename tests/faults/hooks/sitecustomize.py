@@ -26,7 +26,7 @@ if "FAULT_CLIPS" in os.environ:
     from workers.single import SingleClip
 
     _fetch, _getaddrinfo = PoliteFetcher.fetch, socket.getaddrinfo
-    _success, _classify = ClipInWork.success, SingleClip.classify
+    _close, _classify = ClipInWork._close, SingleClip.classify
 
     def _fetch_or_die(self: Any, uri: str, *part: Any) -> Any:
         in_loader = "loader" in sys.modules["__main__"].__spec__.name
@@ -36,10 +36,19 @@ if "FAULT_CLIPS" in os.environ:
             os.kill(os.getpid(), signal.SIGKILL)
         return _fetch(self, uri, *part)
 
-    def _note(outcome: Any) -> Any:
+    def _note(clip_id: int) -> None:
+        with suppress(OSError), Path("classified.log").open("a") as log:
+            log.write(f"{clip_id}\n")
+
+    def _close_and_note(self: Any, end: Any) -> None:
+        if end is None:  # all of its windows have scores
+            _note(self.clip_id)
+        _close(self, end)
+
+    def _classify_and_note(self: Any, *arguments: Any) -> Any:
+        outcome = _classify(self, *arguments)
         if isinstance(outcome, Success):
-            with suppress(OSError), Path("classified.log").open("a") as log:
-                log.write(f"{outcome.clip_id}\n")
+            _note(outcome.clip_id)
         return outcome
 
     def _found_or_not(host: Any, *where: Any, **how: Any) -> Any:
@@ -50,8 +59,8 @@ if "FAULT_CLIPS" in os.environ:
         return _getaddrinfo("127.0.0.1" if flaky else host, *where, **how)
 
     PoliteFetcher.fetch = _fetch_or_die  # type: ignore[method-assign]
-    ClipInWork.success = lambda self: _note(_success(self))  # type: ignore[method-assign]
-    SingleClip.classify = lambda self, *clip: _note(_classify(self, *clip))  # type: ignore[method-assign]
+    ClipInWork._close = _close_and_note  # type: ignore[method-assign]
+    SingleClip.classify = _classify_and_note  # type: ignore[method-assign]
     socket.getaddrinfo = _found_or_not
 
 if "FAULT_MEMORY" in os.environ:
