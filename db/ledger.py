@@ -8,14 +8,13 @@ machine's own clock matters.
 from __future__ import annotations
 
 import secrets
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from db import brake, outcomes
 from db.bulk_insert import Listed, insert, listed, missing
+from db.claims import Claim, Claimed
 from db.dialects import dialect_of, now
 from db.models import (
     Base,
@@ -78,36 +77,6 @@ class OtherLedgerError(Exception):
 
 class NoSuchRunError(Exception):
     """The chunk is of this ledger, which does not have its run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A clip a worker may work on until its lease ends."""
-
-    id: int
-    uri: str
-    #: This try included.
-    attempts: int
-    crashes: int
-    given_back_by: str | None = None
-    #: The part of the file that is the clip; None for all of it.
-    part: words.Part | None = None
-
-    @property
-    def workers_before(self) -> list[str]:
-        """The workers that gave it back."""
-        return (self.given_back_by or "").split()
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The clips of a chunk that are still to do, and the token that lets their results in."""
-
-    token: int
-    clips: tuple[Claimed, ...]
-    run_id: int = 0
-    #: How many of its clips ended with which error so far.
-    errors: Counter[str] = field(default_factory=Counter, compare=False)
 
 
 def open_run(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from db.ledger import Claimed
+    from db.claims import Claimed
     from earmark.core import clips as words
     from earmark.core.clips import AudioFacts, Failure, Outcome, Timings
     from earmark.core.errors import ClipError

@@ -84,7 +84,9 @@ class Steps:
         self._say = say
         self._addresses = guard.Addresses(settings.fetch)
         self._fetch = settings.fetch
-        self._credentials = Credentials(settings.fetch)
+        self._credentials = Credentials(
+            settings.fetch.headers, settings.fetch.tokens, settings.fetch.basic_auth
+        )
 
     def sending(self, url: str) -> None:
         parts = urlsplit(url)

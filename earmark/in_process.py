@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from db.ledger import Claimed
+from db.claims import Claimed
 from earmark import folders
 from earmark.core.clips import Failure, Postponed, Success, Waveform
 from earmark.core.errors import ServiceError

@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from earmark import output, progress
+from earmark import files, progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,7 +48,7 @@ def write(rows: Iterable[dict[str, Any]], format: LabelFormat, place: Path) -> N
 
 def _write_raven(rows: Iterable[dict[str, Any]], file: Path) -> int:
     number = 0
-    with output.opened(file) as out:
+    with files.opened(file) as out:
         out.write("\t".join(RAVEN_COLUMNS) + "\n")
         for number, row in enumerate(rows, 1):
             # Raven plays the files of a table one after the other, and counts on.
@@ -64,7 +64,7 @@ def _write_raven(rows: Iterable[dict[str, Any]], file: Path) -> int:
 
 def _write_audacity(rows: Iterable[dict[str, Any]], folder: Path) -> int:
     count = 0
-    with output.whole(folder) as part:
+    with files.whole(folder) as part:
         part.mkdir()
         for clip_id, windows in groupby(rows, itemgetter("clip_id")):
             name, lines = "", ""

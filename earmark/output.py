@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -24,6 +21,7 @@ from rich.markup import escape
 from db.rows import Rows, plain
 from earmark import progress, tables
 from earmark.core.errors import UsageError
+from earmark.files import ParquetOptions, opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,18 +47,6 @@ class Format(StrEnum):
     #: An object a line.
     jsonl = "jsonl"
     parquet = "parquet"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParquetOptions:
-    """How a Parquet file is written."""
-
-    #: The columns are those of the views, whose types are known.
-    of_views: bool = True
-    #: Returns what made the rows, for the file's metadata.
-    made_by: Callable[[], dict[str, Any]] = dict
-    #: A folder of files, each with some hundred thousand rows.
-    parts: bool = False
 
 
 class _Counted(Iterator[dict[str, Any]]):
@@ -213,62 +199,3 @@ def _json(row: dict[str, Any]) -> str:
             with suppress(ValueError):
                 row = {**row, name: json.loads(text)}
     return json.dumps(row, default=plain, ensure_ascii=False)
-
-
-@contextmanager
-def opened(file: Path | None) -> Iterator[TextIO]:
-    """Yield standard output, or a file that appears under its name at the end.
-
-    Raises:
-        UsageError: it cannot be written, such as on a full disk.
-    """
-    if file is None:
-        with _standard_output():
-            yield sys.stdout
-            sys.stdout.flush()
-        return
-    with whole(file) as part, part.open("w", encoding="utf-8", newline="") as out:
-        yield out
-
-
-@contextmanager
-def whole(file: Path) -> Iterator[Path]:
-    """Yield a path for a file or a folder; it takes the real name at the end if all went well."""
-    if file.exists() and not (file.is_file() or file.is_dir()):
-        # A device or a pipe, whose place a file must not take.
-        with _sentence(str(file)):
-            yield file
-        return
-    # A person who has a link to a file wants the file written.
-    target = file.resolve()
-    part = target.with_name(f".{target.name}.part")
-    try:
-        with _sentence(str(file)):
-            yield part
-            part.replace(target)
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
-def _standard_output() -> Iterator[None]:
-    try:
-        with _sentence("Standard output"):
-            yield
-    except (UsageError, BrokenPipeError):
-        # What is left in Python's buffer would fail once more at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
-
-
-@contextmanager
-def _sentence(name: str) -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        # The reader has enough, as `head` has: click ends the command without a word.
-        raise
-    except OSError as error:
-        raise UsageError(reason=f"{name} cannot be written: {error.strerror or error}.") from error

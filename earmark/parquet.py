@@ -13,7 +13,7 @@ import polars
 from more_itertools import chunked
 
 from db import results, schema
-from earmark import frames, output
+from earmark import files, frames
 from earmark.core.errors import UsageError
 from workers.scoring import hub
 
@@ -34,14 +34,14 @@ def write(
     rows: Iterable[dict[str, Any]],
     columns: Sequence[str],
     file: Path,
-    options: output.ParquetOptions,
+    options: files.ParquetOptions,
 ) -> None:
     """Write rows to a Parquet file, or to a folder of them."""
     columns_of = frames.Columns(columns, of_views=options.of_views)
     made_by = {METADATA_KEY: json.dumps(options.made_by(), ensure_ascii=False, default=str)}
     with (
         _sentences(file),
-        output.whole(file) as target,
+        files.whole(file) as target,
         TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder,
     ):
         parts = list(_parts(rows, columns_of, Path(folder)))

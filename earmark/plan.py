@@ -19,8 +19,8 @@ from db import charts
 from db.pace import measure
 from earmark import api, folders, progress, speed
 from earmark.core.errors import UsageError
-from producer.lists import Tally
 from producer.sources import read_clips
+from producer.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

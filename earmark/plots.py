@@ -9,7 +9,7 @@ import librosa.display
 import numpy as np
 from matplotlib.figure import Figure
 
-from earmark import sound
+from earmark import files, sound
 from earmark.core.clips import display_uri
 from earmark.core.errors import EarmarkError, UsageError
 from earmark.in_process import classified
@@ -149,12 +149,11 @@ def draw_top(axes: Axes, top: Sequence[tuple[str, float]]) -> None:
 
 def save(drawn: Figure, file: Path) -> None:
     """Write a figure to a PNG, SVG or PDF, as the file's suffix says."""
-    from earmark import output
 
     kind = file.suffix.lower().lstrip(".") or "png"
     if kind not in ("png", "svg", "pdf"):
         raise UsageError(reason=f"A plot is written as .png, .svg or .pdf, not as {file.suffix}.")
-    with output.whole(file) as part:
+    with files.whole(file) as part:
         drawn.savefig(part, format=kind, dpi=DPI)
 
 

@@ -24,7 +24,7 @@ from producer.places import AUDIO_SUFFIXES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from producer.lists import Tally
+    from producer.tally import Tally
 
 KINDS = {".tar": "tar", ".tgz": "tar", ".tbz2": "tar", ".txz": "tar", ".zip": "zip"}
 COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst"})

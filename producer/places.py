@@ -12,7 +12,7 @@ from producer.columns import RowRefused, seconds, span
 
 if TYPE_CHECKING:
     from earmark.core.clips import Part
-    from producer.lists import Tally
+    from producer.tally import Tally
 
 _AUDIO = (
     "wav flac ogg oga opus mp3 mp2 m4a aac mp4 webm mka wma amr aif aiff aifc au snd caf w64 rf64"

@@ -17,8 +17,9 @@ from earmark.core.options import Listing
 from producer import walk
 from producer.columns import RowRefused
 from producer.containers import Container, kind_of
-from producer.lists import ListReader, Tally, named_format
+from producer.lists import ListReader, named_format
 from producer.places import AUDIO_SUFFIXES, Places, names_a_clip, short, storable
+from producer.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

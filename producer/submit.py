@@ -28,8 +28,8 @@ from earmark.core.errors import ServiceError, UsageError
 from earmark.core.options import STOP_AT, Duplicates, Listing, RunOptions
 from earmark.core.settings import Settings
 from producer.feeder import Feeder
-from producer.lists import Tally
 from producer.sources import read_clips
+from producer.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

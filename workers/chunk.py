@@ -13,7 +13,7 @@ from workers.clip import ClipInWork
 from workers.loading.loaders import Known, Suspected
 
 if TYPE_CHECKING:
-    from db.ledger import Claim, Claimed
+    from db.claims import Claim, Claimed
     from earmark.core.clips import Outcome, Success
     from workers.clip import End
     from workers.models import RunPlan

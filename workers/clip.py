@@ -17,7 +17,7 @@ from workers.scoring import windows
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from db.ledger import Claimed
+    from db.claims import Claimed
     from earmark.core.clips import Part, Postponed
     from earmark.core.options import RunOptions
     from workers.loading.loaders import Dealt, Facts, Known, LoadedWindow, Loading, Suspected

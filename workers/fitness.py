@@ -18,7 +18,7 @@ from earmark.core.errors import Cause, FileNotFound
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from db.ledger import Claim, Claimed
+    from db.claims import Claim, Claimed
     from earmark.core.clips import Outcome
     from earmark.core.errors import DatabaseError
 

@@ -24,7 +24,7 @@ from workers.models import LoadedModel, RunPlan, open_model
 from workers.single import SingleClip
 
 if TYPE_CHECKING:
-    from db.ledger import Claimed
+    from db.claims import Claimed
     from earmark.core.clips import Outcome, Postponed
     from earmark.core.options import RunOptions
     from earmark.core.settings import Settings

@@ -22,7 +22,7 @@ from workers.loading.spans import Span
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from db.ledger import Claimed
+    from db.claims import Claimed
     from earmark.core.clips import Outcome, Part, Source
     from workers.decoding.decoder import Piece
     from workers.decoding.pool import Decoders

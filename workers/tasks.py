@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from celery import Task
 
-    from db.ledger import Claim
+    from db.claims import Claim
     from earmark.core.clips import Chunk, Outcome, Success
     from earmark.core.settings import Settings
     from workers.clip import ClipInWork

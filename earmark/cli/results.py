@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from db import results, runs
-from earmark import events, label_files, output, progress, tables
+from earmark import events, files, label_files, output, progress, tables
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.core.errors import UsageError
 from earmark.database import find_run, known_labels, open_database, read_settings
+from earmark.files import ParquetOptions
 from earmark.label_files import LabelFormat  # noqa: TC001
-from earmark.output import EXAMPLE_QUERY, ParquetOptions
+from earmark.output import EXAMPLE_QUERY
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -225,7 +226,7 @@ def labels(
     model: Annotated[str, typer.Argument(help="A model's name.")] = "starter", db: o.Db = None
 ) -> None:
     """Print the labels of a model that some worker has loaded."""
-    with output.opened(None) as out:
+    with files.opened(None) as out:
         for name in known_labels(read_settings(db), model):
             out.write(f"{name}\n")
 

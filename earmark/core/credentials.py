@@ -12,7 +12,6 @@ from urllib.parse import unquote, urlsplit
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from earmark.core.settings import Fetch
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 PATTERN = re.compile(
@@ -58,13 +57,19 @@ class HostPattern:
 class Credentials:
     """Finds the headers for a URL. Where several patterns match, the later one wins."""
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(
+        self,
+        headers: Mapping[str, Mapping[str, str]],
+        tokens: Mapping[str, str],
+        logins: Mapping[str, str],
+    ) -> None:
+        """Take headers, bearer tokens and `USER:PASSWORD`, each by host pattern."""
         self._rules: list[tuple[HostPattern, Mapping[str, str]]] = []
-        for pattern, headers in fetch.headers.items():
-            self._add(pattern, headers)
-        for pattern, token in fetch.tokens.items():
+        for pattern, own in headers.items():
+            self._add(pattern, own)
+        for pattern, token in tokens.items():
             self._add(pattern, {"Authorization": f"Bearer {token}"})
-        for pattern, login in fetch.basic_auth.items():
+        for pattern, login in logins.items():
             self._add(pattern, {"Authorization": basic(login)})
 
     def headers(self, url: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from db import browse, runs
 from db import charts as counts
 from db.pace import pace
 from db.rows import plain
-from earmark import output
+from earmark import files
 from earmark.advice import bottleneck
 from earmark.core.clips import Part, State
 from earmark.core.errors import ClipError
@@ -110,7 +110,7 @@ def write(
         cards=cards,
         **inlined(),
     )
-    with output.opened(file) as out:
+    with files.opened(file) as out:
         out.write(page)
     return len(cards)
 

@@ -18,7 +18,7 @@ from earmark.core.settings import Ledger
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from db.ledger import Claim
+    from db.claims import Claim
 
 LABELS = ("dog", "siren", "rain")
 FACTS = words.AudioFacts(duration_s=5.0, source_sample_rate=44100, channels=2, codec="vorbis")

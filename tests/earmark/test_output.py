@@ -15,7 +15,7 @@ import pytest
 
 from db import schema
 from db.session import connect
-from earmark import frames, output
+from earmark import files, frames, output
 from earmark.core.errors import UsageError
 from earmark.core.settings import Database
 from tests.db.facts import two_runs
@@ -103,7 +103,7 @@ def test_parquet_is_written_in_parts_whose_types_may_grow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frames, "ROWS_AT_ONCE", 1)
-    options = output.ParquetOptions(of_views=False)
+    options = files.ParquetOptions(of_views=False)
     output.write(iter(ROWS), None, tmp_path / "r.parquet", parquet=options)
     assert polars.read_parquet(tmp_path / "r.parquet").rows() == [
         ("a", None, 1.0),

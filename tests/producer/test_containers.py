@@ -15,8 +15,8 @@ import pytest
 
 from earmark.core import unpacking
 from earmark.core.errors import UsageError
-from producer.lists import Tally
 from producer.sources import read_clips
+from producer.tally import Tally
 from tests import containers
 
 if TYPE_CHECKING:

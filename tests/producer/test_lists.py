@@ -16,8 +16,9 @@ import pytest
 from earmark.core.errors import UsageError
 from earmark.core.options import Listing
 from producer import lists
-from producer.lists import MAX_LINE_CHARS, Tally, _zstd
+from producer.lists import MAX_LINE_CHARS, _zstd
 from producer.sources import read_clips
+from producer.tally import Tally
 from tests.servers import serving
 
 if TYPE_CHECKING:

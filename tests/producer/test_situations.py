@@ -12,8 +12,8 @@ import soundfile
 from earmark.core.clips import Part
 from earmark.core.errors import UsageError
 from earmark.core.options import Listing
-from producer.lists import Tally
 from producer.sources import read_clips
+from producer.tally import Tally
 
 if TYPE_CHECKING:
     from pathlib import Path

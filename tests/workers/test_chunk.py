@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from db.ledger import Claim, Claimed
+from db.claims import Claim, Claimed
 from earmark.core.clips import Failure, Postponed
 from earmark.core.errors import NotFound
 from earmark.core.options import RunOptions

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from db.ledger import Claimed
+from db.claims import Claimed
 from earmark.core.clips import Failure, Source, Success, Timings
 from earmark.core.errors import OutOfMemory
 from earmark.core.options import RunOptions

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from db.ledger import Claim, Claimed
+from db.claims import Claim, Claimed
 from db.registry import Pause
 from earmark.core import errors
 from earmark.core.clips import Failure

@@ -93,7 +93,9 @@ class Guard:
         self._settings = fetch_settings
         self._observer = observer
         self._addresses = Addresses(fetch_settings)
-        self._credentials = Credentials(fetch_settings)
+        self._credentials = Credentials(
+            fetch_settings.headers, fetch_settings.tokens, fetch_settings.basic_auth
+        )
         # No requests.Session: it reads the bodies of redirects, keeps cookies, and obeys proxies
         # and .netrc passwords of the environment.
         self._adapter = _Adapter(HOSTS_KEPT, fetch_settings.host_concurrency)

@@ -78,7 +78,7 @@ def test_a_pattern_names_whole_labels_a_scheme_and_a_port(
     pattern: str, url: str, matches: bool
 ) -> None:
     fetch = settings.Fetch(headers={pattern: {"X-Key": "1"}})
-    assert bool(Credentials(fetch).headers(url)) == matches
+    assert bool(Credentials(fetch.headers, fetch.tokens, fetch.basic_auth).headers(url)) == matches
 
 
 def test_the_later_of_two_patterns_wins() -> None:
@@ -86,7 +86,7 @@ def test_the_later_of_two_patterns_wins() -> None:
         headers={"*.a.org": {"x-key": "1", "User-Agent": "me"}, "b.a.org": {"X-Key": "2"}},
         tokens={"b.a.org": "t"},
     )
-    headers = Credentials(fetch).headers("https://b.a.org/")
+    headers = Credentials(fetch.headers, fetch.tokens, fetch.basic_auth).headers("https://b.a.org/")
     assert headers == {"x-key": "2", "user-agent": "me", "authorization": "Bearer t"}
 
 
