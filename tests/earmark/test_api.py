@@ -158,8 +158,8 @@ def test_submitting_without_a_broker_names_the_setting(folder: Path) -> None:
 def test_a_submitted_run_is_waited_for(folder: Path) -> None:
     with running_valkey(folder) as url:
         settings = earmark.Settings(broker={"url": url})
-        run = earmark.submit(["list.csv"], url_col="link", labels="dog, cat", settings=settings)
-        assert run.options.labels == ("dog", "cat")
+        run = earmark.submit(["list.csv"], url_col="link", top_k=2, settings=settings)
+        assert run.options.top_k == 2
         assert run.report() == [
             "Of the list's 4 lines: 2 new, 1 known already, 1 header or further line of a cell."
         ]

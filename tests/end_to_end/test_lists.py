@@ -35,4 +35,4 @@ def test_audiosets_csv_runs_as_it_is_with_an_odd_file_beside_it(earmark: Earmark
     assert labels == {(0.0, 10.0): "rain", (10.0, 15.0): "dog"}
     windows = earmark("query", "SELECT min(start_s), max(end_s) FROM windows", "--format", "csv")
     assert windows.stdout.split()[1] == "0.0,15.0"
-    assert "3 clips go back to work" in earmark("retry", "mine", "--done").stderr
+    assert "Back to work: 3 clips" in earmark("retry", "mine", "--done").stderr

@@ -41,7 +41,9 @@ def test_a_plan_estimates_the_list_and_leaves_no_files(
     assert planned["eta_s"] == pytest.approx(1000 / planned["clips_per_s"])
     assert planned["workers"] == -(-planned["eta_s"] // 2)
     assert planned["gpu_cores"] == math.ceil(1000 / planned["core_clips_s"] + 1.5)
-    assert list((tmp_path / "temporary").glob("earmark*")) == []
+    # The lock is the worker's name, which the next worker of this machine has.
+    left = {file.suffix for file in (tmp_path / "temporary").glob("earmark*")}
+    assert left <= {".lock"}
     assert not (earmark.folder / "data").exists()
     assert left_running() == []
 

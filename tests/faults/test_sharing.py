@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,12 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 
-from db import ledger, schema
+from db import schema
 from db.identity import own_queue
 from db.models import Lease, LedgerIdentity, Run
 from db.session import connect, execute, writing
 from earmark.core import broker
-from earmark.core.clips import Clip
+from earmark.core.clips import uri_key
 from earmark.core.options import RunOptions
 from earmark.core.settings import Broker, Database
 from tests.faults.sharing import SHARED_QUEUE, Member, Schedules, until, write_files
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     from tests.faults.nursery import Nursery
     from tests.servers import Postgres
 
+INSERT_OLD_RUN = (
+    "INSERT INTO runs (id, name, options, queue, chunk_size, created_at)"
+    " VALUES (1, 'old', :options, 'clips', 4, 1)"
+)
+INSERT_OLD_CLIP = (
+    "INSERT INTO clips (run_id, uri, uri_key, state) VALUES (1, :uri, :key, 'pending')"
+)
 WITHIN_S = 90.0
 FEW = 12
 
@@ -149,8 +157,12 @@ def test_clips_queued_by_an_older_earmark_are_classified_after_the_upgrade(
     engine = connect(one.database_url, Database())
     with writing(engine) as connection:
         command.upgrade(schema._config(connection), "v0_1_0")
-    run_id = ledger.open_run(engine, "old", RunOptions(), queue="clips", chunk_size=4)
-    one.submitted = ledger.add_clips(engine, run_id, [Clip(str(file)) for file in files])
+    options = json.dumps(RunOptions().as_json())
+    with writing(engine) as connection:
+        execute(connection, INSERT_OLD_RUN, options=options)
+        for file in files:
+            execute(connection, INSERT_OLD_CLIP, uri=str(file), key=uri_key(str(file)))
+    one.submitted = len(files)
     lease = (
         "INSERT INTO leases (clip_id, run_id, until)"
         " SELECT id, run_id, {now} + 10 FROM clips WHERE id < 6"

@@ -14,7 +14,10 @@ from workers.decoding import child, tags
 def facts_of(content):
     with tempfile.TemporaryFile(buffering=0) as file:
         file.write(content)
-        return child.decode(file.fileno(), 16000, settings.Audio())[1]
+        blocks, facts = child.decode(file.fileno(), 16000, settings.Audio())
+        for _ in blocks:
+            pass
+        return facts()
 
 
 def tags_of(content):
