@@ -52,11 +52,12 @@ def stop_a_loader(world: World) -> None:
 
 
 def a_loader_of(worker: psutil.Process) -> psutil.Process:
-    """Return a worker's loader, which a worker has from its start."""
+    """Return a worker's loader once it has decoders: from then on it ends with its worker."""
     while True:
         for child in worker.children():
-            if "workers.loading.loader" in child.cmdline():
-                return child
+            with suppress(psutil.NoSuchProcess):
+                if "workers.loading.loader" in child.cmdline() and child.children():
+                    return child
         time.sleep(0.1)
 
 

@@ -23,6 +23,7 @@ if "FAULT_CLIPS" in os.environ:
     from earmark.core.clips import Success
     from workers.clip import ClipInWork
     from workers.fetching.polite import PoliteFetcher
+    from workers.loading.loaders import Known
     from workers.single import SingleClip
 
     _fetch, _getaddrinfo = PoliteFetcher.fetch, socket.getaddrinfo
@@ -41,7 +42,7 @@ if "FAULT_CLIPS" in os.environ:
             log.write(f"{clip_id}\n")
 
     def _close_and_note(self: Any, end: Any) -> None:
-        if end is None:  # all of its windows have scores
+        if end is None or isinstance(end, Known):  # its scores are here, or those of its bytes
             _note(self.clip_id)
         _close(self, end)
 
