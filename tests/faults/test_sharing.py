@@ -36,6 +36,10 @@ INSERT_OLD_RUN = (
 INSERT_OLD_CLIP = (
     "INSERT INTO clips (run_id, uri, uri_key, state) VALUES (1, :uri, :key, 'pending')"
 )
+INSERT_OLD_COUNT = (
+    "INSERT INTO run_counts (run_id, state, writer, clips, audio_s, finished_at)"
+    " VALUES (1, 'pending', 0, :clips, 0, 0)"
+)
 WITHIN_S = 90.0
 FEW = 12
 
@@ -162,6 +166,7 @@ def test_clips_queued_by_an_older_earmark_are_classified_after_the_upgrade(
         execute(connection, INSERT_OLD_RUN, options=options)
         for file in files:
             execute(connection, INSERT_OLD_CLIP, uri=str(file), key=uri_key(str(file)))
+        execute(connection, INSERT_OLD_COUNT, clips=len(files))
     one.submitted = len(files)
     lease = (
         "INSERT INTO leases (clip_id, run_id, until)"
