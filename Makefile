@@ -27,7 +27,7 @@ test-fast: .venv/ready-dev ## run the quick tests, which need no PostgreSQL, bro
 	@$(BIN)/python -m pytest -m "not slow and not chaos and not postgresql" --numprocesses 2
 
 test-chaos: .venv/ready-dev pooler ## have faults happen to workers on PostgreSQL, and many in a row on each database
-	@$(BIN)/python -m pytest -m chaos --numprocesses 2
+	@$(BIN)/python -m pytest -m chaos --numprocesses 4
 
 browser: ## install Debian's Chromium, in which some tests look at pages
 	@$(call debian,chromium,chromium fonts-liberation)
