@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import io
 import json
 import re
-import shutil
-import sys
-import tempfile
 from collections import deque
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from earmark.core import options
 from earmark.core.clips import display_uri
 from earmark.core.errors import UsageError
-from producer import dialect
+from producer import dialect, streams
 from producer.columns import Columns, Row, RowRefused
 from producer.places import names_a_clip
 
@@ -86,7 +79,7 @@ class ListReader:
         Raises:
             UsageError: the list cannot be opened, is of no known format, or lacks a column.
         """
-        with _opened(self.place, self.shown) as stream:
+        with streams.opened(self.place, self.shown) as stream:
             input_format = self._format_of(stream)
             if input_format == "parquet":
                 yield from self._parquet(stream)
@@ -364,7 +357,7 @@ class ListReader:
     def _parquet(self, stream: io.BufferedReader) -> Iterator[Row]:
         import polars as pl
 
-        with _seekable(self.place, stream) as path:
+        with streams.seekable(self.place, stream) as path:
             try:
                 frame = pl.scan_parquet(path, glob=False)
                 columns = self._columns(frame.collect_schema().names())
@@ -486,61 +479,3 @@ def _check_head(head: bytes, shown: str) -> None:
             reason=f"{shown} is a web page, not a list: download the list itself; a link for"
             " sharing often leads to a page."
         )
-
-
-@contextmanager
-def _opened(place: str, shown: str) -> Iterator[io.BufferedReader]:
-    with ExitStack() as files:
-        try:
-            raw = sys.stdin.buffer if place == "-" else files.enter_context(_raw(place))
-            stream = _decompressed(cast("io.BufferedReader", raw))
-            if stream is not raw:
-                files.enter_context(stream)
-        except Exception as error:
-            # fsspec's file systems raise any exception of their libraries.
-            reason = f"The list {shown} cannot be read: {_reason(error)}."
-            raise UsageError(reason=reason) from error
-        yield stream
-
-
-def _raw(place: str) -> io.BufferedReader:
-    if "://" not in place:
-        return Path(place).open("rb")
-    import fsspec
-
-    return io.BufferedReader(fsspec.open(place, "rb").open())
-
-
-def _decompressed(raw: io.BufferedReader) -> io.BufferedReader:
-    head = raw.peek(4)
-    if head.startswith(b"\x1f\x8b"):
-        return io.BufferedReader(cast("io.RawIOBase", gzip.open(raw)))
-    if head.startswith(b"BZh"):
-        return io.BufferedReader(cast("io.RawIOBase", bz2.open(raw)))
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
-        return io.BufferedReader(_zstd().open(raw))
-    return raw
-
-
-def _zstd() -> Any:
-    return import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
-
-
-@contextmanager
-def _seekable(place: str, stream: io.BufferedReader) -> Iterator[Path]:
-    # A parquet is read from its end, so a remote one is copied first.
-    if stream.seekable() and isinstance(stream.raw, io.FileIO) and place != "-":
-        yield Path(place)
-        return
-    with tempfile.NamedTemporaryFile(suffix=".parquet") as copy:
-        shutil.copyfileobj(cast("BinaryIO", stream), copy)
-        copy.flush()
-        yield Path(copy.name)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__

@@ -27,6 +27,8 @@ from importlib import import_module
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from earmark.core import processes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -91,14 +93,13 @@ def main() -> None:
 
 def confine(most_written: int, *, opens: bool) -> None:
     """Give up, for good, every right that reading a container does not need."""
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: most_written}
-    limits[resource.RLIMIT_CPU] = CPU_S
+    processes.limit(resource.RLIMIT_CORE, 0)
+    processes.limit(resource.RLIMIT_FSIZE, most_written)
+    processes.limit(resource.RLIMIT_CPU, CPU_S)
     if sys.platform == "linux":  # other systems refuse RLIMIT_AS
-        limits[resource.RLIMIT_AS] = MEMORY_BYTES
+        processes.limit(resource.RLIMIT_AS, MEMORY_BYTES)
     if not opens:
-        limits[resource.RLIMIT_NOFILE] = 3
-    for kind, most in limits.items():
-        resource.setrlimit(kind, (most, most))
+        processes.limit(resource.RLIMIT_NOFILE, 3)
 
 
 def tell(line: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import site
 import sys
@@ -62,6 +63,22 @@ def import_path() -> list[str]:
     if here in map(os.path.realpath, installed):
         return absolute
     return [folder for folder in absolute if os.path.realpath(folder) != here]
+
+
+def bare_environment() -> dict[str, str]:
+    """Return the environment of a child for untrusted bytes: no token and no password."""
+    environment = {"PYTHONPATH": os.pathsep.join(import_path())}
+    if "LD_LIBRARY_PATH" in os.environ:
+        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    return environment
+
+
+def limit(kind: int, most: int) -> None:
+    """Set a resource limit; it stays lower where the hard limit is, which cannot be raised."""
+    hard = resource.getrlimit(kind)[1]
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(kind, (most, most))
 
 
 def end_with_parent(parent: int, signal_number: int = signal.SIGTERM) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from earmark.core.processes import import_path
+from earmark.core.processes import bare_environment
 
 if TYPE_CHECKING:
     import socket
@@ -28,14 +27,11 @@ def unpack(packing: str, most_bytes: int, container: FileIO, out: FileIO) -> boo
 
 
 def _start(work: str, kind: str, number: int, stdin: int, stdout: int) -> subprocess.Popen[bytes]:
-    environment = {"PYTHONPATH": os.pathsep.join(import_path()), "POLARS_MAX_THREADS": "1"}
-    if "LD_LIBRARY_PATH" in os.environ:
-        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     return subprocess.Popen(
         [*PROGRAM, work, kind, str(number)],
         stdin=stdin,
         stdout=stdout,
         stderr=subprocess.DEVNULL,
-        env=environment,
+        env={"POLARS_MAX_THREADS": "1", **bare_environment()},
         cwd="/",
     )

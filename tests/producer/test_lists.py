@@ -13,10 +13,11 @@ import fsspec
 import polars as pl
 import pytest
 
+from earmark.core.containers import zstd
 from earmark.core.errors import UsageError
 from earmark.core.options import Listing
 from producer import lists
-from producer.lists import MAX_LINE_CHARS, _zstd
+from producer.lists import MAX_LINE_CHARS
 from producer.sources import read_clips
 from producer.tally import Tally
 from tests.servers import serving
@@ -30,7 +31,7 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
-    ".zst": lambda content: bytes(_zstd().compress(content)),
+    ".zst": lambda content: bytes(zstd().compress(content)),
 }
 
 

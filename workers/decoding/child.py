@@ -22,6 +22,7 @@ import soundfile
 import soxr
 
 from earmark.core import clips, errors, formats, recorded
+from earmark.core.processes import limit
 from workers.decoding import lengths, readers, tags, wire
 
 if TYPE_CHECKING:
@@ -70,20 +71,12 @@ def confine(max_memory: int) -> None:
     os.closerange(CLIP, 256)
     if sys.platform == "linux":  # other systems refuse RLIMIT_AS
         ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        _limit(resource.RLIMIT_AS, max_memory)
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_FSIZE, 0)
-    _limit(resource.RLIMIT_NPROC, 0)
-    _limit(resource.RLIMIT_NOFILE, CLIP + 1)
+        limit(resource.RLIMIT_AS, max_memory)
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_FSIZE, 0)
+    limit(resource.RLIMIT_NPROC, 0)
+    limit(resource.RLIMIT_NOFILE, CLIP + 1)
     os.dup2(1, 2)
-
-
-def _limit(kind: int, most: int) -> None:
-    """Set a resource limit; it stays lower where the hard limit is, which cannot be raised."""
-    hard = resource.getrlimit(kind)[1]
-    if hard != resource.RLIM_INFINITY:
-        most = min(most, hard)
-    resource.setrlimit(kind, (most, most))
 
 
 def serve(parent: socket.socket, audio_settings: settings.Audio) -> None:

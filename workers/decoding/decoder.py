@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import socket
 import struct
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from earmark.core import clips, errors
-from earmark.core.processes import import_path
+from earmark.core.processes import bare_environment
 from workers.decoding import wire
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class Decoder:
                 stdout=subprocess.DEVNULL,
                 # The child closes it when it is ready.
                 stderr=subprocess.PIPE,
-                env=_environment(),
+                env={**TUNING, **bare_environment()},
             )
 
     @property
@@ -211,14 +210,6 @@ class Decoder:
         if status is None:
             return f"no answer within {START_TIMEOUT_S:g} s"
         return f"it ended with status {status}"
-
-
-def _environment() -> dict[str, str]:
-    """Return a child's environment: what it needs to start, and no token or password."""
-    environment = {**TUNING, "PYTHONPATH": os.pathsep.join(import_path())}
-    if "LD_LIBRARY_PATH" in os.environ:
-        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    return environment
 
 
 def _error(end: dict[str, Any]) -> errors.DecodeError:

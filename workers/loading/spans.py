@@ -28,7 +28,7 @@ class Span:
     @classmethod
     def of(cls, part: Part | None, sample_rate: int) -> Span | None:
         """Return the span of a part; None if it is as long as the file."""
-        if part is None or (part.start_s is None and part.end_s is None):
+        if part is None or not part.has_span:
             return None
         return cls(part, sample_rate)
 

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 SECRET = "CANARY0123456789"
 
 
-@pytest.fixture(scope="module")
-def internet(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("ca"))
-
-
 @pytest.fixture
 def world(internet: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     internet.reset()

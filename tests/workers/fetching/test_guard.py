@@ -38,11 +38,6 @@ CASES = every_case()
 LIMITS = settings.Fetch(timeout_s=TIMEOUT_S, max_bytes=LIMIT_BYTES)
 
 
-@pytest.fixture(scope="module")
-def internet(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("ca"))
-
-
 @pytest.fixture
 def world(internet: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     internet.reset()

@@ -25,11 +25,6 @@ UNNAMED = [*ADDRESSES, *(case for case in http_cases.redirects() if not case.nam
 CASES = [*ADDRESSES, *http_cases.redirects(), *http_cases.named(), *http_cases.unicode_hosts()]
 
 
-@pytest.fixture(scope="module")
-def internet(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("ca"))
-
-
 @pytest.fixture
 def world(internet: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     internet.reset()

@@ -1,0 +1,73 @@
+"""The place of a list in, its bytes out: local or remote, standard input, compressed or not."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import shutil
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from earmark.core.containers import zstd
+from earmark.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def opened(place: str, shown: str) -> Iterator[io.BufferedReader]:
+    with ExitStack() as files:
+        try:
+            raw = sys.stdin.buffer if place == "-" else files.enter_context(_raw(place))
+            stream = _decompressed(cast("io.BufferedReader", raw))
+            if stream is not raw:
+                files.enter_context(stream)
+        except Exception as error:
+            # fsspec's file systems raise any exception of their libraries.
+            reason = f"The list {shown} cannot be read: {_reason(error)}."
+            raise UsageError(reason=reason) from error
+        yield stream
+
+
+def _raw(place: str) -> io.BufferedReader:
+    if "://" not in place:
+        return Path(place).open("rb")
+    import fsspec
+
+    return io.BufferedReader(fsspec.open(place, "rb").open())
+
+
+def _decompressed(raw: io.BufferedReader) -> io.BufferedReader:
+    head = raw.peek(4)
+    if head.startswith(b"\x1f\x8b"):
+        return io.BufferedReader(cast("io.RawIOBase", gzip.open(raw)))
+    if head.startswith(b"BZh"):
+        return io.BufferedReader(cast("io.RawIOBase", bz2.open(raw)))
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        return io.BufferedReader(zstd().open(raw))
+    return raw
+
+
+@contextmanager
+def seekable(place: str, stream: io.BufferedReader) -> Iterator[Path]:
+    # A parquet is read from its end, so a remote one is copied first.
+    if stream.seekable() and isinstance(stream.raw, io.FileIO) and place != "-":
+        yield Path(place)
+        return
+    with tempfile.NamedTemporaryFile(suffix=".parquet") as copy:
+        shutil.copyfileobj(cast("BinaryIO", stream), copy)
+        copy.flush()
+        yield Path(copy.name)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
