@@ -42,7 +42,7 @@ ANSWERED_S = 30.0
 #: Checks per `idle_s`: one check alone may meet a chunk that waits by chance.
 CUT_OFF_CHECKS = 8
 #: A worker that pauses tells it within this.
-BEAT_S = 1.0
+PAUSE_CHECK_S = 1.0
 #: A run whose clips fail on every worker is paused within this.
 BRAKE_S = 2.0
 #: A worker with the wrong database logs it within this.
@@ -135,7 +135,7 @@ def _start_timers(**_: Any) -> None:
     _every(RETRY_S, state.give_back)
     _every(settings.ledger.feed_every_s, partial(_feed, feeder))
     _every(DATABASE_CHECK_S, partial(_check_database, database))
-    _every(BEAT_S, state.beat)
+    _every(PAUSE_CHECK_S, state.beat)
     _every(BRAKE_S, partial(_brake, state.engine, str(settings.broker.queue)))
     _every(settings.worker.idle_s / CUT_OFF_CHECKS, _CutOff(state).check)
     logger.info("ready, with the model %s", settings.model.name, extra={"action": "ready"})
