@@ -39,6 +39,7 @@ def upgrade() -> None:
     _add_parts()
     _add_pauses()
     _add_what_files_say()
+    _add_embeddings()
     _rekey(uri_key)
     if dialect == "sqlite":
         _rebuild_windows(
@@ -62,6 +63,7 @@ def downgrade() -> None:
     else:
         _replace_key(["clip_id", "start_s"])
         op.drop_column("window_predictions", "channel")
+    op.drop_table("window_embeddings")
     _drop_pauses()
     for column in (*PARTS, *MARKS, *TEXTS):
         op.drop_column("clips", column)
@@ -131,6 +133,19 @@ def _add_what_files_say() -> None:
         op.add_column("clips", sa.Column(column, sa.Boolean()))
     for column in TEXTS:
         op.add_column("clips", sa.Column(column, sa.String()))
+
+
+def _add_embeddings() -> None:
+    op.create_table(
+        "window_embeddings",
+        sa.Column("clip_id", v0_1_0.ID, autoincrement=False, nullable=False),
+        sa.Column("channel", sa.SmallInteger(), autoincrement=False, nullable=False),
+        sa.Column("start_s", sa.Double(), nullable=False),
+        sa.Column("end_s", sa.Double(), nullable=False),
+        sa.Column("vector", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
+        sa.PrimaryKeyConstraint("clip_id", "channel", "start_s"),
+    )
 
 
 def _rebuild_windows(key: list[str], columns: str) -> None:
