@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
 #: Up to so many vectors all are compared.
@@ -42,8 +42,8 @@ def write(folder: Path, blocks: Iterable[Block]) -> None:
             array.tofile(file)
     for file in files:
         file.close()
-    index = Index.mapped(folder, sketched=False)
-    if len(index.windows):
+    index = Index.mapped(folder)
+    if len(index.windows) > EXACT:
         _sketch(folder, index)
 
 
@@ -79,20 +79,17 @@ class Index:
     sketches: np.ndarray
 
     @classmethod
-    def mapped(cls, folder: Path, *, sketched: bool = True) -> Index:
+    def mapped(cls, folder: Path) -> Index:
         """Return the index that `write` wrote into a folder."""
         windows = _mapped(folder / "windows", WINDOW)
         count = len(windows)
-        levels = (
-            _mapped(folder / "levels", np.int8).reshape(count, -1)
-            if count
-            else np.empty((0, 0), np.int8)
+        return cls(
+            windows,
+            _mapped(folder / "scales", np.float32),
+            _mapped(folder / "levels", np.int8).reshape(count, -1 if count else 0),
+            _mapped(folder / "mean", np.float32),
+            _mapped(folder / "sketches", np.uint64).reshape(-1 if count else 0, count),
         )
-        mean, sketches = np.empty(0, np.float32), np.empty((0, 0), np.uint64)
-        if count and sketched:
-            mean = np.fromfile(folder / "mean", np.float32)
-            sketches = _mapped(folder / "sketches", np.uint64).reshape(-1, count)
-        return cls(windows, _mapped(folder / "scales", np.float32), levels, mean, sketches)
 
     def vectors(self, places: slice | np.ndarray) -> np.ndarray:
         """Return some of the vectors as float32, shape (places, dimensions)."""
@@ -146,14 +143,6 @@ def _different_bits(sketches: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 def _mapped(file: Path, dtype: np.dtype | type) -> np.ndarray:
     # An empty file cannot be mapped.
-    if not file.stat().st_size:
+    if not file.exists() or not file.stat().st_size:
         return np.empty(0, dtype)
     return np.memmap(file, dtype, "r")
-
-
-def block_of(
-    rows: Sequence[tuple[int, int, float, float]], vectors: tuple[np.ndarray, np.ndarray]
-) -> Block:
-    """Return rows (clip, channel, start, end), and the parts of their vectors, for `write`."""
-    scales, levels = vectors
-    return np.array(rows, WINDOW), scales[:, 0], levels

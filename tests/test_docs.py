@@ -11,21 +11,28 @@ from db import feeding, ledger
 from docs.reference import PAGES
 
 ROOT = Path(__file__).parents[1]
-PROSE = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+REFERENCE = DOCS / "reference"
+PAGES_OF_THE_SITE = sorted(DOCS.rglob("*.md"))
+PROSE = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES_OF_THE_SITE]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_made_page_is_up_to_date(name: str) -> None:
-    assert (ROOT / "docs" / name).read_text() == PAGES[name](), "run `python -m docs.reference`"
+    assert (REFERENCE / name).read_text() == PAGES[name](), "run `python -m docs.reference`"
 
 
-@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PROSE, ids=name_of)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PROSE, ids=name_of)
 def test_links_to_headings_lead_somewhere(page: Path) -> None:
     for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text()):
         text = (page.parent / target if target else page).read_text()
@@ -45,12 +52,12 @@ def test_the_readme_gives_both_commands_that_set_everything_up() -> None:
 
 
 def test_the_site_has_every_page() -> None:
-    listed = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
-    assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+    listed = re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(listed) == [page.relative_to(DOCS).as_posix() for page in PAGES_OF_THE_SITE]
 
 
 def test_the_architecture_page_lists_the_modules_there_are() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
+    page = (DOCS / "understanding" / "architecture.md").read_text()
     listed = re.findall(r"^\| `([\w/]+\.py)` \|", page, re.M)
     modules = []
     for folder in ("earmark", "workers", "producer", "db"):
@@ -62,7 +69,7 @@ def test_the_architecture_page_lists_the_modules_there_are() -> None:
 
 
 def test_each_move_of_a_clip_names_a_function_that_exists() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
+    page = (DOCS / "understanding" / "architecture.md").read_text()
     diagram = page.partition("stateDiagram-v2")[2].partition("```")[0]
     drawn = set()
     for functions in re.findall(r": (.+)$", diagram, re.M):
@@ -73,6 +80,6 @@ def test_each_move_of_a_clip_names_a_function_that_exists() -> None:
 
 
 def test_the_pictures_are_small() -> None:
-    pictures = list((ROOT / "docs" / "pictures").iterdir())
+    pictures = list((DOCS / "pictures").iterdir())
     assert len(pictures) >= 3
     assert all(picture.stat().st_size < 150_000 for picture in pictures)

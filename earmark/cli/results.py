@@ -239,7 +239,7 @@ def labels(
 
 @commands.command(epilog=f"Example: earmark {EXAMPLE_QUERY}")
 def query(
-    statement: Annotated[str, typer.Argument(help="One SELECT; docs/sql.md has the views.")],
+    statement: Annotated[str, typer.Argument(help="One SELECT; docs/guides/sql.md has the views.")],
     format: o.OutputFormat = None,
     file: o.OutputFile = None,
     timeout_s: Annotated[
