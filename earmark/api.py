@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from db.rows import Rows
     from db.runs import Progress, RunRow
+    from earmark.core.clips import Clip
     from earmark.core.options import Combine, Duplicates, FunctionToApply, InputFormat
     from earmark.core.settings import Settings
     from earmark.machine import Machine
@@ -313,7 +314,7 @@ def classify(
 
 
 def run_here(
-    sources: Sequence[str],
+    sources: Sequence[str | Clip],
     settings: Settings,
     options: RunOptions,
     *,
@@ -334,14 +335,14 @@ def run_here(
         notify: a webhook that is told when every clip has ended, and when the run is stopped.
         submission: further arguments of `producer.submit.submit`.
     """
-    growth = Growth(sources) if watch else None
+    growth = Growth(map(str, sources)) if watch else None
     if notify:
         webhook.check(notify, settings)
     folders.check(settings)
     hub.check(options.model, options.revision, options.labels, here=True)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
-    roots = folders.file_roots(sources) if roots is None else roots
+    roots = folders.file_roots(map(str, sources)) if roots is None else roots
     model = {"name": options.model, "revision": options.revision}
     local = settings.changed(fetch={"file_roots": roots}, model=model)
     with (
