@@ -53,6 +53,9 @@ class Dialect:
     lock: str
     #: Compares NULL as a value.
     same: str
+    #: Has a run's clips read in the order of their rows. SQLite would take them by label, and read
+    #: ten million rows in no order at all.
+    in_run_order: str
     #: The part of a count that this connection adds to.
     writer: str
     #: Clips behind `:after` that were never begun. PostgreSQL keeps to the feeder's index for a
@@ -106,6 +109,7 @@ SQLITE = Dialect(
     ),
     lock="",
     same="IS",
+    in_run_order="INDEXED BY clips_run",
     writer="0",
     fresh="not_before = 0 AND id > :after",
     parameter=r":\1",
@@ -136,6 +140,7 @@ POSTGRESQL = Dialect(
     numbers="generate_series(0, :count - 1) AS n(i)",
     lock="FOR UPDATE",
     same="IS NOT DISTINCT FROM",
+    in_run_order="",
     writer="pg_backend_pid()",
     fresh="(not_before, id) > (0, :after) AND not_before <= 0",
     parameter=r"%(\1)s",

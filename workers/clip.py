@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from earmark.core.clips import Embedding, Failure, Success, WindowPredictions
-from earmark.core.errors import ClipError
+from earmark.core.errors import (
+    ClipError,
+    DecodeError,
+    DecoderCrashed,
+    DecoderMemory,
+    DecoderTimeout,
+)
 from workers.scoring import windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from db.claims import Claimed
-    from earmark.core.clips import Part, Postponed
+    from earmark.core.clips import Outcome, Part, Postponed
     from earmark.core.options import RunOptions
     from workers.loading.loaders import Dealt, Facts, Known, LoadedWindow, Loading, Suspected
     from workers.models import RunPlan
@@ -26,6 +32,10 @@ if TYPE_CHECKING:
 
     #: None: all of its windows have scores.
     End = Success | Failure | Postponed | Known | Suspected | None
+
+
+#: Errors of a decoder that it may not have again with the same bytes.
+BY_CHANCE = (DecoderCrashed, DecoderMemory, DecoderTimeout)
 
 
 class Scores:
@@ -93,6 +103,10 @@ class ClipInWork:
     _best: np.ndarray | None = None
     _decoded_at: float = 0.0
     _classify_ms: float = 0.0
+    #: Copies of it, which wait for its end.
+    _copies: list[tuple[ClipInWork, Known]] = field(default_factory=list)
+    _ended: bool = False
+    _failure: Failure | None = None
 
     @property
     def clip_id(self) -> int:
@@ -113,7 +127,8 @@ class ClipInWork:
     def begin(self, dealt: Dealt) -> None:
         with self.lock:
             self._dealt = dealt
-            self._facts = self._best = None
+            self._facts = self._best = self._failure = None
+            self._ended = False
             self._scores = Scores(self.plan.options)
             self._scored = 0
 
@@ -152,6 +167,7 @@ class ClipInWork:
         with self.lock:
             dealt, self._dealt = self._dealt, None
             self.wanted = False
+            self._let_copies_go()
         if dealt is not None:
             dealt.cancel()
 
@@ -176,15 +192,47 @@ class ClipInWork:
             embeddings=tuple(scores.embeddings),
         )
 
+    def wait_for_end(self, copy: ClipInWork, known: Known) -> bool:
+        """End a copy with `known` again when this clip ends; False if this is not at work."""
+        with self.lock:
+            at_work = self._dealt is not None and copy is not self
+            if at_work:
+                self._copies.append((copy, known))
+            return at_work
+
+    def outcome_of(self, copy: ClipInWork, known: Known) -> Outcome | None:
+        """Return the outcome that this clip shares with a copy, if its bytes have one."""
+        first: Outcome | None = self._failure
+        if self._ended:
+            first = replace(self.success(), reused=True)
+        if first is None or first.source != known.source:
+            return None
+        return replace(first, clip_id=copy.clip_id, timings=known.timings)
+
     def _note_progress(self) -> None:
         self.progressed_at = time.monotonic()
+        for copy, _ in self._copies:
+            copy.progressed_at = self.progressed_at
         if self._facts is not None and self._scored == self._facts.windows:
             self._classify_ms = (time.perf_counter() - self._decoded_at) * 1000
             self._close(None)
 
     def _close(self, end: End) -> None:
         self._dealt = None
+        self._ended = end is None
+        if isinstance(end, Failure) and _is_of_bytes(end.error):
+            self._failure = end
         self.end(self, end)
+        self._let_copies_go()
+
+    def _let_copies_go(self) -> None:
+        copies, self._copies = self._copies, []
+        for copy, known in copies:
+            copy.end(copy, known)
+
+
+def _is_of_bytes(error: ClipError) -> bool:
+    return isinstance(error, DecodeError) and not isinstance(error, BY_CHANCE)
 
 
 class WindowQueue:
