@@ -23,10 +23,9 @@ def test_the_commands_of_the_page_lead_to_a_detector(earmark: Earmark) -> None:
     for line in commands_of((DOCS / "guides" / "own_detector.md").read_text()):
         printed[line] = earmark(*shlex.split(line)[1:]).stdout
     shown = {" ".join(line.split()[1:3]): text for line, text in printed.items()}
-    nearest = list(csv.DictReader(shown["similar archive"].splitlines() or []))
-    written = list(csv.DictReader((earmark.folder / "like-a-siren.csv").open()))
-    assert Path(written[0]["uri"]).name == "siren.wav"
-    assert nearest == [] or nearest[0]["uri"] == written[0]["uri"]
+    written = (earmark.folder / "like-a-siren.csv").read_text()
+    nearest = list(csv.DictReader(written.splitlines()))
+    assert Path(nearest[0]["uri"]).name == "siren.wav"
     figures = {row["label"]: row for row in csv.DictReader(shown["train labelled"].splitlines())}
     assert float(figures["siren"]["average_precision"]) > 0.8
     found = csv.DictReader(shown["results archive-2"].splitlines())
