@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,27 +16,33 @@ import time
 import traceback
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
 from earmark import children
 from earmark.core.processes import end_with_parent
+from workers.loading import loader, loaders
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 HOOKS = Path(__file__).with_name("hooks")
 #: Verbs that start workers.
 STARTS_WORKERS = ("demo", "run", "up")
+#: The name of a loader's process.
+LOADER = "loader"
+PR_SET_NAME = 15
 APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 class Nursery:
     """The process that children are forked from; lines in are requests, lines out are answers."""
 
-    def __init__(self, requests: IO[str], answers: IO[str]) -> None:
-        self._requests, self._answers = requests, answers
+    def __init__(
+        self, requests: IO[str], answers: IO[str], descriptors: socket.socket | None = None
+    ) -> None:
+        self._requests, self._answers, self._descriptors = requests, answers, descriptors
         self._asking = threading.Lock()
 
     def start_worker(self, folder: Path, environment: Mapping[str, str]) -> psutil.Process:
@@ -63,6 +71,12 @@ class Nursery:
             words=words, folder=str(folder), environment=dict(environment), files=names, group=group
         )
         return Child(self, pid, files)
+
+    def start_loader(self, *descriptors: int) -> Child:
+        """Start a loader with copies of these descriptors."""
+        assert self._descriptors is not None
+        socket.send_fds(self._descriptors, [b"!"], descriptors)
+        return Child(self, self._ask(loader=len(descriptors)), [])
 
     def status(self, pid: int) -> int | None:
         """Return a child's exit status, as subprocess does; None while it runs."""
@@ -133,7 +147,9 @@ def main() -> None:
     _answer_all(sys.stdin, sys.stdout)
 
 
-def _answer_all(requests: IO[str], answers: IO[str]) -> None:
+def _answer_all(
+    requests: IO[str], answers: IO[str], descriptors: socket.socket | None = None
+) -> None:
     ended: dict[int, int] = {}
     signal.signal(signal.SIGCHLD, lambda *_: ended.update(_reaped()))
     here = os.getpid()
@@ -141,6 +157,14 @@ def _answer_all(requests: IO[str], answers: IO[str]) -> None:
         question = json.loads(line)
         if "status_of" in question:
             answer = ended.get(question["status_of"])
+        elif "loader" in question:
+            assert descriptors is not None
+            received = socket.recv_fds(descriptors, 1, question["loader"])[1]
+            answer = os.fork()
+            if not answer:
+                _become_loader(here, received)
+            for descriptor in received:
+                os.close(descriptor)
         else:
             answer = os.fork()
             if not answer:
@@ -155,15 +179,18 @@ def _fork_nursery() -> Nursery:
     here = os.getpid()
     requests, ours_to_write = os.pipe()
     ours_to_read, answers = os.pipe()
+    ours, descriptors = socket.socketpair()
     if not os.fork():
         end_with_parent(here, signal.SIGKILL)
+        ours.close()
         os.close(ours_to_write)
         os.close(ours_to_read)
-        _answer_all(os.fdopen(requests), os.fdopen(answers, "w"))
+        _answer_all(os.fdopen(requests), os.fdopen(answers, "w"), descriptors)
         os._exit(0)
+    descriptors.close()
     os.close(requests)
     os.close(answers)
-    return Nursery(os.fdopen(ours_to_write, "w"), os.fdopen(ours_to_read))
+    return Nursery(os.fdopen(ours_to_write, "w"), os.fdopen(ours_to_read), ours)
 
 
 def _fork_workers() -> None:
@@ -179,6 +206,14 @@ def _fork_workers() -> None:
         )
 
     children.start = start_or_fork
+
+
+def _become_loader(parent: int, descriptors: list[int]) -> NoReturn:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    sys.modules["__main__"] = loader  # for the hooks
+    sys.argv = [LOADER, str(parent), *map(str, descriptors)]
+    ctypes.CDLL(None).prctl(PR_SET_NAME, LOADER.encode())
+    _run(loader.main)
 
 
 def _reaped() -> Iterator[tuple[int, int]]:
@@ -206,7 +241,7 @@ def _import_what_is_heavy() -> None:
 
 def _become_earmark(
     words: list[str], folder: str, environment: dict[str, str], files: list[str], group: bool
-) -> None:
+) -> NoReturn:
     import torch
 
     from earmark import cli
@@ -230,10 +265,17 @@ def _become_earmark(
     runpy.run_path(str(HOOKS / "sitecustomize.py"))
     if words[0] in STARTS_WORKERS:
         _fork_workers()
+    elif words[0] == "worker":
+        os.environ["FAULT_WORKER"] = str(os.getpid())
+        loaders._start = _fork_nursery().start_loader  # type: ignore[assignment]
     sys.argv = ["earmark", *words]
+    _run(cli.main)
+
+
+def _run(program: Callable[[], None]) -> NoReturn:
     status: Any = 1
     try:
-        cli.main()
+        program()
         status = 0
     except SystemExit as ended:
         status = ended.code
