@@ -1,4 +1,4 @@
-"""Print the notes of a release, or say why it cannot be made: `python .github/release.py v0.2.0`."""
+"""Print a release's notes, or say why it cannot be made: `python .github/release.py v0.2.0`."""
 
 from __future__ import annotations
 
