@@ -1,6 +1,8 @@
 PYTHON ?= python3
 DEVICE ?= auto
 BIN := .venv/bin
+# Hundreds of processes of the tests would each compile our modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 # A program and the Debian packages that bring it, installed if it is missing.
 debian = command -v $(1) > /dev/null || { \
@@ -27,7 +29,7 @@ test-fast: .venv/ready-dev ## run the quick tests, which need no PostgreSQL, bro
 	@$(BIN)/python -m pytest -m "not slow and not chaos and not postgresql" --numprocesses 2
 
 test-chaos: .venv/ready-dev pooler ## have faults happen to workers on PostgreSQL, and many in a row on each database
-	@$(BIN)/python -m pytest -m chaos --numprocesses 4
+	@$(BIN)/python -m pytest -m chaos --numprocesses 4 tests/faults $$(grep -rl mark.chaos tests --include="test_*.py")
 
 browser: ## install Debian's Chromium, in which some tests look at pages
 	@$(call debian,chromium,chromium fonts-liberation)

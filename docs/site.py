@@ -23,7 +23,7 @@ def on_files(pages: Files, config: MkDocsConfig) -> Files:
     return pages
 
 
-def on_post_page(output: str, page: Page, **_: object) -> str:
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:  # noqa: ARG001
     """Load Mermaid, 3.5 MB, on the pages that have a diagram."""
     if 'class="mermaid"' not in output:
         return output

@@ -95,9 +95,7 @@ def test_commands_in_pages_have_the_verbs_and_options_there_are(page: Path) -> N
     for line in commands_of(page.read_text()):
         command: Any = typer.main.get_command(app)
         words = shlex.split(line, comments=True)[1:]
-        while (
-            words and not words[0].startswith("-") and words[0] in getattr(command, "commands", {})
-        ):
+        while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
         known = {flag for parameter in command.params for flag in flags_of(parameter)}
         used = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
