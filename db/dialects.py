@@ -78,6 +78,8 @@ class Dialect:
     matching_clips: str
     #: The source of an INSERT of such rows into `window_predictions`.
     window_rows: str
+    #: The source of an INSERT of such rows into `window_embeddings`.
+    embedding_rows: str
 
     #: Seconds since 1970 as a timestamp.
     timestamp: str
@@ -115,6 +117,7 @@ SQLITE = Dialect(
     value=":",
     matching_clips="WHERE id = :id",
     window_rows="VALUES (:clip_id, :start_s, :end_s, :label_ids, :scores, :channel)",
+    embedding_rows="VALUES (:clip_id, :channel, :start_s, :end_s, :vector)",
     timestamp="datetime({}, 'unixepoch')",
     hexadecimal="lower(hex({}))",
     json="{}",
@@ -146,6 +149,7 @@ POSTGRESQL = Dialect(
         "FROM json_populate_recordset(NULL::clips, %s) AS outcome WHERE clips.id = outcome.id"
     ),
     window_rows="SELECT * FROM json_populate_recordset(NULL::window_predictions, %s)",
+    embedding_rows="SELECT * FROM json_populate_recordset(NULL::window_embeddings, %s)",
     timestamp="to_timestamp({})",
     hexadecimal="encode({}, 'hex')",
     json="CAST({} AS jsonb)",

@@ -57,6 +57,8 @@ class Scoring(TypedDict, total=False):
     combine: Combine
     min_score: float
     labels: str | Sequence[str] | None
+    embeddings: bool
+    head: str | None
 
 
 class Submission(Scoring, total=False):
@@ -190,6 +192,16 @@ class Run:
     def failures(self) -> Rows:
         """Yield the clips that failed, each with its error, as in the view `failures`."""
         return results.failures(self.engine, self.id)
+
+    def embeddings(self) -> polars.DataFrame:
+        """Return the embeddings that the run keeps, a row for each window.
+
+        `frame["vector"].to_numpy()` is an array of shape (windows, dimensions).
+
+        Raises:
+            UsageError: the run keeps none.
+        """
+        return frames.embeddings_frame(results.embeddings(self.engine, self.row))
 
     def to_polars(self, **conditions: Unpack[Conditions]) -> polars.DataFrame:
         """Return the results as a polars data frame with typed columns; conditions as above."""
