@@ -72,7 +72,7 @@ class Reviewing:
         if clip is None:
             return HTMLResponse("")
         shown = card(next(browse.details(self._engine, [clip])), self._hear)
-        best = [(score, start) for start, _, name, score in shown.clip["windows"] if name == label]
+        best = [(score, start) for start, _, name, score in shown.segments if name == label]
         values = {
             "card": shown,
             "colour": colours([shown]),

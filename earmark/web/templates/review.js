@@ -1,6 +1,6 @@
 "use strict";
 // Review: one key a clip. The next clips are fetched ahead, and what is not saved yet is kept.
-const AHEAD = 3, RETRY_MS = 2000;
+const AHEAD = 6, RETRY_MS = 2000;
 const at = (id) => document.getElementById(id), queue = at("queue"), typed = at("typed"), place = at("clip");
 const kept = `unsaved ${location.pathname}`, unsaved = JSON.parse(localStorage.getItem(kept) || "[]");
 const asked = Object.fromEntries(new FormData(queue)), clips = [], verdicts = new Map();
@@ -48,7 +48,11 @@ async function fetchAhead() {
     const box = document.createElement("div");
     box.innerHTML = text;
     const clip = box.firstElementChild, audio = clip.querySelector("audio");
-    if (audio) Object.assign(audio, { preload: "auto", currentTime: clip.dataset.begin });
+    if (audio) {
+      audio.preload = "auto";
+      audio.load();
+      audio.currentTime = clip.dataset.begin;
+    }
     clips.push(clip);
     if (wanted) show(now + 1);
   }
