@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from db import results, reviews
-from db.reviews import Verdict
 from db.rows import select
 from earmark.core import vectors
 from earmark.core.errors import UsageError
@@ -107,8 +106,8 @@ def train(
 def _reviewed(engine: sa.Engine, run: RunRow) -> list[Said]:
     said = []
     for row in reviews.reviews(engine, run.id):
-        if row["verdict"] != Verdict.unsure:
-            right = row["verdict"] == Verdict.right
+        if row["verdict"] != "unsure":
+            right = row["verdict"] == "right"
             said.append(Said(row["clip_id"], row["label"], right, row["start_s"], row["end_s"]))
     return said
 

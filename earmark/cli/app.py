@@ -7,11 +7,7 @@ from typing import Annotated
 import typer
 
 from earmark import progress
-<<<<<<< HEAD
-from earmark.cli import closer, inspect, learn, manage, results, run
-=======
-from earmark.cli import closer, decide, inspect, manage, results, run
->>>>>>> ab6495b1207ddac288e15689bb200bc1c3d02db5
+from earmark.cli import closer, decide, inspect, learn, manage, results, run
 from earmark.core.settings import Settings
 
 HELP = "Label a million sound clips: lists in, Hugging Face audio models, results in SQL."
@@ -25,17 +21,9 @@ app = typer.Typer(
         "token_normalize_func": lambda flag: flag.replace("_", "-"),
     },
 )
-<<<<<<< HEAD
-GROUPS = (run, inspect, results, closer, learn, manage)
+GROUPS = (run, inspect, results, closer, learn, decide, manage)
 for group in GROUPS:
     app.add_typer(group.commands)
-=======
-for group in (
-    run.commands, inspect.commands, results.commands, closer.commands, decide.commands,
-    manage.commands,
-):  # fmt: skip
-    app.add_typer(group)
->>>>>>> ab6495b1207ddac288e15689bb200bc1c3d02db5
 app.add_typer(manage.database, name="db")
 
 

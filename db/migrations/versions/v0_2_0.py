@@ -178,26 +178,10 @@ def _add_reviews() -> None:
     )
 
 
-<<<<<<< HEAD
-=======
 def _filled(kind: sa.types.TypeEngine[Any], *names: str) -> list[sa.Column[Any]]:
     return [sa.Column(name, kind, nullable=False) for name in names]
 
 
-def _add_embeddings() -> None:
-    op.create_table(
-        "window_embeddings",
-        sa.Column("clip_id", v0_1_0.ID, autoincrement=False, nullable=False),
-        sa.Column("channel", sa.SmallInteger(), autoincrement=False, nullable=False),
-        sa.Column("start_s", sa.Double(), nullable=False),
-        sa.Column("end_s", sa.Double(), nullable=False),
-        sa.Column("vector", sa.LargeBinary(), nullable=False),
-        sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
-        sa.PrimaryKeyConstraint("clip_id", "channel", "start_s"),
-    )
-
-
->>>>>>> ab6495b1207ddac288e15689bb200bc1c3d02db5
 def _rebuild_windows(key: list[str], columns: str) -> None:
     # SQLite cannot change the primary key of a table.
     channel = sa.Column("channel", sa.SmallInteger(), server_default="0", nullable=False)
