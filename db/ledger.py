@@ -85,7 +85,7 @@ def open_run(
     options: RunOptions,
     *,
     queue: str,
-    chunk_size: int,
+    chunk_size: int | None = None,
     priority: int = 1,
     reuse_urls: bool = False,
     stop_at: float = STOP_AT,
@@ -106,7 +106,7 @@ def open_run(
         "reuse_urls": reuse_urls,
         "stop_at": stop_at,
     }
-    values = {**changing, "options": options.as_json(), "chunk_size": chunk_size}
+    values = {**changing, "options": options.as_json(), "chunk_size": chunk_size or 0}
     with writing(engine) as connection:
         if name is None:
             return _insert_unnamed(connection, values)

@@ -18,7 +18,7 @@ from earmark.core.options import RunOptions
 from tests.db.facts import success
 from workers import chunk as chunks
 from workers.chunk import ChunkInProgress
-from workers.loading.loaders import Facts, Known, LoadedWindow, Suspected
+from workers.loading.process import Facts, Known, LoadedWindow, Suspected
 from workers.models import RunPlan
 from workers.scoring.windows import BEST
 
