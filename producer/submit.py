@@ -133,7 +133,7 @@ class Submitted:
 
 
 def submit(
-    sources: Iterable[str] | str,
+    sources: str | Iterable[str | Clip],
     engine: sa.Engine | None = None,
     settings: Settings | None = None,
     *,
@@ -175,14 +175,17 @@ def submit(
 
 
 def _read(
-    sources: Iterable[str] | str, listing: Listing | None, limit: int | None, tally: Tally
+    sources: str | Iterable[str | Clip],
+    listing: Listing | None,
+    limit: int | None,
+    tally: Tally,
 ) -> tuple[list[Clip], Iterator[Clip]]:
     """Return the first clips of the sources, and all of them."""
     sources = [sources] if isinstance(sources, str) else list(sources)
     first, clips = spy(islice(read_clips(sources, listing, tally), limit), LOOKED_AT)
     if not first:
         reasons = "".join(f" {refused}." for refused in tally.examples)
-        raise UsageError(reason=f"There is no clip in {', '.join(sources)}.{reasons}")
+        raise UsageError(reason=f"There is no clip in {', '.join(map(str, sources))}.{reasons}")
     return first, clips
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from earmark.core.clips import Failure, Success, WindowPredictions
+from earmark.core.clips import Embedding, Failure, Success, WindowPredictions
 from earmark.core.errors import (
     ClipError,
     DecodeError,
@@ -45,6 +45,16 @@ class Scores:
         self._options = options
         self._combined: np.ndarray | None = None
         self._windows: list[WindowPredictions] = []
+        self.embeddings: list[Embedding] = []
+
+    def keep_embedding(
+        self, span: tuple[float, float], outcome: np.ndarray | windows.Embedded
+    ) -> np.ndarray:
+        """Keep the embedding of a window's outcome, if it has one; return the scores."""
+        if not isinstance(outcome, windows.Embedded):
+            return outcome
+        self.embeddings.append(Embedding(*span, outcome.vector))
+        return outcome.scores
 
     def add(self, span: tuple[float, float], scores: np.ndarray) -> None:
         """Add a window's scores, shape (labels,)."""
@@ -134,7 +144,7 @@ class ClipInWork:
             if dealt is self._dealt:
                 self._close(end)
 
-    def scored(self, window: LoadedWindow, outcome: np.ndarray | ClipError) -> None:
+    def scored(self, window: LoadedWindow, outcome: windows.Outcome) -> None:
         with self.lock:
             if window.dealt is not self._dealt:
                 return
@@ -143,11 +153,12 @@ class ClipInWork:
                 source = self._facts and self._facts.source
                 self._close(Failure(self.clip_id, outcome, source or None))
                 return
-            if outcome.dtype == windows.BEST:
-                self._best = outcome
+            assert self._scores is not None
+            scores = self._scores.keep_embedding(window.span, outcome)
+            if scores.dtype == windows.BEST:
+                self._best = scores
             else:
-                assert self._scores is not None
-                self._scores.add(window.span, outcome)
+                self._scores.add(window.span, scores)
             self._scored += 1
             self._note_progress()
 
@@ -162,16 +173,24 @@ class ClipInWork:
 
     def success(self) -> Success:
         """Return the outcome of a clip whose windows all have scores."""
-        facts = self._facts
+        facts, scores = self._facts, self._scores
         assert facts is not None
+        assert scores is not None
         parts: tuple[WindowPredictions, ...] = ()
         if self._best is not None:
             best = windows.predictions(self._best, self.plan.options.min_score)
         else:
-            assert self._scores is not None
-            best, parts = self._scores.predictions()
+            best, parts = scores.predictions()
         timings = replace(facts.timings, classify_ms=facts.room_ms + self._classify_ms)
-        return Success(self.clip_id, facts.source, facts.audio, best, parts, timings)
+        return Success(
+            self.clip_id,
+            facts.source,
+            facts.audio,
+            best,
+            parts,
+            timings,
+            embeddings=tuple(scores.embeddings),
+        )
 
     def wait_for_end(self, copy: ClipInWork, known: Known) -> bool:
         """End a copy with `known` again when this clip ends; False if this is not at work."""
@@ -230,7 +249,7 @@ class WindowQueue:
             options, model = clip.plan.options, clip.plan.model
             function = options.function_to_apply or model.card.function_to_apply
             best = options.top_k if clip.is_one_window else 0
-            queued = QueuedWindow(window.samples, function, window, best)
+            queued = QueuedWindow(window.samples, function, window, best, options.embeddings)
             groups[model.batcher].append(queued)
         refused = []
         for batcher, queue in groups.items():

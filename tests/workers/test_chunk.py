@@ -18,7 +18,8 @@ from earmark.core.options import RunOptions
 from tests.db.facts import success
 from workers import chunk as chunks
 from workers.chunk import ChunkInProgress
-from workers.loading.process import Facts, Known, LoadedWindow, Suspected
+from workers.loading.cutter import Shape
+from workers.loading.process import Facts, Job, Known, LoadedWindow, Suspected
 from workers.models import RunPlan
 from workers.scoring.windows import BEST
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from workers.clip import ClipInWork
 
 NEVER = threading.Event()
+
+JOB = Job(1, Shape(1000, 1000, 1000, 1), by_url=False)
 
 
 class Work:
@@ -42,7 +45,8 @@ class Work:
         self.loaded += clips
         self.joining = join
         for clip in clips:
-            clip.begin(SimpleNamespace(clip=clip, cancel=lambda: None))  # type: ignore[arg-type]
+            dealt = SimpleNamespace(clip=clip, job=JOB, cancel=lambda: None)
+            clip.begin(dealt)  # type: ignore[arg-type]
 
     def quarantine(self, clip: ClipInWork) -> None:
         self.alone.append(clip.clip_id)
