@@ -21,7 +21,8 @@ from tests.servers import upgraded
 from tests.workers.decoding import bad_audio
 from tests.workers.loading.world import SHAPE, Clip, Queue, job, score_all, settings_for, until
 from workers.loading import loaders as loading
-from workers.loading.loaders import Loaders, Suspected
+from workers.loading.loaders import Loaders
+from workers.loading.process import Suspected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
