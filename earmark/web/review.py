@@ -44,7 +44,6 @@ class Reviewing:
         self._hear = hear
         # A run that has ended has the same clips at each look.
         self._clips = lru_cache(KEPT)(self._read_clips)
-        self._labels = lru_cache(KEPT)(self._read_labels)
 
     def routes(self) -> list[Route]:
         return [
@@ -56,7 +55,7 @@ class Reviewing:
 
     def desk(self, request: Request) -> HTMLResponse:
         run, asked = self._run(request), request.query_params
-        labels = self._labels(run.id, self._done(run.id))
+        labels = dict(charts.label_counts(self._engine, run.id, LABELS))
         label = asked.get("label") or next(iter(labels), "")
         reviewer = "" if "authorization" in request.headers else getpass.getuser()
         values = {"labels": labels, "label": label, "asked": asked, "reviewer": reviewer}
@@ -87,7 +86,8 @@ class Reviewing:
             reviews.undo(self._engine, run.id, body["reviewer"])
         else:
             true_label = body.pop("true_label", "")
-            reviews.say(self._engine, run.id, reviews.Review.model_validate(body), true_label)
+            review = reviews.Review.model_validate(body)
+            reviews.say(self._engine, run.id, review, true_label)
         return HTMLResponse(render("review_now.html", **self._state(run)))
 
     def evaluation(self, request: Request) -> HTMLResponse:
@@ -110,9 +110,6 @@ class Reviewing:
         return Clips.of(
             decisions.rows(self._engine, decisions.SELECT_CLIPS, run_id=run_id, label=label)
         )
-
-    def _read_labels(self, run_id: int, _done: int) -> dict[str, int]:
-        return dict(charts.label_counts(self._engine, run_id, LABELS))
 
     def _state(self, run: runs.RunRow) -> dict[str, Any]:
         found = decisions.rows(self._engine, SELECT_THRESHOLDS, run_id=run.id)
