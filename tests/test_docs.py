@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
 PAGES_OF_THE_SITE = sorted(DOCS.rglob("*.md"))
+COMMAND: Any = typer.main.get_command(app)
 ROOT_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 PROSE = [*(ROOT / name for name in ROOT_PAGES), *PAGES_OF_THE_SITE]
 
@@ -95,7 +96,7 @@ def test_the_pictures_are_small() -> None:
 @pytest.mark.parametrize("page", PROSE, ids=name_of)
 def test_commands_in_pages_have_the_verbs_and_options_there_are(page: Path) -> None:
     for line in commands_of(page.read_text()):
-        command: Any = typer.main.get_command(app)
+        command = COMMAND
         words = shlex.split(line, comments=True)[1:]
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
