@@ -85,11 +85,12 @@ class Scorer:
             first["score"] = (best["scores"] or [None])[0]
             clips.append({"id": clip_id, **first, **best})
         several = np.repeat(counts > 1, counts)
+        columns = windows.dtype.names or ()
         parts = []
         for window, best in zip(
             windows[several].tolist(), self._best(scores[several]), strict=True
         ):
-            parts.append({**dict(zip(windows.dtype.names, window, strict=True)), **best})
+            parts.append({**dict(zip(columns, window, strict=True)), **best})
         return clips, parts
 
     def _best(self, scores: np.ndarray) -> Iterator[dict[str, list[Any]]]:

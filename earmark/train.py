@@ -113,7 +113,7 @@ def _learn(
 
     places, right = _examples(index, verdicts)
     clips = index.windows["clip_id"][places]
-    row = {"clips": len(set(clips[right])), "without": len(set(clips[~right]))}
+    row: dict[str, Any] = {"clips": len(set(clips[right])), "without": len(set(clips[~right]))}
     if min(row.values()) < LEAST_CLIPS:
         return row | dict.fromkeys(FIGURES), None
     inputs = index.vectors(places)
