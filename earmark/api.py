@@ -22,7 +22,7 @@ from earmark.events import Rule, events
 from earmark.growth import Growth
 from earmark.machine import find_broker
 from producer.submit import submit as submit_sources
-from workers.scoring import hub
+from workers.scoring import heads, hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -392,6 +392,8 @@ def _check(settings: Settings, options: RunOptions, notify: str | None) -> None:
         webhook.check(notify, settings)
     folders.check(settings)
     hub.check(options.model, options.revision, options.labels, here=True)
+    if options.head:
+        heads.load(options.head)
 
 
 def _on_files_of(
