@@ -63,6 +63,15 @@ Notify = Annotated[
     ),
 ]
 FlowerPort = Annotated[int, typer.Option(help="Flower's port on this machine.")]
+UiPort = Annotated[int, typer.Option("--port", help="The page's port on this machine.")]
+UiAddress = Annotated[str, typer.Option("--address", help="Any but loopback needs a token.")]
+UiToken = Annotated[
+    str | None,
+    typer.Option("--token", envvar="EARMARK_UI_TOKEN", help="The password asked for."),
+]
+Truth = Annotated[
+    str, typer.Option(help="A column of the list that says what is there, or `reviews`.")
+]
 Run = Annotated[str, typer.Argument(help="A run's id or name.")]
 LatestRun = Annotated[str | None, typer.Argument(help="A run's id or name; default: the newest.")]
 OutputFormat = Annotated[
@@ -95,6 +104,13 @@ MinScore = Annotated[float, typer.Option(help="Predictions below it are not stor
 Labels = Annotated[
     str | None,
     typer.Option(help="For a zero-shot (CLAP) model: what to listen for, comma-separated."),
+]
+Embeddings = Annotated[
+    bool,
+    typer.Option("--embeddings", help="Keep each window's vector, for `similar` and `train`."),
+]
+Head = Annotated[
+    str | None, typer.Option(help="A folder that `earmark train` wrote, on top of --model.")
 ]
 InputFormat = Annotated[
     options.InputFormat, typer.Option(help="How the list is written, where its name does not tell.")
@@ -200,6 +216,8 @@ class Task:
     combine: Combine = DEFAULTS.combine
     min_score: MinScore = DEFAULTS.min_score
     labels: Labels = None
+    embeddings: Embeddings = False
+    head: Head = None
     input_format: InputFormat = "auto"
     url_col: UrlCol = None
     delimiter: Delimiter = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from earmark.core.errors import UsageError
@@ -16,6 +17,9 @@ Combine = Literal["mean", "max"]
 Duplicates = Literal["merge", "keep"]
 #: The format of a list.
 InputFormat = Literal["auto", "txt", "csv", "tsv", "jsonl", "parquet"]
+
+#: A model's name, revision, labels of one's own, and the folder of its head.
+ModelKey = tuple[str, str | None, tuple[str, ...], str | None]
 
 CHOICES = {
     "function_to_apply": get_args(FunctionToApply),
@@ -39,6 +43,9 @@ CHUNK_SIZE = 16
 #: A run pauses if more than this share of its clips fails on every worker; 1: never.
 STOP_AT = 0.2
 
+#: Options that are kept only where they are used, so that results of older runs are reused.
+SINCE_0_2 = ("embeddings", "head")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
@@ -60,9 +67,22 @@ class RunOptions:
     min_score: float = 0.0
     #: The labels to listen for, if the model is a zero-shot one (CLAP).
     labels: tuple[str, ...] = ()
+    #: Keep the vector before the model's last layer, one for each window.
+    embeddings: bool = False
+    #: The folder of a head of one's own, in place of the model's last layer.
+    head: str | None = None
+
+    @property
+    def model_key(self) -> ModelKey:
+        """What makes the model, with its labels."""
+        return self.model, self.revision, self.labels, self.head
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "labels": list(self.labels)}
+        values = {**asdict(self), "labels": list(self.labels)}
+        for name in SINCE_0_2:
+            if not values[name]:
+                del values[name]
+        return values
 
     @classmethod
     def from_arguments(cls, given: Mapping[str, Any]) -> RunOptions:
@@ -76,6 +96,8 @@ class RunOptions:
         labels = chosen.get("labels") or ()
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",")]
+        if head := chosen.get("head"):
+            chosen["head"] = str(Path(head).expanduser().resolve())
         return cls(**{**chosen, "labels": tuple(labels)})
 
     @classmethod

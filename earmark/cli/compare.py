@@ -1,0 +1,117 @@
+"""The verbs that look closer at results: `compare` and `cut`."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path  # noqa: TC003 - Typer reads it
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from db import compare as comparing
+from db import runs
+from earmark import events, output, progress
+from earmark.cli import options as o  # noqa: TC001 - Typer reads it
+from earmark.core.clips import State
+from earmark.database import find_run, read_settings
+from earmark.files import AudioFormat, ParquetOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from db.compare import Comparison
+    from db.rows import Rows
+
+commands = typer.Typer()
+OtherRun = Annotated[str, typer.Argument(help="Another run's id or name.")]
+#: Rows of a table that stands below another one.
+ROWS_BELOW = 12
+
+
+class By(StrEnum):
+    """What a row of a comparison is."""
+
+    label = "label"
+    #: One label that became another one.
+    change = "change"
+    clip = "clip"
+
+
+@commands.command(epilog="Example: earmark compare march april --by clip -o changed.csv")
+def compare(
+    a: o.Run,
+    b: OtherRun,
+    by: Annotated[
+        By, typer.Option(help="A row for each label, each change of label, or each changed clip.")
+    ] = By.label,
+    format: o.OutputFormat = None,
+    file: o.OutputFile = None,
+    db: o.Db = None,
+) -> None:
+    """Compare what two runs heard in the same clips: with two models, or with other options."""
+    engine, before = find_run(read_settings(db), a)
+    after = runs.find_run(engine, b)
+    with progress.screen.status(f"Comparing {before.name} and {after.name}"):
+        comparison = comparing.compare(engine, before, after)
+        rows = _rows(comparison, by)
+    progress.tell_all(_sentences(comparison))
+    parquet = ParquetOptions(of_views=False)
+    output.write(rows, format, file, empty="Nothing changed.", parquet=parquet)
+    if by is By.label and not (format or file) and sys.stdout.isatty():
+        output.print_rows(comparison.changes(ROWS_BELOW), "What became what")
+
+
+def _rows(comparison: Comparison, by: By) -> Rows:
+    match by:
+        case By.label:
+            return comparison.labels()
+        case By.change:
+            return comparison.changes()
+    return comparison.changed()
+
+
+def _sentences(comparison: Comparison) -> list[str]:
+    a, b = comparison.a.name, comparison.b.name
+    count = progress.count_of(comparison.clips, "clip")
+    sentences = [f"{count} done in both {a} and {b}, {comparison.agreement:.1%} with one label."]
+    for run in (comparison.a, comparison.b):
+        done = runs.progress(comparison.engine, run.id).states[State.done]
+        if more := done - comparison.clips:
+            sentences.append(f"{progress.count_of(more, 'more clip')} done in {run.name} alone.")
+    for option, (ours, theirs) in comparison.differences.items():
+        sentences.append(f"Their {option} differs: {ours} in {a}, {theirs} in {b}.")
+    return sentences
+
+
+@commands.command(epilog="Example: earmark cut march --label siren --min-score 0.6 -o sirens/")
+def cut(
+    run: o.Run,
+    folder: Annotated[Path, typer.Option("--output", "-o", help="A new folder, or an empty one.")],
+    label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
+    min_score: Annotated[float, typer.Option(help="The score that an event must reach.")] = 0.5,
+    pad: Annotated[float, typer.Option(min=0, help="Seconds kept before and after it.")] = 1.0,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Only so many, spread over the scores.")
+    ] = None,
+    format: Annotated[AudioFormat, typer.Option(help="The files' format.")] = AudioFormat.flac,
+    db: o.Db = None,
+) -> None:
+    """Cut the sound of events out of the recordings: a file each, and a table beside them."""
+    from earmark.cut import AT_ONCE, Cutter, sampled
+    from earmark.sound import Listener
+
+    settings = read_settings(db)
+    engine, row = find_run(settings, run)
+    found: Iterable[dict[str, Any]] = events.events(
+        engine, row, events.Rule(min_score, min_score), label=label
+    )
+    if sample:
+        found = sampled(found, sample, min_score)
+    with Listener(settings, at_once=AT_ONCE) as listener:
+        cutter = Cutter(engine=engine, listener=listener, folder=folder, pad_s=pad, format=format)
+        table = folder / "metadata.csv"
+        output.write(cutter.cut(found), output.Format.csv, table, empty="Nothing was cut.")
+    if missing := len(cutter.missing):
+        clips = progress.count_of(missing, "clip")
+        progress.tell(f"Events of {clips} are missing, as of {cutter.missing[0]}")
