@@ -83,6 +83,13 @@ def sounds(folder: Path, count: int, seconds: float = 0.5) -> list[Clip]:
     return clips
 
 
+def test_a_command_line_names_no_token(make: Any) -> None:
+    make(fetch={"tokens": {"https://clips.test": "secret"}}, worker={"decoders": 1})
+    for name in ("workers.loading.loader", "workers.decoding.child"):
+        (process,) = children(name)
+        assert "secret" not in " ".join(process.cmdline())
+
+
 def test_each_clip_comes_with_its_samples_and_its_facts(make: Any, tmp_path: Path) -> None:
     loaders, queue = make()
     clips = sounds(tmp_path, 20)
