@@ -10,12 +10,15 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import requests
+import sqlalchemy as sa
 
 from db import reviews
+from db.models import WindowEmbedding
 from db.rows import select
-from db.session import connect
+from db.session import connect, writing
 from earmark.core.settings import Database
 from earmark.demo import EXAMPLES
 from tests.db.facts import chunk_of
@@ -25,7 +28,6 @@ from tests.servers import free_port, upgraded
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import sqlalchemy as sa
     from playwright.sync_api import Browser, Page
 
 LABELS = ("siren", HOSTILE)
@@ -55,6 +57,11 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
     model = ledger.register_model(engine, LABELS, **identity, function_to_apply="softmax")
     ledger.settle_model(engine, run_id, model[0])
     ledger.finish(engine, claim, ended, model[1], Ledger())
+    with writing(engine) as connection:
+        for clip_id in range(1, COUNT + 1):
+            vector = np.float32(1 / 127).tobytes() + bytes([COUNT - clip_id, clip_id])
+            row = {"clip_id": clip_id, "channel": 0, "start_s": 0, "end_s": 1, "vector": vector}
+            connection.execute(sa.insert(WindowEmbedding).values(**row))
     yield engine
     engine.dispose()
 
@@ -181,6 +188,14 @@ def test_two_people_do_not_meet(served: Served, engine: sa.Engine) -> None:
     queue = {"label": "siren", "queue": "doubtful", "low": "0.1", "high": "", "holding": []}
     one, other = (served.post("/next", reviewer=who, **queue).text for who in ("ana", "ben"))
     assert one.split("data-clip=")[1][:6] != other.split("data-clip=")[1][:6]
+
+
+def test_a_queue_may_begin_with_what_sounds_like_a_clip(served: Served) -> None:
+    queue = {"label": "siren", "queue": "nearest", "low": "", "high": "", "reviewer": "cleo"}
+    shown = served.post("/next", like="39", holding=[*range(1, 36), 37], **queue)
+    assert 'data-clip="38"' in shown.text
+    refused = served.post("/next", like="", holding=[], **queue)
+    assert (refused.status_code, refused.text[:31]) == (400, "The clip 0 has no embedding: se")
 
 
 def test_only_our_own_page_may_write(served: Served, engine: sa.Engine) -> None:
