@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -155,3 +157,12 @@ def test_the_statements_in_commands_of_pages_can_be_asked(tmp_path: Path) -> Non
     for statement in statements:
         list(query.query(engine, statement, timeout_s=5))
     engine.dispose()
+
+
+@pytest.mark.parametrize("page", PROSE, ids=name_of)
+def test_python_in_pages_is_python_and_imports_names_there_are(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("earmark", "db.")):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, name.name) for name in node.names)

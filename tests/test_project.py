@@ -36,6 +36,7 @@ Upgrade first.
         ("github-workflows", "workflows/ci.yml"),
         ("github-workflows", "workflows/release.yml"),
         ("dependabot", "dependabot.yml"),
+        ("github-issue-forms", "ISSUE_TEMPLATE/bug.yml"),
     ],
 )
 def test_the_forge_understands_its_files(schema: str, file: str) -> None:
