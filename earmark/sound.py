@@ -18,6 +18,7 @@ from earmark.core.clips import AudioFacts
 from earmark.core.errors import TooShort
 from workers.decoding.pool import Decoders
 from workers.fetching.fetch import Fetcher
+from workers.loading.spans import Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -93,8 +94,9 @@ class Listener:
         """
         fetched = self._fetcher.fetch(uri, part)
         with fetched.file:
-            waveform = self._decoders.decode(fetched.file, RATE).waveform
-        return heard(waveform.samples, most_s, most_bytes)
+            samples = self._decoders.decode(fetched.file, RATE).waveform.samples
+        span = Span.of(part, RATE)
+        return heard(span.cut(samples) if span else samples, most_s, most_bytes)
 
     def open(self, uri: str, part: Part | None = None) -> BinaryIO:
         """Return a clip's bytes in an open file, fetched if they are elsewhere.

@@ -1,4 +1,4 @@
-"""`earmark ui`: a read-only web application to watch runs, browse clips, and query in SQL."""
+"""`earmark ui`: a web application to watch runs, browse and review clips, and query in SQL."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 import uvicorn
 from more_itertools import peekable
+from rich.markup import escape
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -41,6 +42,7 @@ from earmark.web.report import (
     quick_counts,
     render,
 )  # fmt: skip
+from earmark.web.review import Reviewing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -89,17 +91,19 @@ def serve(
     port: int,
     token: str | None,
     flower: str,
+    path: str = "",
 ) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C; name the place in it where to begin.
 
     Raises:
         UsageError: it would be open to other machines without a token, or its port is taken.
     """
+    token = token or settings.ui_token
     if address not in HERE and not token:
         reason = "it shows every run, and its SQL reads every row."
         raise UsageError(reason=f"The page on {address} needs --token: {reason}")
     check_port(address, port)
-    screen.print(f"[bold]http://{address}:{port}[/] shows the runs; Ctrl-C stops it.")
+    screen.print(f"[bold]http://{address}:{port}{escape(path)}[/] is ready; Ctrl-C stops it.")
     uvicorn.run(
         application(engine, settings, token, flower), host=address, port=port, log_level="warning"
     )
@@ -130,6 +134,7 @@ def application(
             Route("/clips/{clip:int}", pages.clip),
             Route("/sql", pages.sql),
             Route("/sql.csv", pages.sql_download),
+            *Reviewing(engine, pages.hear).routes(),
             Mount("/static", StaticFiles(directory=TEMPLATES)),
         ],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=_guard(token))],
@@ -178,9 +183,7 @@ class _Pages:
     ) -> None:
         self._engine = engine
         self._settings = settings
-        self._hear = lru_cache(HEARD)(
-            partial(listener.hear, most_s=SOUND_S, most_bytes=SOUND_BYTES)
-        )
+        self.hear = lru_cache(HEARD)(partial(listener.hear, most_s=SOUND_S, most_bytes=SOUND_BYTES))
         # A run that has ended is looked at again only if its counts change.
         self._facts_of_ended = lru_cache(RUNS)(self._look_at)
         self._flower = flower
@@ -262,7 +265,7 @@ class _Pages:
             shown = Card(clips[0], None, "")
             best = sorted(shown.segments, key=lambda segment: -segment[3])[:EVENTS]
             return self._page("long.html", card=shown, colour=colours([shown]), events=sorted(best))
-        shown = card(clips[0], self._hear)
+        shown = card(clips[0], self.hear)
         return self._page("clip.html", card=shown, colour=colours([shown]))
 
     def sql(self, request: Request) -> HTMLResponse:
