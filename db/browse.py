@@ -171,7 +171,7 @@ def _lines(engine: sa.Engine, run_id: int, wanted: Wanted) -> Iterator[Sequence[
     statement, _ = _in_order(run_id, wanted)
     with reading(engine) as connection:
         rows = connection.execution_options(yield_per=ROWS_AT_ONCE).execute(statement)
-        yield tuple(rows.keys())
+        yield "clip_id", "uri", *tuple(rows.keys())[2:]
         yield from filter(wanted.fits, rows)
 
 

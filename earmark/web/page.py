@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import uvicorn
+from more_itertools import peekable
 from rich.markup import escape
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -44,7 +45,7 @@ from earmark.web.report import (
 from earmark.web.review import Reviewing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     import sqlalchemy as sa
     from starlette.requests import Request
@@ -198,7 +199,7 @@ class _Pages:
     def run(self, request: Request) -> HTMLResponse:
         run = runs.find_run(self._engine, request.path_params["run"])
         page = browse.page(
-            self._engine, run.id, self._wanted(request), request.query_params.get("after", "")
+            self._engine, run.id, _wanted(request), request.query_params.get("after", "")
         )
         asked = [item for item in request.query_params.multi_items() if item[0] != "after"]
         following = ""
@@ -232,13 +233,13 @@ class _Pages:
 
     def run_facets(self, request: Request) -> HTMLResponse:
         run = runs.find_run(self._engine, request.path_params["run"])
-        found = browse.facets(self._engine, run.id, self._wanted(request))
+        found = browse.facets(self._engine, run.id, _wanted(request))
         most = browse.READ_FOR_FACETS
         return self._page("facets.html", facets=found, query=request.url.query, most=most)
 
     def run_download(self, request: Request) -> Response:
         run = runs.find_run(self._engine, request.path_params["run"])
-        return _download(browse.every(self._engine, run.id, self._wanted(request)))
+        return _download(browse.every(self._engine, run.id, _wanted(request)))
 
     def sql_download(self, request: Request) -> Response:
         statement = request.query_params.get("q", "")
@@ -305,24 +306,21 @@ class _Pages:
     def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(render(template, flower=self._flower, **values), status)
 
-    def _wanted(self, request: Request) -> browse.Wanted:
-        wanted = _wanted(request)
-        if wanted.order and not wanted.label:
-            run = runs.find_run(self._engine, request.path_params["run"])
-            if runs.progress(self._engine, run.id).total > COUNTED:
-                reason = "So large a run is sorted by score within a label: choose one."
-                raise UsageError(reason=reason)
-        return wanted
-
 
 def _download(rows: Rows) -> Response:
-    """Return rows as a CSV file. It is written before it is sent: the database is free again."""
-    file = TemporaryFile("w+", encoding="utf-8", newline="")  # noqa: SIM115 - closed when collected
-    output.write_csv(islice(rows, DOWNLOADED), rows.columns, file)
-    file.seek(0)
+    """Return rows as a CSV file. They are all read before it is sent, or an error is a sentence."""
+    blocks = peekable(_blocks(rows))
+    blocks.peek()
     headers = {"Content-Disposition": 'attachment; filename="earmark.csv"'}
-    blocks = iter(partial(file.read, BLOCK), "")
     return StreamingResponse(blocks, media_type="text/csv", headers=headers)
+
+
+def _blocks(rows: Rows) -> Iterator[str]:
+    with TemporaryFile("w+", encoding="utf-8", newline="") as file:
+        output.write_csv(islice(rows, DOWNLOADED), rows.columns, file)
+        file.seek(0)
+        while block := file.read(BLOCK):
+            yield block
 
 
 def _number(request: Request, name: str, default: float) -> float:
