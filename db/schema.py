@@ -132,7 +132,6 @@ def _view_words(dialect: Dialect) -> dict[str, str]:
         "finished_at": dialect.timestamp.format("c.finished_at"),
         "created_at": dialect.timestamp.format("r.created_at"),
         "at": dialect.timestamp.format("v.at"),
-        "tested_at": dialect.timestamp.format("t.at"),
         "same": dialect.same,
         "sha256": dialect.hexadecimal.format("c.sha256"),
         "tags": dialect.json.format("c.tags"),
@@ -170,6 +169,13 @@ def drop_views(created: list[str]) -> list[str]:
 def view_names() -> list[str]:
     """Return the public views, those that others are made of first."""
     return re.findall(r"CREATE VIEW (\w+)", VIEWS.read_text(encoding="utf-8"))
+
+
+def view_columns(engine: sa.Engine) -> dict[str, list[str]]:
+    """Return the columns of each public view."""
+    inspector = sa.inspect(engine)
+    columns = {view: inspector.get_columns(view) for view in view_names()}
+    return {view: [str(column["name"]) for column in found] for view, found in columns.items()}
 
 
 def _statements(text: str) -> list[str]:

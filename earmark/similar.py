@@ -54,8 +54,8 @@ def similar(
     places, cosines = index.nearest(query, count, allowed)
     windows = index.windows[places].tolist()
     with reading(engine) as connection:
-        rows = execute(connection, SELECT_SHOWN, ids=[window[0] for window in windows])
-        shown = {row["clip_id"]: dict(row) for row in rows.mappings()}
+        found = execute(connection, SELECT_SHOWN, ids=[window[0] for window in windows])
+        shown = {row["clip_id"]: dict(row) for row in found.mappings()}
     for rank, (window, cosine) in enumerate(zip(windows, cosines.tolist(), strict=True), 1):
         clip, channel, start_s, end_s = window
         where = {"channel": channel or None, "start_s": start_s, "end_s": end_s}

@@ -7,20 +7,25 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 import soundfile
+import soxr
 from PIL import Image
 
+from earmark.core.clips import AudioFacts
+from earmark.core.errors import TooShort
 from workers.decoding.pool import Decoders
 from workers.fetching.fetch import Fetcher
+from workers.loading.spans import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from earmark.core.clips import Part
     from earmark.core.settings import Settings
+    from workers.decoding.decoder import Piece
 
 #: Hz. Speech and most sounds are well told below 8 kHz, and a spectrogram needs no more.
 RATE = 16_000
@@ -89,8 +94,43 @@ class Listener:
         """
         fetched = self._fetcher.fetch(uri, part)
         with fetched.file:
-            waveform = self._decoders.decode(fetched.file, RATE).waveform
-        return heard(waveform.samples, most_s, most_bytes)
+            samples = self._decoders.decode(fetched.file, RATE).waveform.samples
+        span = Span.of(part, RATE)
+        return heard(span.cut(samples) if span else samples, most_s, most_bytes)
+
+    def open(self, uri: str, part: Part | None = None) -> BinaryIO:
+        """Return a clip's bytes in an open file, fetched if they are elsewhere.
+
+        Raises:
+            ClipError: it cannot be fetched any more.
+        """
+        return self._fetcher.open(uri, part)
+
+    def hear_stretch(
+        self, uri: str, part: Part, start_s: float, *, most_s: float, most_bytes: int
+    ) -> Heard:
+        """Return the seconds of a recording behind some time as a page shows them.
+
+        Raises:
+            ClipError: it cannot be fetched any more, or not be decoded, or ends before.
+        """
+        with self.open(uri, part) as file:
+            *_, last = pieces = list(self.stretch(file, start_s, start_s + most_s))
+        facts, samples = last.end, np.concatenate([piece.samples for piece in pieces])
+        assert isinstance(facts, AudioFacts)
+        if not len(samples):
+            raise TooShort(min_duration_s=start_s, setting="where one wants to hear it")
+        mono = samples.reshape(-1, facts.channels).mean(axis=1)
+        resampled = soxr.resample(mono, facts.source_sample_rate, RATE)
+        return heard(resampled, most_s, most_bytes)
+
+    def stretch(self, file: BinaryIO, start_s: float, end_s: float) -> Iterator[Piece]:
+        """Yield some seconds of an open file at its own rate, with the channels of each frame.
+
+        Raises:
+            ClipError: it cannot be decoded.
+        """
+        return self._decoders.stretch(file, start_s, end_s)
 
     def close(self) -> None:
         self._fetcher.close()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from db import results, reviews
-from db.reviews import Verdict
 from db.rows import select
 from earmark import similar
 from earmark.core.errors import UsageError
@@ -81,9 +80,9 @@ def train(
 def _reviewed(engine: sa.Engine, run: RunRow) -> Said:
     said: Said = defaultdict(list)
     for row in reviews.reviews(engine, run.id):
-        if row["verdict"] != Verdict.unsure:
+        if row["verdict"] != "unsure":
             span = row["start_s"] or 0.0, row["end_s"] or np.inf
-            said[row["label"]].append((row["clip_id"], *span, row["verdict"] == Verdict.right))
+            said[row["label"]].append((row["clip_id"], *span, row["verdict"] == "right"))
     return said
 
 

@@ -187,6 +187,7 @@ def report(
     clips: Annotated[
         int, typer.Option(min=0, max=200, help="Clips shown; of more, an even sample.")
     ] = 200,
+    truth: o.MaybeTruth = None,
     db: o.Db = None,
 ) -> None:
     """Write one page on a run: counts, labels, failures, and clips to see and hear."""
@@ -194,28 +195,25 @@ def report(
 
     settings = read_settings(db)
     engine, row = find_run(settings, run)
-    shown = reporting.write(engine, row, settings, file, most=clips)
+    shown = reporting.write(engine, row, settings, file, most=clips, truth=truth)
     progress.screen.print(f"{file}: {shown} clips to see and hear.", markup=False, soft_wrap=True)
 
 
 @commands.command(epilog="Example: earmark ui --port 5556")
 def ui(
-    port: Annotated[int, typer.Option(help="The page's port on this machine.")] = 5556,
-    address: Annotated[str, typer.Option(help="Any but loopback needs a token.")] = "127.0.0.1",
-    token: Annotated[
-        str | None, typer.Option(envvar="EARMARK_UI_TOKEN", help="The password asked for.")
-    ] = None,
+    port: o.UiPort = 5556,
+    address: o.UiAddress = "127.0.0.1",
+    token: o.UiToken = None,
     flower: Annotated[
         str, typer.Option(help="Where Flower is, for a link.")
     ] = "http://127.0.0.1:5555",
     db: o.Db = None,
 ) -> None:
-    """Serve a read-only page: runs as they go, their clips to see and hear, and SQL."""
+    """Serve a page: runs as they go, their clips to see, hear and review, and SQL."""
     from earmark.web import page
 
     settings = read_settings(db)
     engine = open_database(settings)
-    token = token or settings.ui_token
     page.serve(engine, settings, address=address, port=port, token=token, flower=flower)
 
 
