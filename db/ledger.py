@@ -55,7 +55,7 @@ SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
 SELECT_LEASED = """
-SELECT id, uri, attempts + 1 AS attempts, crashes, given_back_by, start_s, end_s, channel, member,
+SELECT id, uri, attempts + 1 AS attempts, crashes, given_back_by, start_s, end_s, member,
 member_offset, member_bytes, packing FROM clips
 WHERE id IN {ids} AND not_before IS NOT NULL ORDER BY id
 """
@@ -111,9 +111,10 @@ def open_run(
         if name is None:
             return _insert_unnamed(connection, values)
         run = _find_or_insert(connection, name, values)
-        if RunOptions.from_json(run.options) != options:
+        kept = RunOptions.from_json(run.options)
+        if kept != options:
             raise UsageError(
-                reason=f"The run {name!r} exists with another {_differing(run.options, options)};"
+                reason=f"The run {name!r} exists with another {_differing(kept, options)};"
                 " use another --name."
             )
         connection.execute(sa.update(Run).where(Run.id == run.id).values(**changing))
@@ -121,8 +122,8 @@ def open_run(
         return int(run.id)
 
 
-def _differing(kept: dict[str, Any], options: RunOptions) -> str:
-    names = [name for name, value in options.as_json().items() if kept.get(name) != value]
+def _differing(kept: RunOptions, options: RunOptions) -> str:
+    names = [name for name in kept.__slots__ if getattr(kept, name) != getattr(options, name)]
     return ", ".join(names)
 
 

@@ -54,6 +54,7 @@ class Scoring(TypedDict, total=False):
     combine: Combine
     min_score: float
     labels: str | Sequence[str] | None
+    channels: str | int
 
 
 class Submission(Scoring, total=False):

@@ -96,6 +96,13 @@ Labels = Annotated[
     str | None,
     typer.Option(help="For a zero-shot (CLAP) model: what to listen for, comma-separated."),
 ]
+Channels = Annotated[
+    str,
+    typer.Option(
+        metavar="mix|each|first|N",
+        help="Which channels are heard: their mix, each by itself, the first, or the Nth.",
+    ),
+]
 InputFormat = Annotated[
     options.InputFormat, typer.Option(help="How the list is written, where its name does not tell.")
 ]
@@ -200,6 +207,7 @@ class Task:
     combine: Combine = DEFAULTS.combine
     min_score: MinScore = DEFAULTS.min_score
     labels: Labels = None
+    channels: Channels = DEFAULTS.channels
     input_format: InputFormat = "auto"
     url_col: UrlCol = None
     delimiter: Delimiter = None

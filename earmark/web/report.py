@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +91,12 @@ class Card:
         return " ".join(words).lower()
 
     @property
-    def segments(self) -> list[Segment]:
-        return segments(self.clip["windows"])
+    def timelines(self) -> list[tuple[int | None, list[Segment]]]:
+        """What is heard when, on each channel."""
+        timelines = []
+        for channel, windows in groupby(self.clip["windows"], itemgetter(0)):
+            timelines.append((channel, segments(window[1:] for window in windows)))
+        return timelines
 
 
 def write(
@@ -180,8 +185,9 @@ def colours(cards: Iterable[Card]) -> dict[str, int]:
     """Return the number of each label's colour; the labels heard for the longest have one."""
     seconds: dict[str, float] = {}
     for each in cards:
-        for start_s, end_s, label, _ in each.segments:
-            seconds[label] = seconds.get(label, 0.0) + end_s - start_s
+        for _, timeline in each.timelines:
+            for start_s, end_s, label, _ in timeline:
+                seconds[label] = seconds.get(label, 0.0) + end_s - start_s
     longest_first = sorted(seconds, key=lambda label: -seconds[label])
     return {label: number for number, label in enumerate(longest_first[:COLOURS])}
 

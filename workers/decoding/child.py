@@ -11,9 +11,9 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import tempfile
+from collections import Counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,7 +26,7 @@ from earmark.core.processes import limit
 from workers.decoding import lengths, readers, tags, wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from earmark.core import settings
 
@@ -81,11 +81,11 @@ def confine(max_memory: int) -> None:
 
 def serve(parent: socket.socket, audio_settings: settings.Audio) -> None:
     """Decode the clips that the parent sends, until the parent is gone."""
-    while request := socket.recv_fds(parent, 4, 1)[0]:
-        (sample_rate,) = struct.unpack("<I", request)
+    while request := socket.recv_fds(parent, wire.REQUEST.size, 1)[0]:
+        sample_rate, channels = wire.REQUEST.unpack(request)
         _end_in(audio_settings.decode_timeout_s + 1)
         try:
-            reply(parent, sample_rate, audio_settings)
+            reply(parent, sample_rate, channels, audio_settings)
         except ConnectionError:
             return
         _end_in(0)
@@ -100,32 +100,49 @@ def _end_in(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used + seconds + 1), hard))
 
 
-def reply(parent: socket.socket, sample_rate: int, audio_settings: settings.Audio) -> None:
+def reply(
+    parent: socket.socket, sample_rate: int, channels: int, audio_settings: settings.Audio
+) -> None:
     """Send the clip in pieces, as it is decoded, and its facts or its error with the last one."""
-    samples: list[np.ndarray] = []
+    channel, samples = 0, list[np.ndarray]()
     end: dict[str, Any]
     try:
-        blocks, facts = decode(CLIP, sample_rate, audio_settings)
-        for samples, last in wire.pieces(blocks):
+        pieces, meter = _pieces(sample_rate, channels, audio_settings)
+        for channel, samples, last in pieces:
             if not last:
-                _send(parent, samples, None, audio_settings)
-        end = {"facts": dataclasses.asdict(facts())}
+                _send(parent, samples, channel, None, audio_settings)
+        end = {"facts": dataclasses.asdict(meter.facts())}
     except errors.DecodeError as error:
         samples, end = [], {"error": error.code, "facts": error.facts}
     except MemoryError:
         samples, end = [], {"error": errors.DecoderMemory.code, "facts": {}}
-    _send(parent, samples, end, audio_settings)
+    _send(parent, samples, channel, end, audio_settings)
+
+
+def _pieces(
+    sample_rate: int, channels: int, audio_settings: settings.Audio
+) -> tuple[Iterator[tuple[int, list[np.ndarray], bool]], Meter]:
+    parts, meter = decode(CLIP, sample_rate, audio_settings, channels)
+    pieces = wire.pieces(parts)
+    if channels != clips.MIX_UNLESS_CANCELLING:
+        return pieces, meter
+    # Nothing has been sent yet, so that it can begin again.
+    first = list(itertools.islice(pieces, 1))
+    if meter.cancelling:
+        return _pieces(sample_rate, clips.EACH, audio_settings)
+    return itertools.chain(first, pieces), meter
 
 
 def _send(
     parent: socket.socket,
     samples: list[np.ndarray],
+    channel: int,
     end: dict[str, Any] | None,
     audio_settings: settings.Audio,
 ) -> None:
     # The parent takes a piece when it has memory for it, and that time is not the decoder's.
     _end_in(0)
-    parent.sendall(wire.head(sum(map(len, samples)), end))
+    parent.sendall(wire.head(sum(map(len, samples)), channel, end))
     for block in samples:
         parent.sendall(block.data)
     if end is None:
@@ -133,48 +150,71 @@ def _send(
 
 
 def decode(
-    clip: int, sample_rate: int, audio_settings: settings.Audio
-) -> tuple[Iterator[np.ndarray], Callable[[], clips.AudioFacts]]:
-    """Return an open file's mono samples at this rate, in blocks as they are decoded.
+    clip: int, sample_rate: int, audio_settings: settings.Audio, channels: int = clips.MIX
+) -> tuple[Iterator[tuple[int, np.ndarray]], Meter]:
+    """Return an open file's samples at this rate, in blocks of one channel as they are decoded.
 
-    The function returns the facts of the file once all blocks have been taken.
+    The meter knows the facts of the file once all blocks have been taken.
     """
     audio = readers.open_audio(clip)
-    meter = _Meter(audio, audio_settings)
+    meter = Meter(audio, audio_settings, channels)
     blocks = at_rate(audio, meter.watch(audio.blocks()), sample_rate)
-    return blocks, meter.facts
+    return by_channel(blocks, max(channels, 0)), meter
 
 
 def at_rate(
     audio: readers.Audio, blocks: Iterable[np.ndarray], sample_rate: int
 ) -> Iterator[np.ndarray]:
-    """Resample blocks to one rate, although the file's own may change on the way."""
-    for source_rate, stretch in itertools.groupby(blocks, lambda _: audio.sample_rate):
-        yield from resample(stretch, source_rate, sample_rate)
+    """Resample blocks to one rate, although the file's own and its channels may change."""
+
+    def kind(block: np.ndarray) -> tuple[int, tuple[int, ...]]:
+        return audio.sample_rate, block.shape[1:]
+
+    for (source_rate, shape), stretch in itertools.groupby(blocks, kind):
+        yield from resample(stretch, source_rate, sample_rate, shape)
 
 
-class _Meter:
+def by_channel(blocks: Iterable[np.ndarray], channel: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield blocks with their channel: this one's, (frames,), or several, (frames, channels).
+
+    A channel that is not there all the time has silence in its place.
+    """
+    ends: Counter[int] = Counter()
+    for block in blocks:
+        if block.ndim == 1:
+            yield channel, block
+            continue
+        begin = ends[1]
+        for number, samples in enumerate(block.T, 1):
+            while missing := min(begin - ends[number], readers.BLOCK_FRAMES):
+                yield number, np.zeros(missing, np.float32)
+                ends[number] += missing
+            yield number, np.ascontiguousarray(samples)
+            ends[number] += len(block)
+
+
+class Meter:
     """Counts and checks the samples that pass; raises a DecodeError for those over a limit."""
 
-    def __init__(self, audio: readers.Audio, audio_settings: settings.Audio) -> None:
-        self._audio, self._settings = audio, audio_settings
+    def __init__(self, audio: readers.Audio, audio_settings: settings.Audio, channels: int) -> None:
+        self._audio, self._settings, self._heard = audio, audio_settings, channels
         self._rate, self._channels = audio.sample_rate, audio.channels
         self._refuse_kind()
         self._source_rate, self._source_channels = self._rate, self._channels
         #: Frames at this sample rate, seconds at earlier ones, samples of all channels.
         self._frames, self._earlier_s, self._samples = 0, 0.0, 0
         self._all_frames = 0
-        self._silent, self._over_scale, self._cancelling = True, False, False
+        self._silent, self._over_scale, self.cancelling = True, False, False
         self._refuse_longer(audio.declared_frames)
         self._count_from = audio.declared_frames + MAX_UNDECLARED / audio.channels
 
     def watch(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield the mix of the channels of each block."""
+        """Yield what is heard of each block: (frames,), or (frames, channels) of each channel."""
         for block in blocks:
             if (self._audio.sample_rate, self._audio.channels) != (self._rate, self._channels):
                 self._change()
             self._count(block)
-            yield self._mix(block)
+            yield self._choose(block)
 
     def _change(self) -> None:
         self._earlier_s, self._frames = self._seconds(0), 0
@@ -191,15 +231,19 @@ class _Meter:
             for frames in self._audio.count():
                 self._refuse_longer(frames - self._all_frames)
 
-    def _mix(self, block: np.ndarray) -> np.ndarray:
+    def _choose(self, block: np.ndarray) -> np.ndarray:
         samples = block.ravel(order="K")
         energy = float(samples @ samples)
         self._check(samples, energy)
         mono = downmix(block)
-        if block.shape[1] == 1 or not cancels(block, mono, energy):
-            return mono
-        self._cancelling = True
-        return loud_channel(block)
+        if block.shape[1] > 1 and cancels(block, mono, energy):
+            self.cancelling = True
+            mono = loud_channel(block)
+        if self._heard == clips.EACH:
+            return block
+        if self._heard > 0:
+            return np.ascontiguousarray(block[:, self._heard - 1])
+        return mono
 
     def _check(self, samples: np.ndarray, energy: float) -> None:
         # The energy of samples takes a third of the time of their peak, and tells most of it.
@@ -233,6 +277,9 @@ class _Meter:
         if not 1 <= self._channels <= limits.max_channels:
             reason = f"{self._channels:,} channels (EARMARK_AUDIO__MAX_CHANNELS)"
             raise errors.Unsupported(reason=reason)
+        if self._heard > self._channels:
+            reason = f"{self._channels} channel(s), so no channel {self._heard} (--channels)"
+            raise errors.Unsupported(reason=reason)
 
     def facts(self) -> clips.AudioFacts:
         audio = self._audio
@@ -256,7 +303,7 @@ class _Meter:
             truncated=truncated,
             silent=self._silent,
             over_scale=self._over_scale,
-            cancelling=self._cancelling,
+            cancelling=self.cancelling,
             tags=json.dumps(found) if found else "",
             recorded_at=time,
             recorded_from=source,
@@ -295,15 +342,20 @@ def loud_channel(block: np.ndarray) -> np.ndarray:
 
 
 def resample(
-    blocks: Iterable[np.ndarray], source_rate: int, sample_rate: int
+    blocks: Iterable[np.ndarray], source_rate: int, sample_rate: int, shape: tuple[int, ...] = ()
 ) -> Iterator[np.ndarray]:
-    """Resample block by block to the same bits that librosa.resample gives for the whole clip."""
+    """Resample block by block to the same bits that librosa.resample gives for the whole clip.
+
+    Args:
+        shape: of one frame: `(channels,)`, or empty for blocks of shape (frames,).
+    """
     if source_rate == sample_rate:
         yield from blocks
         return
     # A low rate gives many samples for one.
     step = min(readers.BLOCK_FRAMES, readers.BLOCK_FRAMES * source_rate // sample_rate + 1)
-    stream = soxr.ResampleStream(source_rate, sample_rate, 1, dtype="float32", quality="HQ")
+    channels = math.prod(shape)
+    stream = soxr.ResampleStream(source_rate, sample_rate, channels, dtype="float32", quality="HQ")
     frames = done = 0
     for block in blocks:
         frames += len(block)
@@ -311,10 +363,11 @@ def resample(
             output = stream.resample_chunk(block[start : start + step])
             done += len(output)
             yield output
-    output = stream.resample_chunk(np.empty(0, np.float32), last=True)
+    output = stream.resample_chunk(np.empty((0, *shape), np.float32), last=True)
     done += len(output)
     yield output
-    yield np.zeros(math.ceil(frames * (float(sample_rate) / source_rate)) - done, np.float32)
+    missing = math.ceil(frames * (float(sample_rate) / source_rate)) - done
+    yield np.zeros((missing, *shape), np.float32)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ class Decoders:
         waveform = clips.Waveform(np.concatenate(parts), sample_rate)
         return Decoded(waveform, piece.end)
 
-    def pieces(self, file: BinaryIO, sample_rate: int) -> Iterator[Piece]:
+    def pieces(
+        self, file: BinaryIO, sample_rate: int, channels: int = clips.MIX
+    ) -> Iterator[Piece]:
         """Yield the waveform in pieces, as it is decoded; the last one has the file's facts.
 
         Raises the same errors as `decode`. The time that the caller takes is not the decoder's.
@@ -77,7 +79,7 @@ class Decoders:
         check_regular(file)
         with self._decoder() as decoder:
             try:
-                decoder.begin(file.fileno(), sample_rate)
+                decoder.begin(file.fileno(), sample_rate, channels)
                 while (piece := _next(decoder)).end is None:
                     yield piece
             except BROKEN as error:

@@ -56,6 +56,8 @@ class DealtClip:
     shape: Shape
     #: Whether its URL is looked up before it is fetched.
     by_url: bool
+    #: The channels to decode.
+    channels: int
     #: The part of the file that is the clip, and its span; None for all of it.
     part: Part | None = None
     span: Span | None = None

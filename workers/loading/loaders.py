@@ -21,7 +21,7 @@ from zlib import crc32
 import numpy as np
 
 from earmark.core import errors
-from earmark.core.clips import Failure, Postponed, Source, Timings
+from earmark.core.clips import MIX, Failure, Postponed, Source, Timings
 from earmark.core.settings import cores
 from workers import metrics
 from workers.loading import arena, messages
@@ -105,6 +105,8 @@ class Job:
     shape: Shape
     #: Whether URLs are looked up before they are fetched.
     by_url: bool
+    #: The channels to decode.
+    channels: int = MIX
 
 
 @dataclass(slots=True, eq=False)
@@ -137,6 +139,8 @@ class LoadedWindow:
     #: In samples of the clip; `heard` of them are not padding.
     start: int
     heard: int
+    #: From 1 up; 0 for the mix.
+    channel: int = 0
 
     @property
     def span(self) -> tuple[float, float]:
@@ -447,16 +451,17 @@ class _Loader:
             rows.append((dealt.number, clip.clip_id, clip.uri, part))
         content = {
             "clips": rows, "run_id": job.run_id, "shape": job.shape, "by_url": job.by_url,
+            "channels": job.channels,
         }  # fmt: skip
         self.send(messages.DEAL + json.dumps(content).encode())
 
     def window(
-        self, dealt: Dealt, offset: int, samples: int, start: int, heard: int
+        self, dealt: Dealt, offset: int, samples: int, start: int, heard: int, channel: int
     ) -> LoadedWindow:
         end = offset + samples
         if not heard <= samples <= end <= len(self._memory):
             raise ValueError(offset, samples, heard)
-        return LoadedWindow(dealt, offset, self._memory[offset:end], start, heard)
+        return LoadedWindow(dealt, offset, self._memory[offset:end], start, heard, channel)
 
     def kill(self) -> None:
         """End the process; its end is heard as that of any other."""
