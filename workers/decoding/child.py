@@ -293,7 +293,7 @@ class Meter:
                 min_duration_s=self._settings.min_duration_s,
                 setting="EARMARK_AUDIO__MIN_DURATION_S",
             )
-        found = tags.read(audio.clip, audio.format.name, audio.tags())
+        found = tags.read(audio)
         time, source = recorded.by_tags(found)
         return clips.AudioFacts(
             duration_s,

@@ -75,7 +75,8 @@ class Audio(ABC):
     def __init__(self, clip: int, known: Format) -> None:
         os.lseek(clip, 0, os.SEEK_SET)
         self.clip, self.format = clip, known
-        self.length = lengths.declared_length(clip, known.name)
+        self.chunks = lengths.chunks(clip, known.name)
+        self.length = lengths.declared_length(clip, known.name, self.chunks)
         self.codec = ""
         self.sample_rate = self.channels = 0
         #: Frames by the header; 0: unknown.
