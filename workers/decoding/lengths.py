@@ -105,7 +105,7 @@ def ogg_streams(clip: int) -> list[int]:
 
 
 def is_padding(clip: int, start: int) -> bool:
-    """Return whether only zeros or a tag follow."""
+    """Return whether only zeros, a tag or a web page follow."""
     tail = os.pread(clip, SEARCH_BYTES, start)
     return not tail.strip(b"\0") or re.match(_TAGS, tail) is not None
 
@@ -149,7 +149,7 @@ _MORE = {
     "tta": rb"TTA1[\1\2]\0",
     "voc": rb"Creative Voice File\x1a",
 }
-_TAGS = rb"TAG|ID3|APETAGEX|LYRICSBEGIN"
+_TAGS = rb"TAG|ID3|APETAGEX|LYRICSBEGIN|\s*<(?i:!doctype|html|\?xml)"
 _CHUNK_NAME = re.compile(rb"[\x20-\x7e]{4}")
 _OTHER_FILE = re.compile(rb"RIFF|RF64|BW64|FORM|caff|riff\x2e\x91")
 
