@@ -126,7 +126,7 @@ def _arguments() -> argparse.Namespace:
 
 def _device(name: str) -> str:
     """Return the device's name; PyTorch is asked in another process, as it would take memory."""
-    ask = "from workers.scoring.classifier import pick_device; print(pick_device(sys.argv[1]))"
+    ask = "from workers.scoring.devices import pick_device; print(pick_device(sys.argv[1]))"
     asked = subprocess.run(
         [sys.executable, "-c", f"import sys; {ask}", name],
         check=False,
@@ -300,12 +300,12 @@ def pipeline(model: str, device: str) -> Iterator[tuple[Label, Callable[[], floa
     import torch
     import transformers
 
-    from workers.scoring import classifier, hub
+    from workers.scoring import devices, hub
 
     folder = str(hub.STARTER) if model == "starter" else model
     library: Any = transformers
     library.logging.disable_progress_bar()
-    dtype = classifier.pick_dtype("auto", torch.device(device))
+    dtype = devices.pick_dtype("auto", torch.device(device))
     ask = library.pipeline("audio-classification", folder, device=device, dtype=dtype)
     size = 8 if device == "cpu" else 32
 

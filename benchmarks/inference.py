@@ -130,7 +130,7 @@ def _ways(loaded: classifier.Classifier, queue: Batcher, name: str) -> dict[str,
         "pipeline": lambda clips: [pipe(clip) for clip in clips],
         "pipeline x8": lambda clips: pipe(clips, batch_size=8),
         "pipeline x16": lambda clips: pipe(clips, batch_size=16),
-        "features": lambda clips: [loaded._features([clip]) for clip in clips],
+        "features": lambda clips: [loaded._model._features([clip]) for clip in clips],
     }
 
 
@@ -156,7 +156,7 @@ def _loop(loaded: classifier.Classifier, clips: list[np.ndarray]) -> list[torch.
     with torch.inference_mode():
         while clips:
             batch = loaded.choose([len(clip) for clip in clips])
-            logits = loaded._model(**loaded._features([clips[place] for place in batch])).logits
+            logits, _ = loaded._model.batch([clips[place] for place in batch])
             scores.append(logits.softmax(-1))
             clips = [clip for place, clip in enumerate(clips) if place not in batch]
     return scores
@@ -189,9 +189,9 @@ forward_s: list[float] = []
 
 
 def _timed(forward: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    def timed(*arguments: Any) -> np.ndarray:
+    def timed(*arguments: Any, **options: Any) -> np.ndarray:
         started = time.thread_time()
-        logits = forward(*arguments)
+        logits = forward(*arguments, **options)
         forward_s.append(time.thread_time() - started)
         return logits
 

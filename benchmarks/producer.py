@@ -35,7 +35,7 @@ WANTED = {"submit txt": 60_000, "submit it again": 100_000, "submit parquet": 60
 
 
 def main() -> None:
-    """Print a table for docs/performance.md: txt twice, parquet, `earmark status`, the feeder."""
+    """Print the table of the measurements: txt twice, parquet, `earmark status`, the feeder."""
     options = _options()
     # So that servers and files go as well where it takes too long or is told to stop.
     for ended in (signal.SIGALRM, signal.SIGTERM):

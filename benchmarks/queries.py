@@ -44,7 +44,8 @@ REPEATS = 5
 
 #: A query is not repeated after so long.
 PATIENCE_S = 10.0
-#: As `docs/deploy.md` advises for a server of 8 GB. fsync is off, as in every server of the tests.
+#: As `docs/guides/many_machines.md` advises for a server of 8 GB.
+#: fsync is off, as in every server of the tests.
 POSTGRESQL = {"shared_buffers": "2GB", "max_wal_size": "8GB", "checkpoint_timeout": "15min"}
 #: In the unit of the figure's name: at most, or for a rate at least.
 WANTED = {
@@ -308,7 +309,7 @@ def main() -> None:
 
 
 def _report(engine: sa.Engine, clips: int, folder: Path, *, plans: bool) -> None:
-    """Print a table for docs/performance.md, row by row as it is measured."""
+    """Print the table of the measurements page, row by row as it is measured."""
     began = time.perf_counter()
     label_ids = build(engine, clips)
     print(f"\n| {clips:,} clips x 5 predictions | {engine.dialect.name} | wanted |\n|---|---|---|")

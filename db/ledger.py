@@ -25,6 +25,7 @@ from db.models import (
     Model,
     Run,
     RunCount,
+    WindowEmbedding,
     WindowPrediction,
     state_is,
 )
@@ -123,8 +124,8 @@ def open_run(
 
 
 def _differing(kept: RunOptions, options: RunOptions) -> str:
-    names = [name for name in kept.__slots__ if getattr(kept, name) != getattr(options, name)]
-    return ", ".join(names)
+    names = RunOptions.__slots__
+    return ", ".join(name for name in names if getattr(kept, name) != getattr(options, name))
 
 
 def _find_or_insert(connection: sa.Connection, name: str, values: dict[str, Any]) -> sa.Row[Any]:
@@ -199,8 +200,9 @@ def redo(engine: sa.Engine, clip_ids: Sequence[int]) -> int:
     """Make clips that have a result or have failed `pending` again; return how many."""
     ended = Clip.id.in_(clip_ids), Clip.state.in_([State.done, State.failed])
     with writing(engine) as connection:
-        of_windows = WindowPrediction.clip_id.in_(sa.select(Clip.id).where(*ended))
-        connection.execute(sa.delete(WindowPrediction).where(of_windows))
+        for table in (WindowPrediction, WindowEmbedding):
+            of_clips = table.clip_id.in_(sa.select(Clip.id).where(*ended))
+            connection.execute(sa.delete(table).where(of_clips))
         return connection.execute(sa.update(Clip).where(*ended).values(_fresh())).rowcount
 
 

@@ -1,4 +1,6 @@
-"""The tables: ledger identity, runs, models, labels, clips, leases, counts, windows, workers."""
+"""The tables: ledger identity, runs, models, labels, clips, leases, counts, windows, workers,
+reviews and thresholds.
+"""
 
 from __future__ import annotations
 
@@ -271,6 +273,21 @@ class WindowPrediction(Base):
     )
 
 
+class WindowEmbedding(Base):
+    """The vector of one window before the model's last layer; see `earmark.core.vectors`."""
+
+    __tablename__ = "window_embeddings"
+
+    clip_id: Mapped[int] = mapped_column(
+        Id, ForeignKey("clips.id"), primary_key=True, autoincrement=False
+    )
+    #: 1-based; 0 for the mix, since a primary key cannot be null.
+    channel: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    start_s: Mapped[float] = mapped_column(primary_key=True)
+    end_s: Mapped[float]
+    vector: Mapped[Digest] = mapped_column(LargeBinary)
+
+
 class Worker(Base):
     """A worker that is up, until it has not been seen for a while."""
 
@@ -286,6 +303,57 @@ class Worker(Base):
     paused_at: Mapped[float | None]
     #: The run whose clips it fails.
     paused_run_id: Mapped[int | None] = mapped_column(info={"of": "runs"})
+
+
+class ReviewLog(Base):
+    """What people said of clips, in the order in which they said it: the newest counts."""
+
+    __tablename__ = "review_log"
+    __table_args__ = (
+        Index("review_log_clip", "clip_id", "label"),
+        Index("review_log_run", "run_id", "label"),
+    )
+
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    clip_id: Mapped[int] = mapped_column(Id, ForeignKey("clips.id"))
+    run_id: Mapped[int] = mapped_column(info={"of": "runs"})
+    at: Mapped[float]
+    #: The part of the clip that it is about; null for the whole clip, or all of its channels.
+    start_s: Mapped[float | None]
+    end_s: Mapped[float | None]
+    channel: Mapped[int | None] = mapped_column(SmallInteger)
+    #: One of the model's, or one that a person typed.
+    label: Mapped[str]
+    #: `right`, `wrong` or `unsure`; `shown` while a person listens, so that nobody else gets it.
+    verdict: Mapped[str]
+    reviewer: Mapped[str]
+    #: The scores among which the clip was drawn at random; null if it was chosen.
+    sample_low: Mapped[float | None]
+    sample_high: Mapped[float | None]
+
+
+class LabelThreshold(Base):
+    """The least score of a label that is believed in a run, and what that rests on."""
+
+    __tablename__ = "label_thresholds"
+
+    run_id: Mapped[int] = mapped_column(
+        ForeignKey("runs.id"), primary_key=True, autoincrement=False
+    )
+    label: Mapped[str] = mapped_column(primary_key=True)
+    #: The share of right clips that is promised.
+    precision: Mapped[float]
+    #: How sure the promise is: each look at new reviews takes from it.
+    confidence: Mapped[float]
+    at: Mapped[float]
+    #: Null while the reviews do not suffice. As wide as `clips.score`, to compare alike.
+    min_score: Mapped[float | None] = mapped_column(REAL)
+    #: Clips from `min_score` up, those of them in the random sample, and the right ones of these.
+    clips: Mapped[int]
+    reviews: Mapped[int]
+    right: Mapped[int]
+    #: The reviews that were looked at, to know whether the next look is at new ones.
+    looked_at: Mapped[str]
 
 
 def state_is(state: State) -> ColumnElement[bool]:

@@ -25,6 +25,7 @@ WORKER_RIGHTS = {
     "ledger": ("SELECT",),
     "run_counts": ("SELECT", "INSERT", "UPDATE"),
     "runs": ("SELECT", "UPDATE"),
+    "window_embeddings": ("SELECT", "INSERT"),
     "window_predictions": ("SELECT", "INSERT"),
     "workers": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
@@ -130,6 +131,9 @@ def _view_words(dialect: Dialect) -> dict[str, str]:
     return {
         "finished_at": dialect.timestamp.format("c.finished_at"),
         "created_at": dialect.timestamp.format("r.created_at"),
+        "at": dialect.timestamp.format("v.at"),
+        "tested_at": dialect.timestamp.format("t.at"),
+        "same": dialect.same,
         "sha256": dialect.hexadecimal.format("c.sha256"),
         "tags": dialect.json.format("c.tags"),
         "labels_of_c": dialect.each_label.format(row="c"),

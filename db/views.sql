@@ -41,6 +41,13 @@ CROSS JOIN {labels_of_c}
 JOIN labels l ON l.id = p.value
 WHERE NOT EXISTS (SELECT 1 FROM window_predictions w WHERE w.clip_id = c.id);
 
+CREATE VIEW embeddings AS
+SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri,
+       coalesce(nullif(e.channel, 0), c.channel) AS channel, c.member, e.start_s, e.end_s, e.vector
+FROM clips c
+JOIN runs r ON r.id = c.run_id
+JOIN window_embeddings e ON e.clip_id = c.id;
+
 -- DISTINCT over windows of rows, not GROUP BY: SQLite would not use its index for one clip.
 CREATE VIEW events AS
 SELECT DISTINCT clip_id, run_id, run, uri, channel, member, label,
@@ -121,3 +128,29 @@ SELECT r.id AS run_id, r.name AS run, m.name AS model, m.revision, m.sha256, m.s
        (SELECT count(*) FROM labels l WHERE l.model_id = m.id) AS labels
 FROM runs r
 JOIN models m ON m.id = r.model_id;
+
+-- The newest word on a label in a part of a clip.
+CREATE VIEW reviews AS
+SELECT v.clip_id, v.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, c.member,
+       v.start_s, v.end_s, v.channel, v.label, v.verdict, v.reviewer, {at} AS at,
+       v.sample_low, v.sample_high
+FROM review_log v
+JOIN clips c ON c.id = v.clip_id
+JOIN runs r ON r.id = v.run_id
+WHERE v.verdict <> 'shown' AND NOT EXISTS (
+  SELECT 1 FROM review_log n
+  WHERE n.clip_id = v.clip_id AND n.label = v.label AND n.verdict <> 'shown' AND n.id > v.id
+  AND n.start_s {same} v.start_s AND n.end_s {same} v.end_s AND n.channel {same} v.channel
+);
+
+CREATE VIEW thresholds AS
+SELECT t.run_id, r.name AS run, t.label, t.precision, t.confidence, t.min_score,
+       t.clips, t.reviews, t."right", {tested_at} AS at
+FROM label_thresholds t
+JOIN runs r ON r.id = t.run_id;
+
+CREATE VIEW accepted AS
+SELECT a.*, t.min_score, t.precision, t.confidence
+FROM results a
+JOIN label_thresholds t ON t.run_id = a.run_id AND t.label = a.label
+WHERE a.score >= t.min_score;

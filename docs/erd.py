@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 HEAD = """# The tables
 
-Ours to change: what is promised are [the views](sql.md). Times are seconds since 1970.
+Ours to change: what is promised are [the views](../guides/sql.md). Times are seconds since 1970.
 """
 
 

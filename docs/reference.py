@@ -1,4 +1,4 @@
-"""Write settings.md, errors.md, cli.md and schema.md from the code: `python -m docs.reference`."""
+"""Write pages of docs/reference/ from the code: `python -m docs.reference`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-DOCS = Path(__file__).parent
+PAGES_FOLDER = Path(__file__).with_name("reference")
 MADE = "<!-- Made by `python -m docs.reference`; do not edit. -->\n"
 
 
@@ -62,7 +62,7 @@ def errors_page() -> str:
     codes = (
         "The codes of `failures.error_code`. A transient one is tried again, the others are final."
         " A clip whose error may be the worker's or the network's is first"
-        " [given to other workers](operating.md#when-clips-fail)."
+        " [given to other workers](../guides/operating.md#when-clips-fail)."
     )
     head = f"# Errors\n\n{codes}\n"
     rows = [
@@ -118,7 +118,7 @@ PAGES = {
 
 def main() -> None:
     for name, page in PAGES.items():
-        (DOCS / name).write_text(page(), encoding="utf-8")
+        (PAGES_FOLDER / name).write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, Unpack
 
+from db import compare as comparing
 from db import results, runs
 from earmark import folders, frames, machine, progress
 from earmark import notify as webhook
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     import pyarrow
     import sqlalchemy as sa
 
+    from db.compare import Comparison
     from db.rows import Rows
     from db.runs import Progress, RunRow
+    from earmark.core.clips import Clip
     from earmark.core.options import Combine, Duplicates, FunctionToApply, InputFormat
     from earmark.core.settings import Settings
     from earmark.machine import Machine
@@ -54,6 +57,8 @@ class Scoring(TypedDict, total=False):
     combine: Combine
     min_score: float
     labels: str | Sequence[str] | None
+    embeddings: bool
+    head: str | None
     channels: str | int
 
 
@@ -189,6 +194,16 @@ class Run:
         """Yield the clips that failed, each with its error, as in the view `failures`."""
         return results.failures(self.engine, self.id)
 
+    def embeddings(self) -> polars.DataFrame:
+        """Return the embeddings that the run keeps, a row for each window.
+
+        `frame["vector"].to_numpy()` is an array of shape (windows, dimensions).
+
+        Raises:
+            UsageError: the run keeps none.
+        """
+        return frames.embeddings_frame(results.embeddings(self.engine, self.row))
+
     def to_polars(self, **conditions: Unpack[Conditions]) -> polars.DataFrame:
         """Return the results as a polars data frame with typed columns; conditions as above."""
         return frames.polars_frame(self.results(**conditions))
@@ -289,6 +304,22 @@ def open(run: int | str, *, db: str | None = None, settings: Settings | None = N
     return Run(engine, runs.find_run(engine, str(run)))
 
 
+def compare(
+    a: int | str, b: int | str, *, db: str | None = None, settings: Settings | None = None
+) -> Comparison:
+    """Compare the best labels of the clips that two runs have in common, by their ids or names.
+
+    Its `agreement` is a share; `labels()`, `changes()` and `changed()` give rows: by label, by
+    label and what became of it, and by clip.
+
+    Raises:
+        UsageError: there is no such run.
+        ServiceError: the database cannot be used.
+    """
+    engine = open_database(_settings(settings, db))
+    return comparing.compare(engine, runs.find_run(engine, str(a)), runs.find_run(engine, str(b)))
+
+
 def classify(
     clip: str | Path, *, settings: Settings | None = None, **options: Unpack[Scoring]
 ) -> list[LabelScore]:
@@ -314,7 +345,7 @@ def classify(
 
 
 def run_here(
-    sources: Sequence[str],
+    sources: Sequence[str | Clip],
     settings: Settings,
     options: RunOptions,
     *,
@@ -335,14 +366,14 @@ def run_here(
         notify: a webhook that is told when every clip has ended, and when the run is stopped.
         submission: further arguments of `producer.submit.submit`.
     """
-    growth = Growth(sources) if watch else None
+    growth = Growth(map(str, sources)) if watch else None
     if notify:
         webhook.check(notify, settings)
     folders.check(settings)
     hub.check(options.model, options.revision, options.labels, here=True)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
-    roots = folders.file_roots(sources) if roots is None else roots
+    roots = folders.file_roots(map(str, sources)) if roots is None else roots
     model = {"name": options.model, "revision": options.revision}
     local = settings.changed(fetch={"file_roots": roots}, model=model)
     with (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from contextlib import contextmanager
@@ -130,8 +129,6 @@ def _tried(
 ) -> Iterator[Run]:
     """Run some clips in a temporary folder, queue and database, which are deleted at the end."""
     with TemporaryDirectory(prefix="earmark-plan-") as folder:
-        part = Path(folder, "sample.jsonl")
-        part.write_text("\n".join(map(_row, clips)), encoding="utf-8")
         here = settings.changed(
             data_dir=Path(folder),
             database={"url": None},
@@ -139,7 +136,7 @@ def _tried(
             ledger={"max_attempts": 1},
         )
         run = api.run_here(
-            [str(part)],
+            clips,
             here,
             options,
             roots=roots,
@@ -150,15 +147,6 @@ def _tried(
             yield run
         finally:
             run.engine.dispose()
-
-
-def _row(clip: Clip) -> str:
-    row: dict[str, Any] = {"url": clip.uri}
-    if clip.part and clip.part.member:
-        raise UsageError(reason="A plan does not read containers yet: try a run with --limit.")
-    if clip.part:
-        row.update(start_s=clip.part.start_s, end_s=clip.part.end_s)
-    return json.dumps(row)
 
 
 def seconds_in(text: str) -> float:

@@ -47,8 +47,8 @@ def show(rows: Iterable[dict[str, Any]], console: Console, columns: Sequence[str
     shown = list(islice(rows, TABLE_ROWS + 1))
     names = list(shown[0]) if shown else []
     if columns:
-        names = [name for name in columns if any(row.get(name) is not None for row in shown)]
-    cells = [{name: _cell(name, row[name]) for name in names} for row in shown[:TABLE_ROWS]]
+        names = [name for name in columns if _has_values(name, shown)]
+    cells = [_cells(names, row) for row in shown[:TABLE_ROWS]]
     widths = _fitted(_needed(names, cells), console.width, may_drop=bool(columns))
     if "uri" in widths and _leave_out_shared_folder(cells, widths["uri"]):
         widths = _fitted(_needed(list(widths), cells), console.width, may_drop=True)
@@ -57,6 +57,14 @@ def show(rows: Iterable[dict[str, Any]], console: Console, columns: Sequence[str
     if len(shown) > TABLE_ROWS:
         console.print(f"The first {TABLE_ROWS} rows; --format csv gives all.", style="dim")
     return len(shown)
+
+
+def _has_values(name: str, rows: list[dict[str, Any]]) -> bool:
+    return any(row.get(name) is not None for row in rows)
+
+
+def _cells(names: list[str], row: dict[str, Any]) -> dict[str, Text]:
+    return {name: _cell(name, row[name]) for name in names}
 
 
 def _leave_out_shared_folder(cells: list[dict[str, Text]], room: int) -> bool:
@@ -71,7 +79,11 @@ def _leave_out_shared_folder(cells: list[dict[str, Text]], room: int) -> bool:
 
 
 def _needed(names: list[str], cells: list[dict[str, Text]]) -> dict[str, int]:
-    return {name: max(len(name), *(row[name].cell_len for row in cells)) for name in names}
+    needed = {}
+    for name in names:
+        widest = max(row[name].cell_len for row in cells)
+        needed[name] = max(len(name), widest)
+    return needed
 
 
 def _fitted(needed: dict[str, int], room: int, *, may_drop: bool) -> dict[str, int]:

@@ -33,13 +33,14 @@ _PEEK = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def read_clips(
-    sources: Iterable[str], listing: Listing | None = None, tally: Tally | None = None
+    sources: Iterable[str | Clip], listing: Listing | None = None, tally: Tally | None = None
 ) -> Iterator[Clip]:
     """Yield the clips of each source in turn, reading as it goes.
 
     A source is a URL, an audio file, a folder (all files in it but hidden ones), a glob, `-`
-    (standard input), or a list. A URL is a list if its path has the suffix of one, or if an input
-    format is given. Among several files, one that is neither audio nor a list is passed over.
+    (standard input), a list, or a clip that was read before. A URL is a list if its path has the
+    suffix of one, or if an input format is given. Among several files, one that is neither audio
+    nor a list is passed over.
 
     Raises:
         UsageError: a source does not exist, its format is not known, or it lacks a column.
@@ -47,7 +48,10 @@ def read_clips(
     sources = list(sources)
     reading = _Reading(listing or Listing(), tally or Tally(), one_of_many=len(sources) > 1)
     for source in sources:
-        yield from reading.source(source)
+        if isinstance(source, Clip):
+            yield reading.counted(source)
+        else:
+            yield from reading.source(source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +126,12 @@ class _Reading:
                 self.tally.not_audio += 1
 
     def single(self, uri: str, part: Part | None = None) -> Clip:
+        return self.counted(Clip(uri, part=part))
+
+    def counted(self, clip: Clip) -> Clip:
         self.tally.lines += 1
         self.tally.clips += 1
-        return Clip(uri, part=part)
+        return clip
 
     def lines(self, place: str, folder: str) -> Iterator[Clip]:
         tally = self.tally

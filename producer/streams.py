@@ -27,6 +27,7 @@ def opened(place: str, shown: str) -> Iterator[io.BufferedReader]:
             stream = _decompressed(cast("io.BufferedReader", raw))
             if stream is not raw:
                 files.enter_context(stream)
+                stream.peek(1)  # raises if it is damaged
         except Exception as error:
             # fsspec's file systems raise any exception of their libraries.
             reason = f"The list {shown} cannot be read: {_reason(error)}."

@@ -118,7 +118,7 @@ class Submitted:
 
 
 def submit(
-    sources: Iterable[str] | str,
+    sources: str | Iterable[str | Clip],
     engine: sa.Engine | None = None,
     settings: Settings | None = None,
     *,
@@ -164,7 +164,7 @@ def submit(
     first, clips = spy(islice(read, limit), LOOKED_AT)
     if not first:
         reasons = "".join(f" {refused}." for refused in tally.examples)
-        raise UsageError(reason=f"There is no clip in {', '.join(sources)}.{reasons}")
+        raise UsageError(reason=f"There is no clip in {', '.join(map(str, sources))}.{reasons}")
     settings = with_queue(settings, engine)
     broker.configure(settings.broker)
     broker.check()

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from db import feeding, ledger
 from docs.reference import PAGES
+from earmark.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-PROSE = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+REFERENCE = DOCS / "reference"
+PAGES_OF_THE_SITE = sorted(DOCS.rglob("*.md"))
+ROOT_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+PROSE = [*(ROOT / name for name in ROOT_PAGES), *PAGES_OF_THE_SITE]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_made_page_is_up_to_date(name: str) -> None:
-    assert (ROOT / "docs" / name).read_text() == PAGES[name](), "run `python -m docs.reference`"
+    assert (REFERENCE / name).read_text() == PAGES[name](), "run `python -m docs.reference`"
 
 
-@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PROSE, ids=name_of)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PROSE, ids=name_of)
 def test_links_to_headings_lead_somewhere(page: Path) -> None:
     for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text()):
         text = (page.parent / target if target else page).read_text()
@@ -45,12 +57,12 @@ def test_the_readme_gives_both_commands_that_set_everything_up() -> None:
 
 
 def test_the_site_has_every_page() -> None:
-    listed = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
-    assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+    listed = re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(listed) == [page.relative_to(DOCS).as_posix() for page in PAGES_OF_THE_SITE]
 
 
 def test_the_architecture_page_lists_the_modules_there_are() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
+    page = (DOCS / "understanding" / "architecture.md").read_text()
     listed = re.findall(r"^\| `([\w/]+\.py)` \|", page, re.M)
     modules = []
     for folder in ("earmark", "workers", "producer", "db"):
@@ -62,7 +74,7 @@ def test_the_architecture_page_lists_the_modules_there_are() -> None:
 
 
 def test_each_move_of_a_clip_names_a_function_that_exists() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
+    page = (DOCS / "understanding" / "architecture.md").read_text()
     diagram = page.partition("stateDiagram-v2")[2].partition("```")[0]
     drawn = set()
     for functions in re.findall(r": (.+)$", diagram, re.M):
@@ -73,6 +85,44 @@ def test_each_move_of_a_clip_names_a_function_that_exists() -> None:
 
 
 def test_the_pictures_are_small() -> None:
-    pictures = list((ROOT / "docs" / "pictures").iterdir())
+    pictures = list((DOCS / "pictures").iterdir())
     assert len(pictures) >= 3
     assert all(picture.stat().st_size < 150_000 for picture in pictures)
+
+
+@pytest.mark.parametrize("page", PROSE, ids=name_of)
+def test_commands_in_pages_have_the_verbs_and_options_there_are(page: Path) -> None:
+    for line in commands_of(page.read_text()):
+        command: Any = typer.main.get_command(app)
+        words = shlex.split(line, comments=True)[1:]
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        known = {flag for parameter in command.params for flag in flags_of(parameter)}
+        used = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert not hasattr(command, "commands") or used <= {"--version", "--help"}, line
+        assert used <= known | {"--help"}, line
+
+
+def commands_of(text: str) -> list[str]:
+    """Return the lines of code blocks that call `earmark`, joined where they are continued."""
+    lines = []
+    for block in re.findall(r"^```(?:sh|bash|)\n(.*?)^```", text, re.M | re.S):
+        joined = block.replace("\\\n", " ")
+        lines += re.findall(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(earmark [^\n|>&;]*)", joined, re.M)
+    return lines
+
+
+def flags_of(parameter: Any) -> list[str]:
+    return [*parameter.opts, *parameter.secondary_opts]
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    waiting, seen = [DOCS / "index.md"], set()
+    while waiting:
+        page = waiting.pop().resolve()
+        if page in seen or page.suffix != ".md" or not page.is_relative_to(DOCS):
+            continue
+        seen.add(page)
+        targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+        waiting += [page.parent / target for target in targets]
+    assert sorted(seen) == PAGES_OF_THE_SITE

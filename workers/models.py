@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from earmark.core.options import RunOptions
     from earmark.core.settings import Settings
     from workers.scoring.batcher import Batcher
-    from workers.scoring.classifier import ModelCard
+    from workers.scoring.model import ModelCard
 
     #: Takes scored windows and their outcomes, a batch at a time.
     Scored = Callable[[list[Any], list[Any]], None]
@@ -57,7 +57,8 @@ class RunPlan:
         """Return the windows to cut."""
         card, options = self.model.card, self.options
         window_s = card.usable_window_s(options.window_s)
-        return Shape.of(card.sample_rate, window_s, options.hop_s, card.min_samples)
+        hop_s = options.hop_s or card.hop_s
+        return Shape.of(card.sample_rate, window_s, hop_s, card.min_samples)
 
 
 class Models:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from workers.fetching.fetch import Fetched
     from workers.loading.cutter import Cut
     from workers.models import RunPlan
+    from workers.scoring import windows
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +53,14 @@ class Observer(Protocol):
 class _Waiting:
     """Windows that are at the model, in order, and their outcomes."""
 
-    outcomes: list[np.ndarray | ClipError | None]
+    outcomes: list[windows.Outcome | None]
     left: int
     #: Lanes are at several of them at once.
     lock: threading.Lock = field(default_factory=threading.Lock)
     done: threading.Event = field(default_factory=threading.Event)
 
 
-def scored(queued: list[Any], outcomes: list[np.ndarray | ClipError]) -> None:
+def scored(queued: list[Any], outcomes: list[windows.Outcome]) -> None:
     """Take what the model made of windows; its batcher is created with this."""
     for window, outcome in zip(queued, outcomes, strict=True):
         waiting, place = cast("tuple[_Waiting, int]", window.tag)
@@ -121,7 +122,16 @@ class SingleClip:
             facts, scores = self._decode(fetched, clip.part, plan)
         best, parts, channel = scores.answer()
         timings = Timings(**self._ms)
-        return Success(clip.id, fetched.source, facts, best, parts, timings, channel)
+        return Success(
+            clip.id,
+            fetched.source,
+            facts,
+            best,
+            parts,
+            timings,
+            channel,
+            embeddings=tuple(scores.embeddings),
+        )
 
     def _decode(
         self, fetched: Fetched, part: Part | None, plan: RunPlan
@@ -169,11 +179,13 @@ def _score(cut: list[Cut], first: int, plan: RunPlan, scores: Scores) -> None:
     queued = []
     for place, window in enumerate(cut):
         padded = np.pad(window.samples, (0, max(0, shape.least - len(window.samples))))
-        queued.append(QueuedWindow(padded, function, (waiting, place)))
+        tag = waiting, place
+        queued.append(QueuedWindow(padded, function, tag, 0, plan.options.embeddings))
     plan.model.batcher.put(queued)
     waiting.done.wait()
     for window, outcome in zip(cut, waiting.outcomes, strict=True):
         if isinstance(outcome, ClipError):
             raise outcome
+        assert outcome is not None
         span = shape.span(first + window.start, len(window.samples))
-        scores.add(span, cast("np.ndarray", outcome), window.channel)
+        scores.add(span, scores.keep_embedding(span, outcome, window.channel), window.channel)

@@ -103,6 +103,13 @@ Channels = Annotated[
         help="Which channels are heard: their mix, each by itself, the first, or the Nth.",
     ),
 ]
+Embeddings = Annotated[
+    bool,
+    typer.Option("--embeddings", help="Keep each window's vector, for `similar` and `train`."),
+]
+Head = Annotated[
+    str | None, typer.Option(help="A folder that `earmark train` wrote, on top of --model.")
+]
 InputFormat = Annotated[
     options.InputFormat, typer.Option(help="How the list is written, where its name does not tell.")
 ]
@@ -208,6 +215,8 @@ class Task:
     min_score: MinScore = DEFAULTS.min_score
     labels: Labels = None
     channels: Channels = DEFAULTS.channels
+    embeddings: Embeddings = False
+    head: Head = None
     input_format: InputFormat = "auto"
     url_col: UrlCol = None
     delimiter: Delimiter = None

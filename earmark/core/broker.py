@@ -59,7 +59,7 @@ class OtherVersionError(Exception):
 
 
 def configure(broker: Broker) -> Celery:
-    """Point the app at a broker; docs/architecture.md explains the settings that matter most."""
+    """Point the app at a broker; the architecture page explains the settings that matter most."""
     app.close()
     queue = broker.queue or UNNAMED_QUEUE
     # Celery keeps the queues and the producers of the previous broker.

@@ -16,7 +16,7 @@ _CLUSTER = (
     exceptions.ClusterError,
     exceptions.TryAgainError,
 )
-_RULES = "Give it the rules of docs/operators.md"
+_RULES = "Give it the rules of docs/guides/operators.md"
 _START = (
     "Start Redis, or set EARMARK_BROKER__URL to where it is; `earmark run` and `earmark up` bring"
     " their own."

@@ -43,6 +43,9 @@ CHUNK_SIZE = 16
 #: A run pauses if more than this share of its clips fails on every worker; 1: never.
 STOP_AT = 0.2
 
+#: Options that are kept only where they are used, so that results of older runs are reused.
+SINCE_0_2 = {"embeddings": False, "head": None, "channels": "mix"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
@@ -64,6 +67,10 @@ class RunOptions:
     min_score: float = 0.0
     #: The labels to listen for, if the model is a zero-shot one (CLAP).
     labels: tuple[str, ...] = ()
+    #: Keep the vector before the model's last layer, one for each window.
+    embeddings: bool = False
+    #: The folder of a head of one's own, in place of the model's last layer.
+    head: str | None = None
     #: `mix`, `each`, `first`, or the number of one, from 1 up.
     channels: str = "mix"
 
@@ -74,9 +81,9 @@ class RunOptions:
 
     def as_json(self) -> dict[str, Any]:
         values = {**asdict(self), "labels": list(self.labels)}
-        # Runs of 0.1.0 do not have it: their results are reused.
-        if self.channels == "mix":
-            del values["channels"]
+        for name, default in SINCE_0_2.items():
+            if values[name] == default:
+                del values[name]
         return values
 
     @classmethod

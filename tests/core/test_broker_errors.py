@@ -65,7 +65,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ("earmark:wrong@", "correct them in EARMARK_BROKER__URL"),
         ("nobody:seCret@", "correct them in EARMARK_BROKER__URL"),
         ("narrow:seCret@", "&* allows all channels"),
-        ("reader:seCret@", "Give it the rules of docs/operators.md"),
+        ("reader:seCret@", "Give it the rules of docs/guides/operators.md"),
     ],
 )
 def test_a_missing_redis_right_is_named(guarded: str, user: str, cure: str) -> None:

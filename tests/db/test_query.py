@@ -20,7 +20,7 @@ from tests.db.facts import two_runs
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-PAGE = Path(__file__).parents[2] / "docs" / "sql.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "sql.md"
 
 
 def test_rows_come_by_column_name(engine: sa.Engine) -> None:

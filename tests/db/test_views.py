@@ -1,4 +1,4 @@
-"""The public views and the questions of docs/sql.md, on both databases."""
+"""The public views and the questions of docs/guides/sql.md, on both databases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.db.facts import chunk_of, labels, submit, success, two_runs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PAGE = (Path(__file__).parents[2] / "docs" / "sql.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "sql.md").read_text()
 QUESTIONS = re.findall(r"^-- \d+\. (.+)\n([^;]+);", PAGE, re.M)
 
 

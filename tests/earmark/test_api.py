@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from tests.earmark.conftest import Heard
 
-PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "python.md"
 HEAVY = {"torch", "transformers", "sqlalchemy", "celery", "pydantic", "numpy", "polars"}
 
 

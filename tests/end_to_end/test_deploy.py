@@ -1,4 +1,4 @@
-"""docs/deploy.md: every block, as processes of this machine, with Redis and PostgreSQL over TLS."""
+"""docs/guides/many_machines.md: each block runs, with Redis and PostgreSQL over TLS."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.servers import answers, behind_tls, free_port, port_of, running_valke
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PAGE = Path(__file__).parents[2] / "docs/deploy.md"
+PAGE = Path(__file__).parents[2] / "docs/guides/many_machines.md"
 
 
 def blocks(language: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from typing import TYPE_CHECKING
+from zipfile import ZipFile
 
 import pytest
 
@@ -48,11 +49,14 @@ def test_a_plan_estimates_the_list_and_leaves_no_files(
     assert left_running() == []
 
 
-def test_a_plan_of_a_small_list_has_no_speed(earmark: Earmark) -> None:
-    shown = earmark("plan", str(EXAMPLES)).stdout
-    assert "10 clips, 10 of them tried" in shown
-    assert "speed: 10 clips are too few" in shown
-    assert "not_audio" in shown
+def test_a_plan_of_a_few_clips_and_a_container_has_no_speed(earmark: Earmark) -> None:
+    with ZipFile(earmark.folder / "two.zip", "w") as container:
+        for name in ("dog.ogg", "piano.flac"):
+            container.write(EXAMPLES / name, name)
+    shown = earmark("plan", str(EXAMPLES), "two.zip").stdout
+    assert "12 clips, 12 of them tried" in shown
+    assert "speed: 12 clips are too few" in shown
+    assert shown.count("not_audio") == 1
 
 
 @pytest.mark.parametrize("span", ["soon", "0h", "8", "-1h"])

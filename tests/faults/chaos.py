@@ -1,7 +1,7 @@
 """Many faults in a row, chosen by a seed, over a list that is being worked on: `make chaos SEED=1`.
 
-With `--each`, each fault happens once to a small list instead, and the table of docs/reliability.md
-is printed.
+With `--each`, each fault happens once to a small list instead, and the table of
+docs/understanding/reliability.md is printed.
 """
 
 from __future__ import annotations

@@ -245,6 +245,12 @@ def test_a_damaged_parquet_is_refused_without_a_traceback(tmp_path: Path, damage
     assert "breaks off here" in tally.examples[0].reason
 
 
+def test_a_list_that_only_begins_like_gzip_is_refused_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "list.csv.gz").write_bytes(b"\x1f\x8b\x08" + bytes(7) + b"no gzip" * 20)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read(tmp_path / "list.csv.gz")
+
+
 def test_a_parquet_damaged_in_the_middle_gives_the_rows_before_the_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""The ledger's identity; parts of files, windows of channels; workers, and runs that pause."""
+"""The ledger's identity; parts of files, windows of channels; workers, runs that pause; reviews."""
 
 import secrets
 from collections.abc import Callable
@@ -39,6 +39,8 @@ def upgrade() -> None:
     _add_parts()
     _add_pauses()
     _add_what_files_say()
+    _add_reviews()
+    _add_embeddings()
     _rekey(uri_key)
     if dialect == "sqlite":
         _rebuild_windows(
@@ -62,7 +64,10 @@ def downgrade() -> None:
     else:
         _replace_key(["clip_id", "start_s"])
         op.drop_column("window_predictions", "channel")
+    op.drop_table("window_embeddings")
     _drop_pauses()
+    op.drop_table("label_thresholds")
+    op.drop_table("review_log")
     for column in (*PARTS, *MARKS, *TEXTS):
         op.drop_column("clips", column)
     _rekey(whole_uri_key)
@@ -131,6 +136,52 @@ def _add_what_files_say() -> None:
         op.add_column("clips", sa.Column(column, sa.Boolean()))
     for column in TEXTS:
         op.add_column("clips", sa.Column(column, sa.String()))
+
+
+def _add_reviews() -> None:
+    op.create_table(
+        "review_log",
+        sa.Column("id", v0_1_0.ID, primary_key=True),
+        sa.Column("clip_id", v0_1_0.ID, sa.ForeignKey("clips.id"), nullable=False),
+        sa.Column("run_id", sa.Integer(), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.Column("start_s", sa.Double()),
+        sa.Column("end_s", sa.Double()),
+        sa.Column("channel", sa.SmallInteger()),
+        sa.Column("label", sa.String(), nullable=False),
+        sa.Column("verdict", sa.String(), nullable=False),
+        sa.Column("reviewer", sa.String(), nullable=False),
+        sa.Column("sample_low", sa.Double()),
+        sa.Column("sample_high", sa.Double()),
+    )
+    op.create_index("review_log_clip", "review_log", ["clip_id", "label"])
+    op.create_index("review_log_run", "review_log", ["run_id", "label"])
+    op.create_table(
+        "label_thresholds",
+        sa.Column("run_id", sa.Integer(), sa.ForeignKey("runs.id"), primary_key=True),
+        sa.Column("label", sa.String(), primary_key=True),
+        sa.Column("precision", sa.Double(), nullable=False),
+        sa.Column("confidence", sa.Double(), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.Column("min_score", sa.REAL()),
+        sa.Column("clips", sa.Integer(), nullable=False),
+        sa.Column("reviews", sa.Integer(), nullable=False),
+        sa.Column("right", sa.Integer(), nullable=False),
+        sa.Column("looked_at", sa.String(), nullable=False),
+    )
+
+
+def _add_embeddings() -> None:
+    op.create_table(
+        "window_embeddings",
+        sa.Column("clip_id", v0_1_0.ID, autoincrement=False, nullable=False),
+        sa.Column("channel", sa.SmallInteger(), autoincrement=False, nullable=False),
+        sa.Column("start_s", sa.Double(), nullable=False),
+        sa.Column("end_s", sa.Double(), nullable=False),
+        sa.Column("vector", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
+        sa.PrimaryKeyConstraint("clip_id", "channel", "start_s"),
+    )
 
 
 def _rebuild_windows(key: list[str], columns: str) -> None:

@@ -13,7 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATIO
 
 from earmark.core import settings
 from tests.workers.scoring import checkpoints
-from workers.scoring import batcher, classifier, hub
+from workers.scoring import batcher, classifier, hub, pretrained
+from workers.scoring.model import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,7 +117,7 @@ def test_the_shortest_window_of_the_card_is_taken(case: Case) -> None:
 @pytest.mark.parametrize("name", checkpoints.MAKERS)
 def test_only_models_that_mask_padding_exactly_are_padded(name: str) -> None:
     model, extractor = checkpoints.MAKERS[name]()
-    assert classifier.masks_exactly(model.config, extractor) == (name in EXACT_WHEN_PADDED)
+    assert pretrained.masks_exactly(model.config, extractor) == (name in EXACT_WHEN_PADDED)
 
 
 @pytest.mark.parametrize("name", EXACT_WHEN_PADDED)
@@ -126,13 +127,24 @@ def test_padding_changes_no_score_of_models_that_are_padded(name: str, tmp_path:
     )
     waves = [checkpoints.clip(seconds, seed=number) for number, seconds in enumerate(SECONDS)]
     alone = checkpoints.scores(loaded, waves)
-    loaded.limits = classifier.Limits(windows=16, samples=1e9, padding=100)
+    loaded.limits = Limits(windows=16, samples=1e9, padding=100)
     assert loaded.choose([len(wave) for wave in waves]) == [0, 1, 2, 3]
     assert np.abs(checkpoints.scores(loaded, waves) - alone).max() < 1e-4
 
 
+def test_embeddings_are_the_input_of_the_head(case: Case) -> None:
+    model: Any = case.classifier._model
+    (window, *_) = [padded(case.classifier, wave) for wave in case.waves]
+    with torch.inference_mode():
+        logits, embeddings = model.batch([window], embeddings=True)
+        head = model._network.get_submodule(model._head)
+        torch.testing.assert_close(head(embeddings), logits)
+        torch.testing.assert_close(model.batch([window])[0], logits)
+        assert model.batch([window])[1] is None
+
+
 def test_fused_attention_is_used_if_transformers_has_it(case: Case) -> None:
-    config = case.classifier._model.config
+    config = case.classifier._model._network.config
     expected = "eager" if config.model_type in ("sew-d", "wavlm") else "sdpa"
     assert config._attn_implementation == expected
 

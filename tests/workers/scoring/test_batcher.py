@@ -14,6 +14,7 @@ import pytest
 from earmark.core import errors, settings
 from workers.scoring import batcher, classifier
 from workers.scoring.batcher import QueuedWindow
+from workers.scoring.model import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ class Fake(classifier.Classifier):
 
     def __init__(self, lanes: int = 1) -> None:
         self.card = SimpleNamespace(fixed=False, min_samples=1)  # type: ignore[assignment]
-        self.limits = classifier.Limits(windows=4, samples=1e6, padding=1.0)
+        self.limits = Limits(windows=4, samples=1e6, padding=1.0)
         self.device, self.lanes = "cpu", lanes
         self.free = threading.Event()
         self.free.set()
@@ -33,7 +34,11 @@ class Fake(classifier.Classifier):
         self.wanted: list[tuple[str, int]] = []
 
     def outcomes(
-        self, windows: Sequence[np.ndarray], function_to_apply: str = "none", top_k: int = 0
+        self,
+        windows: Sequence[np.ndarray],
+        function_to_apply: str = "none",
+        top_k: int = 0,
+        **_: Any,
     ) -> list[np.ndarray | errors.ClipError]:
         self.started.release()
         self.free.wait(timeout=30)

@@ -15,9 +15,10 @@ import pytest
 import torch
 from huggingface_hub import errors as hub_errors
 
-from earmark.core import errors, settings
+from earmark.core import errors, settings, vectors
 from tests.workers.scoring import checkpoints
-from workers.scoring import classifier, hub, windows
+from workers.scoring import classifier, devices, hub, windows
+from workers.scoring.model import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -245,21 +246,21 @@ def test_an_unknown_device_or_dtype_is_an_error() -> None:
 def test_auto_device_prefers_cuda_to_mps_to_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert classifier.pick_device("auto").type == "cpu"
+    assert devices.pick_device("auto").type == "cpu"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert classifier.pick_device("auto").type == "mps"
+    assert devices.pick_device("auto").type == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert classifier.pick_device("auto").type == "cuda"
+    assert devices.pick_device("auto").type == "cuda"
 
 
 def test_auto_dtype_is_bfloat16_only_on_cuda_that_supports_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert classifier.pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
-    assert classifier.pick_dtype("auto", torch.device("cpu")) == torch.float32
+    assert devices.pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert devices.pick_dtype("auto", torch.device("cpu")) == torch.float32
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    assert classifier.pick_dtype("auto", torch.device("cuda")) == torch.float32
+    assert devices.pick_dtype("auto", torch.device("cuda")) == torch.float32
 
 
 def test_a_half_precision_model_gives_float32_scores_near_the_full_ones(tmp_path: Path) -> None:
@@ -272,27 +273,29 @@ def test_a_half_precision_model_gives_float32_scores_near_the_full_ones(tmp_path
     assert np.abs(full - half).max() < 0.1
 
 
-class Bounded(torch.nn.Module):
+class Bounded:
     """A model with room for so many samples; NaN samples give NaN scores, negative ones raise."""
 
     def __init__(self, room: int) -> None:
-        super().__init__()
         self.room = room
         self.batches: list[int] = []
 
-    def forward(self, input_values: torch.Tensor) -> SimpleNamespace:
+    def batch(self, samples: list[np.ndarray], **_: Any) -> tuple[torch.Tensor, None]:
+        input_values = torch.tensor(np.stack(samples))
         self.batches.append(len(input_values))
         if input_values.numel() > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
         if (input_values < 0).any():
             raise ValueError("a negative sample")
-        return SimpleNamespace(logits=input_values.sum(dim=1, keepdim=True))
+        return input_values.sum(dim=1, keepdim=True), None
+
+    def twin(self) -> Bounded:
+        return self
 
 
 def bounded(room: int) -> tuple[classifier.Classifier, Bounded]:
     loaded, small = load("starter", batch_windows=8, batch_s=80), Bounded(room)
     loaded._model = small
-    loaded._features = lambda windows: {"input_values": torch.tensor(np.stack(windows))}
     loaded.card = SimpleNamespace(
         **{name: getattr(loaded.card, name) for name in loaded.card.__slots__}
     )
@@ -301,10 +304,19 @@ def bounded(room: int) -> tuple[classifier.Classifier, Bounded]:
 
 
 class Given:
-    """A model whose logits are its inputs."""
+    """A model whose logits are its inputs; its embeddings are random, but the same each time."""
 
-    def __call__(self, input_values: torch.Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=input_values)
+    def __init__(self, dimensions: int = 4) -> None:
+        self.dimensions = dimensions
+
+    def batch(self, samples: list[np.ndarray], **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        vectors = [self.embedding(row, self.dimensions) for row in samples]
+        return torch.tensor(np.stack(samples)), torch.tensor(np.stack(vectors))
+
+    @staticmethod
+    def embedding(row: np.ndarray, dimensions: int) -> np.ndarray:
+        seed = int.from_bytes(row.tobytes()[:8], "little")
+        return np.random.default_rng(seed).normal(size=dimensions).astype(np.float32)
 
 
 def _tied_logits(labels: int) -> list[np.ndarray]:
@@ -338,6 +350,27 @@ def test_the_best_labels_of_a_batch_are_those_of_each_window_with_ties_in_label_
             assert isinstance(window_best, np.ndarray)
             expected = windows.top_k(window_scores, k, 0.0)
             assert windows.predictions(window_best, 0.0) == expected
+
+
+@pytest.mark.parametrize("dimensions", [1, 7, 160, 768])
+def test_embeddings_leave_with_the_scores_as_unit_vectors(dimensions: int) -> None:
+    loaded, _ = bounded(room=0)
+    loaded._model = Given(dimensions)
+    logits = _tied_logits(3)
+    plain = loaded.outcomes(logits, "none", 2)
+    both = loaded.outcomes(logits, "none", 2, embedded=True)
+    outcomes = list(zip(plain, both, strict=True))
+    assert all(np.array_equal(best, heard.scores) for best, heard in outcomes)
+    stored = [heard.vector for heard in both]
+    assert {len(vector) for vector in stored} == {4 + dimensions}
+    expected = np.array([Given.embedding(row, dimensions) for row in logits])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.abs(vectors.unpack(stored) - expected).max() <= 0.5 / 127 + 1e-6
+
+
+def test_a_model_without_embeddings_says_so() -> None:
+    loaded, _ = bounded(room=1000)
+    assert "gives no embeddings" in str(loaded.outcomes([np.ones(9, np.float32)], embedded=True))
 
 
 def test_best_labels_and_errors_share_a_batch() -> None:
@@ -391,10 +424,10 @@ def test_out_of_memory_on_cuda_frees_what_pytorch_keeps_and_counts_for_all_lanes
 def test_each_way_of_having_no_memory_is_known(error: Exception) -> None:
     loaded, _ = bounded(room=0)
 
-    def fail(**_: Any) -> None:
+    def fail(_: Any, **__: Any) -> Any:
         raise error
 
-    loaded._model = fail
+    loaded._model.batch = fail  # type: ignore[method-assign]
     assert isinstance(loaded.outcomes([np.ones(10, np.float32)])[0], errors.OutOfMemory)
     assert loaded.healthy()
 
@@ -402,10 +435,10 @@ def test_each_way_of_having_no_memory_is_known(error: Exception) -> None:
 def test_a_lost_device_fails_even_on_silence() -> None:
     loaded, _ = bounded(room=0)
 
-    def lost(**_: Any) -> None:
+    def lost(_: Any, **__: Any) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    loaded._model = lost
+    loaded._model.batch = lost  # type: ignore[method-assign]
     outcomes = loaded.outcomes([np.ones(10, np.float32)] * 3)
     assert all("illegal memory access" in str(outcome) for outcome in outcomes)
     assert not loaded.healthy()
@@ -458,16 +491,16 @@ def test_windows_of_a_fixed_model_share_a_batch_at_any_length(tmp_path: Path) ->
 
 def test_like_lengths_share_a_batch_where_padding_is_exact() -> None:
     loaded = load("starter")
-    loaded.limits = classifier.Limits(windows=8, samples=1e9, padding=1.15)
+    loaded.limits = Limits(windows=8, samples=1e9, padding=1.15)
     assert loaded.choose([100, 114, 50, 99, 116]) == [0, 1]
     assert loaded.choose([100, 105, 50, 95]) == [0, 1, 3]
 
 
 def test_twins_share_their_weights() -> None:
     loaded = load("starter")
-    twin = loaded.twin()
-    assert twin._model is not loaded._model
-    pairs = zip(twin._model.parameters(), loaded._model.parameters(), strict=True)
+    network, twins = loaded._model._network, loaded.twin()._model._network
+    assert twins is not network
+    pairs = zip(twins.parameters(), network.parameters(), strict=True)
     assert all(ours is theirs for ours, theirs in pairs)
 
 
