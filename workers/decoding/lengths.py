@@ -208,7 +208,7 @@ class _Layout:
             chunk = Chunk(name, at, at + length, size - self.size_includes)
             yield chunk
             at = chunk.end + -chunk.size % self.align
-            if at <= chunk.at:
+            if not chunk.at < at < MAX_SIZE:
                 break
             # Some recorders leave out the byte of padding.
             if at > chunk.end and self.align == 2 and os.pread(clip, 1, chunk.end) > b"\x20":

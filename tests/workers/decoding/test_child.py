@@ -108,3 +108,14 @@ def test_one_missing_byte_of_audio_is_noticed(container):
             clip = file.fileno()
             length = lengths.declared_length(clip, name, lengths.chunks(clip, name))
             assert lengths.is_cut_short(clip, name, length) is expected
+
+
+@pytest.mark.parametrize("size", [2**63 - 1, 2**64 - 1, 0])
+def test_a_chunk_of_any_size_can_be_walked_over(size):
+    content = bad_audio.written("W64", "PCM_16")
+    at = content.index(b"data") + 16
+    with tempfile.TemporaryFile() as file:
+        file.write(content[:at] + size.to_bytes(8, "little") + content[at + 8 :])
+        file.flush()
+        names = [chunk.name[:4] for chunk in lengths.chunks(file.fileno(), "w64")]
+    assert names[-1] == b"data"
