@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from earmark.core import clips
@@ -18,6 +19,9 @@ Combine = Literal["mean", "max"]
 Duplicates = Literal["merge", "keep"]
 #: The format of a list.
 InputFormat = Literal["auto", "txt", "csv", "tsv", "jsonl", "parquet"]
+
+#: A model's name, revision, labels of one's own, and the folder of its head.
+ModelKey = tuple[str, str | None, tuple[str, ...], str | None]
 
 CHOICES = {
     "function_to_apply": get_args(FunctionToApply),
@@ -79,6 +83,11 @@ class RunOptions:
         """The channels, as decoders take them."""
         return _CHANNELS.get(self.channels) or int(self.channels)
 
+    @property
+    def model_key(self) -> ModelKey:
+        """What makes the model, with its labels."""
+        return self.model, self.revision, self.labels, self.head
+
     def as_json(self) -> dict[str, Any]:
         values = {**asdict(self), "labels": list(self.labels)}
         for name, default in SINCE_0_2.items():
@@ -98,6 +107,8 @@ class RunOptions:
         labels = chosen.get("labels") or ()
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",")]
+        if head := chosen.get("head"):
+            chosen["head"] = str(Path(head).expanduser().resolve())
         channels = str(chosen.get("channels", "mix"))
         return cls(**{**chosen, "labels": tuple(labels), "channels": channels})
 

@@ -93,9 +93,11 @@ class Card:
     @property
     def timelines(self) -> list[tuple[int | None, list[Segment]]]:
         """What is heard when, on each channel."""
+        begin_s = self.clip["start_s"] or 0.0
         timelines = []
         for channel, windows in groupby(self.clip["windows"], itemgetter(0)):
-            timelines.append((channel, segments(window[1:] for window in windows)))
+            shown = [(start - begin_s, end - begin_s, *rest) for _, start, end, *rest in windows]
+            timelines.append((channel, segments(shown)))
         return timelines
 
 

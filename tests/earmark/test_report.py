@@ -35,7 +35,7 @@ def file(heard: Heard, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_channel_has_a_timeline_of_its_own() -> None:
     windows = [(1, 0.0, 2.0, "dog", 0.9), (1, 2.0, 4.0, "dog", 0.8), (2, 0.0, 4.0, "siren", 0.7)]
-    card = report.Card({"windows": windows, "duration_s": 4.0}, None, "")
+    card = report.Card({"windows": windows, "start_s": None, "duration_s": 4.0}, None, "")
     assert card.timelines == [
         (1, [(0.0, 4.0, "dog", 0.9)]),
         (2, [(0.0, 4.0, "siren", 0.7)]),

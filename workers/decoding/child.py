@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,9 +28,14 @@ from workers.decoding import readers, wire
 from workers.decoding.meter import Meter, downmix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from earmark.core import settings
+
+    #: The channel of some samples, these in blocks, and whether they are the last.
+    Piece = tuple[int, list[np.ndarray], bool]
+    #: A clip in pieces, and the facts of its file once all pieces have been taken.
+    Decoding = tuple[Iterator[Piece], Callable[[], clips.AudioFacts]]
 
 #: The one free descriptor. The clip takes it, so nothing can be opened while a clip is decoded.
 CLIP = 3
@@ -75,10 +81,13 @@ def confine(max_memory: int) -> None:
 def serve(parent: socket.socket, audio_settings: settings.Audio) -> None:
     """Decode the clips that the parent sends, until the parent is gone."""
     while request := socket.recv_fds(parent, wire.REQUEST.size, 1)[0]:
-        sample_rate, channels = wire.REQUEST.unpack(request)
+        sample_rate, channels, start_s, end_s = wire.REQUEST.unpack(request)
         _end_in(audio_settings.decode_timeout_s + 1)
         try:
-            reply(parent, sample_rate, channels, audio_settings)
+            if sample_rate:
+                reply(parent, partial(_decode, sample_rate, channels), audio_settings)
+            else:
+                reply(parent, partial(stretch, CLIP, start_s, end_s), audio_settings)
         except ConnectionError:
             return
         _end_in(0)
@@ -94,17 +103,19 @@ def _end_in(seconds: float) -> None:
 
 
 def reply(
-    parent: socket.socket, sample_rate: int, channels: int, audio_settings: settings.Audio
+    parent: socket.socket,
+    start: Callable[[settings.Audio], Decoding],
+    audio_settings: settings.Audio,
 ) -> None:
     """Send the clip in pieces, as it is decoded, and its facts or its error with the last one."""
     channel, samples = 0, list[np.ndarray]()
     end: dict[str, Any]
     try:
-        pieces, meter = _pieces(sample_rate, channels, audio_settings)
+        pieces, facts = start(audio_settings)
         for channel, samples, last in pieces:
             if not last:
                 _send(parent, samples, channel, None, audio_settings)
-        end = {"facts": dataclasses.asdict(meter.facts())}
+        end = {"facts": dataclasses.asdict(facts())}
     except errors.DecodeError as error:
         samples, end = [], {"error": error.code, "facts": error.facts}
     except MemoryError:
@@ -112,18 +123,16 @@ def reply(
     _send(parent, samples, channel, end, audio_settings)
 
 
-def _pieces(
-    sample_rate: int, channels: int, audio_settings: settings.Audio
-) -> tuple[Iterator[tuple[int, list[np.ndarray], bool]], Meter]:
+def _decode(sample_rate: int, channels: int, audio_settings: settings.Audio) -> Decoding:
     parts, meter = decode(CLIP, sample_rate, audio_settings, channels)
     pieces = wire.pieces(parts)
     if channels != clips.MIX_UNLESS_CANCELLING:
-        return pieces, meter
+        return pieces, meter.facts
     # Nothing has been sent yet, so that it can begin again.
     first = list(itertools.islice(pieces, 1))
     if meter.cancelling:
-        return _pieces(sample_rate, clips.EACH, audio_settings)
-    return itertools.chain(first, pieces), meter
+        return _decode(sample_rate, clips.EACH, audio_settings)
+    return itertools.chain(first, pieces), meter.facts
 
 
 def _send(
@@ -153,6 +162,35 @@ def decode(
     meter = Meter(audio, audio_settings, channels)
     blocks = at_rate(audio, meter.watch(audio.blocks()), sample_rate)
     return by_channel(blocks, max(channels, 0)), meter
+
+
+def stretch(clip: int, start_s: float, end_s: float, audio_settings: settings.Audio) -> Decoding:
+    """Return some seconds of an open file as it has them: all channels, frame by frame.
+
+    The facts have nothing but its sample rate, channels and codec, and how much there was.
+    """
+    audio = readers.open_audio(clip)
+    meter = Meter(audio, audio_settings, clips.MIX)
+    rate, channels = audio.sample_rate, audio.channels
+    start, end = round(start_s * rate), round(end_s * rate)
+    count = 0
+
+    def frames() -> Iterator[tuple[int, np.ndarray]]:
+        nonlocal count
+        position = audio.seek(start)
+        for block in audio.blocks():
+            meter.check(block)
+            if position >= end or (audio.sample_rate, audio.channels) != (rate, channels):
+                return
+            wanted = block[max(0, start - position) : end - position]
+            position += len(block)
+            count += len(wanted)
+            yield 0, wanted.ravel()
+
+    def facts() -> clips.AudioFacts:
+        return clips.AudioFacts(count / rate, rate, channels, audio.codec)
+
+    return wire.pieces(frames()), facts
 
 
 def at_rate(

@@ -109,16 +109,22 @@ class Decoder:
         self.deadline = math.inf
         self.ready = True
 
-    def begin(self, descriptor: int, sample_rate: int, channels: int = clips.MIX) -> None:
+    def begin(
+        self,
+        descriptor: int,
+        sample_rate: int,
+        channels: int = clips.MIX,
+        stretch: tuple[float, float] | None = None,
+    ) -> None:
         """Send an open clip. It may still be at the one before."""
         self._clips += 1
         most = (self._settings.max_duration_s + 1) * sample_rate
         if channels < 0:
             most *= self._settings.max_channels
-        self._at_work.append(most)
+        self._at_work.append(self._settings.max_samples if stretch else most)
         if len(self._at_work) == 1:
             self.resume()
-        request = wire.REQUEST.pack(sample_rate, channels)
+        request = wire.REQUEST.pack(sample_rate, channels, *(stretch or (0.0, 0.0)))
         socket.send_fds(self.socket, [request], [descriptor])
 
     def receive(self, room: Callable[[int, bool], np.ndarray | None]) -> Piece | None:

@@ -45,10 +45,17 @@ class Meter:
     def watch(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield what is heard of each block: (frames,), or (frames, channels) of each channel."""
         for block in blocks:
-            if (self._audio.sample_rate, self._audio.channels) != (self._rate, self._channels):
-                self._change()
-            self._count(block)
-            yield self._choose(block)
+            yield self._choose(block, self.check(block))
+
+    def check(self, block: np.ndarray) -> float:
+        """Count a block, and refuse it if need be; return its energy."""
+        if (self._audio.sample_rate, self._audio.channels) != (self._rate, self._channels):
+            self._change()
+        self._count(block)
+        samples = block.ravel(order="K")
+        energy = float(samples @ samples)
+        self._check(samples, energy)
+        return energy
 
     def _change(self) -> None:
         self._earlier_s, self._frames = self._seconds(0), 0
@@ -65,10 +72,7 @@ class Meter:
             for frames in self._audio.count():
                 self._refuse_longer(frames - self._all_frames)
 
-    def _choose(self, block: np.ndarray) -> np.ndarray:
-        samples = block.ravel(order="K")
-        energy = float(samples @ samples)
-        self._check(samples, energy)
+    def _choose(self, block: np.ndarray, energy: float) -> np.ndarray:
         mono = downmix(block)
         if block.shape[1] > 1 and cancels(block, mono, energy):
             self.cancelling = True

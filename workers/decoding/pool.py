@@ -69,8 +69,19 @@ class Decoders:
         waveform = clips.Waveform(np.concatenate(parts), sample_rate)
         return Decoded(waveform, piece.end)
 
+    def stretch(self, file: BinaryIO, start_s: float, end_s: float) -> Iterator[Piece]:
+        """Yield some seconds as the file has them: the samples of all channels, frame by frame.
+
+        What lies before is passed over where the format allows. A piece may end within a frame.
+        """
+        return self.pieces(file, 0, stretch=(start_s, end_s))
+
     def pieces(
-        self, file: BinaryIO, sample_rate: int, channels: int = clips.MIX
+        self,
+        file: BinaryIO,
+        sample_rate: int,
+        channels: int = clips.MIX,
+        stretch: tuple[float, float] | None = None,
     ) -> Iterator[Piece]:
         """Yield the waveform in pieces, as it is decoded; the last one has the file's facts.
 
@@ -79,7 +90,7 @@ class Decoders:
         check_regular(file)
         with self._decoder() as decoder:
             try:
-                decoder.begin(file.fileno(), sample_rate, channels)
+                decoder.begin(file.fileno(), sample_rate, channels, stretch)
                 while (piece := _next(decoder)).end is None:
                     yield piece
             except BROKEN as error:

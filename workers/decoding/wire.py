@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-#: The sample rate, and the channels as `RunOptions.decoded_channels` has them.
-REQUEST = struct.Struct("<Ii")
+#: A clip's sample rate and channels (as `RunOptions.decoded_channels` has them). Or the start and
+#: the end of a stretch in seconds, whose samples are wanted as the file has them.
+REQUEST = struct.Struct("<Iidd")
 #: The number of samples of a piece, their channel (0: the mix), and the bytes of the JSON in front
 #: of them; 0: more will come.
 HEAD = struct.Struct("<III")
