@@ -253,7 +253,12 @@ class _Pages:
             heard = self._listener.hear_stretch(
                 clip["uri"], Part.of(clip), at, most_s=STRETCH_S, most_bytes=SOUND_BYTES
             )
-            shown = {"heard": heard, "name": clock(at), "timelines": ()}
+            shown = {
+                "heard": heard,
+                "name": clock(at),
+                "clip": {"duration_s": None},
+                "timelines": (),
+            }
         except ClipError as error:
             why_not = str(error)
         return self._page("stretch.html", card=shown, at=at, why_not=why_not)
