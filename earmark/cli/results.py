@@ -27,6 +27,12 @@ NO_RUN = "There is no run yet: `earmark run YOUR_FOLDER` makes one."
 Label = Annotated[str | None, typer.Option(help="Only this label.")]
 MinScore = Annotated[float | None, typer.Option(help="Only from this score up.")]
 Windows = Annotated[bool, typer.Option("--windows", help="Every window's best label.")]
+Day = Annotated[
+    str | None, typer.Option(help="Only recorded on this day (2026-05-01) or in this month.")
+]
+Hours = Annotated[
+    str | None, typer.Option(help="Only recorded in these hours of the day, such as 22-3.")
+]
 
 
 @commands.command(epilog="Example: earmark status march --watch")
@@ -60,12 +66,8 @@ def show_results(
     rank: Annotated[int, typer.Option(min=1, help="Up to this rank; 1 is the best label.")] = 1,
     min_score: MinScore = None,
     windows: Windows = False,
-    day: Annotated[
-        str | None, typer.Option(help="Only recorded on this day (2026-05-01) or in this month.")
-    ] = None,
-    hours: Annotated[
-        str | None, typer.Option(help="Only recorded in these hours of the day, such as 22-3.")
-    ] = None,
+    day: Day = None,
+    hours: Hours = None,
     format: o.OutputFormat = None,
     file: o.OutputFile = None,
     db: o.Db = None,

@@ -7,6 +7,7 @@ import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import torch
+    import numpy as np
 
     from earmark.core import options
 
@@ -155,6 +156,13 @@ def load_model(
         raise errors.ServiceError(reason=reason) from error
     loaded: torch.nn.Module = model.eval().requires_grad_(requires_grad=False)
     return loaded
+
+
+def text_vector(name: str, revision: str | None, words: str) -> np.ndarray:
+    """Return the unit text features of words, which compare with a CLAP model's embeddings."""
+    model: Any = load_model(open_checkpoint(name, revision), torch.float32, [words])
+    vector: np.ndarray = model.head.text[0].numpy()
+    return vector
 
 
 def _require_all_weights(name: str, loading: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from earmark.core import errors, settings
 from earmark.core.vectors import SCALE_BYTES
-from workers.scoring import embeddings, pretrained
+from workers.scoring import embeddings, headed, pretrained
 from workers.scoring.windows import BEST, Embedded
 
 if TYPE_CHECKING:
@@ -185,13 +185,19 @@ def _translated(error: Exception) -> errors.ClipError:
     return errors.ModelError(reason=f"{type(error).__name__}: {error}")
 
 
-def load(model: settings.Model, labels: Sequence[str] = ()) -> Classifier:
-    """Load a model and score one window of silence with it; `labels` are for a zero-shot model.
+def load(model: settings.Model, labels: Sequence[str] = (), head: str | None = None) -> Classifier:
+    """Load a model and score one window of silence with it.
+
+    Args:
+        labels: for a zero-shot model.
+        head: the folder of a head in place of the model's last layer.
 
     Raises:
         ServiceError: the model, the device or the dtype is not available; it names the cure.
     """
-    loaded = pretrained.load(model, labels)
+    loaded: Model = pretrained.load(model, labels)
+    if head:
+        loaded = headed.with_head(loaded, head)
     classifier = Classifier(
         loaded, loaded.card, loaded.limits, loaded.device, loaded.dtype, loaded.lanes
     )

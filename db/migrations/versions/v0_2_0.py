@@ -40,8 +40,8 @@ def upgrade() -> None:
     _add_parts()
     _add_pauses()
     _add_what_files_say()
-    _add_reviews()
     _add_embeddings()
+    _add_reviews()
     _rekey(uri_key)
     if dialect == "sqlite":
         _rebuild_windows(
@@ -139,6 +139,19 @@ def _add_what_files_say() -> None:
         op.add_column("clips", sa.Column(column, sa.String()))
 
 
+def _add_embeddings() -> None:
+    op.create_table(
+        "window_embeddings",
+        sa.Column("clip_id", v0_1_0.ID, autoincrement=False, nullable=False),
+        sa.Column("channel", sa.SmallInteger(), autoincrement=False, nullable=False),
+        sa.Column("start_s", sa.Double(), nullable=False),
+        sa.Column("end_s", sa.Double(), nullable=False),
+        sa.Column("vector", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
+        sa.PrimaryKeyConstraint("clip_id", "channel", "start_s"),
+    )
+
+
 def _add_reviews() -> None:
     op.create_table(
         "review_log",
@@ -167,19 +180,6 @@ def _add_reviews() -> None:
 
 def _filled(kind: sa.types.TypeEngine[Any], *names: str) -> list[sa.Column[Any]]:
     return [sa.Column(name, kind, nullable=False) for name in names]
-
-
-def _add_embeddings() -> None:
-    op.create_table(
-        "window_embeddings",
-        sa.Column("clip_id", v0_1_0.ID, autoincrement=False, nullable=False),
-        sa.Column("channel", sa.SmallInteger(), autoincrement=False, nullable=False),
-        sa.Column("start_s", sa.Double(), nullable=False),
-        sa.Column("end_s", sa.Double(), nullable=False),
-        sa.Column("vector", sa.LargeBinary(), nullable=False),
-        sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
-        sa.PrimaryKeyConstraint("clip_id", "channel", "start_s"),
-    )
 
 
 def _rebuild_windows(key: list[str], columns: str) -> None:
