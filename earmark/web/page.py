@@ -110,7 +110,7 @@ def application(
             Route("/runs/{run}/charts", pages.run_charts),
             Route("/clips/{clip:int}", pages.clip),
             Route("/sql", pages.sql),
-            *Reviewing(engine, pages.hear).routes(),
+            *Reviewing(engine, settings, pages.hear).routes(),
             Mount("/static", StaticFiles(directory=TEMPLATES)),
         ],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=_guard(token))],

@@ -43,7 +43,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
     from earmark.core.settings import Ledger
 
     engine = connect(upgraded(f"sqlite:///{tmp_path_factory.mktemp('review')}/e.db"), Database())
-    run_id = ledger.open_run(engine, "march", RunOptions(), queue="q", chunk_size=16)
+    run_id = ledger.open_run(engine, "march", RunOptions(embeddings=True), queue="q", chunk_size=16)
     parts = [words.Part(start_s=n / 20, end_s=n / 20 + 0.5) for n in range(COUNT)]
     listed = [words.Clip(str(EXAMPLES / "siren.wav"), {"n": HOSTILE}, part) for part in parts]
     ledger.add_clips(engine, run_id, listed)
@@ -59,7 +59,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
     ledger.finish(engine, claim, ended, model[1], Ledger())
     with writing(engine) as connection:
         for clip_id in range(1, COUNT + 1):
-            vector = np.float32(1 / 127).tobytes() + bytes([COUNT - clip_id, clip_id])
+            vector = np.float32(1 / 127).tobytes() + bytes([COUNT - clip_id, clip_id] * 4)
             row = {"clip_id": clip_id, "channel": 0, "start_s": 0, "end_s": 1, "vector": vector}
             connection.execute(sa.insert(WindowEmbedding).values(**row))
     yield engine
@@ -195,7 +195,7 @@ def test_a_queue_may_begin_with_what_sounds_like_a_clip(served: Served) -> None:
     shown = served.post("/next", like="39", holding=[*range(1, 36), 37], **queue)
     assert 'data-clip="38"' in shown.text
     refused = served.post("/next", like="", holding=[], **queue)
-    assert (refused.status_code, refused.text[:31]) == (400, "The clip 0 has no embedding: se")
+    assert (refused.status_code, refused.text[:31]) == (400, "There is no clip 0 with embeddi")
 
 
 def test_only_our_own_page_may_write(served: Served, engine: sa.Engine) -> None:
