@@ -30,7 +30,7 @@ from earmark.core.clips import Part
 from earmark.core.errors import BY_CODE, ClipError, EarmarkError, UsageError
 from earmark.ports import HERE, check_port
 from earmark.progress import screen
-from earmark.sound import Listener, Segment
+from earmark.sound import Listener
 from earmark.web.report import (
     TEMPLATES,
     UNCERTAIN,
@@ -135,7 +135,7 @@ def application(
             Route("/clips/{clip:int}", pages.clip),
             Route("/sql", pages.sql),
             Route("/sql.csv", pages.sql_download),
-            *Reviewing(engine, pages.hear).routes(),
+            *Reviewing(engine, settings, pages.hear).routes(),
             Mount("/static", StaticFiles(directory=TEMPLATES)),
         ],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=_guard(token))],
@@ -269,8 +269,10 @@ class _Pages:
             raise UsageError(reason="There is no such clip.")
         if (clips[0]["duration_s"] or 0) > LONG_S:
             shown = Card(clips[0], None, "")
-            events = _strongest(shown)
-            return self._page("long.html", card=shown, colour=colours([shown]), events=events)
+            strongest = sorted(shown.events, key=itemgetter(3), reverse=True)[:EVENTS]
+            return self._page(
+                "long.html", card=shown, colour=colours([shown]), events=sorted(strongest)
+            )
         shown = card(clips[0], self.hear)
         return self._page("clip.html", card=shown, colour=colours([shown]))
 
@@ -311,15 +313,6 @@ class _Pages:
 
     def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(render(template, flower=self._flower, **values), status)
-
-
-def _strongest(shown: Card) -> list[Segment]:
-    """Return the events of all channels with the highest scores, in the order of time."""
-    events = []
-    for _, timeline in shown.timelines:
-        events += timeline
-    events.sort(key=itemgetter(3), reverse=True)
-    return sorted(events[:EVENTS])
 
 
 def _download(rows: Rows) -> Response:

@@ -101,6 +101,14 @@ class Card:
             timelines.append((channel, segments(shown)))
         return timelines
 
+    @property
+    def events(self) -> list[Segment]:
+        """What is heard when, on any channel."""
+        events = []
+        for _, timeline in self.timelines:
+            events += timeline
+        return events
+
 
 def write(
     engine: sa.Engine,
@@ -203,9 +211,8 @@ def colours(cards: Iterable[Card]) -> dict[str, int]:
     """Return the number of each label's colour; the labels heard for the longest have one."""
     seconds: dict[str, float] = {}
     for each in cards:
-        for _, timeline in each.timelines:
-            for start_s, end_s, label, _ in timeline:
-                seconds[label] = seconds.get(label, 0.0) + end_s - start_s
+        for start_s, end_s, label, _ in each.events:
+            seconds[label] = seconds.get(label, 0.0) + end_s - start_s
     longest_first = sorted(seconds, key=lambda label: -seconds[label])
     return {label: number for number, label in enumerate(longest_first[:COLOURS])}
 
