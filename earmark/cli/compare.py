@@ -28,6 +28,7 @@ commands = typer.Typer()
 OtherRun = Annotated[str, typer.Argument(help="Another run's id or name.")]
 #: Rows of a table that stands below another one.
 ROWS_BELOW = 12
+MEASURES = ("precision", "recall", "f1")
 
 
 class By(StrEnum):
@@ -46,6 +47,10 @@ def compare(
     by: Annotated[
         By, typer.Option(help="A row for each label, each change of label, or each changed clip.")
     ] = By.label,
+    truth: Annotated[
+        str | None,
+        typer.Option(help="Each label's precision and recall: a column of the lists, or reviews."),
+    ] = None,
     format: o.OutputFormat = None,
     file: o.OutputFile = None,
     db: o.Db = None,
@@ -55,12 +60,30 @@ def compare(
     after = runs.find_run(engine, b)
     with progress.screen.status(f"Comparing {before.name} and {after.name}"):
         comparison = comparing.compare(engine, before, after)
-        rows = _rows(comparison, by)
+        rows = _judged(comparison, truth) if truth else _rows(comparison, by)
     progress.tell_all(_sentences(comparison))
     parquet = ParquetOptions(of_views=False)
     output.write(rows, format, file, empty="Nothing changed.", parquet=parquet)
     if by is By.label and not (format or file) and sys.stdout.isatty():
         output.print_rows(islice(comparison.changes(), ROWS_BELOW), "What became what")
+
+
+def _judged(comparison: Comparison, truth: str) -> list[dict[str, Any]]:
+    """Return how well each run does, label by label, where the truth is known."""
+    from earmark.evaluation import evaluate
+
+    before, after = (
+        {row["label"]: row for row in evaluate(comparison.engine, run, truth).labels}
+        for run in (comparison.a, comparison.b)
+    )
+    rows = []
+    for label in before | after:
+        a, b = before.get(label, {}), after.get(label, {})
+        row = {"label": label, "clips": a.get("clips") or b.get("clips")}
+        for measure in MEASURES:
+            row |= {f"{measure}_a": a.get(measure), f"{measure}_b": b.get(measure)}
+        rows.append(row)
+    return rows
 
 
 def _rows(comparison: Comparison, by: By) -> Rows:

@@ -41,7 +41,7 @@ from earmark.web.report import (
     overview,
     quick_counts,
     render,
-)  # fmt: skip
+)
 from earmark.web.review import Reviewing
 
 if TYPE_CHECKING:

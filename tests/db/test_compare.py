@@ -129,4 +129,8 @@ def test_the_verb_and_python_say_what_changed(
     found = earmark.compare("before", "after", db=database_url)
     assert found.agreement == 0.5
     found.engine.dispose()
+    ended = verb("compare", "before", "after", "--truth", "heard", "--db", database_url)
+    dog = next(line for line in ended.text.splitlines() if line.startswith("dog,"))
+    # Of five clips that are dogs in each run, three and then two are called so.
+    assert [float(each) for each in dog.split(",")[1:6]] == [5, 1, 1, 0.6, 0.4]
     assert verb("compare", "before", "never", "--db", database_url).status == 2
