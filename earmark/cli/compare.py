@@ -98,7 +98,9 @@ def _rows(comparison: Comparison, by: By) -> Rows:
 def _sentences(comparison: Comparison) -> list[str]:
     a, b = comparison.a.name, comparison.b.name
     count = progress.count_of(comparison.clips, "clip")
-    sentences = [f"{count} done in both {a} and {b}, {comparison.agreement:.1%} with one label."]
+    sentences = [
+        f"{count} done in both {a} and {b}; {comparison.agreement:.1%} have one best label."
+    ]
     for run in (comparison.a, comparison.b):
         done = runs.progress(comparison.engine, run.id).states[State.done]
         if more := done - comparison.clips:
