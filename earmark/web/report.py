@@ -24,6 +24,7 @@ from earmark import files
 from earmark.advice import bottleneck
 from earmark.core.clips import Part, State
 from earmark.core.errors import ClipError
+from earmark.evaluation import evaluate
 from earmark.progress import in_words, screen
 from earmark.sound import Heard, Listener, Segment, segments
 
@@ -97,9 +98,16 @@ class Card:
 
 
 def write(
-    engine: sa.Engine, run: RunRow, settings: Settings, file: Path, *, most: int = MOST_CLIPS
+    engine: sa.Engine,
+    run: RunRow,
+    settings: Settings,
+    file: Path,
+    *,
+    most: int = MOST_CLIPS,
+    truth: str | None = None,
 ) -> int:
     """Write a run's page; return how many clips it shows."""
+    compared = evaluate(engine, run, truth) if truth else None
     ids = browse.sample(engine, run.id, most)
     with Listener(settings, at_once=AT_ONCE) as listener, ThreadPoolExecutor(AT_ONCE) as pool:
         hear = partial(listener.hear, most_s=LONGEST_SOUND_S, most_bytes=sound_bytes(len(ids)))
@@ -118,6 +126,7 @@ def write(
         **overview(engine, run, settings),
         **charts(engine, run),
         cards=cards,
+        evaluation=compared,
         **inlined(),
     )
     with files.opened(file) as out:

@@ -1,4 +1,4 @@
-"""The live page: it shows a run, writes nothing, and answers only those who may ask."""
+"""The live page: it shows a run, and answers only those who may ask."""
 
 from __future__ import annotations
 
@@ -209,6 +209,15 @@ def test_what_is_not_there_is_said(url: str) -> None:
 def test_a_token_is_asked_for(secret_url: str) -> None:
     assert requests.get(secret_url, timeout=9).headers["WWW-Authenticate"].startswith("Basic")
     assert requests.get(secret_url, auth=("", "opensesam"), timeout=9).status_code == 401
+    review = f"{secret_url}/runs/1/review"
+    assert (
+        requests.post(review, headers={"Origin": secret_url}, json={}, timeout=9).status_code == 401
+    )
+    with_password = requests.post(review, auth=("", "opensesame"), json={}, timeout=9)
+    assert (with_password.status_code, with_password.text) == (
+        403,
+        "Another site may not write here.",
+    )
     bad = {"Authorization": f"Basic {base64.b64encode(b'opensesame').decode()}"}
     assert requests.get(secret_url, headers=bad, timeout=9).status_code == 401
     for nonsense in ("Basic %", "Basic \xe9"):
