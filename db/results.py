@@ -84,6 +84,8 @@ def results(
     label: str | None = None,
     rank: int = 1,
     min_score: float | None = None,
+    max_score: float | None = None,
+    by_score: bool = False,
     windows: bool = False,
     in_sequence: bool = False,
     day: str | None = None,
@@ -95,6 +97,8 @@ def results(
         label: only those with this label.
         rank: up to this rank; with more than 1, a row for each label of a clip up to it.
         min_score: only those with at least this score.
+        max_score: only those with at most this score.
+        by_score: the highest score first, in place of the order of the list.
         windows: a row for each window.
         in_sequence: windows, each with the second at which its file begins among all files.
         day: only those recorded on this day, or in this month or year, such as 2026-05-01.
@@ -134,6 +138,11 @@ def _conditions(
     if min_score is not None:
         conditions += " AND score >= :min_score"
         values["min_score"] = min_score
+    if max_score is not None:
+        statement += " AND score <= :max_score"
+        values["max_score"] = max_score
+    if by_score:
+        order = f"score DESC NULLS LAST, {order}"
     if day is not None or hours is not None:
         conditions += _recorded(day, hours, values)
     return conditions

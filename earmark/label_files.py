@@ -78,10 +78,10 @@ def _write_audacity(rows: Iterable[dict[str, Any]], folder: Path) -> int:
     return count
 
 
-def file_name(text: str) -> str:
+def file_name(text: str, longest: int = LONGEST_NAME) -> str:
     """Return a text as a part of what a file can be called, anywhere."""
     name = re.sub(r"[^\w.-]", "_", text)
-    return name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    return name.encode()[:longest].decode(errors="ignore")
 
 
 def _on_one_line(text: str) -> str:
