@@ -244,16 +244,21 @@ def top_k(engine: sa.Engine, run_id: int) -> Rows:
     return select(engine, SELECT_TOP_K, run_id=run_id)
 
 
+def check_embeddings(run: RunRow) -> None:
+    """Raise UsageError if a run keeps no embeddings."""
+    if not run.options.embeddings:
+        raise UsageError(
+            reason=f"The run {run.name} keeps no embeddings: submit its list with --embeddings."
+        )
+
+
 def embeddings(engine: sa.Engine, run: RunRow) -> Rows:
     """Return the embeddings of a run's windows, as `earmark.core.vectors` reads them.
 
     Raises:
         UsageError: the run keeps none.
     """
-    if not run.options.embeddings:
-        raise UsageError(
-            reason=f"The run {run.name} keeps no embeddings: submit its list with --embeddings."
-        )
+    check_embeddings(run)
     return select(engine, SELECT_EMBEDDINGS, run_id=run.id)
 
 
