@@ -105,9 +105,9 @@ def results(
     """
     values: dict[str, Any] = {"run_id": run_id, "rank": rank}
     if in_sequence:
-        statement, order = SELECT_IN_SEQUENCE, "clip_id, start_s"
+        statement, order = SELECT_IN_SEQUENCE, "clip_id, start_s, channel"
     elif windows:
-        statement, order = SELECT_WINDOWS, "clip_id, start_s, rank"
+        statement, order = SELECT_WINDOWS, "clip_id, start_s, channel, rank"
     elif rank > 1:
         statement, order = _at_any_rank(engine), "clip_id, rank"
     else:
@@ -227,7 +227,7 @@ def heard(engine: sa.Engine, run_id: int, *, label: str | None, min_score: float
         _check_label(engine, run_id, label)
         statement += " AND label = :label"
         values["label"] = label
-    return select(engine, f"{statement} ORDER BY clip_id, start_s", **values)
+    return select(engine, f"{statement} ORDER BY clip_id, start_s, channel", **values)
 
 
 def top_k(engine: sa.Engine, run_id: int) -> Rows:

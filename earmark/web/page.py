@@ -8,6 +8,7 @@ from base64 import b64decode
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from itertools import islice
+from operator import itemgetter
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -29,7 +30,7 @@ from earmark.core.clips import Part
 from earmark.core.errors import BY_CODE, ClipError, EarmarkError, UsageError
 from earmark.ports import HERE, check_port
 from earmark.progress import screen
-from earmark.sound import Listener
+from earmark.sound import Listener, Segment
 from earmark.web.report import (
     TEMPLATES,
     UNCERTAIN,
@@ -252,7 +253,7 @@ class _Pages:
             heard = self._listener.hear_stretch(
                 clip["uri"], Part.of(clip), at, most_s=STRETCH_S, most_bytes=SOUND_BYTES
             )
-            shown = {"heard": heard, "name": clock(at), "segments": ()}
+            shown = {"heard": heard, "name": clock(at), "timelines": ()}
         except ClipError as error:
             why_not = str(error)
         return self._page("stretch.html", card=shown, at=at, why_not=why_not)
@@ -263,8 +264,8 @@ class _Pages:
             raise UsageError(reason="There is no such clip.")
         if (clips[0]["duration_s"] or 0) > LONG_S:
             shown = Card(clips[0], None, "")
-            best = sorted(shown.segments, key=lambda segment: -segment[3])[:EVENTS]
-            return self._page("long.html", card=shown, colour=colours([shown]), events=sorted(best))
+            events = _strongest(shown)
+            return self._page("long.html", card=shown, colour=colours([shown]), events=events)
         shown = card(clips[0], self.hear)
         return self._page("clip.html", card=shown, colour=colours([shown]))
 
@@ -305,6 +306,15 @@ class _Pages:
 
     def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         return HTMLResponse(render(template, flower=self._flower, **values), status)
+
+
+def _strongest(shown: Card) -> list[Segment]:
+    """Return the events of all channels with the highest scores, in the order of time."""
+    events = []
+    for _, timeline in shown.timelines:
+        events += timeline
+    events.sort(key=itemgetter(3), reverse=True)
+    return sorted(events[:EVENTS])
 
 
 def _download(rows: Rows) -> Response:

@@ -77,7 +77,9 @@ class Reviewing:
         if clip is None:
             return HTMLResponse("")
         shown = card(next(browse.details(self._engine, [clip])), self._hear)
-        best = [(score, start) for start, _, name, score in shown.segments if name == label]
+        best = []
+        for _, timeline in shown.timelines:
+            best += [(score, start) for start, _, name, score in timeline if name == label]
         values = {
             "card": shown,
             "colour": colours([shown]),
