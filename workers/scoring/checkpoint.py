@@ -71,17 +71,14 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def open_checkpoint(name: str, revision: str | None) -> Checkpoint:
-    """Find a checkpoint and read its configuration; code in a checkpoint never runs.
-
-    Its name is `starter`, a folder or a hub id. A hub model is downloaded once.
+def open_checkpoint(name: str, folder: Path, commit: str | None) -> Checkpoint:
+    """Read the configuration of the checkpoint in a folder; code in it never runs.
 
     Raises:
-        ServiceError: the checkpoint is missing, out of reach, or no audio classifier.
+        ServiceError: it cannot be read, or is no audio classifier.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    folder, commit = hub.locate(name, revision)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _require_audio_classifier(name, config)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from earmark.core import errors, settings
-from workers.scoring import pretrained
+from workers.scoring import description, hub, onnx, pretrained, reference
 from workers.scoring.windows import BEST
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: What an error of a device without memory says; cuBLAS and cuDNN have words of their own.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+_NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "Failed to allocate memory")
 
 
 @dataclass(eq=False)
@@ -173,12 +173,21 @@ def load(model: settings.Model, labels: Sequence[str] = ()) -> Classifier:
     Raises:
         ServiceError: the model, the device or the dtype is not available; it names the cure.
     """
-    loaded = pretrained.load(model, labels)
-    classifier = Classifier(
-        loaded, loaded.card, loaded.limits, loaded.device, loaded.dtype, loaded.lanes
-    )
+    folder, commit = hub.locate(model.name, model.revision)
+    if not hub.is_described(folder):
+        classifier = _behind(pretrained.load(model, folder, commit, labels))
+        _warm_up(classifier)
+        return classifier
+    hub.check_labels(model.name, labels, zero_shot=False)
+    described = description.Described(model.name, folder, commit)
+    classifier = _behind(onnx.load(model, described))
     _warm_up(classifier)
+    reference.check(described, classifier)
     return classifier
+
+
+def _behind(loaded: Model) -> Classifier:
+    return Classifier(loaded, loaded.card, loaded.limits, loaded.device, loaded.dtype, loaded.lanes)
 
 
 def _warm_up(classifier: Classifier) -> None:

@@ -10,6 +10,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
 from earmark.core import errors
+from workers.scoring import description
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,15 @@ STARTER = Path(__file__).with_name("starter")
 #: What says how a model is built, and what a person reads of it.
 _CONFIG, _CARD = "config.json", "README.md"
 #: Configurations, extractors and tokenizers: JSON or text. Safe weights are preferred to pickles.
-_FILES = [_CONFIG, _CARD, "*processor_config.json", "*token*.json", "vocab.*", "merges.txt"]
+_FILES = [
+    _CONFIG,
+    _CARD,
+    description.NAME,
+    "*processor_config.json",
+    "*token*.json",
+    "vocab.*",
+    "merges.txt",
+]
 SAFE_WEIGHTS, PICKLES = "model*.safetensors*", "pytorch_model*.bin*"
 #: The type of the models that are told what to listen for.
 ZERO_SHOT = "clap"
@@ -108,9 +117,17 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     if folder is not None:
         return folder, None
     snapshot = _download(name, revision, [*_FILES, SAFE_WEIGHTS])
-    if not any(snapshot.glob(SAFE_WEIGHTS)):
+    if is_described(snapshot):
+        described = description.Described(name, snapshot, snapshot.name).description()
+        snapshot = _download(name, snapshot.name, [*_FILES, *described.files])
+    elif not any(snapshot.glob(SAFE_WEIGHTS)):
         snapshot = _download(name, snapshot.name, [*_FILES, PICKLES])
     return snapshot, snapshot.name
+
+
+def is_described(folder: Path) -> bool:
+    """Return whether an `earmark.json` in a folder says that its model is an ONNX graph."""
+    return (folder / description.NAME).exists()
 
 
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
