@@ -1,6 +1,8 @@
 PYTHON ?= python3
 DEVICE ?= auto
 BIN := .venv/bin
+# Hundreds of processes of the tests would each compile our modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 # A program and the Debian packages that bring it, installed if it is missing.
 debian = command -v $(1) > /dev/null || { \
@@ -10,7 +12,7 @@ debian = command -v $(1) > /dev/null || { \
     DEBIAN_FRONTEND=noninteractive $$root apt-get install -y -qq --no-install-recommends $(2) > /dev/null; \
 } || { echo "$(1) is needed here: as root, apt-get install $(2); then the same again."; exit 1; }
 
-.PHONY: help demo test test-fast test-chaos browser pooler bench bench-gpu lint docs audit fuzz chaos starter clean
+.PHONY: help demo test test-fast test-chaos browser pooler bench bench-gpu lint docs audit fuzz chaos starter wheel clean
 
 # A line that begins with a target and ends with "## ..." is what this shows.
 help: ## list the targets
@@ -27,7 +29,7 @@ test-fast: .venv/ready-dev ## run the quick tests, which need no PostgreSQL, bro
 	@$(BIN)/python -m pytest -m "not slow and not chaos and not postgresql" --numprocesses 2
 
 test-chaos: .venv/ready-dev pooler ## have faults happen to workers on PostgreSQL, and many in a row on each database
-	@$(BIN)/python -m pytest -m chaos --numprocesses 4
+	@$(BIN)/python -m pytest -m chaos --numprocesses 4 tests/faults $$(grep -rl mark.chaos tests --include="test_*.py")
 
 browser: ## install Debian's Chromium, in which some tests look at pages
 	@$(call debian,chromium,chromium fonts-liberation)
@@ -65,9 +67,13 @@ starter: .venv/ready ## train the bundled model, 20 minutes of two cores: make s
 
 # Its pictures are made again with `python -m docs.pictures`.
 docs: .venv/ready-dev ## build the documentation's site into build/site
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "mkdocs-material>=9.6"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group docs
 	@$(BIN)/python -m docs.reference
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+wheel: .venv/ready ## build the wheel into dist, install it in an environment of its own and run it there
+	@rm -rf dist && $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@PYTHON=$(PYTHON) sh .github/try_wheel.sh dist/*.whl
 
 clean: ## remove what the other targets made in this folder
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist

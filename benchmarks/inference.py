@@ -189,9 +189,9 @@ forward_s: list[float] = []
 
 
 def _timed(forward: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    def timed(*arguments: Any) -> np.ndarray:
+    def timed(*arguments: Any, **options: Any) -> np.ndarray:
         started = time.thread_time()
-        logits = forward(*arguments)
+        logits = forward(*arguments, **options)
         forward_s.append(time.thread_time() - started)
         return logits
 

@@ -53,6 +53,9 @@ class Dialect:
     lock: str
     #: Compares NULL as a value.
     same: str
+    #: Has a run's clips read in the order of their rows. SQLite would take them by label, and read
+    #: ten million rows in no order at all.
+    in_run_order: str
     #: The part of a count that this connection adds to.
     writer: str
     #: Clips behind `:after` that were never begun. PostgreSQL keeps to the feeder's index for a
@@ -75,6 +78,8 @@ class Dialect:
     matching_clips: str
     #: The source of an INSERT of such rows into `window_predictions`.
     window_rows: str
+    #: The source of an INSERT of such rows into `window_embeddings`.
+    embedding_rows: str
 
     #: Seconds since 1970 as a timestamp.
     timestamp: str
@@ -102,6 +107,7 @@ SQLITE = Dialect(
     ),
     lock="",
     same="IS",
+    in_run_order="INDEXED BY clips_run",
     writer="0",
     fresh="not_before = 0 AND id > :after",
     parameter=r":\1",
@@ -111,6 +117,7 @@ SQLITE = Dialect(
     value=":",
     matching_clips="WHERE id = :id",
     window_rows="VALUES (:clip_id, :start_s, :end_s, :label_ids, :scores, :channel)",
+    embedding_rows="VALUES (:clip_id, :channel, :start_s, :end_s, :vector)",
     timestamp="datetime({}, 'unixepoch')",
     hexadecimal="lower(hex({}))",
     json="{}",
@@ -130,6 +137,7 @@ POSTGRESQL = Dialect(
     numbers="generate_series(0, :count - 1) AS n(i)",
     lock="FOR UPDATE",
     same="IS NOT DISTINCT FROM",
+    in_run_order="",
     writer="pg_backend_pid()",
     fresh="(not_before, id) > (0, :after) AND not_before <= 0",
     parameter=r"%(\1)s",
@@ -141,6 +149,7 @@ POSTGRESQL = Dialect(
         "FROM json_populate_recordset(NULL::clips, %s) AS outcome WHERE clips.id = outcome.id"
     ),
     window_rows="SELECT * FROM json_populate_recordset(NULL::window_predictions, %s)",
+    embedding_rows="SELECT * FROM json_populate_recordset(NULL::window_embeddings, %s)",
     timestamp="to_timestamp({})",
     hexadecimal="encode({}, 'hex')",
     json="CAST({} AS jsonb)",

@@ -25,6 +25,7 @@ from db.models import (
     Model,
     Run,
     RunCount,
+    WindowEmbedding,
     WindowPrediction,
     state_is,
 )
@@ -111,9 +112,10 @@ def open_run(
         if name is None:
             return _insert_unnamed(connection, values)
         run = _find_or_insert(connection, name, values)
-        if RunOptions.from_json(run.options) != options:
+        kept = RunOptions.from_json(run.options)
+        if kept != options:
             raise UsageError(
-                reason=f"The run {name!r} exists with another {_differing(run.options, options)};"
+                reason=f"The run {name!r} exists with another {_differing(kept, options)};"
                 " use another --name."
             )
         connection.execute(sa.update(Run).where(Run.id == run.id).values(**changing))
@@ -121,9 +123,9 @@ def open_run(
         return int(run.id)
 
 
-def _differing(kept: dict[str, Any], options: RunOptions) -> str:
-    names = [name for name, value in options.as_json().items() if kept.get(name) != value]
-    return ", ".join(names)
+def _differing(kept: RunOptions, options: RunOptions) -> str:
+    names = RunOptions.__slots__
+    return ", ".join(name for name in names if getattr(kept, name) != getattr(options, name))
 
 
 def _find_or_insert(connection: sa.Connection, name: str, values: dict[str, Any]) -> sa.Row[Any]:
@@ -198,8 +200,9 @@ def redo(engine: sa.Engine, clip_ids: Sequence[int]) -> int:
     """Make clips that have a result or have failed `pending` again; return how many."""
     ended = Clip.id.in_(clip_ids), Clip.state.in_([State.done, State.failed])
     with writing(engine) as connection:
-        of_windows = WindowPrediction.clip_id.in_(sa.select(Clip.id).where(*ended))
-        connection.execute(sa.delete(WindowPrediction).where(of_windows))
+        for table in (WindowPrediction, WindowEmbedding):
+            of_clips = table.clip_id.in_(sa.select(Clip.id).where(*ended))
+            connection.execute(sa.delete(table).where(of_clips))
         return connection.execute(sa.update(Clip).where(*ended).values(_fresh())).rowcount
 
 

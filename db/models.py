@@ -273,6 +273,21 @@ class WindowPrediction(Base):
     )
 
 
+class WindowEmbedding(Base):
+    """The vector of one window before the model's last layer; see `earmark.core.vectors`."""
+
+    __tablename__ = "window_embeddings"
+
+    clip_id: Mapped[int] = mapped_column(
+        Id, ForeignKey("clips.id"), primary_key=True, autoincrement=False
+    )
+    #: 1-based; 0 for the mix, since a primary key cannot be null.
+    channel: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    start_s: Mapped[float] = mapped_column(primary_key=True)
+    end_s: Mapped[float]
+    vector: Mapped[Digest] = mapped_column(LargeBinary)
+
+
 class Worker(Base):
     """A worker that is up, until it has not been seen for a while."""
 

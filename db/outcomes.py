@@ -73,6 +73,7 @@ finished_at = CASE WHEN {{value}}not_before IS NULL THEN {{now}} END
 {{matching_clips}}
 """  # noqa: S608 - our own column names
 INSERT_WINDOWS = "INSERT INTO window_predictions {window_rows}"
+INSERT_EMBEDDINGS = "INSERT INTO window_embeddings {embedding_rows}"
 
 
 def write(
@@ -88,7 +89,7 @@ def write(
     Return the clips by state, and those that were `given_back`.
     """
     ours = held(connection, token, [outcome.clip_id for outcome in outcomes])
-    clips, windows = [], []
+    clips, windows, embeddings = [], [], []
     counts: Counter[str] = Counter()
     for outcome in outcomes:
         if outcome.clip_id not in ours:
@@ -97,12 +98,14 @@ def write(
         clip = _clip_row(outcome, claimed[outcome.clip_id], worker, label_ids, limits)
         if isinstance(outcome, Success):
             clip.update(_recorded(outcome.facts, uri))
+            embeddings += _embedding_rows(outcome)
         clips.append(clip)
         given_back = not isinstance(outcome, Success) and outcome.given_back
         counts["given_back" if given_back else clip["state"]] += 1
         windows += _window_rows(outcome, label_ids)
     _write_rows(connection, UPDATE_CLIPS, clips)
     _write_rows(connection, INSERT_WINDOWS, windows)
+    _write_rows(connection, INSERT_EMBEDDINGS, embeddings)
     release(connection, token, ours)
     return counts
 
@@ -191,11 +194,16 @@ def _failure_values(failure: Failure, clip: Claimed, worker: str, limits: Ledger
 def _window_rows(outcome: Outcome, label_ids: Sequence[int]) -> list[dict[str, Any]]:
     if not isinstance(outcome, Success):
         return []
-    rows = []
-    for window in outcome.windows:
-        place = {"start_s": window.start_s, "end_s": window.end_s, "channel": window.channel or 0}
-        rows.append({"clip_id": outcome.clip_id, **place, **_top_k(window, label_ids)})
-    return rows
+    return [{**_place(outcome, each), **_top_k(each, label_ids)} for each in outcome.windows]
+
+
+def _embedding_rows(success: Success) -> list[dict[str, Any]]:
+    return [{**_place(success, each), "vector": each.vector} for each in success.embeddings]
+
+
+def _place(success: Success, part: words.WindowPredictions | words.Embedding) -> dict[str, Any]:
+    span = {"start_s": part.start_s, "end_s": part.end_s}
+    return {"clip_id": success.clip_id, "channel": part.channel or 0, **span}
 
 
 def _values(record: AudioFacts | Timings) -> dict[str, Any]:

@@ -35,6 +35,7 @@ SELECT clip_id, uri, member, channel, start_s, end_s, label, score FROM windows
 WHERE run_id = :run_id AND score >= :min_score
 """
 SELECT_TOP_K = "SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank"
+SELECT_EMBEDDINGS = "SELECT * FROM embeddings WHERE run_id = :run_id ORDER BY clip_id, start_s"
 SELECT_FAILURES = "SELECT * FROM failures WHERE run_id = :run_id ORDER BY clip_id"
 SELECT_CLIPS = """
 SELECT id AS clip_id, coalesce(display_uri, uri) AS uri, member, state, error_code, error
@@ -211,6 +212,19 @@ def heard(engine: sa.Engine, run_id: int, *, label: str | None, min_score: float
 def top_k(engine: sa.Engine, run_id: int) -> Rows:
     """Return every stored prediction of a run, clip by clip, the best first."""
     return select(engine, SELECT_TOP_K, run_id=run_id)
+
+
+def embeddings(engine: sa.Engine, run: RunRow) -> Rows:
+    """Return the embeddings of a run's windows, as `earmark.core.vectors` reads them.
+
+    Raises:
+        UsageError: the run keeps none.
+    """
+    if not run.options.embeddings:
+        raise UsageError(
+            reason=f"The run {run.name} keeps no embeddings: submit its list with --embeddings."
+        )
+    return select(engine, SELECT_EMBEDDINGS, run_id=run.id)
 
 
 def failures(engine: sa.Engine, run_id: int) -> Rows:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from db.models import Clip, Label, WindowPrediction
+from db.models import Clip, Label, WindowEmbedding, WindowPrediction
 from db.session import ask, reading
 from earmark.core import clips as words
 
@@ -66,16 +66,25 @@ def _statement(count: int, *, by_url: bool) -> str:
 
 
 def result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
-    """Return a clip's result as another's; None if it was deleted a moment ago."""
+    """Return a clip's result as another's; None if it has none any more, or not yet."""
     facts = [getattr(Clip, name) for name in words.AudioFacts.__slots__]
     columns = Clip.label_ids, Clip.scores, Clip.sha256, Clip.bytes, *facts
+    is_known = (Clip.id == known) & (Clip.state == words.State.done)
     windows_of = sa.select(WindowPrediction).where(WindowPrediction.clip_id == known)
     order = WindowPrediction.channel, WindowPrediction.start_s
+    vectors_of = sa.select(WindowEmbedding.__table__).where(WindowEmbedding.clip_id == known)
     with reading(engine) as connection:
-        clip = connection.execute(sa.select(*columns).where(Clip.id == known)).first()
+        clip = connection.execute(sa.select(*columns).where(is_known)).first()
         if clip is None:
             return None
         windows = connection.execute(windows_of.order_by(*order)).all()
+        vectors = connection.execute(
+            vectors_of.order_by(WindowEmbedding.channel, WindowEmbedding.start_s)
+        )
+        embeddings = [
+            words.Embedding(row.start_s, row.end_s, row.vector, row.channel or None)
+            for row in vectors
+        ]
         positions = _positions(connection, [clip, *windows])
     return words.Success(
         clip_id,
@@ -84,6 +93,7 @@ def result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
         _predictions(clip, positions),
         tuple(_window(row, positions) for row in windows),
         reused=True,
+        embeddings=tuple(embeddings),
     )
 
 

@@ -25,6 +25,7 @@ WORKER_RIGHTS = {
     "ledger": ("SELECT",),
     "run_counts": ("SELECT", "INSERT", "UPDATE"),
     "runs": ("SELECT", "UPDATE"),
+    "window_embeddings": ("SELECT", "INSERT"),
     "window_predictions": ("SELECT", "INSERT"),
     "workers": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }

@@ -41,6 +41,13 @@ CROSS JOIN {labels_of_c}
 JOIN labels l ON l.id = p.value
 WHERE NOT EXISTS (SELECT 1 FROM window_predictions w WHERE w.clip_id = c.id);
 
+CREATE VIEW embeddings AS
+SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri,
+       coalesce(nullif(e.channel, 0), c.channel) AS channel, c.member, e.start_s, e.end_s, e.vector
+FROM clips c
+JOIN runs r ON r.id = c.run_id
+JOIN window_embeddings e ON e.clip_id = c.id;
+
 -- DISTINCT over windows of rows, not GROUP BY: SQLite would not use its index for one clip.
 CREATE VIEW events AS
 SELECT DISTINCT clip_id, run_id, run, uri, channel, member, label,

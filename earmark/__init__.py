@@ -1,6 +1,7 @@
 """Label a million sound clips: lists in, Hugging Face audio models, results in SQL.
 
-`run`, `submit`, `open` and `classify` are the Python API. Nothing is imported until it is used.
+`run`, `submit`, `open`, `compare` and `classify` are the Python API. Nothing is imported until it
+is used.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from earmark.api import LabelScore, Run, classify, open, run, submit
+    from earmark.api import LabelScore, Run, classify, compare, open, run, submit
     from earmark.core.settings import Settings
 
     __version__: str
 
-__all__ = ["LabelScore", "Run", "Settings", "__version__", "classify", "open", "run", "submit"]
+__all__ = [
+    "LabelScore", "Run", "Settings", "__version__", "classify", "compare", "open", "run", "submit",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

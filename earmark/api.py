@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, Unpack
 
+from db import compare as comparing
 from db import results, runs
 from earmark import folders, frames, machine, progress
 from earmark import notify as webhook
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow
     import sqlalchemy as sa
 
+    from db.compare import Comparison
     from db.rows import Rows
     from db.runs import Progress, RunRow
     from earmark.core.clips import Clip
@@ -55,6 +57,8 @@ class Scoring(TypedDict, total=False):
     combine: Combine
     min_score: float
     labels: str | Sequence[str] | None
+    embeddings: bool
+    head: str | None
 
 
 class Submission(Scoring, total=False):
@@ -189,6 +193,16 @@ class Run:
         """Yield the clips that failed, each with its error, as in the view `failures`."""
         return results.failures(self.engine, self.id)
 
+    def embeddings(self) -> polars.DataFrame:
+        """Return the embeddings that the run keeps, a row for each window.
+
+        `frame["vector"].to_numpy()` is an array of shape (windows, dimensions).
+
+        Raises:
+            UsageError: the run keeps none.
+        """
+        return frames.embeddings_frame(results.embeddings(self.engine, self.row))
+
     def to_polars(self, **conditions: Unpack[Conditions]) -> polars.DataFrame:
         """Return the results as a polars data frame with typed columns; conditions as above."""
         return frames.polars_frame(self.results(**conditions))
@@ -287,6 +301,22 @@ def open(run: int | str, *, db: str | None = None, settings: Settings | None = N
     """
     engine = open_database(_settings(settings, db))
     return Run(engine, runs.find_run(engine, str(run)))
+
+
+def compare(
+    a: int | str, b: int | str, *, db: str | None = None, settings: Settings | None = None
+) -> Comparison:
+    """Compare the best labels of the clips that two runs have in common, by their ids or names.
+
+    Its `agreement` is a share; `labels()`, `changes()` and `changed()` give rows: by label, by
+    label and what became of it, and by clip.
+
+    Raises:
+        UsageError: there is no such run.
+        ServiceError: the database cannot be used.
+    """
+    engine = open_database(_settings(settings, db))
+    return comparing.compare(engine, runs.find_run(engine, str(a)), runs.find_run(engine, str(b)))
 
 
 def classify(

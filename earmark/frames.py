@@ -13,6 +13,7 @@ from more_itertools import chunked
 
 from db.results import SCORE_OF
 from db.rows import plain
+from earmark.core import vectors
 from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ META_COLUMNS = 100
 #: The largest whole number of a column; a larger one is text.
 LARGEST = 2**63
 WHOLE, NUMBER, REAL = polars.Int64, polars.Float64, polars.Float32
+VECTOR = polars.List(polars.Float32)
 TEXT, FLAG, TIME = polars.String, polars.Boolean, polars.Datetime("us", "UTC")
 #: The columns of the views of clips. SQLite has flags as 0 and 1 and times as text.
 TYPES: dict[str, Any] = {
@@ -43,7 +45,7 @@ TYPES: dict[str, Any] = {
     "sha256": TEXT,
     "fetch_ms": REAL, "decode_ms": REAL, "classify_ms": REAL, "worker": TEXT, "finished_at": TIME,
     "error_code": TEXT, "error_stage": TEXT, "error": TEXT, "attempts": WHOLE, "crashes": WHOLE,
-    "windows": WHOLE,
+    "windows": WHOLE, "vector": VECTOR,
 }  # fmt: skip
 
 
@@ -98,6 +100,8 @@ def _value(value: Any, dtype: Any) -> Any:
             return datetime.fromisoformat(value).replace(tzinfo=UTC)
         case list() | dict() if dtype in (None, TEXT):
             return json.dumps(value, ensure_ascii=False)
+        case bytes() if dtype is VECTOR:
+            return vectors.unpack([value])[0]
         case datetime() if dtype is TIME:
             return value.astimezone(UTC)
     return plain(value)
@@ -115,6 +119,13 @@ def polars_frame(rows: Rows) -> polars.DataFrame:
     columns = Columns(rows.columns)
     parts = map(columns.frame, chain([[]], chunked(rows, ROWS_AT_ONCE)))
     return polars.concat(parts, how="diagonal_relaxed")
+
+
+def embeddings_frame(rows: Rows) -> polars.DataFrame:
+    """Return rows of embeddings as a data frame whose column `vector` has arrays of one width."""
+    frame = polars_frame(rows)
+    width = len(frame["vector"][0]) if len(frame) else 0
+    return frame.with_columns(polars.col("vector").list.to_array(width))
 
 
 def arrow_table(rows: Rows) -> pyarrow.Table:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from db import feeding, ledger
 from docs.reference import PAGES
+from earmark.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
 PAGES_OF_THE_SITE = sorted(DOCS.rglob("*.md"))
-PROSE = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES_OF_THE_SITE]
+ROOT_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+PROSE = [*(ROOT / name for name in ROOT_PAGES), *PAGES_OF_THE_SITE]
 
 
 def name_of(page: Path) -> str:
@@ -83,3 +88,41 @@ def test_the_pictures_are_small() -> None:
     pictures = list((DOCS / "pictures").iterdir())
     assert len(pictures) >= 3
     assert all(picture.stat().st_size < 150_000 for picture in pictures)
+
+
+@pytest.mark.parametrize("page", PROSE, ids=name_of)
+def test_commands_in_pages_have_the_verbs_and_options_there_are(page: Path) -> None:
+    for line in commands_of(page.read_text()):
+        command: Any = typer.main.get_command(app)
+        words = shlex.split(line, comments=True)[1:]
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        known = {flag for parameter in command.params for flag in flags_of(parameter)}
+        used = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert not hasattr(command, "commands") or used <= {"--version", "--help"}, line
+        assert used <= known | {"--help"}, line
+
+
+def commands_of(text: str) -> list[str]:
+    """Return the lines of code blocks that call `earmark`, joined where they are continued."""
+    lines = []
+    for block in re.findall(r"^```(?:sh|bash|)\n(.*?)^```", text, re.M | re.S):
+        joined = block.replace("\\\n", " ")
+        lines += re.findall(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(earmark [^\n|>&;]*)", joined, re.M)
+    return lines
+
+
+def flags_of(parameter: Any) -> list[str]:
+    return [*parameter.opts, *parameter.secondary_opts]
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    waiting, seen = [DOCS / "index.md"], set()
+    while waiting:
+        page = waiting.pop().resolve()
+        if page in seen or page.suffix != ".md" or not page.is_relative_to(DOCS):
+            continue
+        seen.add(page)
+        targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+        waiting += [page.parent / target for target in targets]
+    assert sorted(seen) == PAGES_OF_THE_SITE

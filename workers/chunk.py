@@ -32,14 +32,17 @@ SUSPECT_CRASHES = 2
 class Work(Protocol):
     """The ways in which clips come to their end."""
 
-    def load(self, plan: RunPlan, clips: list[ClipInWork]) -> None:
-        """Have clips loaded and scored."""
+    def load(self, plan: RunPlan, clips: list[ClipInWork], *, join: bool) -> None:
+        """Have clips loaded and scored; `join` those whose content is at work already."""
 
     def quarantine(self, clip: ClipInWork) -> None:
         """Have a suspect classified in a process of its own."""
 
+    def in_work(self, clip_id: int) -> ClipInWork | None:
+        """Return a clip of any chunk of this worker."""
+
     def result_of(self, known: Known, clip: ClipInWork) -> Success | None:
-        """Return the result that a clip shares; None if it was deleted a moment ago."""
+        """Return the recorded result that a clip shares, if there is one."""
 
     def forget(self, clips: list[ClipInWork]) -> None:
         """Take clips out of the queue of the model."""
@@ -101,7 +104,7 @@ class ChunkInProgress:
     def _in_work(self, clip: Claimed) -> ClipInWork:
         return ClipInWork(clip, self._plan, self._lock, self._end)
 
-    def _start(self, clips: list[ClipInWork]) -> None:
+    def _start(self, clips: list[ClipInWork], *, join: bool = True) -> None:
         innocent = []
         for clip in clips:
             self._running[clip.clip_id] = clip
@@ -110,7 +113,7 @@ class ChunkInProgress:
             else:
                 innocent.append(clip)
         if innocent:
-            self._work.load(self._plan, innocent)
+            self._work.load(self._plan, innocent, join=join)
 
     def _end(self, clip: ClipInWork, end: End) -> None:
         # Called by any thread, which does as little as it can: others wait for it.
@@ -139,10 +142,16 @@ class ChunkInProgress:
                 self._outcomes.append(end)
 
     def _take_known(self, clip: ClipInWork, known: Known) -> None:
-        if success := self._work.result_of(known, clip):
-            self._outcomes.append(success)
+        first = self._work.in_work(known.clip_id)
+        if first and first.wait_for_end(clip, known):
+            self._running[clip.clip_id] = clip
+            return
+        outcome = first and first.outcome_of(clip, known)
+        outcome = outcome or self._work.result_of(known, clip)
+        if outcome:
+            self._outcomes.append(outcome)
         else:
-            self._start([clip])
+            self._start([clip], join=False)
 
     def _drain(self) -> None:
         if self._give_up_at == math.inf:

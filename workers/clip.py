@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from earmark.core.clips import Failure, Success, WindowPredictions
-from earmark.core.errors import ClipError
+from earmark.core.clips import Embedding, Failure, Success, WindowPredictions
+from earmark.core.errors import (
+    ClipError,
+    DecodeError,
+    DecoderCrashed,
+    DecoderMemory,
+    DecoderTimeout,
+)
 from workers.scoring import windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from db.claims import Claimed
-    from earmark.core.clips import Part, Postponed
+    from earmark.core.clips import Outcome, Part, Postponed
     from earmark.core.options import RunOptions
     from workers.loading.loaders import Dealt, Facts, Known, LoadedWindow, Loading, Suspected
     from workers.models import RunPlan
@@ -28,6 +34,10 @@ if TYPE_CHECKING:
     End = Success | Failure | Postponed | Known | Suspected | None
 
 
+#: Errors of a decoder that it may not have again with the same bytes.
+BY_CHANCE = (DecoderCrashed, DecoderMemory, DecoderTimeout)
+
+
 class Scores:
     """The scores of a clip's windows, combined as they come."""
 
@@ -35,6 +45,16 @@ class Scores:
         self._options = options
         self._combined: np.ndarray | None = None
         self._windows: list[WindowPredictions] = []
+        self.embeddings: list[Embedding] = []
+
+    def keep_embedding(
+        self, span: tuple[float, float], outcome: np.ndarray | windows.Embedded
+    ) -> np.ndarray:
+        """Keep the embedding of a window's outcome, if it has one; return the scores."""
+        if not isinstance(outcome, windows.Embedded):
+            return outcome
+        self.embeddings.append(Embedding(*span, outcome.vector))
+        return outcome.scores
 
     def add(self, span: tuple[float, float], scores: np.ndarray) -> None:
         """Add a window's scores, shape (labels,)."""
@@ -83,6 +103,10 @@ class ClipInWork:
     _best: np.ndarray | None = None
     _decoded_at: float = 0.0
     _classify_ms: float = 0.0
+    #: Copies of it, which wait for its end.
+    _copies: list[tuple[ClipInWork, Known]] = field(default_factory=list)
+    _ended: bool = False
+    _failure: Failure | None = None
 
     @property
     def clip_id(self) -> int:
@@ -103,7 +127,8 @@ class ClipInWork:
     def begin(self, dealt: Dealt) -> None:
         with self.lock:
             self._dealt = dealt
-            self._facts = self._best = None
+            self._facts = self._best = self._failure = None
+            self._ended = False
             self._scores = Scores(self.plan.options)
             self._scored = 0
 
@@ -119,7 +144,7 @@ class ClipInWork:
             if dealt is self._dealt:
                 self._close(end)
 
-    def scored(self, window: LoadedWindow, outcome: np.ndarray | ClipError) -> None:
+    def scored(self, window: LoadedWindow, outcome: windows.Outcome) -> None:
         with self.lock:
             if window.dealt is not self._dealt:
                 return
@@ -128,11 +153,12 @@ class ClipInWork:
                 source = self._facts and self._facts.source
                 self._close(Failure(self.clip_id, outcome, source or None))
                 return
-            if outcome.dtype == windows.BEST:
-                self._best = outcome
+            assert self._scores is not None
+            scores = self._scores.keep_embedding(window.span, outcome)
+            if scores.dtype == windows.BEST:
+                self._best = scores
             else:
-                assert self._scores is not None
-                self._scores.add(window.span, outcome)
+                self._scores.add(window.span, scores)
             self._scored += 1
             self._note_progress()
 
@@ -141,31 +167,72 @@ class ClipInWork:
         with self.lock:
             dealt, self._dealt = self._dealt, None
             self.wanted = False
+            self._let_copies_go()
         if dealt is not None:
             dealt.cancel()
 
     def success(self) -> Success:
         """Return the outcome of a clip whose windows all have scores."""
-        facts = self._facts
+        facts, scores = self._facts, self._scores
         assert facts is not None
+        assert scores is not None
         parts: tuple[WindowPredictions, ...] = ()
         if self._best is not None:
             best = windows.predictions(self._best, self.plan.options.min_score)
         else:
-            assert self._scores is not None
-            best, parts = self._scores.predictions()
+            best, parts = scores.predictions()
         timings = replace(facts.timings, classify_ms=facts.room_ms + self._classify_ms)
-        return Success(self.clip_id, facts.source, facts.audio, best, parts, timings)
+        return Success(
+            self.clip_id,
+            facts.source,
+            facts.audio,
+            best,
+            parts,
+            timings,
+            embeddings=tuple(scores.embeddings),
+        )
+
+    def wait_for_end(self, copy: ClipInWork, known: Known) -> bool:
+        """End a copy with `known` again when this clip ends; False if this is not at work."""
+        with self.lock:
+            at_work = self._dealt is not None and copy is not self
+            if at_work:
+                self._copies.append((copy, known))
+            return at_work
+
+    def outcome_of(self, copy: ClipInWork, known: Known) -> Outcome | None:
+        """Return the outcome that this clip shares with a copy, if its bytes have one."""
+        first: Outcome | None = self._failure
+        if self._ended:
+            first = replace(self.success(), reused=True)
+        if first is None or first.source != known.source:
+            return None
+        return replace(first, clip_id=copy.clip_id, timings=known.timings)
 
     def _note_progress(self) -> None:
         self.progressed_at = time.monotonic()
+        for copy, _ in self._copies:
+            copy.progressed_at = self.progressed_at
         if self._facts is not None and self._scored == self._facts.windows:
             self._classify_ms = (time.perf_counter() - self._decoded_at) * 1000
             self._close(None)
 
     def _close(self, end: End) -> None:
         self._dealt = None
+        self._ended = end is None
+        if isinstance(end, Failure) and _is_of_bytes(end.error):
+            self._failure = end
         self.end(self, end)
+        self._let_copies_go()
+
+    def _let_copies_go(self) -> None:
+        copies, self._copies = self._copies, []
+        for copy, known in copies:
+            copy.end(copy, known)
+
+
+def _is_of_bytes(error: ClipError) -> bool:
+    return isinstance(error, DecodeError) and not isinstance(error, BY_CHANCE)
 
 
 class WindowQueue:
@@ -182,7 +249,7 @@ class WindowQueue:
             options, model = clip.plan.options, clip.plan.model
             function = options.function_to_apply or model.card.function_to_apply
             best = options.top_k if clip.is_one_window else 0
-            queued = QueuedWindow(window.samples, function, window, best)
+            queued = QueuedWindow(window.samples, function, window, best, options.embeddings)
             groups[model.batcher].append(queued)
         refused = []
         for batcher, queue in groups.items():

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from workers.decoding.pool import Decoders
     from workers.fetching.fetch import Fetched
     from workers.models import RunPlan
+    from workers.scoring import windows
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +53,14 @@ class _Waiting:
     """Windows that are at the model, in order, and their outcomes."""
 
     spans: list[tuple[float, float]]
-    outcomes: list[np.ndarray | ClipError | None]
+    outcomes: list[windows.Outcome | None]
     left: int
     #: Lanes are at several of them at once.
     lock: threading.Lock = field(default_factory=threading.Lock)
     done: threading.Event = field(default_factory=threading.Event)
 
 
-def scored(queued: list[Any], outcomes: list[np.ndarray | ClipError]) -> None:
+def scored(queued: list[Any], outcomes: list[windows.Outcome]) -> None:
     """Take what the model made of windows; its batcher is created with this."""
     for window, outcome in zip(queued, outcomes, strict=True):
         waiting, place = cast("tuple[_Waiting, int]", window.tag)
@@ -120,7 +121,9 @@ class SingleClip:
                 self._observer.fetched(fetched)
             facts, scores = self._decode(fetched, clip.part, plan)
         best, parts = scores.predictions()
-        return Success(clip.id, fetched.source, facts, best, parts, Timings(**self._ms))
+        timings = Timings(**self._ms)
+        embeddings = tuple(scores.embeddings)
+        return Success(clip.id, fetched.source, facts, best, parts, timings, embeddings=embeddings)
 
     def _decode(
         self, fetched: Fetched, part: Part | None, plan: RunPlan
@@ -168,10 +171,12 @@ def _score(cut: list[tuple[int, np.ndarray]], first: int, plan: RunPlan, scores:
     for place, (start, samples) in enumerate(cut):
         waiting.spans.append(shape.span(first + start, len(samples)))
         padded = np.pad(samples, (0, max(0, shape.least - len(samples))))
-        queued.append(QueuedWindow(padded, function, (waiting, place)))
+        tag = waiting, place
+        queued.append(QueuedWindow(padded, function, tag, 0, plan.options.embeddings))
     plan.model.batcher.put(queued)
     waiting.done.wait()
     for span, outcome in zip(waiting.spans, waiting.outcomes, strict=True):
         if isinstance(outcome, ClipError):
             raise outcome
-        scores.add(span, cast("np.ndarray", outcome))
+        assert outcome is not None
+        scores.add(span, scores.keep_embedding(span, outcome))

@@ -83,6 +83,8 @@ class WorkerState:
         self._late_free = threading.Semaphore(settings.worker.concurrency)
         #: Tokens of the claims whose leases are renewed.
         self._held: set[int] = set()
+        #: By id, the clips of all chunks until these are recorded.
+        self._in_work: dict[int, ClipInWork] = {}
         #: By token, the clips to give back once the database answers again, each with the seconds
         #: until it may be tried again. Their leases are renewed until then.
         self._given_up: dict[int, dict[int, float]] = {}
@@ -254,8 +256,7 @@ class WorkerState:
             running.run(PATIENCE_S, self.draining)
             counts = self._record(claim, running.collect(), plan.model.label_ids)
         except BaseException:
-            running.give_back()
-            self._models.give_back(plan)
+            self._let_go(running, plan)
             raise
         late = running.unfinished and not self.draining.is_set()
         if late and self._late_free.acquire(blocking=False):
@@ -290,9 +291,14 @@ class WorkerState:
             self._through_outage(running.claim.run_id, release)
             self._held.discard(token)
         finally:
-            running.give_back()
-            self._models.give_back(plan)
+            self._let_go(running, plan)
         return counts + Counter(released=len(running.given_back))
+
+    def _let_go(self, running: ChunkInProgress, plan: RunPlan) -> None:
+        running.give_back()
+        self._models.give_back(plan)
+        for clip in running.claim.clips:
+            self._in_work.pop(clip.id, None)
 
     def _record(
         self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]
@@ -376,8 +382,12 @@ class WorkerState:
 
     # The ways in which a chunk's clips come to their end.
 
-    def load(self, plan: RunPlan, clips: list[ClipInWork]) -> None:
-        self._loaders.deal(plan.job, clips)
+    def load(self, plan: RunPlan, clips: list[ClipInWork], *, join: bool) -> None:
+        self._in_work.update((clip.clip_id, clip) for clip in clips)
+        self._loaders.deal(replace(plan.job, joins=join), clips)
+
+    def in_work(self, clip_id: int) -> ClipInWork | None:
+        return self._in_work.get(clip_id)
 
     def quarantine(self, clip: ClipInWork) -> None:
         self._suspects.submit(copy_context().run, self._classify_alone, clip)
@@ -395,7 +405,9 @@ class WorkerState:
     def result_of(self, known: Known, clip: ClipInWork) -> Success | None:
         result = partial(reuse.result, self.engine, known.clip_id, clip.clip_id)
         success = self._through_outage(clip.plan.run_id, result)
-        return success and replace(success, timings=known.timings)
+        if success is None or known.source not in (None, success.source):
+            return None
+        return replace(success, timings=known.timings)
 
     def forget(self, clips: list[ClipInWork]) -> None:
         self._loaders.forget(clips)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from earmark import progress
-from earmark.cli import inspect, manage, results, run
+from earmark.cli import closer, inspect, manage, results, run
 from earmark.core.settings import Settings
 
 HELP = "Label a million sound clips: lists in, Hugging Face audio models, results in SQL."
@@ -21,7 +21,9 @@ app = typer.Typer(
         "token_normalize_func": lambda flag: flag.replace("_", "-"),
     },
 )
-for group in (run.commands, inspect.commands, results.commands, manage.commands):
+for group in (
+    run.commands, inspect.commands, results.commands, closer.commands, manage.commands,
+):  # fmt: skip
     app.add_typer(group)
 app.add_typer(manage.database, name="db")
 

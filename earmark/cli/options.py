@@ -96,6 +96,13 @@ Labels = Annotated[
     str | None,
     typer.Option(help="For a zero-shot (CLAP) model: what to listen for, comma-separated."),
 ]
+Embeddings = Annotated[
+    bool,
+    typer.Option("--embeddings", help="Keep each window's vector, for `similar` and `train`."),
+]
+Head = Annotated[
+    str | None, typer.Option(help="A folder that `earmark train` wrote, on top of --model.")
+]
 InputFormat = Annotated[
     options.InputFormat, typer.Option(help="How the list is written, where its name does not tell.")
 ]
@@ -200,6 +207,8 @@ class Task:
     combine: Combine = DEFAULTS.combine
     min_score: MinScore = DEFAULTS.min_score
     labels: Labels = None
+    embeddings: Embeddings = False
+    head: Head = None
     input_format: InputFormat = "auto"
     url_col: UrlCol = None
     delimiter: Delimiter = None

@@ -131,6 +131,9 @@ def export(
     labels: Annotated[
         LabelFormat | None, typer.Option(help="The windows as label files for this program.")
     ] = None,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Each window's vector, in place of its labels.")
+    ] = False,
     db: o.Db = None,
 ) -> None:
     """Write all of a run's results to a file, however many."""
@@ -140,9 +143,12 @@ def export(
         rows = results.results(engine, row.id, in_sequence=True, **conditions)
         label_files.write(rows, labels, file)
         return
-    if wide and (windows or top_k > 1 or label or min_score is not None):
-        raise UsageError(reason="--wide has a row for each clip, and goes with no other choice.")
-    if wide:
+    chosen = windows or top_k > 1 or label or min_score is not None
+    if ((wide or embeddings) and chosen) or (wide and embeddings):
+        raise UsageError(reason="--wide or --embeddings goes with no other choice.")
+    if embeddings:
+        rows = results.embeddings(engine, row)
+    elif wide:
         rows = results.wide(engine, row)
     else:
         rows = results.results(engine, row.id, windows=windows, rank=top_k, **conditions)

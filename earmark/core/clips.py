@@ -148,6 +148,18 @@ class WindowPredictions:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedding:
+    """The embedding of one window of a clip."""
+
+    start_s: float
+    end_s: float
+    #: As `earmark.core.vectors` reads it.
+    vector: bytes
+    #: 1-based, as recorded; None for the mix of all.
+    channel: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Milliseconds a clip spent in each stage."""
 
@@ -176,6 +188,8 @@ class Success:
     timings: Timings = Timings()
     #: Another clip's result for the same bytes, model and options.
     reused: bool = False
+    #: One for each window, if the run keeps them.
+    embeddings: tuple[Embedding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,9 @@ CHUNK_SIZE = 16
 #: A run pauses if more than this share of its clips fails on every worker; 1: never.
 STOP_AT = 0.2
 
+#: Options that are kept only where they are used, so that results of older runs are reused.
+SINCE_0_2 = ("embeddings", "head")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
@@ -60,9 +63,17 @@ class RunOptions:
     min_score: float = 0.0
     #: The labels to listen for, if the model is a zero-shot one (CLAP).
     labels: tuple[str, ...] = ()
+    #: Keep the vector before the model's last layer, one for each window.
+    embeddings: bool = False
+    #: The folder of a head of one's own, in place of the model's last layer.
+    head: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "labels": list(self.labels)}
+        values = {**asdict(self), "labels": list(self.labels)}
+        for name in SINCE_0_2:
+            if not values[name]:
+                del values[name]
+        return values
 
     @classmethod
     def from_arguments(cls, given: Mapping[str, Any]) -> RunOptions:

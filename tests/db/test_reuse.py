@@ -171,3 +171,35 @@ def test_the_windows_of_each_channel_are_reused(engine: sa.Engine) -> None:
     reused = reuse(engine, run_id, ids[1], SOURCE)
     assert reused is not None
     assert reused.windows == windows
+
+
+def test_embeddings_are_reused_and_a_result_without_them_is_not_enough(engine: sa.Engine) -> None:
+    label_ids = classified(engine)
+    first, second = (submit(engine, 1, embeddings=True) for _ in range(2))
+    for run_id, _ in (first, second):
+        ledger.settle_model(engine, run_id, 1)
+    (run_id, ids), (later, others) = first, second
+    assert reuse(engine, run_id, ids[0], SOURCE) is None
+    vectors = (
+        words.Embedding(0.0, 1.0, b"\0\0\0\0\1\2"),
+        words.Embedding(1.0, 2.0, b"\0\0\0\0\3\4", channel=2),
+    )
+    heard = words.Success(ids[0], SOURCE, FACTS, WHOLE, embeddings=vectors)
+    finish(engine, heard, label_ids)
+    reused = reuse(engine, later, others[0], SOURCE)
+    assert reused is not None
+    assert reused.embeddings == vectors
+    finish(engine, reused, label_ids)
+    assert vectors_of(engine) == {ids[0]: 2, others[0]: 2}
+    ledger.redo(engine, ids)
+    assert vectors_of(engine) == {others[0]: 2}
+    ledger.prune(engine, later)
+    assert vectors_of(engine) == {}
+
+
+def vectors_of(engine: sa.Engine) -> dict[int, int]:
+    with reading(engine) as connection:
+        rows = connection.execute(
+            sa.text("SELECT clip_id, count(*) FROM embeddings GROUP BY clip_id")
+        )
+        return dict(rows.all())

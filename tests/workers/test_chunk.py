@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from db.claims import Claim, Claimed
-from earmark.core.clips import Failure, Postponed
-from earmark.core.errors import NotFound
+from earmark.core.clips import Failure, Postponed, Source, Success, Timings
+from earmark.core.errors import Corrupt, DecoderCrashed, NotFound
 from earmark.core.options import RunOptions
 from tests.db.facts import success
 from workers import chunk as chunks
 from workers.chunk import ChunkInProgress
-from workers.loading.loaders import Known, Suspected
+from workers.loading.cutter import Shape
+from workers.loading.loaders import Facts, Job, Known, LoadedWindow, Suspected
 from workers.models import RunPlan
+from workers.scoring.windows import BEST
 
 if TYPE_CHECKING:
     from workers.clip import ClipInWork
 
 NEVER = threading.Event()
+
+JOB = Job(1, Shape(1000, 1000, 1000, 1), by_url=False)
 
 
 class Work:
@@ -34,16 +41,21 @@ class Work:
         self.drains = 0
         self.result: Any = None
 
-    def load(self, _plan: RunPlan, clips: list[ClipInWork]) -> None:
+    def load(self, _plan: RunPlan, clips: list[ClipInWork], *, join: bool) -> None:
         self.loaded += clips
+        self.joining = join
         for clip in clips:
-            clip.begin(SimpleNamespace(clip=clip, cancel=lambda: None))  # type: ignore[arg-type]
+            dealt = SimpleNamespace(clip=clip, job=JOB, cancel=lambda: None)
+            clip.begin(dealt)  # type: ignore[arg-type]
 
     def quarantine(self, clip: ClipInWork) -> None:
         self.alone.append(clip.clip_id)
 
     def result_of(self, _known: Known, clip: ClipInWork) -> Any:
         return self.result and success(clip.clip_id)
+
+    def in_work(self, clip_id: int) -> ClipInWork | None:
+        return next((clip for clip in self.loaded if clip.clip_id == clip_id), None)
 
     def forget(self, clips: list[ClipInWork]) -> None:
         self.forgotten += [clip.clip_id for clip in clips]
@@ -64,7 +76,11 @@ def work() -> Work:
 
 
 def begun(work: Work, clips: int = 3, crashes: int = 0, deadline_s: float = 600) -> ChunkInProgress:
-    claimed = tuple(Claimed(number, f"/{number}", 1, crashes) for number in range(1, clips + 1))
+    return begun_at(work, *range(1, clips + 1), crashes=crashes, deadline_s=deadline_s)
+
+
+def begun_at(work: Work, *ids: int, crashes: int = 0, deadline_s: float = 600) -> ChunkInProgress:
+    claimed = tuple(Claimed(number, f"/{number}", 1, crashes) for number in ids)
     plan = RunPlan(RunOptions(), None)  # type: ignore[arg-type]
     return ChunkInProgress(Claim(7, claimed), plan, deadline_s, work)
 
@@ -172,3 +188,99 @@ def test_a_known_result_is_taken_and_one_that_is_gone_is_made_again(work: Work) 
     work.end(1, known)
     chunk.run(60, NEVER)
     assert [outcome.clip_id for outcome in chunk.collect()] == [1]
+
+
+# copies of a clip at work ------------------------------------------------------------------------
+
+COPY = Known(1, success(1).source, Timings(fetch_ms=5.0))
+
+
+def score(work: Work, clip_id: int) -> None:
+    """Have a clip of one window decoded and scored."""
+    clip = work.in_work(clip_id)
+    assert clip is not None
+    dealt = clip._dealt
+    assert dealt is not None
+    first = success(clip_id)
+    clip.decoded(dealt, Facts(first.source, first.facts, first.timings, 1, 0.0))
+    window = LoadedWindow(dealt, 0, np.empty(1, np.float32), 0, 1)
+    clip.scored(window, np.array([(1, 0.75)], BEST))
+
+
+def test_copies_wait_for_the_first_one_and_share_its_result(work: Work) -> None:
+    chunk, other = begun(work), begun_at(work, 4)
+    work.end(2, COPY)
+    chunk.run(0.01, NEVER)
+    work.end(4, COPY)
+    other.run(0.01, NEVER)
+    assert chunk.collect() == other.collect() == []
+    score(work, 1)
+    work.end(3, COPY)
+    chunk.run(60, NEVER)
+    other.run(60, NEVER)
+    first, *copies = [*chunk.collect(), *other.collect()]
+    assert isinstance(first, Success)
+    assert [copy.clip_id for copy in copies] == [2, 3, 4]
+    for copy in copies:
+        assert copy == replace(first, clip_id=copy.clip_id, timings=COPY.timings, reused=True)
+    assert len(work.loaded) == 4
+
+
+def test_a_copy_of_damaged_bytes_fails_alike_and_other_bytes_share_nothing(work: Work) -> None:
+    chunk = begun(work)
+    damaged = Failure(1, Corrupt(reason="its end is missing"), COPY.source)
+    work.end(2, COPY)
+    work.end(3, Known(1, Source("other", 7), COPY.timings))
+    chunk.run(0.01, NEVER)
+    work.end(1, damaged)
+    chunk.run(0.01, NEVER)
+    assert chunk.collect() == [damaged, replace(damaged, clip_id=2, timings=COPY.timings)]
+    assert [clip.clip_id for clip in work.loaded] == [1, 2, 3, 3]
+    assert not work.joining
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        Failure(1, DecoderCrashed(), COPY.source),
+        Failure(1, NotFound(status=404)),
+        Postponed(1, 9.0),
+        Suspected(),
+        Known(99, COPY.source, COPY.timings),
+        None,
+    ],
+)
+def test_a_copy_goes_on_by_itself_if_the_first_one_has_no_result(work: Work, end: Any) -> None:
+    """None: the chunk of the first one gives it back."""
+    first, chunk = begun(work, 1), begun_at(work, 2)
+    work.end(2, COPY)
+    chunk.run(0.01, NEVER)
+    assert [clip.clip_id for clip in work.loaded] == [1, 2]
+    if end is None:
+        first.give_back()
+    else:
+        work.end(1, end)
+    chunk.run(0.01, NEVER)
+    assert [clip.clip_id for clip in work.loaded] == [1, 2, 2]
+    assert not work.joining
+    work.end(2, success(2))
+    chunk.run(60, NEVER)
+    assert [outcome.clip_id for outcome in chunk.collect()] == [2]
+
+
+def test_a_copy_is_not_stuck_while_the_first_one_makes_progress(work: Work) -> None:
+    first, chunk = begun(work, 1), begun_at(work, 2)
+    work.end(2, COPY)
+    chunk.run(0.01, NEVER)
+    clip, copy = work.loaded
+    copy.progressed_at = -math.inf
+    clip._note_progress()
+    chunk.run(0.01, NEVER)
+    assert chunk.unfinished
+    copy.progressed_at = -math.inf
+    chunk.run(0.01, NEVER)
+    assert chunk.given_back == {2: 0.0}
+    score(work, 1)
+    chunk.run(0.01, NEVER)
+    assert chunk.collect() == []
+    assert len(first.collect()) == 1

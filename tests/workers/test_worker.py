@@ -47,7 +47,11 @@ class SlowModel(Fake):
         )
 
     def outcomes(
-        self, windows: Sequence[np.ndarray], function_to_apply: str = "none", top_k: int = 0
+        self,
+        windows: Sequence[np.ndarray],
+        function_to_apply: str = "none",
+        top_k: int = 0,
+        **_: Any,
     ) -> list[Any]:
         time.sleep(self._window_s * len(windows))
         self.windows += len(windows)

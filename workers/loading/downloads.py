@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from earmark.core.clips import Part, Source
     from workers.fetching.breaker import Breaker
     from workers.fetching.fetch import Fetched
+    from workers.loading.copies import Copies
     from workers.loading.cutter import Cutter, Shape
     from workers.loading.spans import Span
 
@@ -56,6 +57,8 @@ class DealtClip:
     shape: Shape
     #: Whether its URL is looked up before it is fetched.
     by_url: bool
+    #: Whether it waits for another clip that is at work on the same content.
+    joins: bool
     #: The part of the file that is the clip, and its span; None for all of it.
     part: Part | None = None
     span: Span | None = None
@@ -114,9 +117,12 @@ class Downloads:
     Clips that it gives back have a file, or an `end`.
     """
 
-    def __init__(self, fetcher: ClipFetcher, engine: sa.Engine, threads: int, bell: Bell) -> None:
+    def __init__(
+        self, fetcher: ClipFetcher, engine: sa.Engine, copies: Copies, threads: int, bell: Bell
+    ) -> None:
         self._fetcher = fetcher
         self._engine = engine
+        self._copies = copies
         self._bell = bell
         self._to_fetch: SimpleQueue[DealtClip] = SimpleQueue()
         self._to_look_up: SimpleQueue[DealtClip] = SimpleQueue()
@@ -186,8 +192,11 @@ class Downloads:
                 self._pass(clip)
             return
         for clip in clips:
-            if clip.id in known:
-                clip.end = {"known": known[clip.id]}
+            first = known.get(clip.id)
+            if first is None and clip.source is not None:
+                first = self._copies.first(clip)
+            if first is not None:
+                clip.end = {"known": first}
             if clip.end is None and clip.source is None:
                 self._to_fetch.put(clip)
             else:

@@ -27,6 +27,7 @@ from workers import logs
 from workers.decoding.decoder import BROKEN, Decoder
 from workers.fetching.polite import PoliteFetcher
 from workers.loading import arena, messages
+from workers.loading.copies import Copies
 from workers.loading.cutter import Cutter, Shape
 from workers.loading.downloads import SERVICE_PAUSE_S, Bell, DealtClip, Downloads
 from workers.loading.spans import Span
@@ -97,6 +98,7 @@ class Loader:
         fetcher: ClipFetcher,
         connection: Connection,
         memory: int,
+        copies: Copies,
         *,
         decoders: int,
         fetching: int,
@@ -133,7 +135,8 @@ class Loader:
         for decoding in self._decodings:
             decoding.decoder.wait_until_ready()
             self._watch(decoding)
-        self._downloads = Downloads(fetcher, engine, fetching, self._bell)
+        self._copies = copies
+        self._downloads = Downloads(fetcher, engine, copies, fetching, self._bell)
         self._send(messages.READY)
 
     def run(self) -> NoReturn:
@@ -188,12 +191,13 @@ class Loader:
         shape: list[int],
         *,
         by_url: bool,
+        joins: bool,
     ) -> None:
         windows = Shape(*shape)
         for deal, clip_id, uri, values in clips:
             part = Part(*values) if values else None
             span = Span.of(part, windows.sample_rate)
-            clip = DealtClip(deal, clip_id, uri, run_id, windows, by_url, part, span)
+            clip = DealtClip(deal, clip_id, uri, run_id, windows, by_url, joins, part, span)
             self._clips[deal] = clip
             self._backlog.append(clip)
         if self._draining:
@@ -223,6 +227,7 @@ class Loader:
         """Tell the worker how a clip without a result of its own ended here."""
         clip.dropped = True
         clip.close()
+        self._copies.forget(clip)
         if self._clips.pop(clip.deal, None):
             source = clip.source and [clip.source.sha256, clip.source.bytes]
             self._ended.append([clip.deal, clip.end, source, clip.fetch_ms, clip.decode_ms])
@@ -526,7 +531,7 @@ def _row(clip: DealtClip, facts: AudioFacts) -> tuple[Any, ...]:
 def main() -> NoReturn:
     """Serve the worker whose process, connection and memory the arguments name."""
     isolate_imports()
-    worker, descriptor, memory = map(int, sys.argv[1:])
+    worker, descriptor, memory, copies = map(int, sys.argv[1:])
     end_with_parent(worker, signal.SIGKILL)
     # These signals are meant for the worker, which ends this process when it has drained.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -542,6 +547,7 @@ def main() -> NoReturn:
             PoliteFetcher(settings),
             connection,
             memory,
+            Copies(copies),
             decoders=decoders,
             fetching=fetching,
         )

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import defaultdict
 from dataclasses import astuple, dataclass
+from io import FileIO
 from itertools import count
 from multiprocessing.connection import Pipe
 from queue import SimpleQueue
@@ -24,7 +25,7 @@ from earmark.core import errors
 from earmark.core.clips import Failure, Postponed, Source, Timings
 from earmark.core.settings import cores
 from workers import metrics
-from workers.loading import arena, messages
+from workers.loading import arena, copies, messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -85,7 +86,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A clip that shares the result of another one."""
+    """A clip that shares the result of another one, which may still be at work."""
 
     clip_id: int
     source: Source | None
@@ -105,6 +106,8 @@ class Job:
     shape: Shape
     #: Whether URLs are looked up before they are fetched.
     by_url: bool
+    #: Whether a clip waits for another one that is at work on the same content.
+    joins: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -174,7 +177,8 @@ class Loaders:
         shares = _shares(settings)
         #: Loaders that ask one host, and the settings with the connections of each.
         self._per_host, self._settings = _manners(settings, len(shares))
-        self._loaders = [_Loader(self._settings, share) for share in shares]
+        self._copies = FileIO(arena.new_memory(copies.SIZE))
+        self._loaders = [self._new_loader(share) for share in shares]
 
     def wait_until_ready(self) -> None:
         """Wait for the start of the loaders, once; a model can be loaded meanwhile.
@@ -254,6 +258,10 @@ class Loaders:
         self._died.set()
         for loader in self._loaders:
             loader.stop()
+        self._copies.close()
+
+    def _new_loader(self, share: _Share) -> _Loader:
+        return _Loader(self._settings, share, self._copies.fileno())
 
     def _free(self, windows: Iterable[LoadedWindow]) -> None:
         groups: dict[_Loader, list[int]] = defaultdict(list)
@@ -339,7 +347,7 @@ class Loaders:
             "a loader died (%s); another one takes its clips", loader.stop(),
             extra={"action": "loader_died"},
         )  # fmt: skip
-        fresh = _Loader(self._settings, loader.share)
+        fresh = self._new_loader(loader.share)
         self._failed_starts = 0 if loader.ready else self._failed_starts + 1
         with self._changing:
             self._loaders[self._loaders.index(loader)] = fresh
@@ -400,7 +408,7 @@ def _manners(settings: Settings, loaders: int) -> tuple[int, Settings]:
 class _Loader:
     """One loader process, the memory it shares, and the clips it has."""
 
-    def __init__(self, settings: Settings, share: _Share) -> None:
+    def __init__(self, settings: Settings, share: _Share, copies: int) -> None:
         self.share = share
         #: By number.
         self.dealt: dict[int, Dealt] = {}
@@ -410,7 +418,7 @@ class _Loader:
         self._connection, theirs = Pipe()
         try:
             self._memory = arena.mapped(descriptor)
-            self._process = _start(theirs.fileno(), descriptor)
+            self._process = _start(theirs.fileno(), descriptor, copies)
         finally:
             theirs.close()
             os.close(descriptor)
@@ -447,6 +455,7 @@ class _Loader:
             rows.append((dealt.number, clip.clip_id, clip.uri, part))
         content = {
             "clips": rows, "run_id": job.run_id, "shape": job.shape, "by_url": job.by_url,
+            "joins": job.joins,
         }  # fmt: skip
         self.send(messages.DEAL + json.dumps(content).encode())
 

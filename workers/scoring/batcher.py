@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from earmark.core import settings
     from workers.scoring.classifier import Classifier
+    from workers.scoring.windows import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +46,15 @@ class QueuedWindow:
     #: 0: the scores of all labels, shape (labels,). Else only the best labels leave the device:
     #: an array of `windows.BEST`, shape (top_k,).
     top_k: int = 0
+    #: Whether its embedding is wanted too.
+    embedded: bool = False
     #: When it was queued, by the monotonic clock.
     queued_at: float = field(default=0.0, init=False)
 
     @property
-    def wanted(self) -> tuple[str, int]:
+    def wanted(self) -> tuple[str, int, bool]:
         """What is wanted of the model: alike for all windows of a batch."""
-        return self.function_to_apply, self.top_k
+        return self.function_to_apply, self.top_k, self.embedded
 
 
 class Batcher:
@@ -73,7 +76,7 @@ class Batcher:
         self,
         classifier: Classifier,
         worker: settings.Worker,
-        scored: Callable[[list[QueuedWindow], list[np.ndarray | errors.ClipError]], None],
+        scored: Callable[[list[QueuedWindow], list[Outcome]], None],
     ) -> None:
         self.classifier = classifier
         self._scored = scored
@@ -172,7 +175,9 @@ class Batcher:
             return
         began = time.monotonic()
         self._busy_since[threading.get_ident()] = began
-        outcomes = lane.outcomes([window.samples for window in batch], *batch[0].wanted)
+        function, top_k, embedded = batch[0].wanted
+        samples = [window.samples for window in batch]
+        outcomes = lane.outcomes(samples, function, top_k, embedded=embedded)
         failures = [outcome for outcome in outcomes if isinstance(outcome, errors.ModelError)]
         if failures and not lane.healthy():
             _die(f"the model fails on {lane.device} even on silence: {failures[0]}")

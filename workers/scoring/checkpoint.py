@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 from earmark.core import errors
-from workers.scoring import hub, zero_shot
+from workers.scoring import heads, hub, zero_shot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,16 +130,10 @@ def load_model(
     if checkpoint.zero_shot:
         kind = transformers.ClapModel
     try:
-        model, loading = kind.from_pretrained(
-            checkpoint.folder,
-            config=checkpoint.config,
-            dtype=dtype,
-            trust_remote_code=False,
-            use_safetensors=_weights_pattern(checkpoint.folder) == _SAFE_WEIGHTS,
-            weights_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        model, loading = _from_pretrained(kind, checkpoint, dtype)
+        if heads.is_regression(checkpoint.config, loading):
+            kind = heads.with_regression(type(model))
+            model, loading = _from_pretrained(kind, checkpoint, dtype)
         _require_all_weights(checkpoint.name, loading)
         if checkpoint.zero_shot:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -152,6 +146,20 @@ def load_model(
         raise errors.ServiceError(reason=reason) from error
     loaded: torch.nn.Module = model.eval().requires_grad_(requires_grad=False)
     return loaded
+
+
+def _from_pretrained(kind: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """Load a model of a kind; return it, and what transformers says of its weights."""
+    return kind.from_pretrained(
+        checkpoint.folder,
+        config=checkpoint.config,
+        dtype=dtype,
+        trust_remote_code=False,
+        use_safetensors=_weights_pattern(checkpoint.folder) == _SAFE_WEIGHTS,
+        weights_only=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
 
 
 def _require_all_weights(name: str, loading: dict[str, Any]) -> None:

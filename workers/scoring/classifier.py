@@ -11,13 +11,15 @@ import numpy as np
 import torch
 
 from earmark.core import errors, settings
-from workers.scoring import description, hub, onnx, pretrained, reference
-from workers.scoring.windows import BEST
+from earmark.core.vectors import SCALE_BYTES
+from workers.scoring import description, embeddings, hub, onnx, pretrained, reference
+from workers.scoring.windows import BEST, Embedded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from workers.scoring.model import Limits, Model, ModelCard
+    from workers.scoring.windows import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +62,21 @@ class Classifier:
         return self.card.window_s * self.card.sample_rate if self.card.fixed else longest
 
     def outcomes(
-        self, windows: Sequence[np.ndarray], function_to_apply: str = "none", top_k: int = 0
-    ) -> list[np.ndarray | errors.ClipError]:
+        self,
+        windows: Sequence[np.ndarray],
+        function_to_apply: str = "none",
+        top_k: int = 0,
+        *,
+        embedded: bool = False,
+    ) -> list[Outcome]:
         """Score one batch: return for each window its scores, shape (labels,), or its error.
 
         With `top_k`, return the best labels of each window only: an array of `windows.BEST`.
+        With `embedded`, return `windows.Embedded`: the scores with the window's embedding.
         A batch that fails is halved, so that no window fails because of a neighbour.
         """
         try:
-            return self._scores(windows, function_to_apply, top_k)
+            return self._scores(windows, function_to_apply, top_k, embedded=embedded)
         except Exception as error:  # any error of a model fails one clip, never the worker
             failure = _translated(error)
         if isinstance(failure, errors.OutOfMemory):
@@ -77,15 +85,15 @@ class Classifier:
             return [failure]
         half = len(windows) // 2
         return [
-            *self.outcomes(windows[:half], function_to_apply, top_k),
-            *self.outcomes(windows[half:], function_to_apply, top_k),
+            *self.outcomes(windows[:half], function_to_apply, top_k, embedded=embedded),
+            *self.outcomes(windows[half:], function_to_apply, top_k, embedded=embedded),
         ]
 
     @torch.inference_mode()
     def _scores(
-        self, windows: Sequence[np.ndarray], function_to_apply: str, top_k: int
-    ) -> list[np.ndarray | errors.ClipError]:
-        logits = self._forward(windows)
+        self, windows: Sequence[np.ndarray], function_to_apply: str, top_k: int, *, embedded: bool
+    ) -> list[Outcome]:
+        logits, vectors = self._forward(windows, embedded=embedded)
         # 0 for a window whose logits are all finite, else NaN.
         check = (logits * 0).sum(dim=1, keepdim=True)
         wanted = [apply(logits, function_to_apply)]
@@ -93,18 +101,29 @@ class Classifier:
             # `topk` would be faster, but it does not keep the order of equal scores.
             ranked, labels = wanted[0].sort(dim=1, descending=True, stable=True)
             wanted = [ranked[:, :top_k], labels[:, :top_k].float()]
+        count = wanted[0].shape[1]
+        width = 1 + count * len(wanted)
+        if vectors is not None:
+            wanted.append(embeddings.packed(vectors))
         # One copy for all: a second one would wait for the batch of the other lane.
         packed = torch.cat([check, *wanted], dim=1).cpu().numpy()
-        scores = packed[:, 1:]
+        scores = packed[:, 1:width]
         if top_k:
-            count = wanted[0].shape[1]
             scores = _best(scores[:, :count], scores[:, count:])
-        return _checked(list(scores), packed[:, 0])
+        outcomes: list[Outcome] = [*scores]
+        if vectors is not None:
+            size = SCALE_BYTES + vectors.shape[1]
+            stored = [row.tobytes()[:size] for row in packed[:, width:]]
+            outcomes = list(map(Embedded, scores, stored))
+        return _checked(outcomes, packed[:, 0])
 
-    def _forward(self, windows: Sequence[np.ndarray]) -> torch.Tensor:
-        """Return the logits, shape (windows, labels), float32, on the device."""
-        logits, _ = self._model.batch(windows)
-        return logits
+    def _forward(
+        self, windows: Sequence[np.ndarray], *, embedded: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logits, vectors = self._model.batch(windows, embeddings=embedded)
+        if embedded and vectors is None:
+            raise errors.ModelError(reason=f"{self.card.name} gives no embeddings")
+        return logits, vectors if embedded else None
 
     def _make_room(self, windows: Sequence[np.ndarray]) -> None:
         if self.device.startswith("cuda"):
@@ -121,7 +140,7 @@ class Classifier:
         """Return whether the device still scores silence; after a CUDA fault it never does."""
         return not isinstance(self.silent_outcome(), errors.ModelError)
 
-    def silent_outcome(self) -> np.ndarray | errors.ClipError:
+    def silent_outcome(self) -> Outcome:
         """Score the shortest window of silence, which only a broken model or device cannot."""
         return self.outcomes([np.zeros(self.card.min_samples, np.float32)])[0]
 
@@ -148,9 +167,8 @@ def _best(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return best
 
 
-def _checked(scores: list[np.ndarray], check: np.ndarray) -> list[np.ndarray | errors.ClipError]:
+def _checked(outcomes: list[Outcome], check: np.ndarray) -> list[Outcome]:
     """Replace the scores of windows whose logits are not all numbers by an error."""
-    outcomes: list[np.ndarray | errors.ClipError] = [*scores]
     for place in np.flatnonzero(check != 0):
         outcomes[place] = errors.ModelError(
             reason="its scores are not numbers; with float16, EARMARK_MODEL__DTYPE=float32 mends it"

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from earmark.core import clips
+from earmark.core import clips, errors
 
 #: A window's best labels, ranked on the device: the best first, equal scores in label order.
 BEST = np.dtype([("label", np.int32), ("score", np.float32)])
+
+
+class Embedded(NamedTuple):
+    """The outcome of a window whose embedding is wanted too."""
+
+    scores: np.ndarray
+    #: As `earmark.core.vectors` reads it.
+    vector: bytes
+
+
+#: Of a window: its scores, shape (labels,), or its BEST labels, or these with its embedding.
+Outcome = np.ndarray | Embedded | errors.ClipError
 
 
 def predictions(best: np.ndarray, min_score: float) -> tuple[clips.Prediction, ...]:

@@ -40,6 +40,7 @@ def upgrade() -> None:
     _add_pauses()
     _add_what_files_say()
     _add_reviews()
+    _add_embeddings()
     _rekey(uri_key)
     if dialect == "sqlite":
         _rebuild_windows(
@@ -63,6 +64,7 @@ def downgrade() -> None:
     else:
         _replace_key(["clip_id", "start_s"])
         op.drop_column("window_predictions", "channel")
+    op.drop_table("window_embeddings")
     _drop_pauses()
     op.drop_table("label_thresholds")
     op.drop_table("review_log")
@@ -166,6 +168,19 @@ def _add_reviews() -> None:
         sa.Column("reviews", sa.Integer(), nullable=False),
         sa.Column("right", sa.Integer(), nullable=False),
         sa.Column("looked_at", sa.String(), nullable=False),
+    )
+
+
+def _add_embeddings() -> None:
+    op.create_table(
+        "window_embeddings",
+        sa.Column("clip_id", v0_1_0.ID, autoincrement=False, nullable=False),
+        sa.Column("channel", sa.SmallInteger(), autoincrement=False, nullable=False),
+        sa.Column("start_s", sa.Double(), nullable=False),
+        sa.Column("end_s", sa.Double(), nullable=False),
+        sa.Column("vector", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
+        sa.PrimaryKeyConstraint("clip_id", "channel", "start_s"),
     )
 
 

@@ -71,10 +71,10 @@ if "FAULT_MEMORY" in os.environ:
 
     _forward = Classifier._forward
 
-    def _forward_if_small(self: Any, windows: Any, *how: Any) -> Any:
+    def _forward_if_small(self: Any, windows: Any, **how: Any) -> Any:
         if len(windows) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return _forward(self, windows, *how)
+        return _forward(self, windows, **how)
 
     Classifier._forward = _forward_if_small  # type: ignore[method-assign]
 
@@ -85,10 +85,10 @@ if "FAULT_DEVICE" in os.environ:
 
     _run_forward, _batches = Classifier._forward, count(1)
 
-    def _forward_until_lost(self: Any, windows: Any, *how: Any) -> Any:
+    def _forward_until_lost(self: Any, windows: Any, **how: Any) -> Any:
         if next(_batches) > int(os.environ["FAULT_DEVICE"]):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return _run_forward(self, windows, *how)
+        return _run_forward(self, windows, **how)
 
     Classifier._forward = _forward_until_lost  # type: ignore[method-assign]
 

@@ -95,6 +95,30 @@ def test_each_clip_comes_with_its_samples_and_its_facts(make: Any, tmp_path: Pat
         assert clip.facts.source.bytes == (tmp_path / f"{clip.clip_id}.wav").stat().st_size
 
 
+def test_copies_of_a_clip_at_work_in_any_loader_name_it(make: Any, tmp_path: Path) -> None:
+    loaders, queue = make(worker={"loaders": 2, "decoders": 2})
+    first, other = sounds(tmp_path, 2)
+    clips = [Clip(number, first.uri) for number in range(10, 16)]
+    span = Clip(16, first.uri, Part(0.1, 0.3))
+    page = tmp_path / "page.wav"
+    page.write_text("<html>")
+    failing, again = Clip(17, str(page)), Clip(18, str(page))
+    loaders.deal(job(joins=True), [first])
+    until(lambda: queue.waiting)
+    loaders.deal(job(joins=True), [*clips, span, other, failing])
+    until(lambda: all(clip.end for clip in (*clips, failing)))
+    assert {clip.end.clip_id for clip in clips} == {first.clip_id}
+    assert {clip.deals[0].loader for clip in clips} == set(loaders._loaders)
+    loaders.deal(job(joins=False), clips[:1])
+    loaders.deal(job(joins=True), [again])
+    loaders.deal(job(run_id=2, joins=True), clips[1:2])
+    score_all(loaders, queue, [first, other, span, *clips[:2]])
+    assert clips[0].facts is not None
+    assert clips[0].facts.source == clips[2].end.source
+    until(lambda: again.end)
+    assert again.end.error.code == "not_audio"
+
+
 # long clips ---------------------------------------------------------------------------------------
 
 

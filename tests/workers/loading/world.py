@@ -115,5 +115,5 @@ def settings_for(folder: Path, database_url: str, **groups: dict[str, Any]) -> S
     return Settings().changed(**defaults)
 
 
-def job(shape: Shape = SHAPE, run_id: int = 1) -> Job:
-    return Job(run_id, shape, by_url=False)
+def job(shape: Shape = SHAPE, run_id: int = 1, *, joins: bool = False) -> Job:
+    return Job(run_id, shape, by_url=False, joins=joins)

@@ -34,7 +34,11 @@ class Fake(classifier.Classifier):
         self.wanted: list[tuple[str, int]] = []
 
     def outcomes(
-        self, windows: Sequence[np.ndarray], function_to_apply: str = "none", top_k: int = 0
+        self,
+        windows: Sequence[np.ndarray],
+        function_to_apply: str = "none",
+        top_k: int = 0,
+        **_: Any,
     ) -> list[np.ndarray | errors.ClipError]:
         self.started.release()
         self.free.wait(timeout=30)

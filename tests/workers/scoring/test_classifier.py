@@ -15,7 +15,7 @@ import pytest
 import torch
 from huggingface_hub import errors as hub_errors
 
-from earmark.core import errors, settings
+from earmark.core import errors, settings, vectors
 from tests.workers.scoring import checkpoints
 from workers.scoring import classifier, devices, hub, windows
 from workers.scoring.model import Limits
@@ -304,10 +304,19 @@ def bounded(room: int) -> tuple[classifier.Classifier, Bounded]:
 
 
 class Given:
-    """A model whose logits are its inputs."""
+    """A model whose logits are its inputs; its embeddings are random, but the same each time."""
 
-    def batch(self, samples: list[np.ndarray], **_: Any) -> tuple[torch.Tensor, None]:
-        return torch.tensor(np.stack(samples)), None
+    def __init__(self, dimensions: int = 4) -> None:
+        self.dimensions = dimensions
+
+    def batch(self, samples: list[np.ndarray], **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        vectors = [self.embedding(row, self.dimensions) for row in samples]
+        return torch.tensor(np.stack(samples)), torch.tensor(np.stack(vectors))
+
+    @staticmethod
+    def embedding(row: np.ndarray, dimensions: int) -> np.ndarray:
+        seed = int.from_bytes(row.tobytes()[:8], "little")
+        return np.random.default_rng(seed).normal(size=dimensions).astype(np.float32)
 
 
 def _tied_logits(labels: int) -> list[np.ndarray]:
@@ -341,6 +350,27 @@ def test_the_best_labels_of_a_batch_are_those_of_each_window_with_ties_in_label_
             assert isinstance(window_best, np.ndarray)
             expected = windows.top_k(window_scores, k, 0.0)
             assert windows.predictions(window_best, 0.0) == expected
+
+
+@pytest.mark.parametrize("dimensions", [1, 7, 160, 768])
+def test_embeddings_leave_with_the_scores_as_unit_vectors(dimensions: int) -> None:
+    loaded, _ = bounded(room=0)
+    loaded._model = Given(dimensions)
+    logits = _tied_logits(3)
+    plain = loaded.outcomes(logits, "none", 2)
+    both = loaded.outcomes(logits, "none", 2, embedded=True)
+    outcomes = list(zip(plain, both, strict=True))
+    assert all(np.array_equal(best, heard.scores) for best, heard in outcomes)
+    stored = [heard.vector for heard in both]
+    assert {len(vector) for vector in stored} == {4 + dimensions}
+    expected = np.array([Given.embedding(row, dimensions) for row in logits])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.abs(vectors.unpack(stored) - expected).max() <= 0.5 / 127 + 1e-6
+
+
+def test_a_model_without_embeddings_says_so() -> None:
+    loaded, _ = bounded(room=1000)
+    assert "gives no embeddings" in str(loaded.outcomes([np.ones(9, np.float32)], embedded=True))
 
 
 def test_best_labels_and_errors_share_a_batch() -> None:

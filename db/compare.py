@@ -1,0 +1,165 @@
+"""Two runs over the same clips: where their best labels agree, and which clips changed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from db.dialects import dialect_of, spelled
+from db.rows import Rows, select
+from db.session import execute, reading
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from db.runs import RunRow
+
+#: A clip's id in the lower bits, and above it how much the clip changed, in thousandths: the
+#: greatest of such numbers is of the clip that changed most.
+ID_BITS = 42
+#: Clips with one key have one URI, span and channel. This is one pass over both runs, in the order
+#: of the first one's rows, which is the second one's too if their lists are the same.
+SELECT_PAIRS = """
+SELECT la.name AS label_a, lb.name AS label_b, pairs.clips, pairs.score_a, pairs.score_b, pairs.most
+FROM (
+  SELECT a.label_id AS id_a, b.label_id AS id_b, count(*) AS clips,
+         sum(a.score) AS score_a, sum(b.score) AS score_b,
+         max(CAST((coalesce(a.score, 0) + coalesce(b.score, 0)) * 1000 AS bigint) * :above_ids
+             + a.id) AS most
+  FROM clips a {in_run_order}
+  JOIN clips b ON b.run_id = :b AND b.uri_key = a.uri_key
+  WHERE a.run_id = :a AND a.state = 'done' AND b.state = 'done'
+  GROUP BY 1, 2
+) pairs
+LEFT JOIN labels la ON la.id = pairs.id_a
+LEFT JOIN labels lb ON lb.id = pairs.id_b
+"""
+SELECT_CHANGED = """
+SELECT a.id AS clip_id, coalesce(a.display_uri, a.uri) AS uri, a.start_s, a.end_s, a.channel,
+       a.member, la.name AS label_a, a.score AS score_a, lb.name AS label_b, b.score AS score_b,
+       coalesce(a.score, 0) + coalesce(b.score, 0) AS change
+FROM clips a {in_run_order}
+JOIN clips b ON b.run_id = :b AND b.uri_key = a.uri_key
+LEFT JOIN labels la ON la.id = a.label_id
+LEFT JOIN labels lb ON lb.id = b.label_id
+WHERE a.run_id = :a AND a.state = 'done' AND b.state = 'done' AND NOT la.name {same} lb.name
+ORDER BY change DESC, clip_id
+"""
+SELECT_URIS = "SELECT id, coalesce(display_uri, uri) AS uri FROM clips WHERE id IN {ids}"
+LABEL_COLUMNS = (
+    "label", "clips_a", "clips_b", "both", "lost", "gained", "mean_score_a", "mean_score_b",
+)  # fmt: skip
+CHANGE_COLUMNS = ("label_a", "label_b", "clips", "clip_id", "example")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The clips whose best label is one label in the first run, and one in the second."""
+
+    label_a: str | None
+    label_b: str | None
+    clips: int
+    #: The sums of their scores.
+    score_a: float
+    score_b: float
+    #: The clip that changed most.
+    clip_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What two runs made of the clips that are done in both, counted by pairs of labels."""
+
+    engine: sa.Engine
+    a: RunRow
+    b: RunRow
+    pairs: list[Pair]
+
+    @property
+    def clips(self) -> int:
+        return sum(pair.clips for pair in self.pairs)
+
+    @property
+    def agreement(self) -> float:
+        """The share of the clips that have one best label in both runs."""
+        same = sum(pair.clips for pair in self.pairs if pair.label_a == pair.label_b)
+        return same / self.clips if self.clips else 1.0
+
+    @property
+    def differences(self) -> dict[str, tuple[Any, Any]]:
+        """The options that differ, which may be why the results do."""
+        ours, theirs = self.a.options.as_json(), self.b.options.as_json()
+        return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+
+    def labels(self) -> Rows:
+        """Return how often each label came first in each run, those that changed most first."""
+        sums: dict[str | None, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for pair in self.pairs:
+            before, after = sums[pair.label_a], sums[pair.label_b]
+            before["clips_a"] += pair.clips
+            before["score_a"] += pair.score_a
+            after["clips_b"] += pair.clips
+            after["score_b"] += pair.score_b
+            if pair.label_a == pair.label_b:
+                before["both"] += pair.clips
+        rows = [_of_label(label, each) for label, each in sums.items()]
+        rows.sort(key=lambda row: (-row["lost"] - row["gained"], -row["clips_a"]))
+        return _rows(LABEL_COLUMNS, rows)
+
+    def changes(self, most: int | None = None) -> Rows:
+        """Return which label became which other one, the most frequent change first.
+
+        Each has an example: the clip whose two scores have the highest sum.
+        """
+        pairs = [pair for pair in self.pairs if pair.label_a != pair.label_b]
+        pairs.sort(key=lambda pair: -pair.clips)
+        uris = _uris(self.engine, [pair.clip_id for pair in pairs[:most]])
+        rows = []
+        for pair in pairs[:most]:
+            changed = {"label_a": pair.label_a, "label_b": pair.label_b, "clips": pair.clips}
+            rows.append({**changed, "clip_id": pair.clip_id, "example": uris[pair.clip_id]})
+        return _rows(CHANGE_COLUMNS, rows)
+
+    def changed(self) -> Rows:
+        """Return the clips with another best label, those with the highest two scores first."""
+        statement = spelled(SELECT_CHANGED, dialect_of(self.engine))
+        return select(self.engine, statement, a=self.a.id, b=self.b.id)
+
+
+def compare(engine: sa.Engine, a: RunRow, b: RunRow) -> Comparison:
+    """Compare the clips that are done in two runs, by one statement that reads each clip once."""
+    with reading(engine) as connection:
+        values = {"a": a.id, "b": b.id, "above_ids": 2**ID_BITS}
+        found = execute(connection, SELECT_PAIRS, **values).mappings()
+        pairs = [_pair(row) for row in found]
+    return Comparison(engine, a, b, pairs)
+
+
+def _pair(row: sa.RowMapping) -> Pair:
+    values = dict(row)
+    most = values.pop("most")
+    return Pair(**values, clip_id=most % 2**ID_BITS)
+
+
+def _of_label(label: str | None, sums: dict[str, float]) -> dict[str, Any]:
+    before, after, both = int(sums["clips_a"]), int(sums["clips_b"]), int(sums["both"])
+    return {
+        "label": label,
+        "clips_a": before,
+        "clips_b": after,
+        "both": both,
+        "lost": before - both,
+        "gained": after - both,
+        "mean_score_a": sums["score_a"] / before if before else None,
+        "mean_score_b": sums["score_b"] / after if after else None,
+    }
+
+
+def _uris(engine: sa.Engine, ids: list[int]) -> dict[int, str]:
+    with reading(engine) as connection:
+        return {row.id: row.uri for row in execute(connection, SELECT_URIS, ids=ids)}
+
+
+def _rows(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Rows:
+    return Rows(iter([columns, *(tuple(row.values()) for row in rows)]))
