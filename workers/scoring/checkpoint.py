@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 transformers_logging: Any = transformers.logging
 
-_SAFE_WEIGHTS, _PICKLES = hub.SAFE_WEIGHTS, hub.PICKLES
 #: Parameters that only training uses; many good checkpoints lack them.
 _TRAINING_ONLY = "masked_spec_embed"
 _UNREADABLE = (
@@ -64,11 +62,7 @@ class Checkpoint:
 
     def sha256(self) -> str:
         """Return the digest of the weights' files, in the order of their names."""
-        digest = hashlib.sha256()
-        for path in sorted(self.folder.glob(_weights_pattern(self.folder))):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        return hub.sha256(sorted(self.folder.glob(_weights_pattern(self.folder))))
 
 
 def open_checkpoint(name: str, folder: Path, commit: str | None) -> Checkpoint:
@@ -155,7 +149,7 @@ def _from_pretrained(kind: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> A
         config=checkpoint.config,
         dtype=dtype,
         trust_remote_code=False,
-        use_safetensors=_weights_pattern(checkpoint.folder) == _SAFE_WEIGHTS,
+        use_safetensors=_weights_pattern(checkpoint.folder) == hub.SAFE_WEIGHTS,
         weights_only=True,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
@@ -177,9 +171,9 @@ def _require_all_weights(name: str, loading: dict[str, Any]) -> None:
 
 
 def _weights_pattern(folder: Path) -> str:
-    if any(folder.glob(_SAFE_WEIGHTS)):
-        return _SAFE_WEIGHTS
-    return _PICKLES
+    if any(folder.glob(hub.SAFE_WEIGHTS)):
+        return hub.SAFE_WEIGHTS
+    return hub.PICKLES
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,6 @@ from earmark.core import errors
 from earmark.core.options import FunctionToApply  # noqa: TC001 - pydantic reads it
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
 NAME = "earmark.json"
@@ -29,15 +27,6 @@ def is_file_name(name: str) -> bool:
     return re.fullmatch(_FILE, name) is not None
 
 
-class Reference(BaseModel):
-    """A clip, and the scores that the model gives it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    clip: FileName
-    scores: Annotated[dict[str, float], Field(min_length=1)]
-
-
 class Description(BaseModel):
     """The content of `earmark.json`."""
 
@@ -46,8 +35,7 @@ class Description(BaseModel):
     model: FileName = "model.onnx"
     labels: FileName = "labels.txt"
     sample_rate: Annotated[int, Field(ge=1000, le=768_000)]
-    #: None: as long as the graph's input.
-    window_s: Annotated[float | None, Field(gt=0, le=600)] = None
+    window_s: Annotated[float, Field(gt=0, le=600)]
     hop_s: Annotated[float | None, Field(gt=0)] = None
     #: The shortest window of a graph that takes any length; None: the window.
     min_s: Annotated[float | None, Field(gt=0)] = None
@@ -56,12 +44,14 @@ class Description(BaseModel):
     #: The output with the embeddings.
     embeddings: str | None = None
     function_to_apply: FunctionToApply
-    reference: Reference
+    #: A clip, and the scores that the model gives it, by label.
+    reference: FileName
+    scores: Annotated[dict[str, float], Field(min_length=1)]
 
     @property
     def files(self) -> list[str]:
         """Patterns of the files that it names, external data beside the model included."""
-        return [f"{self.model}*", self.labels, self.reference.clip]
+        return [f"{self.model}*", self.labels, self.reference]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +105,3 @@ class Described:
         if not all(labels) or len(set(labels)) < len(labels):
             raise self.refused(f"{name} has an empty line, or a label twice")
         return labels
-
-
-def sha256(files: Iterable[Path]) -> str:
-    """Return the digest of the digests of these files, in this order."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

@@ -107,6 +107,11 @@ def keep_memory() -> None:
             libc.mallopt(parameter, value)
 
 
+def use_one_thread() -> None:
+    """Compute with one thread, as each lane of a CPU does."""
+    torch.set_num_threads(1)
+
+
 def set_precision(device: torch.device) -> None:
     """Compute float32 in full precision: TensorFloat-32 keeps 3 digits of a log-mel or a logit."""
     if device.type == "cuda":

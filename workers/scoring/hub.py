@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,21 +14,14 @@ from earmark.core import errors
 from workers.scoring import description
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 STARTER = Path(__file__).with_name("starter")
 #: What says how a model is built, and what a person reads of it.
-_CONFIG, _CARD = "config.json", "README.md"
+CONFIG, _CARD = "config.json", "README.md"
 #: Configurations, extractors and tokenizers: JSON or text. Safe weights are preferred to pickles.
-_FILES = [
-    _CONFIG,
-    _CARD,
-    description.NAME,
-    "*processor_config.json",
-    "*token*.json",
-    "vocab.*",
-    "merges.txt",
-]
+EXTRACTORS = "*processor_config.json"
+_FILES = [CONFIG, _CARD, description.NAME, EXTRACTORS, "*token*.json", "vocab.*", "merges.txt"]
 SAFE_WEIGHTS, PICKLES = "model*.safetensors*", "pytorch_model*.bin*"
 #: The type of the models that are told what to listen for.
 ZERO_SHOT = "clap"
@@ -58,8 +52,8 @@ def check(name: str, revision: str | None, labels: Sequence[str], *, here: bool)
 def _config(name: str, revision: str | None, *, here: bool) -> Path:
     folder = _folder(name)
     if folder is None and here:
-        folder = _download(name, revision, [_CONFIG])
-    return folder / _CONFIG if folder else _cached(name, revision, _CONFIG)
+        folder = _download(name, revision, [CONFIG])
+    return folder / CONFIG if folder else _cached(name, revision, CONFIG)
 
 
 def check_labels(name: str, labels: Sequence[str], *, zero_shot: bool) -> None:
@@ -123,6 +117,15 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     elif not any(snapshot.glob(SAFE_WEIGHTS)):
         snapshot = _download(name, snapshot.name, [*_FILES, PICKLES])
     return snapshot, snapshot.name
+
+
+def sha256(files: Iterable[Path]) -> str:
+    """Return the digest of the digests of these files, in this order."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def is_described(folder: Path) -> bool:

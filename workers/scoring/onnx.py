@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from earmark.core import errors, settings
 from workers.scoring import description, devices, hub, onnx_file
 from workers.scoring.model import Limits, ModelCard
 
@@ -17,9 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from earmark.core import settings
     from workers.scoring.description import Described, Description
-
-logger = logging.getLogger(__name__)
 
 #: Protobuf itself ends at 2 GiB; larger weights are external, in files of their own.
 _MOST_GRAPH, _MOST_WEIGHTS = 2**31, 2**36
@@ -44,9 +41,7 @@ class Input:
         batch = np.zeros((len(windows), length), np.float32)
         for row, window in zip(batch, windows, strict=True):
             row[: len(window)] = window[:length]
-        if self.rank == 2:
-            return batch
-        return batch[0] if self.rank == 1 else batch[:, None]
+        return batch.reshape(*[len(windows), 1][: self.rank - 1], -1)
 
 
 @dataclass(eq=False)
@@ -89,15 +84,15 @@ def load(model: settings.Model, described: Described) -> OnnxModel:
     Raises:
         ServiceError: it or ONNX Runtime is not available, or the graph is not as described.
     """
-    runtime = _runtime()
+    runtime = _runtime(described)
     content = described.description()
     labels = described.labels(content.labels)
     files = [described.folder / description.NAME, described.folder / content.labels]
     files += _graph_files(described, content.model)
-    device = _device(model, runtime)
+    device = _device(described, model, runtime)
     session = _session(described, runtime, described.folder / content.model, device)
     shape = _input(described, content, session)
-    card = _card(described, content, labels, shape, description.sha256(files))
+    card = _card(described, content, labels, shape, hub.sha256(files))
     limits = devices.batch_limits(model, device, card.sample_rate)
     if shape.one_window:
         limits.windows = 1
@@ -105,13 +100,11 @@ def load(model: settings.Model, described: Described) -> OnnxModel:
     return OnnxModel(session, content, shape, card, limits, str(device), lanes)
 
 
-def _runtime() -> Any:
+def _runtime(described: Described) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise errors.ServiceError(
-            reason="ONNX models need ONNX Runtime: pip install 'earmark[onnx]'."
-        ) from error
+        raise described.refused("it needs ONNX Runtime: pip install 'earmark[onnx]'") from error
     return onnxruntime
 
 
@@ -119,32 +112,28 @@ def _graph_files(described: Described, name: str) -> list[Path]:
     """Return the graph's file and those of its external data, after a look at what they name."""
     graph = described.file(name, _MOST_GRAPH)
     try:
-        names = onnx_file.read(graph)
+        operators, files = onnx_file.read(graph)
     except (OSError, ValueError) as error:
         raise described.refused(f"{name} cannot be read: {error}") from error
-    if custom := names.domains - names.own_domains - _OPERATORS:
+    if custom := operators - _OPERATORS:
         raise described.refused(f"{name} needs custom operators ({', '.join(sorted(custom))})")
-    files = [graph]
-    for each in sorted(names.files):
+    paths = [graph]
+    for each in sorted(files):
         if not description.is_file_name(each):
             raise described.refused(f"{name} names an external file outside of its folder")
         beside = (graph.parent / each).relative_to(described.folder)
-        files.append(described.file(str(beside), _MOST_WEIGHTS))
-    return files
+        paths.append(described.file(str(beside), _MOST_WEIGHTS))
+    return paths
 
 
-def _device(model: settings.Model, runtime: Any) -> torch.device:
+def _device(described: Described, model: settings.Model, runtime: Any) -> torch.device:
     device = devices.pick_device(model.device)
-    if device.type == "cpu":
-        return device
     if device.type == "cuda" and _CUDA in runtime.get_available_providers():
         return device
-    if model.device != "auto":
-        cure = "install onnxruntime-gpu in place of onnxruntime, or set it to cpu"
-        reason = f"EARMARK_MODEL__DEVICE is {device}, which ONNX Runtime lacks here: {cure}."
-        raise errors.ServiceError(reason=reason)
-    logger.info("ONNX Runtime has no %s here: cpu", device, extra={"action": "device_chosen"})
-    return torch.device("cpu")
+    if device.type == "cpu" or model.device == "auto":
+        return torch.device("cpu")
+    cure = "install onnxruntime-gpu in place of onnxruntime, or set EARMARK_MODEL__DEVICE to cpu"
+    raise described.refused(f"ONNX Runtime has no {device} here; {cure}")
 
 
 def _session(described: Described, runtime: Any, graph: Path, device: torch.device) -> Any:
@@ -175,30 +164,22 @@ def _input(described: Described, content: Description, session: Any) -> Input:
             raise described.refused(f"its outputs are {', '.join(outputs)}, without {name}")
     if list(inputs) != [content.input]:
         raise described.refused(f"its inputs are {', '.join(inputs)}, not {content.input} alone")
-    shape = inputs[content.input].shape
-    rank = len(shape)
-    samples = shape[-1] if rank and isinstance(shape[-1], int) else None
-    one_window = rank == 1 or shape[:1] == [1]
-    fits = rank in (1, 2, 3) and (one_window or not isinstance(shape[0], int))
-    if rank == 3 and shape[1] not in (1, None) and isinstance(shape[1], int):
-        fits = False
-    if not fits or inputs[content.input].type != "tensor(float)":
-        reason = f"its input is {inputs[content.input].type} of shape {shape}"
+    *before, samples = inputs[content.input].shape or [None]
+    # Strings and None stand for any number.
+    fits = all(size in (1, None) or isinstance(size, str) for size in before)
+    if not fits or len(before) > 2 or inputs[content.input].type != "tensor(float)":
+        reason = f"its input is {inputs[content.input].type} of shape {[*before, samples]}"
         raise described.refused(f"{reason}, not float samples of one window or of any number")
-    return Input(rank, samples, one_window)
+    samples = samples if isinstance(samples, int) else None
+    return Input(len(before) + 1, samples, before[:1] in ([], [1]))
 
 
 def _card(
     described: Described, content: Description, labels: tuple[str, ...], shape: Input, sha256: str
 ) -> ModelCard:
-    rate = content.sample_rate
-    window_s = content.window_s
-    if shape.samples:
-        window_s = shape.samples / rate
-        if content.window_s and abs(content.window_s - window_s) * rate > 1:
-            raise described.refused(f"its windows have {window_s:g} s, not {content.window_s:g}")
-    if window_s is None:
-        raise described.refused("it takes windows of any length, so earmark.json needs window_s")
+    rate, window_s = content.sample_rate, content.window_s
+    if shape.samples not in (None, round(window_s * rate)):
+        raise described.refused(f"its windows have {shape.samples} samples, not {window_s:g} s")
     least = 1 if shape.samples else round((content.min_s or window_s) * rate)
     return ModelCard(
         name=described.name,

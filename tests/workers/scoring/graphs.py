@@ -63,10 +63,10 @@ def save(
     onnx.save_model(model or graph(), folder / "model.onnx")
     (folder / "labels.txt").write_text("\n".join(LABELS))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    reference = {"clip": "reference.wav", "scores": scores(save_clip(folder, rate=rate))}
     describe(
         folder, sample_rate=rate, window_s=1, min_s=0.25, input="audio", output="logits",
-        embeddings="embedding", function_to_apply="softmax", reference=reference, **changes,
+        embeddings="embedding", function_to_apply="softmax", reference="reference.wav",
+        scores=scores(save_clip(folder, rate=rate)), **changes,
     )  # fmt: skip
     return folder
 
