@@ -12,12 +12,13 @@ ROOT = Path(__file__).parents[1]
 
 def notes(tag: str) -> str:
     """Return the section of CHANGELOG.md about this tag's version."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
     version = tag.removeprefix("v")
     if project["version"] != version:
         sys.exit(f"The tag is {tag}, but pyproject.toml has the version {project['version']}.")
-    if any("example.org" in url for url in project["urls"].values()):
-        sys.exit("[project.urls] in pyproject.toml still names example.org: set the real address.")
+    if "//example.org" in text:
+        sys.exit("pyproject.toml still names example.org: set the repository's real address.")
     return section((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), version)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from db.dialects import dialect_of, spelled
@@ -21,10 +22,9 @@ ID_BITS = 42
 #: Clips with one key have one URI, span and channel. This is one pass over both runs, in the order
 #: of the first one's rows, which is the second one's too if their lists are the same.
 SELECT_PAIRS = """
-SELECT la.name AS label_a, lb.name AS label_b, pairs.clips, pairs.score_a, pairs.score_b, pairs.most
+SELECT la.name AS label_a, lb.name AS label_b, pairs.clips, pairs.most
 FROM (
   SELECT a.label_id AS id_a, b.label_id AS id_b, count(*) AS clips,
-         sum(a.score) AS score_a, sum(b.score) AS score_b,
          max(CAST((coalesce(a.score, 0) + coalesce(b.score, 0)) * 1000 AS bigint) * :above_ids
              + a.id) AS most
   FROM clips a {in_run_order}
@@ -47,9 +47,7 @@ WHERE a.run_id = :a AND a.state = 'done' AND b.state = 'done' AND NOT la.name {s
 ORDER BY change DESC, clip_id
 """
 SELECT_URIS = "SELECT id, coalesce(display_uri, uri) AS uri FROM clips WHERE id IN {ids}"
-LABEL_COLUMNS = (
-    "label", "clips_a", "clips_b", "both", "lost", "gained", "mean_score_a", "mean_score_b",
-)  # fmt: skip
+LABEL_COLUMNS = ("label", "clips_a", "clips_b", "both", "lost", "gained")
 CHANGE_COLUMNS = ("label_a", "label_b", "clips", "clip_id", "example")
 
 
@@ -60,9 +58,6 @@ class Pair:
     label_a: str | None
     label_b: str | None
     clips: int
-    #: The sums of their scores.
-    score_a: float
-    score_b: float
     #: The clip that changed most.
     clip_id: int
 
@@ -94,18 +89,18 @@ class Comparison:
 
     def labels(self) -> Rows:
         """Return how often each label came first in each run, those that changed most first."""
-        sums: dict[str | None, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        before, after, both = Counter[str | None](), Counter[str | None](), Counter[str | None]()
         for pair in self.pairs:
-            before, after = sums[pair.label_a], sums[pair.label_b]
-            before["clips_a"] += pair.clips
-            before["score_a"] += pair.score_a
-            after["clips_b"] += pair.clips
-            after["score_b"] += pair.score_b
+            before[pair.label_a] += pair.clips
+            after[pair.label_b] += pair.clips
             if pair.label_a == pair.label_b:
-                before["both"] += pair.clips
-        rows = [_of_label(label, each) for label, each in sums.items()]
-        rows.sort(key=lambda row: (-row["lost"] - row["gained"], -row["clips_a"]))
-        return _rows(LABEL_COLUMNS, rows)
+                both[pair.label_a] += pair.clips
+        rows = []
+        for label in before | after:
+            a, b, same = before[label], after[label], both[label]
+            rows.append((label, a, b, same, a - same, b - same))
+        rows.sort(key=lambda row: (-row[4] - row[5], -row[1]))
+        return Rows(chain([LABEL_COLUMNS], rows))
 
     def changes(self, most: int | None = None) -> Rows:
         """Return which label became which other one, the most frequent change first.
@@ -117,9 +112,9 @@ class Comparison:
         uris = _uris(self.engine, [pair.clip_id for pair in pairs[:most]])
         rows = []
         for pair in pairs[:most]:
-            changed = {"label_a": pair.label_a, "label_b": pair.label_b, "clips": pair.clips}
-            rows.append({**changed, "clip_id": pair.clip_id, "example": uris[pair.clip_id]})
-        return _rows(CHANGE_COLUMNS, rows)
+            change = pair.label_a, pair.label_b, pair.clips, pair.clip_id, uris[pair.clip_id]
+            rows.append(change)
+        return Rows(chain([CHANGE_COLUMNS], rows))
 
     def changed(self) -> Rows:
         """Return the clips with another best label, those with the highest two scores first."""
@@ -142,24 +137,6 @@ def _pair(row: sa.RowMapping) -> Pair:
     return Pair(**values, clip_id=most % 2**ID_BITS)
 
 
-def _of_label(label: str | None, sums: dict[str, float]) -> dict[str, Any]:
-    before, after, both = int(sums["clips_a"]), int(sums["clips_b"]), int(sums["both"])
-    return {
-        "label": label,
-        "clips_a": before,
-        "clips_b": after,
-        "both": both,
-        "lost": before - both,
-        "gained": after - both,
-        "mean_score_a": sums["score_a"] / before if before else None,
-        "mean_score_b": sums["score_b"] / after if after else None,
-    }
-
-
 def _uris(engine: sa.Engine, ids: list[int]) -> dict[int, str]:
     with reading(engine) as connection:
         return {row.id: row.uri for row in execute(connection, SELECT_URIS, ids=ids)}
-
-
-def _rows(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Rows:
-    return Rows(iter([columns, *(tuple(row.values()) for row in rows)]))

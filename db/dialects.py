@@ -76,6 +76,8 @@ class Dialect:
     value: str
     #: Which clips an UPDATE with such rows changes.
     matching_clips: str
+    #: The clips with the ids of such rows, for an INSERT.
+    copied_clips: str
     #: The source of an INSERT of such rows into `window_predictions`.
     window_rows: str
     #: The source of an INSERT of such rows into `window_embeddings`.
@@ -116,6 +118,7 @@ SQLITE = Dialect(
     pack=_each_row,
     value=":",
     matching_clips="WHERE id = :id",
+    copied_clips="FROM clips WHERE id = :id",
     window_rows="VALUES (:clip_id, :start_s, :end_s, :label_ids, :scores, :channel)",
     embedding_rows="VALUES (:clip_id, :channel, :start_s, :end_s, :vector)",
     timestamp="datetime({}, 'unixepoch')",
@@ -147,6 +150,10 @@ POSTGRESQL = Dialect(
     value="outcome.",
     matching_clips=(
         "FROM json_populate_recordset(NULL::clips, %s) AS outcome WHERE clips.id = outcome.id"
+    ),
+    copied_clips=(
+        "FROM clips JOIN json_populate_recordset(NULL::clips, %s) AS outcome"
+        " ON clips.id = outcome.id"
     ),
     window_rows="SELECT * FROM json_populate_recordset(NULL::window_predictions, %s)",
     embedding_rows="SELECT * FROM json_populate_recordset(NULL::window_embeddings, %s)",

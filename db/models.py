@@ -332,18 +332,17 @@ class ReviewLog(Base):
     sample_high: Mapped[float | None]
 
 
-class LabelThreshold(Base):
+class Threshold(Base):
     """The least score of a label that is believed in a run, and what that rests on."""
 
-    __tablename__ = "label_thresholds"
+    __tablename__ = "thresholds"
 
     run_id: Mapped[int] = mapped_column(
         ForeignKey("runs.id"), primary_key=True, autoincrement=False
     )
     label: Mapped[str] = mapped_column(primary_key=True)
-    #: The share of right clips that is promised.
+    #: The share of right clips that is promised, and how sure that is.
     precision: Mapped[float]
-    #: How sure the promise is: each look at new reviews takes from it.
     confidence: Mapped[float]
     at: Mapped[float]
     #: Null while the reviews do not suffice. As wide as `clips.score`, to compare alike.
@@ -352,8 +351,6 @@ class LabelThreshold(Base):
     clips: Mapped[int]
     reviews: Mapped[int]
     right: Mapped[int]
-    #: The reviews that were looked at, to know whether the next look is at new ones.
-    looked_at: Mapped[str]
 
 
 def state_is(state: State) -> ColumnElement[bool]:

@@ -1,66 +1,74 @@
-"""What people said of a run's clips: written, undone, read."""
+"""What people said of a run's clips: written, undone, read, and whom a clip is shown to."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import sqlalchemy as sa
+from pydantic import BaseModel, BeforeValidator, FiniteFloat, StringConstraints
 
-from db.dialects import now
-from db.models import Clip, ReviewLog
+from db.models import ReviewLog
 from db.rows import select
-from db.session import reading, writing
+from db.session import execute, reading, writing
 from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from db.rows import Rows
 
+#: A clip that is shown to one person is not shown to another for so long.
+HELD_S = 600
 SELECT_REVIEWS = "SELECT * FROM reviews WHERE run_id = :run_id ORDER BY clip_id, label, at"
-#: Clips looked up by one statement.
-AT_ONCE = 500
-#: Characters of a label or a reviewer's name.
-LONGEST = 200
+COUNT_CLIPS = "SELECT count(*) FROM clips WHERE run_id = :run_id AND id IN {ids}"
+COUNT_VERDICTS = """
+SELECT label, verdict, count(*) AS clips FROM reviews WHERE run_id = :run_id GROUP BY label, verdict
+"""
+SELECT_TAKEN = """
+SELECT clip_id FROM review_log WHERE run_id = :run_id AND label = :label
+AND (verdict <> 'shown' OR (reviewer <> :reviewer AND at > {now} - :held_s))
+"""
+SELECT_BAND = """
+SELECT sample_low, sample_high FROM review_log
+WHERE clip_id = :clip_id AND label = :label AND sample_low IS NOT NULL
+"""
+#: A typed label is two rows of one time.
+DELETE_LAST = """
+DELETE FROM review_log WHERE run_id = :run_id AND reviewer = :reviewer AND verdict <> 'shown'
+AND (clip_id, at) = (
+  SELECT clip_id, at FROM review_log
+  WHERE run_id = :run_id AND reviewer = :reviewer AND verdict <> 'shown' ORDER BY id DESC LIMIT 1
+)
+RETURNING clip_id
+"""
+
+PRINTABLE = r"^[^\x00-\x1f]+$"
+Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200, pattern=PRINTABLE)]
 
 
-class Verdict(StrEnum):
-    """Whether a label is right for a clip."""
-
-    right = "right"
-    wrong = "wrong"
-    #: Heard, and nothing decided.
-    unsure = "unsure"
-    #: Not a verdict: somebody hears it now.
-    shown = "shown"
+def _in_utc(value: str | datetime | None) -> datetime | None:
+    if not value:
+        return None
+    time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Review:
-    """One word on one label of a clip."""
+class Review(BaseModel):
+    """One word on one label of a clip, or of a part of it."""
 
     clip_id: int
-    label: str
-    verdict: Verdict
-    reviewer: str
-    #: Seconds since 1970; None: now.
-    at: float | None = None
-    #: The part of the clip; None for all of it.
-    start_s: float | None = None
-    end_s: float | None = None
+    label: Text
+    #: `shown` is no verdict: somebody hears it now.
+    verdict: Literal["right", "wrong", "unsure", "shown"]
+    reviewer: Text
+    at: Annotated[datetime | None, BeforeValidator(_in_utc)] = None
+    start_s: FiniteFloat | None = None
+    end_s: FiniteFloat | None = None
     channel: int | None = None
     #: The scores among which the clip was drawn at random; None if it was chosen.
-    sample_low: float | None = None
-    sample_high: float | None = None
-
-    def check(self) -> None:
-        """Raise UsageError for a text that nobody could read."""
-        for name in ("label", "reviewer"):
-            text = getattr(self, name)
-            if not 0 < len(text) <= LONGEST or not text.isprintable():
-                raise UsageError(reason=f"A {name} has 1 to {LONGEST} printable characters.")
+    sample_low: FiniteFloat | None = None
+    sample_high: FiniteFloat | None = None
 
 
 def reviews(engine: sa.Engine, run_id: int) -> Rows:
@@ -68,81 +76,74 @@ def reviews(engine: sa.Engine, run_id: int) -> Rows:
     return select(engine, SELECT_REVIEWS, run_id=run_id)
 
 
-def write(engine: sa.Engine, run_id: int, said: Sequence[Review]) -> int:
-    """Add reviews of a run's clips in one transaction; return how many are new.
+def counts(engine: sa.Engine, run_id: int) -> dict[str, dict[str, int]]:
+    """Return how many clips of each label have each verdict."""
+    found: dict[str, dict[str, int]] = {}
+    for row in select(engine, COUNT_VERDICTS, run_id=run_id):
+        found.setdefault(row["label"], {})[row["verdict"]] = row["clips"]
+    return found
 
-    What is there already, to the second, is left out, so that a file can be imported twice.
 
-    Raises:
-        UsageError: a clip is not the run's, or a text cannot be read.
-    """
-    for review in said:
-        review.check()
+def write(engine: sa.Engine, run_id: int, said: Sequence[Review]) -> None:
+    """Add reviews of a run's clips, all or none; raise UsageError if a clip is not the run's."""
+    ids = [*{review.clip_id for review in said}]
     with writing(engine) as connection:
-        _check_clips(connection, run_id, {review.clip_id for review in said})
-        known = _known(connection, run_id) if any(review.at for review in said) else set()
-        rows = [asdict(review) | {"run_id": run_id} for review in said]
-        return insert(connection, [row for row in rows if _key(row) not in known])
+        known = execute(connection, COUNT_CLIPS, run_id=run_id, ids=ids).scalar_one()
+        if known < len(ids):
+            raise UsageError(reason=f"{len(ids) - known} of these clips are not in this run.")
+        _insert(connection, run_id, said)
 
 
-def insert(connection: sa.Connection, rows: list[dict[str, Any]]) -> int:
-    """Insert rows of the log; those without a time were said now."""
-    time = connection.scalar(sa.select(now()))
-    for row in rows:
-        if row["at"] is None:
-            row["at"] = time
+def _insert(connection: sa.Connection, run_id: int, said: Sequence[Review]) -> None:
+    now = execute(connection, "SELECT {now}").scalar()
+    rows = []
+    for review in said:
+        at = review.at.timestamp() if review.at else now
+        rows.append({**review.model_dump(), "run_id": run_id, "at": at})
     if rows:
         connection.execute(sa.insert(ReviewLog), rows)
-    return len(rows)
+
+
+def say(engine: sa.Engine, run_id: int, review: Review, true_label: str = "") -> None:
+    """Add what a person said of a clip that was shown, and the label that they typed."""
+    key = {"clip_id": review.clip_id, "label": review.label}
+    with reading(engine) as connection:
+        low, high = execute(connection, SELECT_BAND, **key).first() or (None, None)
+    said = [review.model_copy(update={"sample_low": low, "sample_high": high})]
+    if true_label:
+        said.append(Review(**{**review.model_dump(), "label": true_label, "verdict": "right"}))
+    write(engine, run_id, said)
 
 
 def undo(engine: sa.Engine, run_id: int, reviewer: str) -> int | None:
     """Delete what a person said last of a run, and return its clip; None if there is nothing."""
-    theirs = sa.and_(
-        ReviewLog.run_id == run_id,
-        ReviewLog.reviewer == reviewer,
-        ReviewLog.verdict != Verdict.shown,
-    )
-    last = sa.select(ReviewLog.clip_id, ReviewLog.at).where(theirs)
     with writing(engine) as connection:
-        row = connection.execute(last.order_by(ReviewLog.id.desc()).limit(1)).first()
-        if row is None:
-            return None
-        # A typed label is two rows of one time.
-        same = sa.and_(theirs, ReviewLog.clip_id == row.clip_id, ReviewLog.at == row.at)
-        connection.execute(sa.delete(ReviewLog).where(same))
-        return int(row.clip_id)
+        ids = execute(connection, DELETE_LAST, run_id=run_id, reviewer=reviewer).scalars().all()
+    return ids[0] if ids else None
 
 
-def _check_clips(connection: sa.Connection, run_id: int, ids: set[int]) -> None:
-    for group in _groups(sorted(ids)):
-        of_run = sa.select(Clip.id).where(Clip.id.in_(group), Clip.run_id == run_id)
-        missing = set(group) - set(connection.scalars(of_run))
-        if missing:
-            raise UsageError(reason=f"This run has no clip {min(missing)}.")
+def hand_out(
+    engine: sa.Engine,
+    run_id: int,
+    label: str,
+    reviewer: str,
+    queue: Iterable[tuple[int, Sequence[float]]],
+    holding: Iterable[int],
+) -> int | None:
+    """Give a person the first clip of a queue that nobody has reviewed or hears now.
 
-
-def _groups(ids: list[int]) -> Iterator[list[int]]:
-    for start in range(0, len(ids), AT_ONCE):
-        yield ids[start : start + AT_ONCE]
-
-
-def _known(connection: sa.Connection, run_id: int) -> set[tuple[object, ...]]:
-    log = sa.select(ReviewLog.__table__).where(ReviewLog.run_id == run_id)
-    return {_key(row) for row in connection.execute(log).mappings()}
-
-
-def _key(row: Mapping[Any, Any]) -> tuple[Any, ...]:
-    at = None if row["at"] is None else int(row["at"])
-    return at, *(row[name] for name in ("clip_id", "label", "reviewer", "start_s", "channel"))
-
-
-def ids_by_uri(engine: sa.Engine, run_id: int) -> dict[str, list[int]]:
-    """Return a run's clips by the URI that views show, and by their true one."""
-    found: dict[str, list[int]] = {}
-    with reading(engine) as connection:
-        clips = sa.select(Clip.id, Clip.uri, Clip.display_uri).where(Clip.run_id == run_id)
-        for clip_id, *uris in connection.execute(clips):
-            for uri in set(uris):
-                found.setdefault(uri, []).append(clip_id)
-    return found
+    Args:
+        queue: clips, each with the lowest and highest score of its draw, empty if it was chosen.
+        holding: clips that this person has already.
+    """
+    key: dict[str, Any] = {"run_id": run_id, "label": label, "reviewer": reviewer}
+    with writing(engine) as connection:
+        execute(connection, "SELECT id FROM runs WHERE id = :run_id {lock}", run_id=run_id)
+        gone = execute(connection, SELECT_TAKEN, **key, held_s=HELD_S).scalars()
+        taken = {*gone, *holding}
+        clip_id, band = next((each for each in queue if each[0] not in taken), (None, ()))
+        if clip_id is not None:
+            shown = {**key, "clip_id": clip_id, "verdict": "shown"}
+            shown.update(zip(("sample_low", "sample_high"), band, strict=False))
+            _insert(connection, run_id, [Review(**shown)])
+    return clip_id

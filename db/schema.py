@@ -132,7 +132,6 @@ def _view_words(dialect: Dialect) -> dict[str, str]:
         "finished_at": dialect.timestamp.format("c.finished_at"),
         "created_at": dialect.timestamp.format("r.created_at"),
         "at": dialect.timestamp.format("v.at"),
-        "tested_at": dialect.timestamp.format("t.at"),
         "same": dialect.same,
         "sha256": dialect.hexadecimal.format("c.sha256"),
         "tags": dialect.json.format("c.tags"),

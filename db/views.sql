@@ -143,14 +143,8 @@ WHERE v.verdict <> 'shown' AND NOT EXISTS (
   AND n.start_s {same} v.start_s AND n.end_s {same} v.end_s AND n.channel {same} v.channel
 );
 
-CREATE VIEW thresholds AS
-SELECT t.run_id, r.name AS run, t.label, t.precision, t.confidence, t.min_score,
-       t.clips, t.reviews, t."right", {tested_at} AS at
-FROM label_thresholds t
-JOIN runs r ON r.id = t.run_id;
-
 CREATE VIEW accepted AS
-SELECT a.*, t.min_score, t.precision, t.confidence
+SELECT a.*, t.min_score, t."precision", t.confidence
 FROM results a
-JOIN label_thresholds t ON t.run_id = a.run_id AND t.label = a.label
+JOIN thresholds t ON t.run_id = a.run_id AND t.label = a.label
 WHERE a.score >= t.min_score;

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 HEAD = """# The tables
 
-Ours to change: what is promised are [the views](../guides/sql.md). Times are seconds since 1970.
+This page is a diagram of the tables, for developers. The tables may change with each release;
+[the views](../guides/sql.md#the-views) are the stable interface. Times are seconds since 1970.
 """
 
 

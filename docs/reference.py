@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+from itertools import groupby
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -11,8 +15,9 @@ from pydantic_core import PydanticUndefined
 
 from docs.erd import schema_page
 from earmark.cli.app import app
-from earmark.core.errors import BY_CODE
+from earmark.core.errors import BY_CODE, Cause
 from earmark.core.settings import Settings
+from workers import metrics, metrics_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,30 +26,54 @@ if TYPE_CHECKING:
 
 PAGES_FOLDER = Path(__file__).with_name("reference")
 MADE = "<!-- Made by `python -m docs.reference`; do not edit. -->\n"
+#: How workers make metrics.
+METRICS = {
+    "Counter": "counter",
+    "CounterMetricFamily": "counter",
+    "Histogram": "histogram",
+    "_gauge": "gauge",
+}
 
 
 def settings_page() -> str:
     """Return the page of every setting with its default and its reason."""
-    rows = [
-        f"| `{name}` | {_shown(field.default)} | {field.description} |"
-        for name, field in _settings()
+    parts = [
+        "# Settings",
+        "Every setting with its default and the reason for it. Set them in the environment, in a"
+        " `.env` file in the working directory, or in `/run/secrets/earmark.env`. The environment"
+        " goes first, then the file of secrets. Lists are separated by commas. An unknown"
+        " `EARMARK_` variable is named by every verb.",
     ]
-    source = (
-        "From the environment or a `.env` file in the working directory;"
-        " the environment goes first."
-    )
-    head = f"# Settings\n\n{source}\n"
-    return "\n".join([MADE + head, "| variable | default | why |", "|---|---|---|", *rows, ""])
+    for group, settings in groupby(_settings(), key=lambda setting: setting[0]):
+        parts.append(f"## {group.capitalize()}")
+        for _, name, field in settings:
+            parts += [f"### `{name}`", f"Default: {_shown(field.default)}. {_ended(field)}"]
+    return _page(parts)
 
 
-def _settings() -> Iterator[tuple[str, FieldInfo]]:
+def _settings() -> Iterator[tuple[str, str, FieldInfo]]:
+    """Yield each setting's group, name and field, those without a group first."""
+    grouped = []
     for group, field in Settings.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             for name, inner in kind.model_fields.items():
-                yield f"EARMARK_{group}__{name}".upper(), inner
+                grouped.append((group, f"EARMARK_{group}__{name}".upper(), inner))
         else:
-            yield f"EARMARK_{group}".upper(), field
+            yield "everywhere", f"EARMARK_{group}".upper(), field
+    yield from grouped
+
+
+def _ended(field: FieldInfo) -> str:
+    text = field.description or ""
+    return text if text.endswith((".", ")")) else f"{text}."
+
+
+def _page(parts: list[str]) -> str:
+    """Join paragraphs, each in lines of at most 100 columns, to a page."""
+    wrap = TextWrapper(100, break_long_words=False, break_on_hyphens=False)
+    lines = [part if part.startswith(("#", "|", "`")) else wrap.fill(part) for part in parts]
+    return MADE + "\n\n".join(lines) + "\n"
 
 
 def _shown(default: object) -> str:
@@ -59,26 +88,20 @@ def _shown(default: object) -> str:
 
 def errors_page() -> str:
     """Return the page of every error code, its stage and its sentence."""
-    codes = (
-        "The codes of `failures.error_code`. A transient one is tried again, the others are final."
-        " A clip whose error may be the worker's or the network's is first"
-        " [given to other workers](../guides/operating.md#when-clips-fail)."
-    )
-    head = f"# Errors\n\n{codes}\n"
-    rows = [
-        f"| `{code}` | {kind.stage} | {kind.cause} | {'yes' if kind.transient else ''} |"
-        f" {kind.sentence} |"
-        for code, kind in BY_CODE.items()
+    parts = [
+        "# Errors",
+        "Look up the codes that `earmark failures` and the view `failures` show. A transient error"
+        " is tried again, the others are final. A clip whose error may be the worker's or the"
+        " network's is first [given to other workers](../guides/operating.md#when-clips-fail)."
+        " [Troubleshooting](../guides/troubleshooting.md) has the cures.",
     ]
-    return "\n".join(
-        [
-            MADE + head,
-            "| code | stage | may be of the | transient | sentence |",
-            "|---|---|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
+    for stage, codes in groupby(BY_CODE.items(), key=lambda each: each[1].stage):
+        parts.append(f"## Stage: {stage}")
+        for code, kind in codes:
+            again = "Transient" if kind.transient else "Final"
+            cause = "" if kind.cause == Cause.clip else f", may be the {kind.cause}'s"
+            parts += [f"### `{code}`", f"{again}{cause}. “{kind.sentence}”"]
+    return _page(parts)
 
 
 def cli_page() -> str:
@@ -108,7 +131,37 @@ def _verb(verb: Any, name: str) -> Iterator[str]:
     yield ""
 
 
+def metrics_page() -> str:
+    """Return the page of every metric of a worker."""
+    parts = [
+        "# Metrics",
+        "Look up what a worker with `EARMARK_WORKER__METRICS_PORT` serves at `/metrics` for"
+        " Prometheus. [Watching](../guides/many_machines.md#watching) says how to set it up, and"
+        " `deploy/` has a Grafana dashboard and alerts.",
+    ]
+    for module in (metrics, metrics_server):
+        for name, kind, meaning, labels in _metrics(inspect.getsource(module)):
+            by = f", by {labels}" if labels else ""
+            parts += [f"## `{name}`", f"{kind.capitalize()}{by}. {meaning}"]
+    return _page(parts)
+
+
+def _metrics(source: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, kind, meaning and labels of each metric that a module's source makes."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            kind = METRICS.get(node.func.id)
+            texts = [each.value for each in node.args[:2] if isinstance(each, ast.Constant)]
+            if kind and len(texts) == 2:
+                labels = (
+                    ast.literal_eval(node.args[2]) if len(node.args) > 2 and kind != "gauge" else []
+                )
+                suffix = "_total" if kind == "counter" else ""
+                yield f"{texts[0]}{suffix}", kind, str(texts[1]), ", ".join(labels)
+
+
 PAGES = {
+    "metrics.md": metrics_page,
     "settings.md": settings_page,
     "errors.md": errors_page,
     "cli.md": cli_page,

@@ -22,7 +22,7 @@ from earmark.events import Rule, events
 from earmark.growth import Growth
 from earmark.machine import find_broker
 from producer.submit import submit as submit_sources
-from workers.scoring import hub
+from workers.scoring import heads, hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -370,6 +370,8 @@ def run_here(
         webhook.check(notify, settings)
     folders.check(settings)
     hub.check(options.model, options.revision, options.labels, here=True)
+    if options.head:
+        heads.load(options.head)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
     roots = folders.file_roots(map(str, sources)) if roots is None else roots

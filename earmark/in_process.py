@@ -78,8 +78,7 @@ def classified(
     clip = _Clip(observer)
     decoders = Decoders(settings.audio, 1)
     try:
-        key = options.model, options.revision, options.labels
-        card, batcher = open_model(key, settings, single.scored)
+        card, batcher = open_model(options.model_key, settings, single.scored)
         try:
             plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
             way = single.SingleClip(fetcher, decoders, settings.audio.max_windows, clip)

@@ -69,7 +69,7 @@ def _write_audacity(rows: Iterable[dict[str, Any]], folder: Path) -> int:
         for clip_id, windows in groupby(rows, itemgetter("clip_id")):
             name, lines = "", ""
             for row in windows:
-                name = _file_name(row["uri"])
+                name = file_name(row["uri"].rpartition("/")[2])
                 span = f"{row['start_s']:.3f}\t{row['end_s']:.3f}"
                 lines += f"{span}\t{_on_one_line(row['label'])} {row['score']:.2f}\n"
             part.joinpath(f"{clip_id}-{name}.txt").write_text(lines, encoding="utf-8")
@@ -77,9 +77,9 @@ def _write_audacity(rows: Iterable[dict[str, Any]], folder: Path) -> int:
     return count
 
 
-def _file_name(uri: str) -> str:
-    """Return the last part of an address as a file can be called, anywhere."""
-    name = re.sub(r"[^\w.-]", "_", uri.rpartition("/")[2])
+def file_name(text: str) -> str:
+    """Return a text as a part of what a file can be called, anywhere."""
+    name = re.sub(r"[^\w.-]", "_", text)
     return name.encode()[:LONGEST_NAME].decode(errors="ignore")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 import soundfile
@@ -15,12 +15,14 @@ from PIL import Image
 
 from workers.decoding.pool import Decoders
 from workers.fetching.fetch import Fetcher
+from workers.loading.spans import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from earmark.core.clips import Part
     from earmark.core.settings import Settings
+    from workers.decoding.decoder import Piece
 
 #: Hz. Speech and most sounds are well told below 8 kHz, and a spectrogram needs no more.
 RATE = 16_000
@@ -89,8 +91,25 @@ class Listener:
         """
         fetched = self._fetcher.fetch(uri, part)
         with fetched.file:
-            waveform = self._decoders.decode(fetched.file, RATE).waveform
-        return heard(waveform.samples, most_s, most_bytes)
+            samples = self._decoders.decode(fetched.file, RATE).waveform.samples
+        span = Span.of(part, RATE)
+        return heard(span.cut(samples) if span else samples, most_s, most_bytes)
+
+    def open(self, uri: str, part: Part | None = None) -> BinaryIO:
+        """Return a clip's bytes in an open file, fetched if they are elsewhere.
+
+        Raises:
+            ClipError: it cannot be fetched any more.
+        """
+        return self._fetcher.open(uri, part)
+
+    def stretch(self, file: BinaryIO, start_s: float, end_s: float) -> Iterator[Piece]:
+        """Yield some seconds of an open file at its own rate, with the channels of each frame.
+
+        Raises:
+            ClipError: it cannot be decoded.
+        """
+        return self._decoders.stretch(file, start_s, end_s)
 
     def close(self) -> None:
         self._fetcher.close()

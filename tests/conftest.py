@@ -11,7 +11,7 @@ import pytest
 from db.session import connect
 from earmark.core.settings import Database
 from tests import needs
-from tests.faults.nursery import Nursery
+from tests.faults.nursery import Nursery, running_nursery
 from tests.servers import PgBouncer, Postgres, upgraded
 
 if TYPE_CHECKING:
@@ -92,9 +92,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
     """The process from which the command line and its workers are forked."""
-    started = Nursery()
-    yield started
-    started.close()
+    with running_nursery() as nursery:
+        yield nursery
 
 
 @pytest.fixture(scope="session")

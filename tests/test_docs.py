@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import typer
 
-from db import feeding, ledger
+from db import feeding, ledger, query, schema
+from db.session import connect
 from docs.reference import PAGES
 from earmark.cli.app import app
+from earmark.core.settings import Database
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -126,3 +128,29 @@ def test_every_page_is_reached_from_the_index() -> None:
         targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
         waiting += [page.parent / target for target in targets]
     assert sorted(seen) == PAGES_OF_THE_SITE
+
+
+@pytest.mark.parametrize(
+    ("language", "page"), [("python", "reference/python.md"), ("sql", "guides/sql.md")]
+)
+def test_the_examples_of_the_readme_stand_on_pages_whose_blocks_run(
+    language: str, page: str
+) -> None:
+    lines = []
+    readme = (ROOT / "README.md").read_text()
+    for block in re.findall(rf"^```{language}\n(.*?)^```", readme, re.M | re.S):
+        lines += block.splitlines()
+    assert lines
+    assert set(lines) <= set((DOCS / page).read_text().splitlines())
+
+
+def test_the_statements_in_commands_of_pages_can_be_asked(tmp_path: Path) -> None:
+    statements = []
+    for page in PROSE:
+        statements += re.findall(r'earmark query "(SELECT [^"]+)"', page.read_text(), re.I)
+    assert len(statements) > 5
+    engine = connect(f"sqlite:///{tmp_path / 'empty.db'}", Database())
+    schema.upgrade(engine)
+    for statement in statements:
+        list(query.query(engine, statement, timeout_s=5))
+    engine.dispose()

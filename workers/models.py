@@ -16,15 +16,13 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from earmark.core.options import RunOptions
+    from earmark.core.options import ModelKey, RunOptions
     from earmark.core.settings import Settings
     from workers.scoring.batcher import Batcher
     from workers.scoring.model import ModelCard
 
     #: Takes scored windows and their outcomes, a batch at a time.
     Scored = Callable[[list[Any], list[Any]], None]
-
-Key = tuple[str, str | None, tuple[str, ...]]
 
 
 @dataclass(slots=True)
@@ -73,17 +71,19 @@ class Models:
         self._engine = engine
         self._settings = settings
         self._scored = scored
-        self._loaded: dict[Key, LoadedModel] = {}
+        self._loaded: dict[ModelKey, LoadedModel] = {}
         self._changing = threading.Lock()
 
-    def load(self, name: str, revision: str | None, labels: tuple[str, ...] = ()) -> LoadedModel:
+    def load(
+        self, name: str, revision: str | None, labels: tuple[str, ...] = (), head: str | None = None
+    ) -> LoadedModel:
         """Return a model, loaded now unless it is in memory.
 
         Raises:
             ServiceError: it cannot be loaded; the sentence names the cure.
         """
         with self._changing:
-            return self._in_memory((name, revision, labels))
+            return self._in_memory((name, revision, labels, head))
 
     def take(self, run_id: int) -> RunPlan:
         """Return a run's plan, with its model loaded; give it back after use.
@@ -95,7 +95,7 @@ class Models:
         run = runs.get_run(self._engine, run_id)
         options = run.options
         with self._changing:
-            loaded = self._in_memory((options.model, options.revision, options.labels))
+            loaded = self._in_memory(options.model_key)
             model_id = run.model_id or ledger.settle_model(self._engine, run_id, loaded.model_id)
             if model_id != loaded.model_id:
                 raise ModelError(
@@ -118,7 +118,7 @@ class Models:
         for loaded in self._loaded.values():
             loaded.batcher.close()
 
-    def _in_memory(self, key: Key) -> LoadedModel:
+    def _in_memory(self, key: ModelKey) -> LoadedModel:
         if key not in self._loaded:
             self._make_room()
             self._loaded[key] = self._load(key)
@@ -132,7 +132,7 @@ class Models:
         for key in idle[: max(0, too_many)]:
             self._loaded.pop(key).batcher.close()
 
-    def _load(self, key: Key) -> LoadedModel:
+    def _load(self, key: ModelKey) -> LoadedModel:
         card, batcher = open_model(key, self._settings, self._scored)
         model_id, label_ids = ledger.register_model(
             self._engine,
@@ -147,13 +147,13 @@ class Models:
         return LoadedModel(card, batcher, model_id, label_ids)
 
 
-def open_model(key: Key, settings: Settings, scored: Scored) -> tuple[ModelCard, Batcher]:
+def open_model(key: ModelKey, settings: Settings, scored: Scored) -> tuple[ModelCard, Batcher]:
     """Load a model and put a batcher in front of it; raises ServiceError."""
     # Imported here because torch takes seconds, and Flower and the command line load this module.
     from workers.scoring import batcher, classifier
 
-    name, revision, labels = key
+    name, revision, labels, head = key
     model = classifier.load(
-        settings.model.model_copy(update={"name": name, "revision": revision}), labels
+        settings.model.model_copy(update={"name": name, "revision": revision}), labels, head
     )
     return model.card, batcher.Batcher(model, settings.worker, scored)

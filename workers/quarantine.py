@@ -88,7 +88,6 @@ def _classify_alone(clip: Claimed, options: RunOptions) -> Outcome | Postponed:
 
 @cache
 def _equipment(options: RunOptions) -> tuple[PoliteFetcher, Decoders, RunPlan]:
-    key = options.model, options.revision, options.labels
-    card, batcher = open_model(key, _here.settings, single.scored)
+    card, batcher = open_model(options.model_key, _here.settings, single.scored)
     plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
     return PoliteFetcher(_here.settings), Decoders(_here.settings.audio, 1), plan

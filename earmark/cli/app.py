@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from earmark import progress
-from earmark.cli import closer, inspect, manage, results, run
+from earmark.cli import compare, decide, inspect, learn, manage, results, run
 from earmark.core.settings import Settings
 
 HELP = "Label a million sound clips: lists in, Hugging Face audio models, results in SQL."
@@ -21,10 +21,9 @@ app = typer.Typer(
         "token_normalize_func": lambda flag: flag.replace("_", "-"),
     },
 )
-for group in (
-    run.commands, inspect.commands, results.commands, closer.commands, manage.commands,
-):  # fmt: skip
-    app.add_typer(group)
+GROUPS = (run, inspect, results, compare, learn, decide, manage)
+for group in GROUPS:
+    app.add_typer(group.commands)
 app.add_typer(manage.database, name="db")
 
 

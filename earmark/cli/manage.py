@@ -71,12 +71,15 @@ def prune(
 ) -> None:
     """Delete a run with its clips and results."""
     from db import ledger
+    from earmark import similar
 
-    engine, row = find_run(read_settings(db), run, change=True)
+    settings = read_settings(db)
+    engine, row = find_run(settings, run, change=True)
     if not yes:
         typer.confirm(f"Delete the run {row.name} with all its results?", abort=True)
     with progress.screen.status("Deleting clips"):
         count = ledger.prune(engine, row.id)
+    similar.remove(engine, row, settings)
     progress.tell(f"Deleted: {progress.count_of(count, 'clip')}.")
 
 

@@ -63,6 +63,15 @@ Notify = Annotated[
     ),
 ]
 FlowerPort = Annotated[int, typer.Option(help="Flower's port on this machine.")]
+UiPort = Annotated[int, typer.Option("--port", help="The page's port on this machine.")]
+UiAddress = Annotated[str, typer.Option("--address", help="Any but loopback needs a token.")]
+UiToken = Annotated[
+    str | None,
+    typer.Option("--token", envvar="EARMARK_UI_TOKEN", help="The password asked for."),
+]
+Truth = Annotated[
+    str, typer.Option(help="A column of the list that says what is there, or `reviews`.")
+]
 Run = Annotated[str, typer.Argument(help="A run's id or name.")]
 LatestRun = Annotated[str | None, typer.Argument(help="A run's id or name; default: the newest.")]
 OutputFormat = Annotated[

@@ -27,6 +27,12 @@ NO_RUN = "There is no run yet: `earmark run YOUR_FOLDER` makes one."
 Label = Annotated[str | None, typer.Option(help="Only this label.")]
 MinScore = Annotated[float | None, typer.Option(help="Only from this score up.")]
 Windows = Annotated[bool, typer.Option("--windows", help="Every window's best label.")]
+Day = Annotated[
+    str | None, typer.Option(help="Only recorded on this day (2026-05-01) or in this month.")
+]
+Hours = Annotated[
+    str | None, typer.Option(help="Only recorded in these hours of the day, such as 22-3.")
+]
 
 
 @commands.command(epilog="Example: earmark status march --watch")
@@ -60,12 +66,8 @@ def show_results(
     rank: Annotated[int, typer.Option(min=1, help="Up to this rank; 1 is the best label.")] = 1,
     min_score: MinScore = None,
     windows: Windows = False,
-    day: Annotated[
-        str | None, typer.Option(help="Only recorded on this day (2026-05-01) or in this month.")
-    ] = None,
-    hours: Annotated[
-        str | None, typer.Option(help="Only recorded in these hours of the day, such as 22-3.")
-    ] = None,
+    day: Day = None,
+    hours: Hours = None,
     format: o.OutputFormat = None,
     file: o.OutputFile = None,
     db: o.Db = None,
@@ -198,22 +200,19 @@ def report(
 
 @commands.command(epilog="Example: earmark ui --port 5556")
 def ui(
-    port: Annotated[int, typer.Option(help="The page's port on this machine.")] = 5556,
-    address: Annotated[str, typer.Option(help="Any but loopback needs a token.")] = "127.0.0.1",
-    token: Annotated[
-        str | None, typer.Option(envvar="EARMARK_UI_TOKEN", help="The password asked for.")
-    ] = None,
+    port: o.UiPort = 5556,
+    address: o.UiAddress = "127.0.0.1",
+    token: o.UiToken = None,
     flower: Annotated[
         str, typer.Option(help="Where Flower is, for a link.")
     ] = "http://127.0.0.1:5555",
     db: o.Db = None,
 ) -> None:
-    """Serve a read-only page: runs as they go, their clips to see and hear, and SQL."""
+    """Serve a page: runs as they go, their clips to see, hear and review, and SQL."""
     from earmark.web import page
 
     settings = read_settings(db)
     engine = open_database(settings)
-    token = token or settings.ui_token
     page.serve(engine, settings, address=address, port=port, token=token, flower=flower)
 
 

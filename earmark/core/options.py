@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from earmark.core.errors import UsageError
@@ -16,6 +17,9 @@ Combine = Literal["mean", "max"]
 Duplicates = Literal["merge", "keep"]
 #: The format of a list.
 InputFormat = Literal["auto", "txt", "csv", "tsv", "jsonl", "parquet"]
+
+#: A model's name, revision, labels of one's own, and the folder of its head.
+ModelKey = tuple[str, str | None, tuple[str, ...], str | None]
 
 CHOICES = {
     "function_to_apply": get_args(FunctionToApply),
@@ -68,6 +72,11 @@ class RunOptions:
     #: The folder of a head of one's own, in place of the model's last layer.
     head: str | None = None
 
+    @property
+    def model_key(self) -> ModelKey:
+        """What makes the model, with its labels."""
+        return self.model, self.revision, self.labels, self.head
+
     def as_json(self) -> dict[str, Any]:
         values = {**asdict(self), "labels": list(self.labels)}
         for name in SINCE_0_2:
@@ -87,6 +96,8 @@ class RunOptions:
         labels = chosen.get("labels") or ()
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",")]
+        if head := chosen.get("head"):
+            chosen["head"] = str(Path(head).expanduser().resolve())
         return cls(**{**chosen, "labels": tuple(labels)})
 
     @classmethod

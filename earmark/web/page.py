@@ -1,4 +1,4 @@
-"""`earmark ui`: a read-only web application to watch runs, browse clips, and query in SQL."""
+"""`earmark ui`: a web application to watch runs, browse and review clips, and query in SQL."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import uvicorn
+from rich.markup import escape
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -26,6 +27,7 @@ from earmark.ports import HERE, check_port
 from earmark.progress import screen
 from earmark.sound import Listener
 from earmark.web.report import TEMPLATES, UNCERTAIN, card, charts, colours, overview, render
+from earmark.web.review import Reviewing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -69,17 +71,19 @@ def serve(
     port: int,
     token: str | None,
     flower: str,
+    path: str = "",
 ) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C; name the place in it where to begin.
 
     Raises:
         UsageError: it would be open to other machines without a token, or its port is taken.
     """
+    token = token or settings.ui_token
     if address not in HERE and not token:
         reason = "it shows every run, and its SQL reads every row."
         raise UsageError(reason=f"The page on {address} needs --token: {reason}")
     check_port(address, port)
-    screen.print(f"[bold]http://{address}:{port}[/] shows the runs; Ctrl-C stops it.")
+    screen.print(f"[bold]http://{address}:{port}{escape(path)}[/] is ready; Ctrl-C stops it.")
     uvicorn.run(
         application(engine, settings, token, flower), host=address, port=port, log_level="warning"
     )
@@ -106,6 +110,7 @@ def application(
             Route("/runs/{run}/charts", pages.run_charts),
             Route("/clips/{clip:int}", pages.clip),
             Route("/sql", pages.sql),
+            *Reviewing(engine, pages.hear).routes(),
             Mount("/static", StaticFiles(directory=TEMPLATES)),
         ],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=_guard(token))],
@@ -154,9 +159,7 @@ class _Pages:
     ) -> None:
         self._engine = engine
         self._settings = settings
-        self._hear = lru_cache(HEARD)(
-            partial(listener.hear, most_s=SOUND_S, most_bytes=SOUND_BYTES)
-        )
+        self.hear = lru_cache(HEARD)(partial(listener.hear, most_s=SOUND_S, most_bytes=SOUND_BYTES))
         # A run that has ended is looked at again only if its counts change.
         self._facts_of_ended = lru_cache(RUNS)(self._look_at)
         self._flower = flower
@@ -201,7 +204,7 @@ class _Pages:
         clips = list(browse.details(self._engine, [request.path_params["clip"]]))
         if not clips:
             raise UsageError(reason="There is no such clip.")
-        shown = card(clips[0], self._hear)
+        shown = card(clips[0], self.hear)
         return self._page("clip.html", card=shown, colour=colours([shown]))
 
     def sql(self, request: Request) -> HTMLResponse:

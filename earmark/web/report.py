@@ -91,7 +91,9 @@ class Card:
 
     @property
     def segments(self) -> list[Segment]:
-        return segments(self.clip["windows"])
+        begin_s = self.clip["start_s"] or 0.0
+        windows = self.clip["windows"]
+        return segments((start - begin_s, end - begin_s, *rest) for start, end, *rest in windows)
 
 
 def write(

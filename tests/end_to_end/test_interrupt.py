@@ -108,9 +108,11 @@ def test_up_divides_the_cores_reads_the_given_folders_and_ends_on_ctrl_c(
     folder = earmark.folder / "two, words"
     folder.mkdir()
     shutil.copy(EXAMPLES / "dog.ogg", folder)
+    nursery, earmark.nursery = earmark.nursery, None
     up = earmark.start(
         "earmark", "up", "--workers", "2", "--files", str(folder), "--flower-port", str(free_port())
     )  # fmt: skip
+    earmark.nursery = nursery
     wait_until((earmark.folder / "data" / "broker.url").exists)
     workers = [child for child in psutil.Process(up.pid).children() if "worker" in child.cmdline()]
     assert [worker.environ()["EARMARK_MODEL__THREADS"] for worker in workers] == [

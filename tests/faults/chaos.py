@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from db.models import Clip, Lease
 from earmark.core.clips import FINAL_STATES
 from tests.faults import faults
-from tests.faults.nursery import Nursery
+from tests.faults.nursery import running_nursery
 from tests.faults.world import broken_promises, check_invariants, running_world
 from tests.servers import Postgres, upgraded
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.faults.faults import Fault
+    from tests.faults.nursery import Nursery
     from tests.faults.world import World
 
 FAULTS = {"sqlite": faults.ON_SQLITE, "postgresql": faults.ON_POSTGRES}
@@ -122,8 +123,7 @@ def main() -> None:
     parser.add_argument("--each", action="store_true")
     arguments = parser.parse_args()
     with ExitStack() as stack:
-        nursery = Nursery()
-        stack.callback(nursery.close)
+        nursery = stack.enter_context(running_nursery())
         postgres = None
         if arguments.database == "postgresql":
             postgres = Postgres()

@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from db.models import Clip
 from earmark.core.clips import FINAL_STATES
 from tests.faults import faults
-from tests.faults.nursery import Nursery
+from tests.faults.nursery import running_nursery
 from tests.faults.world import broken_promises, running_world
 from tests.servers import PgBouncer, Postgres, upgraded
 
@@ -126,8 +126,7 @@ def main() -> None:
     parser.add_argument("--pooler", action="store_true")
     arguments = parser.parse_args()
     with ExitStack() as stack:
-        nursery = Nursery()
-        stack.callback(nursery.close)
+        nursery = stack.enter_context(running_nursery())
         postgres = Postgres()
         stack.callback(postgres.remove)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="earmark-failovers-"))

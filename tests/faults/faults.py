@@ -20,6 +20,7 @@ from db.models import Clip, LedgerIdentity
 from earmark.core import broker
 from earmark.core.clips import Chunk
 from earmark.core.settings import Broker
+from tests.faults.nursery import LOADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,9 +55,9 @@ def stop_a_loader(world: World) -> None:
 def a_loader_of(worker: psutil.Process) -> psutil.Process:
     """Return a worker's loader once it has decoders: from then on it ends with its worker."""
     while True:
-        for child in worker.children():
+        for child in worker.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if "workers.loading.loader" in child.cmdline() and child.children():
+                if child.name() == LOADER and child.children():
                     return child
         time.sleep(0.1)
 

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
+from earmark import children
+from earmark.core.processes import end_with_parent
+from workers.loading import loader, loaders
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 HOOKS = Path(__file__).with_name("hooks")
+#: Verbs that start workers.
+STARTS_WORKERS = ("demo", "run", "up")
+#: The name of a loader's process.
+LOADER = "loader"
+PR_SET_NAME = 15
 APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 class Nursery:
     """The process that children are forked from; lines in are requests, lines out are answers."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.faults.nursery"]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(
+        self, requests: IO[str], answers: IO[str], descriptors: socket.socket | None = None
+    ) -> None:
+        self._requests, self._answers, self._descriptors = requests, answers, descriptors
+        self._asking = threading.Lock()
 
     def start_worker(self, folder: Path, environment: Mapping[str, str]) -> psutil.Process:
         """Start `earmark worker` in its own process group; its output goes to `worker.log`."""
@@ -60,21 +72,36 @@ class Nursery:
         )
         return Child(self, pid, files)
 
+    def start_loader(self, *descriptors: int) -> Child:
+        """Start a loader with copies of these descriptors."""
+        assert self._descriptors is not None
+        socket.send_fds(self._descriptors, [b"!"], descriptors)
+        return Child(self, self._ask(loader=len(descriptors)), [])
+
     def status(self, pid: int) -> int | None:
         """Return a child's exit status, as subprocess does; None while it runs."""
         return self._ask(status_of=pid)
 
     def _ask(self, **question: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        with self._asking:
+            self._requests.write(json.dumps(question) + "\n")
+            self._requests.flush()
+            return json.loads(self._answers.readline())
 
-    def close(self) -> None:
+
+@contextmanager
+def running_nursery() -> Iterator[Nursery]:
+    """Yield a nursery in a process that ends with the block."""
+    command = [sys.executable, "-m", "tests.faults.nursery"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield Nursery(process.stdin, process.stdout)
+    finally:
         # It forks and keeps nothing, so nothing has to end in order. It may still be importing.
-        self._process.kill()
-        self._process.communicate()
+        process.kill()
+        process.communicate()
 
 
 class Child:
@@ -117,18 +144,76 @@ class Child:
 
 def main() -> None:
     _import_what_is_heavy()
+    _answer_all(sys.stdin, sys.stdout)
+
+
+def _answer_all(
+    requests: IO[str], answers: IO[str], descriptors: socket.socket | None = None
+) -> None:
     ended: dict[int, int] = {}
     signal.signal(signal.SIGCHLD, lambda *_: ended.update(_reaped()))
-    for line in sys.stdin:
+    here = os.getpid()
+    for line in requests:
         question = json.loads(line)
         if "status_of" in question:
             answer = ended.get(question["status_of"])
+        elif "loader" in question:
+            assert descriptors is not None
+            received = socket.recv_fds(descriptors, 1, question["loader"])[1]
+            answer = os.fork()
+            if not answer:
+                _become_loader(here, received)
+            for descriptor in received:
+                os.close(descriptor)
         else:
             answer = os.fork()
             if not answer:
+                end_with_parent(here)
                 _become_earmark(**question)
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _fork_nursery() -> Nursery:
+    """Return a nursery that is forked from this process, and ends with it."""
+    here = os.getpid()
+    requests, ours_to_write = os.pipe()
+    ours_to_read, answers = os.pipe()
+    ours, descriptors = socket.socketpair()
+    if not os.fork():
+        end_with_parent(here, signal.SIGKILL)
+        ours.close()
+        os.close(ours_to_write)
+        os.close(ours_to_read)
+        _answer_all(os.fdopen(requests), os.fdopen(answers, "w"), descriptors)
+        os._exit(0)
+    descriptors.close()
+    os.close(requests)
+    os.close(answers)
+    return Nursery(os.fdopen(ours_to_write, "w"), os.fdopen(ours_to_read), ours)
+
+
+def _fork_workers() -> None:
+    """Have the workers of this process forked as well: each would import torch for 4 s."""
+    nursery, start = _fork_nursery(), children.start
+
+    def start_or_fork(command: list[str], *, log: Any, environment: Any = None) -> Any:
+        if tuple(command) != (*children.EARMARK, "worker"):
+            return start(command, log=log, environment=environment)
+        files = [Path(os.devnull), Path(log.name), Path(log.name)]
+        return nursery.start(
+            "worker", folder=Path.cwd(), environment=environment, files=files, group=True
+        )
+
+    children.start = start_or_fork
+
+
+def _become_loader(parent: int, descriptors: list[int]) -> NoReturn:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    sys.modules["__main__"] = loader  # for the hooks
+    sys.argv = [LOADER, str(parent), *map(str, descriptors)]
+    ctypes.CDLL(None).prctl(PR_SET_NAME, LOADER.encode())
+    _run(loader.main)
 
 
 def _reaped() -> Iterator[tuple[int, int]]:
@@ -156,7 +241,7 @@ def _import_what_is_heavy() -> None:
 
 def _become_earmark(
     words: list[str], folder: str, environment: dict[str, str], files: list[str], group: bool
-) -> None:
+) -> NoReturn:
     import torch
 
     from earmark import cli
@@ -173,12 +258,24 @@ def _become_earmark(
         zip(files, (os.O_RDONLY, *[APPENDING] * 2), strict=True)
     ):
         os.dup2(os.open(file, flags), descriptor)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+    # A fork of this process may come here again, and must not close the new files with the old.
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     runpy.run_path(str(HOOKS / "sitecustomize.py"))
+    if words[0] in STARTS_WORKERS:
+        _fork_workers()
+    elif words[0] == "worker":
+        os.environ["FAULT_WORKER"] = str(os.getpid())
+        loaders._start = _fork_nursery().start_loader  # type: ignore[assignment]
     sys.argv = ["earmark", *words]
+    _run(cli.main)
+
+
+def _run(program: Callable[[], None]) -> NoReturn:
     status: Any = 1
     try:
-        cli.main()
+        program()
         status = 0
     except SystemExit as ended:
         status = ended.code

@@ -32,11 +32,13 @@ from earmark.core.clips import FINAL_STATES
 from earmark.core.options import RunOptions
 from earmark.core.settings import Broker, Database, Ledger, Settings
 from producer.submit import submit
-from tests.faults.nursery import Nursery
+from tests.faults.nursery import running_nursery
 from tests.servers import Postgres, Valkey, upgraded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.faults.nursery import Nursery
 
 FILES = 60
 #: As the default, all labels that are likely, and one that is sure: results differ visibly.
@@ -272,8 +274,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="earmark-sharing-")))
-        nursery = Nursery()
-        stack.callback(nursery.close)
+        nursery = stack.enter_context(running_nursery())
         postgres = Postgres() if arguments.database == "postgresql" else None
         if postgres:
             stack.callback(postgres.remove)

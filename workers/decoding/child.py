@@ -11,9 +11,9 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import tempfile
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from earmark.core import settings
+
+    #: Samples in blocks, and the facts of the file once all blocks have been taken.
+    Decoding = tuple[Iterator[np.ndarray], Callable[[], clips.AudioFacts]]
 
 #: The one free descriptor. The clip takes it, so nothing can be opened while a clip is decoded.
 CLIP = 3
@@ -81,11 +84,14 @@ def confine(max_memory: int) -> None:
 
 def serve(parent: socket.socket, audio_settings: settings.Audio) -> None:
     """Decode the clips that the parent sends, until the parent is gone."""
-    while request := socket.recv_fds(parent, 4, 1)[0]:
-        (sample_rate,) = struct.unpack("<I", request)
+    while request := socket.recv_fds(parent, wire.REQUEST.size, 1)[0]:
+        sample_rate, start_s, end_s = wire.REQUEST.unpack(request)
         _end_in(audio_settings.decode_timeout_s + 1)
         try:
-            reply(parent, sample_rate, audio_settings)
+            if sample_rate:
+                reply(parent, partial(decode, CLIP, sample_rate), audio_settings)
+            else:
+                reply(parent, partial(stretch, CLIP, start_s, end_s), audio_settings)
         except ConnectionError:
             return
         _end_in(0)
@@ -100,12 +106,16 @@ def _end_in(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used + seconds + 1), hard))
 
 
-def reply(parent: socket.socket, sample_rate: int, audio_settings: settings.Audio) -> None:
+def reply(
+    parent: socket.socket,
+    start: Callable[[settings.Audio], Decoding],
+    audio_settings: settings.Audio,
+) -> None:
     """Send the clip in pieces, as it is decoded, and its facts or its error with the last one."""
     samples: list[np.ndarray] = []
     end: dict[str, Any]
     try:
-        blocks, facts = decode(CLIP, sample_rate, audio_settings)
+        blocks, facts = start(audio_settings)
         for samples, last in wire.pieces(blocks):
             if not last:
                 _send(parent, samples, None, audio_settings)
@@ -132,9 +142,7 @@ def _send(
         _end_in(audio_settings.decode_timeout_s + 1)
 
 
-def decode(
-    clip: int, sample_rate: int, audio_settings: settings.Audio
-) -> tuple[Iterator[np.ndarray], Callable[[], clips.AudioFacts]]:
+def decode(clip: int, sample_rate: int, audio_settings: settings.Audio) -> Decoding:
     """Return an open file's mono samples at this rate, in blocks as they are decoded.
 
     The function returns the facts of the file once all blocks have been taken.
@@ -143,6 +151,32 @@ def decode(
     meter = _Meter(audio, audio_settings)
     blocks = at_rate(audio, meter.watch(audio.blocks()), sample_rate)
     return blocks, meter.facts
+
+
+def stretch(clip: int, start_s: float, end_s: float, audio_settings: settings.Audio) -> Decoding:
+    """Return some seconds of an open file as it has them: all channels, frame by frame.
+
+    The facts have nothing but its sample rate, channels and codec, and how much there was.
+    """
+    audio = readers.open_audio(clip)
+    meter = _Meter(audio, audio_settings)
+    rate, channels = audio.sample_rate, audio.channels
+    start, end = round(start_s * rate), round(end_s * rate)
+    count = 0
+
+    def frames() -> Iterator[np.ndarray]:
+        nonlocal count
+        position = audio.seek(start)
+        for block in audio.blocks():
+            meter.check(block)
+            if position >= end or (audio.sample_rate, audio.channels) != (rate, channels):
+                return
+            wanted = block[max(0, start - position) : end - position]
+            position += len(block)
+            count += len(wanted)
+            yield wanted.ravel()
+
+    return frames(), lambda: clips.AudioFacts(count / rate, rate, channels, audio.codec)
 
 
 def at_rate(
@@ -171,10 +205,17 @@ class _Meter:
     def watch(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the mix of the channels of each block."""
         for block in blocks:
-            if (self._audio.sample_rate, self._audio.channels) != (self._rate, self._channels):
-                self._change()
-            self._count(block)
-            yield self._mix(block)
+            yield self._mix(block, self.check(block))
+
+    def check(self, block: np.ndarray) -> float:
+        """Count a block, and refuse it if need be; return its energy."""
+        if (self._audio.sample_rate, self._audio.channels) != (self._rate, self._channels):
+            self._change()
+        self._count(block)
+        samples = block.ravel(order="K")
+        energy = float(samples @ samples)
+        self._check(samples, energy)
+        return energy
 
     def _change(self) -> None:
         self._earlier_s, self._frames = self._seconds(0), 0
@@ -191,10 +232,7 @@ class _Meter:
             for frames in self._audio.count():
                 self._refuse_longer(frames - self._all_frames)
 
-    def _mix(self, block: np.ndarray) -> np.ndarray:
-        samples = block.ravel(order="K")
-        energy = float(samples @ samples)
-        self._check(samples, energy)
+    def _mix(self, block: np.ndarray, energy: float) -> np.ndarray:
         mono = downmix(block)
         if block.shape[1] == 1 or not cancels(block, mono, energy):
             return mono

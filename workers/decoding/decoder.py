@@ -6,7 +6,6 @@ import json
 import math
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -107,13 +106,17 @@ class Decoder:
         self.deadline = math.inf
         self.ready = True
 
-    def begin(self, descriptor: int, sample_rate: int) -> None:
+    def begin(
+        self, descriptor: int, sample_rate: int, stretch: tuple[float, float] | None = None
+    ) -> None:
         """Send an open clip. It may still be at the one before."""
         self._clips += 1
-        self._at_work.append((self._settings.max_duration_s + 1) * sample_rate)
+        most = (self._settings.max_duration_s + 1) * sample_rate
+        self._at_work.append(self._settings.max_samples if stretch else most)
         if len(self._at_work) == 1:
             self.resume()
-        socket.send_fds(self.socket, [struct.pack("<I", sample_rate)], [descriptor])
+        request = wire.REQUEST.pack(sample_rate, *(stretch or (0.0, 0.0)))
+        socket.send_fds(self.socket, [request], [descriptor])
 
     def receive(self, room: Callable[[int, bool], np.ndarray | None]) -> Piece | None:
         """Return the next piece of the clip at work, or None if not all of it is here yet.

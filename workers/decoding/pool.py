@@ -69,7 +69,16 @@ class Decoders:
         waveform = clips.Waveform(np.concatenate(parts), sample_rate)
         return Decoded(waveform, piece.end)
 
-    def pieces(self, file: BinaryIO, sample_rate: int) -> Iterator[Piece]:
+    def stretch(self, file: BinaryIO, start_s: float, end_s: float) -> Iterator[Piece]:
+        """Yield some seconds as the file has them: the samples of all channels, frame by frame.
+
+        What lies before is passed over where the format allows. A piece may end within a frame.
+        """
+        return self.pieces(file, 0, (start_s, end_s))
+
+    def pieces(
+        self, file: BinaryIO, sample_rate: int, stretch: tuple[float, float] | None = None
+    ) -> Iterator[Piece]:
         """Yield the waveform in pieces, as it is decoded; the last one has the file's facts.
 
         Raises the same errors as `decode`. The time that the caller takes is not the decoder's.
@@ -77,7 +86,7 @@ class Decoders:
         check_regular(file)
         with self._decoder() as decoder:
             try:
-                decoder.begin(file.fileno(), sample_rate)
+                decoder.begin(file.fileno(), sample_rate, stretch)
                 while (piece := _next(decoder)).end is None:
                     yield piece
             except BROKEN as error:

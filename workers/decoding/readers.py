@@ -29,6 +29,12 @@ UNKNOWN_FRAMES = 2**62
 OUT_OF_MEMORY = 17
 #: Formats whose header tells their length. For others, FFmpeg guesses.
 TIMED = ("mp4", "matroska", "ogg", "wav", "flac")
+#: Formats in which libsndfile finds a frame without decoding those before it.
+SEEKABLE = ("flac", "mp3", "ogg", "wav")
+#: An MP3's frame needs bytes of some frames before it.
+EARLIER_S = 1
+#: libvorbis counts wrongly from its file's last page on, so that a seek ends before it.
+BEFORE_END_S = 30
 #: A container's duration and its codec's frames may differ by this much.
 CLOCK_S = 0.1
 #: libsndfile has read at most this much more of a FLAC or Ogg file than it gives samples of.
@@ -93,6 +99,10 @@ class Audio(ABC):
         """Return the texts of the file's header that the reader knows."""
         return {}
 
+    def seek(self, frame: int) -> int:  # noqa: ARG002 - of those that can
+        """Pass over frames, but not this one, before the first block; return how many."""
+        return 0
+
     @abstractmethod
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield float32 samples, shape (frames, channels)."""
@@ -121,12 +131,21 @@ class Sndfile(Audio):
     def __init__(self, clip: int, known: Format) -> None:
         super().__init__(clip, known)
         self._file = _Sequential(clip, closefd=False)
+        self._first = 0
         self.codec = f"{self._file.format}/{self._file.subtype}".lower()
         self.sample_rate, self.channels = self._file.samplerate, self._file.channels
         self.declared_frames = self._file.frames if self._file.frames < UNKNOWN_FRAMES else 0
         # The length of other formats is a guess.
         if known.name in ("flac", "mp3"):
             self.least_frames = self.declared_frames
+
+    def seek(self, frame: int) -> int:
+        frame -= EARLIER_S * self.sample_rate
+        if self.format.name == "ogg":
+            frame = min(frame, self.declared_frames - BEFORE_END_S * self.sample_rate)
+        if self.format.name in SEEKABLE and 0 < frame < self.declared_frames:
+            self._first = self._file.seek(frame)
+        return self._first
 
     def tags(self) -> dict[str, str]:
         # Those of the others are read with more of their names.
@@ -135,7 +154,7 @@ class Sndfile(Audio):
         return dict(self._file.copy_metadata())
 
     def blocks(self) -> Iterator[np.ndarray]:
-        frames = 0
+        frames = self._first
         while not self.damaged and len(block := self._block()):
             frames += len(block)
             yield block

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+#: A clip's sample rate. Or the start and the end of a stretch in seconds, whose samples are wanted
+#: as the file has them.
+REQUEST = struct.Struct("<Idd")
 #: The number of samples of a piece, and the bytes of the JSON in front of them; 0: more will come.
 HEAD = struct.Struct("<II")
 #: Most clips are one piece, and a long recording takes this much memory: 33 s at 16 kHz.

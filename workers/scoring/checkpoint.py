@@ -6,18 +6,19 @@ import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 from earmark.core import errors
-from workers.scoring import heads, hub, zero_shot
+from workers.scoring import hub, regression, zero_shot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import torch
+    import numpy as np
 
     from earmark.core import options
 
@@ -125,8 +126,8 @@ def load_model(
         kind = transformers.ClapModel
     try:
         model, loading = _from_pretrained(kind, checkpoint, dtype)
-        if heads.is_regression(checkpoint.config, loading):
-            kind = heads.with_regression(type(model))
+        if regression.is_regression(checkpoint.config, loading):
+            kind = regression.with_head(type(model))
             model, loading = _from_pretrained(kind, checkpoint, dtype)
         _require_all_weights(checkpoint.name, loading)
         if checkpoint.zero_shot:
@@ -140,6 +141,15 @@ def load_model(
         raise errors.ServiceError(reason=reason) from error
     loaded: torch.nn.Module = model.eval().requires_grad_(requires_grad=False)
     return loaded
+
+
+def text_vector(name: str, revision: str | None, words: str) -> np.ndarray:
+    """Return the unit text features of words, which compare with a CLAP model's embeddings."""
+    model: Any = load_model(
+        open_checkpoint(name, *hub.locate(name, revision)), torch.float32, [words]
+    )
+    vector: np.ndarray = model.head.text[0].numpy()
+    return vector
 
 
 def _from_pretrained(kind: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:

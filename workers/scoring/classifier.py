@@ -12,7 +12,7 @@ import torch
 
 from earmark.core import errors, settings
 from earmark.core.vectors import SCALE_BYTES
-from workers.scoring import description, embeddings, hub, onnx, pretrained, reference
+from workers.scoring import description, embeddings, headed, hub, onnx, pretrained, reference
 from workers.scoring.windows import BEST, Embedded
 
 if TYPE_CHECKING:
@@ -185,23 +185,33 @@ def _translated(error: Exception) -> errors.ClipError:
     return errors.ModelError(reason=f"{type(error).__name__}: {error}")
 
 
-def load(model: settings.Model, labels: Sequence[str] = ()) -> Classifier:
-    """Load a model and score one window of silence with it; `labels` are for a zero-shot model.
+def load(model: settings.Model, labels: Sequence[str] = (), head: str | None = None) -> Classifier:
+    """Load a model and score one window of silence with it.
+
+    Args:
+        labels: for a zero-shot model.
+        head: the folder of a head in place of the model's last layer.
 
     Raises:
         ServiceError: the model, the device or the dtype is not available; it names the cure.
     """
+    loaded = _model(model, labels)
+    if head:
+        loaded = headed.with_head(loaded, head)
+    classifier = _behind(loaded)
+    _warm_up(classifier)
+    return classifier
+
+
+def _model(model: settings.Model, labels: Sequence[str]) -> Model:
     folder, commit = hub.locate(model.name, model.revision)
     if not hub.is_described(folder):
-        classifier = _behind(pretrained.load(model, folder, commit, labels))
-        _warm_up(classifier)
-        return classifier
+        return pretrained.load(model, folder, commit, labels)
     hub.check_labels(model.name, labels, zero_shot=False)
     described = description.Described(model.name, folder, commit)
-    classifier = _behind(onnx.load(model, described))
-    _warm_up(classifier)
-    reference.check(described, classifier)
-    return classifier
+    loaded = onnx.load(model, described)
+    reference.check(described, _behind(loaded))
+    return loaded
 
 
 def _behind(loaded: Model) -> Classifier:

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -39,8 +40,8 @@ def upgrade() -> None:
     _add_parts()
     _add_pauses()
     _add_what_files_say()
-    _add_reviews()
     _add_embeddings()
+    _add_reviews()
     _rekey(uri_key)
     if dialect == "sqlite":
         _rebuild_windows(
@@ -66,7 +67,7 @@ def downgrade() -> None:
         op.drop_column("window_predictions", "channel")
     op.drop_table("window_embeddings")
     _drop_pauses()
-    op.drop_table("label_thresholds")
+    op.drop_table("thresholds")
     op.drop_table("review_log")
     for column in (*PARTS, *MARKS, *TEXTS):
         op.drop_column("clips", column)
@@ -138,39 +139,6 @@ def _add_what_files_say() -> None:
         op.add_column("clips", sa.Column(column, sa.String()))
 
 
-def _add_reviews() -> None:
-    op.create_table(
-        "review_log",
-        sa.Column("id", v0_1_0.ID, primary_key=True),
-        sa.Column("clip_id", v0_1_0.ID, sa.ForeignKey("clips.id"), nullable=False),
-        sa.Column("run_id", sa.Integer(), nullable=False),
-        sa.Column("at", sa.Double(), nullable=False),
-        sa.Column("start_s", sa.Double()),
-        sa.Column("end_s", sa.Double()),
-        sa.Column("channel", sa.SmallInteger()),
-        sa.Column("label", sa.String(), nullable=False),
-        sa.Column("verdict", sa.String(), nullable=False),
-        sa.Column("reviewer", sa.String(), nullable=False),
-        sa.Column("sample_low", sa.Double()),
-        sa.Column("sample_high", sa.Double()),
-    )
-    op.create_index("review_log_clip", "review_log", ["clip_id", "label"])
-    op.create_index("review_log_run", "review_log", ["run_id", "label"])
-    op.create_table(
-        "label_thresholds",
-        sa.Column("run_id", sa.Integer(), sa.ForeignKey("runs.id"), primary_key=True),
-        sa.Column("label", sa.String(), primary_key=True),
-        sa.Column("precision", sa.Double(), nullable=False),
-        sa.Column("confidence", sa.Double(), nullable=False),
-        sa.Column("at", sa.Double(), nullable=False),
-        sa.Column("min_score", sa.REAL()),
-        sa.Column("clips", sa.Integer(), nullable=False),
-        sa.Column("reviews", sa.Integer(), nullable=False),
-        sa.Column("right", sa.Integer(), nullable=False),
-        sa.Column("looked_at", sa.String(), nullable=False),
-    )
-
-
 def _add_embeddings() -> None:
     op.create_table(
         "window_embeddings",
@@ -182,6 +150,36 @@ def _add_embeddings() -> None:
         sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
         sa.PrimaryKeyConstraint("clip_id", "channel", "start_s"),
     )
+
+
+def _add_reviews() -> None:
+    op.create_table(
+        "review_log",
+        sa.Column("id", v0_1_0.ID, primary_key=True),
+        sa.Column("clip_id", v0_1_0.ID, sa.ForeignKey("clips.id"), nullable=False),
+        *_filled(sa.Integer(), "run_id"),
+        *_filled(sa.Double(), "at"),
+        *_filled(sa.String(), "label", "verdict", "reviewer"),
+        sa.Column("start_s", sa.Double()),
+        sa.Column("end_s", sa.Double()),
+        sa.Column("channel", sa.SmallInteger()),
+        sa.Column("sample_low", sa.Double()),
+        sa.Column("sample_high", sa.Double()),
+    )
+    op.create_index("review_log_clip", "review_log", ["clip_id", "label"])
+    op.create_index("review_log_run", "review_log", ["run_id", "label"])
+    op.create_table(
+        "thresholds",
+        sa.Column("run_id", sa.Integer(), sa.ForeignKey("runs.id"), primary_key=True),
+        sa.Column("label", sa.String(), primary_key=True),
+        *_filled(sa.Double(), "precision", "confidence", "at"),
+        sa.Column("min_score", sa.REAL()),
+        *_filled(sa.Integer(), "clips", "reviews", "right"),
+    )
+
+
+def _filled(kind: sa.types.TypeEngine[Any], *names: str) -> list[sa.Column[Any]]:
+    return [sa.Column(name, kind, nullable=False) for name in names]
 
 
 def _rebuild_windows(key: list[str], columns: str) -> None:

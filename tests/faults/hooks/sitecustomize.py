@@ -32,7 +32,7 @@ if "FAULT_CLIPS" in os.environ:
     def _fetch_or_die(self: Any, uri: str, *part: Any) -> Any:
         in_loader = "loader" in sys.modules["__main__"].__spec__.name
         if "poison" in uri and in_loader:
-            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(int(os.environ["FAULT_WORKER"]), signal.SIGKILL)
         if "poison" in uri or "venom" in uri:
             os.kill(os.getpid(), signal.SIGKILL)
         return _fetch(self, uri, *part)

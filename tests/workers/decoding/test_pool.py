@@ -14,6 +14,7 @@ import librosa
 import numpy as np
 import psutil
 import pytest
+import soundfile
 
 from earmark.core import errors, settings
 from tests.workers.decoding import bad_audio
@@ -486,3 +487,24 @@ def test_a_clip_without_a_declared_length_is_decoded_whole(decoders, tmp_path):
     assert np.array_equal(
         decoded(decoders, bad_audio.with_total(whole, 0)).waveform.samples, expected
     )
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "VORBIS", "MPEG_LAYER_III"])
+def test_a_stretch_is_as_in_the_file_with_all_channels_and_passes_over_the_rest(decoders, subtype):
+    format = {"PCM_16": "WAV", "PCM_24": "FLAC", "VORBIS": "OGG", "MPEG_LAYER_III": "MP3"}[subtype]
+    left = np.sin(np.arange(22_050 * 40) / 40)
+    with io.BytesIO() as memory, tempfile.TemporaryFile() as file:
+        frames = np.stack([left / 3, left[::-1] / 5], axis=1)
+        soundfile.write(memory, frames, 22_050, format=format, subtype=subtype)
+        file.write(memory.getvalue())
+        file.flush()
+        memory.seek(0)
+        whole, _ = soundfile.read(memory, dtype="float32")
+        for start_s, end_s in ((0, 1.5), (9.3, 10.1), (39.5, 50)):
+            *_, last = pieces = list(decoders.stretch(file, start_s, end_s))
+            found = np.concatenate([piece.samples for piece in pieces]).reshape(-1, 2)
+            expected = whole[round(start_s * 22_050) : round(end_s * 22_050)]
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+            assert (last.end.source_sample_rate, last.end.channels) == (22_050, 2)
+            assert last.end.duration_s == len(expected) / 22_050
+        assert not sum(len(piece.samples) for piece in decoders.stretch(file, 50, 60))

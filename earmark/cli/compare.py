@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path  # noqa: TC003 - Typer reads it
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from db import compare as comparing
 from db import runs
-from earmark import output, progress
+from earmark import events, output, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.core.clips import State
 from earmark.database import find_run, read_settings
-from earmark.files import ParquetOptions
+from earmark.files import AudioFormat, ParquetOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from db.compare import Comparison
     from db.rows import Rows
 
@@ -79,3 +82,36 @@ def _sentences(comparison: Comparison) -> list[str]:
     for option, (ours, theirs) in comparison.differences.items():
         sentences.append(f"Their {option} differs: {ours} in {a}, {theirs} in {b}.")
     return sentences
+
+
+@commands.command(epilog="Example: earmark cut march --label siren --min-score 0.6 -o sirens/")
+def cut(
+    run: o.Run,
+    folder: Annotated[Path, typer.Option("--output", "-o", help="A new folder, or an empty one.")],
+    label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
+    min_score: Annotated[float, typer.Option(help="The score that an event must reach.")] = 0.5,
+    pad: Annotated[float, typer.Option(min=0, help="Seconds kept before and after it.")] = 1.0,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Only so many, spread over the scores.")
+    ] = None,
+    format: Annotated[AudioFormat, typer.Option(help="The files' format.")] = AudioFormat.flac,
+    db: o.Db = None,
+) -> None:
+    """Cut the sound of events out of the recordings: a file each, and a table beside them."""
+    from earmark.cut import AT_ONCE, Cutter, sampled
+    from earmark.sound import Listener
+
+    settings = read_settings(db)
+    engine, row = find_run(settings, run)
+    found: Iterable[dict[str, Any]] = events.events(
+        engine, row, events.Rule(min_score, min_score), label=label
+    )
+    if sample:
+        found = sampled(found, sample, min_score)
+    with Listener(settings, at_once=AT_ONCE) as listener:
+        cutter = Cutter(engine=engine, listener=listener, folder=folder, pad_s=pad, format=format)
+        table = folder / "metadata.csv"
+        output.write(cutter.cut(found), output.Format.csv, table, empty="Nothing was cut.")
+    if missing := len(cutter.missing):
+        clips = progress.count_of(missing, "clip")
+        progress.tell(f"Events of {clips} are missing, as of {cutter.missing[0]}")

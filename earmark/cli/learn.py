@@ -1,0 +1,96 @@
+"""The verbs that use the embeddings which a run keeps."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path  # noqa: TC003
+from typing import Annotated
+
+import typer
+
+from earmark import output, progress
+from earmark.cli import options as o  # noqa: TC001 - Typer reads it
+from earmark.cli.results import Day, Hours, Label, MinScore  # noqa: TC001 - the same
+from earmark.database import find_run, read_settings
+
+commands = typer.Typer()
+#: The columns of a terminal's table.
+SIMILAR = ("rank", "score", "clip_id", "uri", "start_s", "end_s", "channel", "label")
+
+
+@commands.command(epilog="Example: earmark similar march --to siren.wav -n 20")
+def similar(
+    run: o.Run,
+    to: Annotated[
+        str, typer.Option(help="A clip's id, a file, a URL, or words if the model is a CLAP one.")
+    ],
+    count: Annotated[int, typer.Option("-n", min=1, help="Windows shown.")] = 50,
+    label: Label = None,
+    min_score: MinScore = None,
+    day: Day = None,
+    hours: Hours = None,
+    format: o.OutputFormat = None,
+    file: o.OutputFile = None,
+    db: o.Db = None,
+) -> None:
+    """Print the windows of a run that sound most like something, best first."""
+    from earmark import similar
+
+    settings = read_settings(db)
+    engine, row = find_run(settings, run)
+    chosen = {"label": label, "min_score": min_score, "day": day, "hours": hours}
+    rows = similar.similar(engine, row, settings, to, count, **chosen)
+    output.write(rows, format, file, columns=SIMILAR, empty="The run has no such window.")
+
+
+@commands.command(epilog="Example: earmark index march")
+def index(run: o.Run, db: o.Db = None) -> None:
+    """Write the index that `similar` searches, if the run has changed since."""
+    from earmark import similar
+
+    settings = read_settings(db)
+    engine, row = find_run(settings, run)
+    began = time.monotonic()
+    with progress.screen.status("Writing the index"):
+        windows = len(similar.opened(engine, row, settings).windows)
+    took_s = time.monotonic() - began
+    progress.tell(f"{progress.count_of(windows, 'window')} of {row.name}: {took_s:.1f} s.")
+
+
+@commands.command(epilog="Example: earmark train march --labels-from species -o head/")
+def train(
+    run: o.Run,
+    labels_from: Annotated[
+        str, typer.Option(help="reviews, or the list's column that says what is in a clip.")
+    ],
+    folder: Annotated[Path, typer.Option("--output", "-o", help="The folder of the head.")],
+    format: o.OutputFormat = None,
+    db: o.Db = None,
+) -> None:
+    """Train a head on a run's embeddings and tell how well it does, label by label."""
+    from earmark.train import train
+
+    engine, row = find_run(read_settings(db), run)
+    with progress.screen.status("Training"):
+        rows = list(train(engine, row, labels_from, folder))
+    output.write(rows, format, None)
+    progress.tell(f"The head is in {folder}; rows without figures had too few examples.")
+
+
+@commands.command(epilog="Example: earmark rescore march --head head/ --name march-2")
+def rescore(
+    run: o.Run,
+    head: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="What `earmark train` wrote.")
+    ],
+    name: Annotated[str, typer.Option(help="The name of the new run.")],
+    db: o.Db = None,
+) -> None:
+    """Make a new run with a head's results for a run's embeddings, without touching audio."""
+    from earmark.rescore import rescore
+
+    settings = read_settings(db)
+    engine, row = find_run(settings, run, change=True)
+    with progress.screen.status("Scoring"):
+        made, clips = rescore(engine, row, settings, name, str(head.resolve()))
+    progress.tell(f"{made.name}: {progress.count_of(clips, 'clip')} scored.")

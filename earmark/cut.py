@@ -1,0 +1,178 @@
+"""`earmark cut`: the sound of events as files of their own, with a table beside them."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, groupby, zip_longest
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soundfile
+from more_itertools import chunked
+
+from db import results
+from db.rows import Rows
+from earmark.core.clips import AudioFacts, Part
+from earmark.core.errors import ClipError, Corrupt, UsageError
+from earmark.files import AudioFormat
+from earmark.label_files import file_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+    from typing import BinaryIO
+
+    import sqlalchemy as sa
+
+    from earmark.sound import Listener
+    from workers.decoding.decoder import Piece
+
+#: Clips that are fetched and decoded at once, and those whose events are held in memory.
+AT_ONCE, AHEAD = 4, 256
+#: Equal parts of the range of scores; a sample has as many events of each.
+BANDS = 10
+#: FLAC holds no more channels, and no higher rate.
+FLAC_CHANNELS, FLAC_RATE = 8, 655_350
+#: In the codecs of files that have more than 16 bits a sample.
+DEEP = ("24", "32", "float", "double", "pcm_f")
+#: The name and the label that a file's name keeps.
+LONGEST = 60
+HEARD = ("label", "score", "start_s", "end_s", "clip_id", "uri", "member", "channel")
+COLUMNS = ("file_name", "cut_start_s", "cut_end_s", *HEARD)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cutter:
+    """Cuts events out of their recordings into a new folder, at their own rate and channels."""
+
+    engine: sa.Engine
+    listener: Listener
+    folder: Path
+    #: Seconds before and after each event.
+    pad_s: float = 1.0
+    format: AudioFormat = AudioFormat.flac
+    #: Why events are missing, a sentence for each clip.
+    missing: list[str] = field(default_factory=list)
+
+    def cut(self, events: Iterable[dict[str, Any]]) -> Rows:
+        """Write events, clip by clip, as they are taken; yield a row for each file.
+
+        Raises:
+            UsageError: the folder has files already.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            taken = any(self.folder.iterdir())
+        except OSError as error:
+            raise UsageError(reason=f"{self.folder} cannot be used: {error.strerror}.") from error
+        if taken:
+            raise UsageError(reason=f"{self.folder} is not empty: nothing is overwritten.")
+        return Rows(chain([COLUMNS], self._lines(events)))
+
+    def _lines(self, events: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
+        clips = (list(group) for _, group in groupby(events, itemgetter("clip_id")))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for some in chunked(clips, AHEAD):
+                yield from chain.from_iterable(pool.map(self._cut_clip, some))
+
+    def _cut_clip(self, events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        clip = results.clip(self.engine, events[0]["clip_id"])._asdict()
+        rows: list[tuple[Any, ...]] = []
+        try:
+            with self.listener.open(clip["uri"], Part.of(clip)) as file:
+                for event in events:
+                    name, *span = self._cut_event(file, clip, event)
+                    rows.append((name, *span, *(event[column] for column in HEARD)))
+        except ClipError as error:
+            self.missing.append(f"{events[0]['uri']}: {error}")
+        return rows
+
+    def _cut_event(
+        self, file: BinaryIO, clip: Mapping[str, Any], event: dict[str, Any]
+    ) -> tuple[str, float, float]:
+        start_s, end_s = max(0.0, event["start_s"] - self.pad_s), event["end_s"] + self.pad_s
+        rate, channels, only = clip["source_sample_rate"], clip["channels"], event["channel"]
+        kept = slice(only - 1, only) if only else slice(channels)
+        bits = 24 if any(word in clip["codec"] for word in DEEP) else 16
+        form = self.format
+        if channels > FLAC_CHANNELS or rate > FLAC_RATE:
+            form = AudioFormat.wav
+        path = self.folder / f"{_name(event)}.{form}"
+        with _new_sound(path, rate, 1 if only else channels, bits) as sound:
+            for frames in _frames(self.listener.stretch(file, start_s, end_s), rate, channels):
+                sound.write(_integers(frames[:, kept], bits))
+            seconds = sound.frames / rate
+        return path.name, start_s, start_s + seconds
+
+
+@contextmanager
+def _new_sound(path: Path, rate: int, channels: int, bits: int) -> Iterator[soundfile.SoundFile]:
+    """Open a new file for samples; without all of them it is not left behind."""
+    try:
+        # Another file of that name is not written over, nor is a link followed.
+        with (
+            path.open("xb+") as file,
+            soundfile.SoundFile(
+                file, "w", rate, channels, f"PCM_{bits}", format=path.suffix[1:]
+            ) as sound,
+        ):
+            yield sound
+    except OSError as error:
+        raise UsageError(reason=f"{path} cannot be written: {error.strerror}.") from error
+    except ClipError:
+        path.unlink()
+        raise
+
+
+def _frames(pieces: Iterator[Piece], rate: int, channels: int) -> Iterator[np.ndarray]:
+    """Yield pieces as whole frames, (frames, channels)."""
+    held = np.empty(0, np.float32)
+    for piece in pieces:
+        held = np.concatenate([held, piece.samples])
+        whole = len(held) - len(held) % channels
+        yield held[:whole].reshape(-1, channels)
+        held = held[whole:]
+    end = piece.end
+    assert isinstance(end, AudioFacts)
+    if (end.source_sample_rate, end.channels) != (rate, channels):
+        raise Corrupt(reason="it is not the file any more that was heard")
+
+
+def _integers(frames: np.ndarray, bits: int) -> np.ndarray:
+    """Return float frames as integers, to the bit those that the decoder read."""
+    top = 2.0 ** (bits - 1)
+    numbers = np.clip(np.rint(frames * np.float32(top)), -top, top - 1)
+    return np.left_shift(numbers.astype(np.int32), 32 - bits)
+
+
+def _name(event: Mapping[str, Any]) -> str:
+    """Return a name that no other event has, made of the clip's, the time and the label."""
+    address = event["member"] or event["uri"]
+    parts = [str(event["clip_id"]), address.rpartition("/")[2].rpartition(".")[0][:LONGEST]]
+    if event["channel"]:
+        parts.append(f"channel{event['channel']}")
+    parts += [f"{event['start_s']:.2f}-{event['end_s']:.2f}", event["label"][:LONGEST]]
+    return file_name("-".join(parts))
+
+
+def sampled(events: Iterable[dict[str, Any]], count: int, lowest: float) -> list[dict[str, Any]]:
+    """Return so many events at random, always the same: as many of each tenth of the scores."""
+    chance = random.Random(0)  # noqa: S311 - not to keep a secret
+    bands: list[list[dict[str, Any]]] = [[] for _ in range(BANDS)]
+    seen = [0] * BANDS
+    for event in events:
+        share = (event["score"] - lowest) / max(1 - lowest, 1e-9)
+        band = min(max(int(share * BANDS), 0), BANDS - 1)
+        place = chance.randrange(seen[band] + 1)
+        seen[band] += 1
+        if len(bands[band]) < count:
+            bands[band].insert(place, event)
+        elif place < count:
+            bands[band][place] = event
+    rounds = chain.from_iterable(zip_longest(*reversed(bands)))
+    chosen = [event for event in rounds if event is not None]
+    return sorted(chosen[:count], key=itemgetter("clip_id", "start_s"))

@@ -1,0 +1,137 @@
+"""The windows of a run that are most like a clip, a file, a URL or words."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from db import results
+from db.identity import ledger_id
+from db.rows import select
+from earmark import folders, vector_index
+from earmark.core import vectors
+from earmark.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import sqlalchemy as sa
+
+    from db.runs import RunRow
+    from earmark.core.settings import Settings
+
+SELECT_ENDED = """
+SELECT coalesce(sum(clips), 0) AS clips, coalesce(max(finished_at), 0) AS finished_at
+FROM run_counts WHERE run_id = :run_id AND state = 'done'
+"""
+SELECT_SHOWN = "SELECT clip_id, uri, member, label FROM results WHERE clip_id = :clip_id"
+
+
+def similar(
+    engine: sa.Engine, run: RunRow, settings: Settings, to: str, count: int, **conditions: Any
+) -> Iterator[dict[str, Any]]:
+    """Yield the windows most like `to`, best first; conditions choose clips as `results` does.
+
+    Args:
+        to: a clip's id, a file, a URL, or words for a CLAP model.
+
+    Raises:
+        UsageError: the run keeps no embeddings, or `to` is none of these.
+        ClipError: the file or URL cannot be heard.
+    """
+    index = opened(engine, run, settings)
+    clip_id = int(to) if to.isascii() and to.isdigit() else None
+    query = vector_of(run, settings, to) if clip_id is None else of_clip(engine, clip_id)
+    _check_width(index, query)
+    allowed = index.windows["clip_id"] != clip_id
+    if any(value is not None for value in conditions.values()):
+        rows = results.results(engine, run.id, **conditions)
+        allowed &= np.isin(index.windows["clip_id"], [row["clip_id"] for row in rows])
+    places, cosines = index.nearest(query, count, allowed)
+    for rank, (place, cosine) in enumerate(zip(places, cosines, strict=True), 1):
+        clip, channel, start_s, end_s = index.windows[place].tolist()
+        where = {"channel": channel or None, "start_s": start_s, "end_s": end_s}
+        shown = next(select(engine, SELECT_SHOWN, clip_id=clip), {})
+        yield {"rank": rank, "score": round(float(cosine), 4), **where, **shown}
+
+
+def opened(engine: sa.Engine, run: RunRow, settings: Settings) -> vector_index.Index:
+    """Return a run's index, written now if it is missing or the run has changed."""
+    results.embeddings(engine, run)
+    ended = next(select(engine, SELECT_ENDED, run_id=run.id))
+    folder = _folder(engine, run, settings) / f"{ended['clips']}-{ended['finished_at']:.6f}"
+    if not folder.is_dir():
+        _write(engine, run, folder)
+    return vector_index.Index.mapped(folder)
+
+
+def _folder(engine: sa.Engine, run: RunRow, settings: Settings) -> Path:
+    return settings.data_dir / "indexes" / f"{ledger_id(engine)}-{run.id}"
+
+
+def _write(engine: sa.Engine, run: RunRow, folder: Path) -> None:
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    folder.parent.mkdir(parents=True)
+    with TemporaryDirectory(dir=folder.parent) as part:
+        vector_index.write(Path(part), _blocks(engine, run))
+        Path(part).rename(folder)
+        # What `with` deletes.
+        Path(part).mkdir()
+
+
+def _blocks(engine: sa.Engine, run: RunRow) -> Iterator[vector_index.Block]:
+    for rows in results.vectors(engine, run_id=run.id):
+        scales, levels = vectors.parts([row.vector for row in rows])
+        windows = np.array([tuple(row)[:4] for row in rows], vector_index.WINDOW)
+        yield windows, scales[:, 0], levels
+
+
+def remove(engine: sa.Engine, run: RunRow, settings: Settings) -> None:
+    """Delete a run's index, if it has one."""
+    shutil.rmtree(_folder(engine, run, settings), ignore_errors=True)
+
+
+def of_clip(engine: sa.Engine, clip_id: int) -> np.ndarray:
+    """Return the mean vector of a clip's windows."""
+    stored = [row.vector for rows in results.vectors(engine, clip_id=clip_id) for row in rows]
+    if not stored:
+        raise UsageError(reason=f"There is no clip {clip_id} with embeddings.")
+    return _mean(stored)
+
+
+def vector_of(run: RunRow, settings: Settings, to: str) -> np.ndarray:
+    """Return the vector of a file, a URL or words, by the run's model."""
+    if "://" in to or Path(to).expanduser().is_file():
+        return _heard(run, settings, to)
+    if not run.options.labels:
+        raise UsageError(
+            reason=f"There is no file {to}; to search with words, the run needs a CLAP model."
+        )
+    # Imported here because it loads torch.
+    from workers.scoring.checkpoint import text_vector
+
+    return text_vector(run.options.model, run.options.revision, to)
+
+
+def _heard(run: RunRow, settings: Settings, to: str) -> np.ndarray:
+    # Imported here because it loads what a worker loads.
+    from earmark.in_process import classified
+
+    uri = to if "://" in to else str(Path(to).expanduser().absolute())
+    with classified(uri, folders.readable(uri, settings), run.options) as ended:
+        return _mean([each.vector for each in ended.success.embeddings])
+
+
+def _mean(stored: list[bytes]) -> np.ndarray:
+    mean = vectors.unpack(stored).mean(axis=0)
+    unit: np.ndarray = mean / np.linalg.norm(mean)
+    return unit
+
+
+def _check_width(index: vector_index.Index, query: np.ndarray) -> None:
+    if len(index.windows) and len(query) != index.levels.shape[1]:
+        raise UsageError(reason="This is the vector of another model than the run's.")

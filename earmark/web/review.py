@@ -1,0 +1,154 @@
+"""The page on which people hear a run's clips and say what is right: the only one that writes."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from functools import lru_cache
+from itertools import chain, islice, zip_longest
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse, PlainTextResponse
+from starlette.routing import Route
+
+from db import browse, charts, decisions, reviews, runs
+from earmark.core.errors import EarmarkError, UsageError
+from earmark.evaluation import evaluate
+from earmark.sampling import Band, Clips
+from earmark.web.report import card, colours, render
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import sqlalchemy as sa
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+#: Reviews of a label that are planned: about five minutes, and one of them may be wrong.
+PLANNED = 96
+STRATA = 4
+#: Labels whose clips are kept in memory; labels that the page offers; clips behind a cell.
+KEPT, LABELS, CLIPS = 16, 1000, 200
+MOST_BYTES = 10_000
+SELECT_THRESHOLDS = "SELECT * FROM thresholds WHERE run_id = :run_id"
+
+
+class Reviewing:
+    """The review of a run, and its comparison with the truth."""
+
+    def __init__(self, engine: sa.Engine, hear: Callable[..., Any]) -> None:
+        self._engine = engine
+        self._hear = hear
+        # A run that has ended has the same clips at each look.
+        self._clips = lru_cache(KEPT)(self._read_clips)
+        self._labels = lru_cache(KEPT)(self._read_labels)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/runs/{run}/review", self.desk, methods=["GET"]),
+            Route("/runs/{run}/review", _writing(self.take), methods=["POST"]),
+            Route("/runs/{run}/review/next", _writing(self.next), methods=["POST"]),
+            Route("/runs/{run}/evaluation", self.evaluation),
+        ]
+
+    def desk(self, request: Request) -> HTMLResponse:
+        run, asked = self._run(request), request.query_params
+        labels = self._labels(run.id, self._done(run.id))
+        label = asked.get("label") or next(iter(labels), "")
+        reviewer = "" if "authorization" in request.headers else getpass.getuser()
+        values = {"labels": labels, "label": label, "asked": asked, "reviewer": reviewer}
+        return HTMLResponse(render("review.html", flower="", **values, **self._state(run)))
+
+    def next(self, request: Request, body: dict[str, Any]) -> HTMLResponse:
+        """Give out the next clip of a queue; the answer is empty when there is none."""
+        run, label = self._run(request), str(body["label"])
+        clips = self._clips(run.id, label, self._done(run.id))
+        queue = _queue(clips, body["queue"], (float(body["low"] or 0), float(body["high"] or 1)))
+        holding = map(int, body["holding"])
+        clip = reviews.hand_out(self._engine, run.id, label, body["reviewer"], queue, holding)
+        if clip is None:
+            return HTMLResponse("")
+        shown = card(next(browse.details(self._engine, [clip])), self._hear)
+        best = [(score, start) for start, _, name, score in shown.segments if name == label]
+        values = {
+            "card": shown,
+            "colour": colours([shown]),
+            "begin_s": max(best, default=(0, 0))[1],
+        }
+        return HTMLResponse(render("review_clip.html", **values))
+
+    def take(self, request: Request, body: dict[str, Any]) -> HTMLResponse:
+        """Keep a review, or undo the last one; answer with the progress."""
+        run = self._run(request)
+        if body.get("undo"):
+            reviews.undo(self._engine, run.id, body["reviewer"])
+        else:
+            true_label = body.pop("true_label", "")
+            reviews.say(self._engine, run.id, reviews.Review.model_validate(body), true_label)
+        return HTMLResponse(render("review_now.html", **self._state(run)))
+
+    def evaluation(self, request: Request) -> HTMLResponse:
+        run, asked = self._run(request), request.query_params
+        truth, true = asked.get("truth", ""), asked.get("true")
+        found = evaluate(self._engine, run, truth) if truth and true is None else None
+        clips: Iterable[dict[str, Any]] = ()
+        if true is not None:
+            clips = decisions.cell(self._engine, run.id, truth, true, asked.get("label", ""))
+        values = {"run": run, "asked": asked, "found": found, "clips": list(islice(clips, CLIPS))}
+        return HTMLResponse(render("evaluation.html", flower="", **values))
+
+    def _run(self, request: Request) -> runs.RunRow:
+        return runs.find_run(self._engine, request.path_params["run"])
+
+    def _done(self, run_id: int) -> int:
+        return runs.progress(self._engine, run_id).states["done"]
+
+    def _read_clips(self, run_id: int, label: str, _done: int) -> Clips:
+        return Clips.of(
+            decisions.rows(self._engine, decisions.SELECT_CLIPS, run_id=run_id, label=label)
+        )
+
+    def _read_labels(self, run_id: int, _done: int) -> dict[str, int]:
+        return dict(charts.label_counts(self._engine, run_id, LABELS))
+
+    def _state(self, run: runs.RunRow) -> dict[str, Any]:
+        found = decisions.rows(self._engine, SELECT_THRESHOLDS, run_id=run.id)
+        thresholds = {row.label: row.min_score for row in found}
+        said = reviews.counts(self._engine, run.id)
+        return {"run": run, "said": said, "thresholds": thresholds, "planned": PLANNED}
+
+
+def _queue(clips: Clips, kind: str, band: Band) -> Iterable[tuple[int, tuple[float, ...]]]:
+    """Return the clips of a band in the order of a queue, with the band each was drawn from."""
+    if kind == "doubtful":
+        drawn = clips.drawn(band)
+        doubtful = drawn[np.argsort(np.abs(clips.scores[drawn] - 0.5), kind="stable")]
+        return ((int(clip), ()) for clip in clips.ids[doubtful])
+    parts = clips.strata(band, STRATA) if kind == "stratified" else [band]
+    queues = [[(clip, part) for clip in clips.ids[clips.drawn(part)].tolist()] for part in parts]
+    return (each for each in chain.from_iterable(zip_longest(*queues)) if each)
+
+
+def _writing(answer: Callable[..., Response]) -> Callable[[Request], Any]:
+    """Return a handler of POST that takes JSON from our own page alone."""
+
+    async def handle(request: Request) -> Response:
+        # The browser sends its password along for another site too, but with that site's Origin.
+        if urlsplit(request.headers.get("origin", "")).netloc != request.headers["host"]:
+            return PlainTextResponse("Another site may not write here.", 403)
+        content = b""
+        async for part in request.stream():
+            content += part
+            if len(content) > MOST_BYTES:
+                return PlainTextResponse("This is too long.", 413)
+        try:
+            return await run_in_threadpool(answer, request, json.loads(content))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return PlainTextResponse("This is no review.", 400)
+        except EarmarkError as error:
+            return PlainTextResponse(str(error), 400 if isinstance(error, UsageError) else 503)
+
+    return handle
