@@ -86,7 +86,7 @@ def open_run(
     options: RunOptions,
     *,
     queue: str,
-    chunk_size: int,
+    chunk_size: int | None = None,
     priority: int = 1,
     reuse_urls: bool = False,
     stop_at: float = STOP_AT,
@@ -101,13 +101,8 @@ def open_run(
     Raises:
         UsageError: a run of that name has other options: its results would not be comparable.
     """
-    changing = {
-        "queue": queue,
-        "priority": priority,
-        "reuse_urls": reuse_urls,
-        "stop_at": stop_at,
-    }
-    values = {**changing, "options": options.as_json(), "chunk_size": chunk_size}
+    changing = {"queue": queue, "priority": priority, "reuse_urls": reuse_urls, "stop_at": stop_at}
+    values = {**changing, "options": options.as_json(), "chunk_size": chunk_size or 0}
     with writing(engine) as connection:
         if name is None:
             return _insert_unnamed(connection, values)

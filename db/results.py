@@ -115,14 +115,28 @@ def results(
         del values["rank"]
     if label is not None:
         _check_label(engine, run_id, label)
-        statement += " AND label = :label"
+    statement += _conditions(values, label, min_score, day, hours)
+    return select(engine, f"{statement} ORDER BY {order}", **values)
+
+
+def _conditions(
+    values: dict[str, Any],
+    label: str | None,
+    min_score: float | None,
+    day: str | None,
+    hours: str | None,
+) -> str:
+    """Return the conditions on results, and add their values."""
+    conditions = ""
+    if label is not None:
+        conditions += " AND label = :label"
         values["label"] = label
     if min_score is not None:
-        statement += " AND score >= :min_score"
+        conditions += " AND score >= :min_score"
         values["min_score"] = min_score
     if day is not None or hours is not None:
-        statement += _recorded(day, hours, values)
-    return select(engine, f"{statement} ORDER BY {order}", **values)
+        conditions += _recorded(day, hours, values)
+    return conditions
 
 
 def _recorded(day: str | None, hours: str | None, values: dict[str, Any]) -> str:

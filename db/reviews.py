@@ -110,7 +110,7 @@ def say(engine: sa.Engine, run_id: int, review: Review, true_label: str = "") ->
     with reading(engine) as connection:
         low, high = execute(connection, SELECT_BAND, **key).first() or (None, None)
     said = [review.model_copy(update={"sample_low": low, "sample_high": high})]
-    if true_label:
+    if true_label not in ("", review.label):
         said.append(Review(**{**review.model_dump(), "label": true_label, "verdict": "right"}))
     write(engine, run_id, said)
 

@@ -62,15 +62,13 @@ class Cutter:
         """Write events, clip by clip, as they are taken; yield a row for each file.
 
         Raises:
-            UsageError: the folder has files already.
+            UsageError: the folder is there already, so that nothing is overwritten.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            taken = any(self.folder.iterdir())
+            self.folder.mkdir(parents=True)
         except OSError as error:
-            raise UsageError(reason=f"{self.folder} cannot be used: {error.strerror}.") from error
-        if taken:
-            raise UsageError(reason=f"{self.folder} is not empty: nothing is overwritten.")
+            reason = f"{self.folder} cannot be made as a new folder: {error.strerror}."
+            raise UsageError(reason=reason) from error
         return Rows(chain([COLUMNS], self._lines(events)))
 
     def _lines(self, events: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
@@ -159,14 +157,13 @@ def _name(event: Mapping[str, Any]) -> str:
     return file_name("-".join(parts))
 
 
-def sampled(events: Iterable[dict[str, Any]], count: int, lowest: float) -> list[dict[str, Any]]:
+def sampled(events: Iterable[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Return so many events at random, always the same: as many of each tenth of the scores."""
     chance = random.Random(0)  # noqa: S311 - not to keep a secret
     bands: list[list[dict[str, Any]]] = [[] for _ in range(BANDS)]
     seen = [0] * BANDS
     for event in events:
-        share = (event["score"] - lowest) / max(1 - lowest, 1e-9)
-        band = min(max(int(share * BANDS), 0), BANDS - 1)
+        band = min(max(int(event["score"] * BANDS), 0), BANDS - 1)
         place = chance.randrange(seen[band] + 1)
         seen[band] += 1
         if len(bands[band]) < count:

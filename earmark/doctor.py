@@ -144,12 +144,12 @@ def _database(settings: Settings) -> str:
 
 
 def _dns(settings: Settings) -> str:
-    from workers.fetching import guard
+    from workers.fetching import names
 
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
     began = time.monotonic()
     try:
-        guard.resolve(host, 443, 5.0)
+        names.resolve(host, 443, 5.0)
     except EarmarkError as error:
         return _without_names(str(error), settings)
     except TimeoutError:

@@ -44,10 +44,10 @@ def write(folder: Path, blocks: Iterable[Block]) -> None:
         file.close()
     index = Index.mapped(folder)
     if len(index.windows) > EXACT:
-        _sketch(folder, index)
+        write_sketches(folder, index)
 
 
-def _sketch(folder: Path, index: Index) -> None:
+def write_sketches(folder: Path, index: Index) -> None:
     count = len(index.windows)
     sample = np.linspace(0, count - 1, min(count, BLOCK)).astype(int)
     mean = index.vectors(sample).mean(axis=0)

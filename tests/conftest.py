@@ -32,7 +32,7 @@ CHROMIUM = [
 gc.disable()
 
 #: Their tests share what takes long to set up, so they stay in one process.
-TOGETHER = ("test_watching", "test_decode", "test_page", "test_report")
+TOGETHER = ("test_watching", "test_decode", "test_page", "test_report", "test_review_page")
 #: A test has a mark if it uses one of these fixtures: they start programs.
 MARKED_BY_FIXTURE = {
     "browser": ("browser", "slow"),

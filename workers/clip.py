@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from db.claims import Claimed
     from earmark.core.clips import Outcome, Part, Postponed
     from earmark.core.options import RunOptions
-    from workers.loading.loaders import Dealt, Facts, Known, LoadedWindow, Loading, Suspected
+    from workers.loading.process import Dealt, Facts, Known, LoadedWindow, Loading, Suspected
     from workers.models import RunPlan
     from workers.scoring.batcher import Batcher, QueuedWindow
 

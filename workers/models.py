@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from db import ledger, runs
 from earmark.core.errors import ModelError
 from workers.loading.cutter import Shape
-from workers.loading.loaders import Job
+from workers.loading.process import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from earmark.core.clips import AudioFacts, Failure, Postponed, Success, Timings
-from earmark.core.errors import ClipError, ModelError, ServiceError
+from earmark.core.errors import ClipError
 from workers.clip import Scores
-from workers.fetching.polite import HostBusyError
+from workers.loading.clip import failure_or_pause
 from workers.loading.cutter import Cutter
-from workers.loading.downloads import SERVICE_PAUSE_S
 from workers.loading.spans import Span
 
 if TYPE_CHECKING:
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from workers.fetching.fetch import Fetched
     from workers.models import RunPlan
     from workers.scoring import windows
-
-logger = logging.getLogger(__name__)
 
 
 class Fetcher(Protocol):
@@ -96,21 +92,11 @@ class SingleClip:
         """Return the clip's outcome."""
         try:
             return self._classify(clip, plan)
-        except HostBusyError as busy:
-            return Postponed(clip.id, busy.wait_s)
-        except ServiceError as error:
-            logger.warning(
-                "clip %d is put off: %s", clip.id, error, extra={"action": "clip_put_off"}
-            )
-            return Postponed(clip.id, SERVICE_PAUSE_S)
-        except ClipError as error:
-            return self._failure(clip, error)
         except Exception as error:
-            logger.exception("clip %d failed unexpectedly", clip.id, extra={"action": "clip_error"})
-            return self._failure(clip, ModelError(reason=repr(error)))
-
-    def _failure(self, clip: Claimed, error: ClipError) -> Failure:
-        return Failure(clip.id, error, self._source, Timings(**self._ms))
+            end = failure_or_pause(clip.id, error)
+            if isinstance(end, ClipError):
+                return Failure(clip.id, end, self._source, Timings(**self._ms))
+            return Postponed(clip.id, end)
 
     def _classify(self, clip: Claimed, plan: RunPlan) -> Success:
         with self._stage("fetch_ms"):

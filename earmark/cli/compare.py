@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path  # noqa: TC003 - Typer reads it
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +60,7 @@ def compare(
     parquet = ParquetOptions(of_views=False)
     output.write(rows, format, file, empty="Nothing changed.", parquet=parquet)
     if by is By.label and not (format or file) and sys.stdout.isatty():
-        output.print_rows(comparison.changes(ROWS_BELOW), "What became what")
+        output.print_rows(islice(comparison.changes(), ROWS_BELOW), "What became what")
 
 
 def _rows(comparison: Comparison, by: By) -> Rows:
@@ -87,7 +88,7 @@ def _sentences(comparison: Comparison) -> list[str]:
 @commands.command(epilog="Example: earmark cut march --label siren --min-score 0.6 -o sirens/")
 def cut(
     run: o.Run,
-    folder: Annotated[Path, typer.Option("--output", "-o", help="A new folder, or an empty one.")],
+    folder: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
     label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
     min_score: Annotated[float, typer.Option(help="The score that an event must reach.")] = 0.5,
     pad: Annotated[float, typer.Option(min=0, help="Seconds kept before and after it.")] = 1.0,
@@ -107,7 +108,7 @@ def cut(
         engine, row, events.Rule(min_score, min_score), label=label
     )
     if sample:
-        found = sampled(found, sample, min_score)
+        found = sampled(found, sample)
     with Listener(settings, at_once=AT_ONCE) as listener:
         cutter = Cutter(engine=engine, listener=listener, folder=folder, pad_s=pad, format=format)
         table = folder / "metadata.csv"

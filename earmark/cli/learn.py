@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from db import runs
 from earmark import output, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.cli.results import Day, Hours, Label, MinScore  # noqa: TC001 - the same
@@ -70,9 +71,10 @@ def train(
     """Train a head on a run's embeddings and tell how well it does, label by label."""
     from earmark.train import train
 
-    engine, row = find_run(read_settings(db), run)
+    settings = read_settings(db)
+    engine, row = find_run(settings, run)
     with progress.screen.status("Training"):
-        rows = list(train(engine, row, labels_from, folder))
+        rows = train(engine, row, settings, labels_from, folder)
     output.write(rows, format, None)
     progress.tell(f"The head is in {folder}; rows without figures had too few examples.")
 
@@ -92,5 +94,5 @@ def rescore(
     settings = read_settings(db)
     engine, row = find_run(settings, run, change=True)
     with progress.screen.status("Scoring"):
-        made, clips = rescore(engine, row, settings, name, str(head.resolve()))
-    progress.tell(f"{made.name}: {progress.count_of(clips, 'clip')} scored.")
+        made = rescore(engine, row, settings, name, str(head.resolve()))
+    progress.summarise(engine, made, runs.progress(engine, made.id), settings)

@@ -69,9 +69,9 @@ UiToken = Annotated[
     str | None,
     typer.Option("--token", envvar="EARMARK_UI_TOKEN", help="The password asked for."),
 ]
-Truth = Annotated[
-    str, typer.Option(help="A column of the list that says what is there, or `reviews`.")
-]
+_truth = typer.Option(help="A column of the list that says what is there, or `reviews`.")
+Truth = Annotated[str, _truth]
+MaybeTruth = Annotated[str | None, _truth]
 Run = Annotated[str, typer.Argument(help="A run's id or name.")]
 LatestRun = Annotated[str | None, typer.Argument(help="A run's id or name; default: the newest.")]
 OutputFormat = Annotated[

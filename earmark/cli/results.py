@@ -187,6 +187,7 @@ def report(
     clips: Annotated[
         int, typer.Option(min=0, max=200, help="Clips shown; of more, an even sample.")
     ] = 200,
+    truth: o.MaybeTruth = None,
     db: o.Db = None,
 ) -> None:
     """Write one page on a run: counts, labels, failures, and clips to see and hear."""
@@ -194,7 +195,7 @@ def report(
 
     settings = read_settings(db)
     engine, row = find_run(settings, run)
-    shown = reporting.write(engine, row, settings, file, most=clips)
+    shown = reporting.write(engine, row, settings, file, most=clips, truth=truth)
     progress.screen.print(f"{file}: {shown} clips to see and hear.", markup=False, soft_wrap=True)
 
 

@@ -24,6 +24,7 @@ from earmark import files
 from earmark.advice import bottleneck
 from earmark.core.clips import Part, State
 from earmark.core.errors import ClipError
+from earmark.evaluation import evaluate
 from earmark.progress import in_words, screen
 from earmark.sound import Heard, Listener, Segment, segments
 
@@ -97,9 +98,16 @@ class Card:
 
 
 def write(
-    engine: sa.Engine, run: RunRow, settings: Settings, file: Path, *, most: int = MOST_CLIPS
+    engine: sa.Engine,
+    run: RunRow,
+    settings: Settings,
+    file: Path,
+    *,
+    most: int = MOST_CLIPS,
+    truth: str | None = None,
 ) -> int:
     """Write a run's page; return how many clips it shows."""
+    compared = evaluate(engine, run, truth) if truth else None
     ids = browse.sample(engine, run.id, most)
     with Listener(settings, at_once=AT_ONCE) as listener, ThreadPoolExecutor(AT_ONCE) as pool:
         hear = partial(listener.hear, most_s=LONGEST_SOUND_S, most_bytes=sound_bytes(len(ids)))
@@ -118,6 +126,7 @@ def write(
         **overview(engine, run, settings),
         **charts(engine, run),
         cards=cards,
+        evaluation=compared,
         **inlined(),
     )
     with files.opened(file) as out:
@@ -148,16 +157,23 @@ def overview(engine: sa.Engine, run: RunRow, settings: Settings) -> dict[str, An
     return {"run": run, "state": state, "pace": going, "bottleneck": advice}
 
 
+def quick_counts(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
+    """Return the counts that an index holds: a second for ten million clips."""
+    return {
+        "labels": counts.label_counts(engine, run.id, LABELS_SHOWN),
+        "errors": counts.top_errors(engine, run.id),
+    }
+
+
 def charts(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
     """Return the charts, which read every clip of a run: seconds for ten million."""
     seconds, clips = counts.throughput(engine, run.id, TIME_BINS)
     hosts = [row for row in counts.hosts(engine, run.id) if row["failed"]]
     return {
-        "labels": counts.label_counts(engine, run.id, LABELS_SHOWN),
+        **quick_counts(engine, run),
         "scores": counts.score_histogram(engine, run.id, SCORE_BINS),
         "throughput": clips,
         "throughput_s": seconds,
-        "errors": counts.top_errors(engine, run.id),
         "hosts": sorted(hosts, key=lambda row: -row["failed"])[:LABELS_SHOWN],
     }
 
@@ -188,6 +204,11 @@ def colours(cards: Iterable[Card]) -> dict[str, int]:
     return {label: number for number, label in enumerate(longest_first[:COLOURS])}
 
 
+def clock(seconds: float) -> str:
+    """Return a time in a recording, such as 3:20:00."""
+    return f"{seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60 // 1:02.0f}"
+
+
 def _digest(text: str) -> str:
     return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
 
@@ -208,6 +229,7 @@ _environment = Environment(
 )
 _environment.filters |= {
     "in_words": in_words,
+    "clock": clock,
     "plain": plain,
     "thousands": lambda number: f"{number:,}",
 }

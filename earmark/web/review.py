@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 from functools import lru_cache
-from itertools import chain, islice, zip_longest
+from itertools import chain, islice, repeat, zip_longest
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from db import browse, charts, decisions, reviews, runs
 from earmark.core.errors import EarmarkError, UsageError
+from earmark.core.vectors import unpack
 from earmark.evaluation import evaluate
 from earmark.sampling import Band, Clips
 from earmark.web.report import card, colours, render
@@ -33,6 +34,7 @@ STRATA = 4
 #: Labels whose clips are kept in memory; labels that the page offers; clips behind a cell.
 KEPT, LABELS, CLIPS = 16, 1000, 200
 MOST_BYTES = 10_000
+Nothing = tuple[()]
 SELECT_THRESHOLDS = "SELECT * FROM thresholds WHERE run_id = :run_id"
 
 
@@ -44,7 +46,7 @@ class Reviewing:
         self._hear = hear
         # A run that has ended has the same clips at each look.
         self._clips = lru_cache(KEPT)(self._read_clips)
-        self._labels = lru_cache(KEPT)(self._read_labels)
+        self._nearest = lru_cache(KEPT)(self._find_nearest)
 
     def routes(self) -> list[Route]:
         return [
@@ -56,7 +58,7 @@ class Reviewing:
 
     def desk(self, request: Request) -> HTMLResponse:
         run, asked = self._run(request), request.query_params
-        labels = self._labels(run.id, self._done(run.id))
+        labels = dict(charts.label_counts(self._engine, run.id, LABELS))
         label = asked.get("label") or next(iter(labels), "")
         reviewer = "" if "authorization" in request.headers else getpass.getuser()
         values = {"labels": labels, "label": label, "asked": asked, "reviewer": reviewer}
@@ -66,7 +68,10 @@ class Reviewing:
         """Give out the next clip of a queue; the answer is empty when there is none."""
         run, label = self._run(request), str(body["label"])
         clips = self._clips(run.id, label, self._done(run.id))
-        queue = _queue(clips, body["queue"], (float(body["low"] or 0), float(body["high"] or 1)))
+        band = float(body["low"] or 0), float(body["high"] or 1)
+        queue = _queue(clips, body["queue"], band)
+        if body["queue"] == "nearest":
+            queue = self._nearest(run.id, label, int(body["like"] or 0))
         holding = map(int, body["holding"])
         clip = reviews.hand_out(self._engine, run.id, label, body["reviewer"], queue, holding)
         if clip is None:
@@ -87,7 +92,8 @@ class Reviewing:
             reviews.undo(self._engine, run.id, body["reviewer"])
         else:
             true_label = body.pop("true_label", "")
-            reviews.say(self._engine, run.id, reviews.Review.model_validate(body), true_label)
+            review = reviews.Review.model_validate(body)
+            reviews.say(self._engine, run.id, review, true_label)
         return HTMLResponse(render("review_now.html", **self._state(run)))
 
     def evaluation(self, request: Request) -> HTMLResponse:
@@ -111,8 +117,15 @@ class Reviewing:
             decisions.rows(self._engine, decisions.SELECT_CLIPS, run_id=run_id, label=label)
         )
 
-    def _read_labels(self, run_id: int, _done: int) -> dict[str, int]:
-        return dict(charts.label_counts(self._engine, run_id, LABELS))
+    def _find_nearest(self, run_id: int, label: str, like: int) -> list[tuple[int, Band | Nothing]]:
+        about = {"run_id": run_id, "label": label, "like": like}
+        windows = decisions.rows(self._engine, decisions.SELECT_VECTORS, **about)
+        ids = np.array([row.clip_id for row in windows], np.int64)
+        if like not in ids:
+            raise UsageError(reason=f"The clip {like} has no embedding: see --embeddings of `run`.")
+        vectors = unpack([row.vector for row in windows])
+        nearest = np.argsort(-(vectors @ vectors[ids == like].T).max(axis=1))
+        return [(clip_id, ()) for clip_id in ids[nearest].tolist() if clip_id != like]
 
     def _state(self, run: runs.RunRow) -> dict[str, Any]:
         found = decisions.rows(self._engine, SELECT_THRESHOLDS, run_id=run.id)
@@ -121,14 +134,14 @@ class Reviewing:
         return {"run": run, "said": said, "thresholds": thresholds, "planned": PLANNED}
 
 
-def _queue(clips: Clips, kind: str, band: Band) -> Iterable[tuple[int, tuple[float, ...]]]:
+def _queue(clips: Clips, kind: str, band: Band) -> Iterable[tuple[int, Band | Nothing]]:
     """Return the clips of a band in the order of a queue, with the band each was drawn from."""
     if kind == "doubtful":
         drawn = clips.drawn(band)
         doubtful = drawn[np.argsort(np.abs(clips.scores[drawn] - 0.5), kind="stable")]
-        return ((int(clip), ()) for clip in clips.ids[doubtful])
+        return zip(clips.ids[doubtful].tolist(), repeat(()))
     parts = clips.strata(band, STRATA) if kind == "stratified" else [band]
-    queues = [[(clip, part) for clip in clips.ids[clips.drawn(part)].tolist()] for part in parts]
+    queues = [zip(clips.ids[clips.drawn(part)].tolist(), repeat(part)) for part in parts]
     return (each for each in chain.from_iterable(zip_longest(*queues)) if each)
 
 

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Page
 
+    from tests.faults.nursery import Nursery
+
 
 @pytest.fixture(scope="module")
-def file(heard: Heard, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(heard: Heard, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    written = Earmark({}, folder)(
+    written = Earmark({}, folder, nursery)(
         "report", "1", "-o", "report.html", "--db", heard.settings.database_url
     )
     assert written.stderr == "report.html: 6 clips to see and hear.\n"

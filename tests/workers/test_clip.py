@@ -16,7 +16,7 @@ from earmark.core.options import RunOptions
 from tests.db.facts import FACTS
 from workers.clip import ClipInWork, Scores
 from workers.loading.cutter import Shape
-from workers.loading.loaders import Dealt, Facts, Job, LoadedWindow
+from workers.loading.process import Dealt, Facts, Job, LoadedWindow
 from workers.models import RunPlan
 from workers.scoring.windows import BEST
 

@@ -44,7 +44,7 @@ function audioOf(player) {
 function play(audio) {
   if (playing && playing !== audio) playing.pause();
   playing = audio;
-  audio.play();
+  audio.play().catch(() => {}); // refused if it is paused at once
 }
 document.addEventListener("click", (event) => {
   const player = event.target.closest(".card");

@@ -1,124 +1,91 @@
 "use strict";
-// Review: one key a clip. The next clips are fetched ahead, and what is not saved yet is kept.
-const AHEAD = 6, RETRY_MS = 2000;
-const at = (id) => document.getElementById(id), queue = at("queue"), typed = at("typed"), place = at("clip");
-const kept = `unsaved ${location.pathname}`, unsaved = JSON.parse(localStorage.getItem(kept) || "[]");
-const asked = Object.fromEntries(new FormData(queue)), clips = [], verdicts = new Map();
-let now = -1, fetching = false, saving = false, wanted = true;
+// Review: one key a clip. The next clips are fetched ahead; what is not saved yet is sent again.
+const AHEAD = 6, HOLDING = 20, RETRY_MS = 2000;
+const at = (id) => document.getElementById(id), place = at("clip"), typed = at("typed");
+const asked = Object.fromEntries(new FormData(at("queue"))), clips = [], decided = [], unsaved = [];
+let now = 0, fetching = false;
 asked.reviewer = asked.reviewer.trim() || "me";
 function tell(text) { at("told").textContent = text; }
 async function post(path, body) {
-  const answer = await fetch(location.pathname + path, { method: "POST", body: JSON.stringify(body) });
-  const text = await answer.text();
-  if (!answer.ok) throw Object.assign(new Error(text), { refused: answer.status < 500 });
-  return text;
-}
-async function again(path, body) {
   for (;;) {
-    try { return await post(path, body); } catch (error) {
-      if (error.refused) throw error;
-      tell(`${unsaved.length} not saved yet: the page does not answer. It will be tried again.`);
-      await new Promise((later) => setTimeout(later, RETRY_MS));
-    }
+    const answer = await fetch(location.pathname + path, { method: "POST", body: JSON.stringify(body) }).catch(() => null);
+    const text = answer ? await answer.text() : "The page does not answer.";
+    if (answer?.ok) return text;
+    tell(answer?.status < 500 ? text : `${unsaved.length} not saved yet, to be tried again: ${text}`);
+    if (answer?.status < 500) return "";
+    await new Promise((later) => setTimeout(later, RETRY_MS));
   }
 }
 async function save(action) {
-  if (action) unsaved.push({ ...action, label: asked.label, reviewer: asked.reviewer });
-  localStorage.setItem(kept, JSON.stringify(unsaved));
-  if (saving) return;
-  saving = true;
-  while (unsaved.length) {
-    try {
-      at("progress").innerHTML = await again("", unsaved[0]);
-      tell("Saved.");
-    } catch (error) { tell(error.message); }
-    unsaved.shift();
-    localStorage.setItem(kept, JSON.stringify(unsaved));
+  if (unsaved.push({ label: asked.label, reviewer: asked.reviewer, ...action }) > 1) return;
+  for (; unsaved.length; unsaved.shift()) {
+    const text = await post("", unsaved[0]);
+    if (text) { at("progress").innerHTML = text; tell("Saved."); }
   }
-  saving = false;
 }
 async function fetchAhead() {
   if (fetching) return;
   fetching = true;
-  while (clips.length - 1 - now < AHEAD) {
-    const holding = clips.slice(-20).map((clip) => +clip.dataset.clip);
-    let text = "";
-    try { text = await again("/next", { ...asked, holding }); } catch (error) { tell(error.message); }
-    if (!text.trim()) break;
-    const box = document.createElement("div");
-    box.innerHTML = text;
-    const clip = box.firstElementChild, audio = clip.querySelector("audio");
-    if (audio) {
-      audio.preload = "auto";
-      audio.load();
-      audio.currentTime = clip.dataset.begin;
-    }
-    clips.push(clip);
-    if (wanted) show(now + 1);
+  while (clips.length - now <= AHEAD) {
+    const box = document.createElement("div"), holding = clips.slice(-HOLDING).map((clip) => +clip.dataset.clip);
+    box.innerHTML = await post("/next", { ...asked, holding });
+    const clip = box.firstElementChild, audio = box.querySelector("audio");
+    if (!clip) break;
+    if (audio) { audio.preload = "auto"; audio.load(); audio.currentTime = clip.dataset.begin; }
+    if (clips.push(clip) === now + 1) show(now);
   }
   fetching = false;
-  if (wanted) place.textContent = "There are no more clips in this queue.";
+  if (!clips[now]) place.textContent = "There are no more clips in this queue.";
 }
 function show(number) {
-  const before = clips[now]?.querySelector("audio");
-  if (before) before.pause();
+  place.querySelector("audio")?.pause();
   now = Math.max(0, Math.min(number, clips.length));
   const clip = clips[now];
-  wanted = !clip;
-  if (!clip) place.textContent = "Fetching the next clip …"; else {
-    place.replaceChildren(clip);
-    place.removeAttribute("aria-busy");
-    listenNow();
-    if (verdicts.has(clip)) tell(`You said: ${verdicts.get(clip)}.`);
-  }
-  if (wanted) now = clips.length - 1;
+  place.replaceChildren(clip ?? "Fetching the next clip …");
+  if (clip?.dataset.said) tell(`You said: ${clip.dataset.said}.`);
+  // Before the first key, a browser lets no page sound.
+  if (clip?.querySelector("audio") && navigator.userActivation.hasBeenActive) play(audioOf(clip.querySelector(".card")));
   fetchAhead();
 }
-function listenNow() {
-  const audio = place.querySelector("audio");
-  if (audio && navigator.userActivation.hasBeenActive) play(audioOf(place.querySelector(".card")));
-}
-function decide(verdict, more = {}) {
+function decide(verdict, true_label = "") {
   const clip = clips[now];
-  if (wanted || !clip) return;
-  verdicts.set(clip, more.true_label || verdict);
-  save({ clip_id: +clip.dataset.clip, verdict, ...more });
+  if (!clip) return;
+  clip.dataset.said = true_label || verdict;
+  decided.push(now);
+  save({ clip_id: +clip.dataset.clip, verdict, true_label });
   show(now + 1);
 }
+function undo() {
+  if (decided.length) {
+    delete clips[decided.at(-1)].dataset.said;
+    show(decided.pop());
+  }
+  save({ undo: true });
+}
 const actions = {
-  y: () => decide("right"),
-  n: () => decide("wrong"),
-  j: () => (verdicts.has(clips[now]) ? show(now + 1) : decide("unsure")),
-  k: () => show(now - 1),
-  u: () => {
-    const last = [...verdicts.keys()].at(-1);
-    if (last) { verdicts.delete(last); show(clips.indexOf(last)); }
-    save({ undo: true });
-  },
-  t: () => typed.true_label.focus(),
-  " ": () => place.querySelector(".play")?.click(),
+  y: () => decide("right"), n: () => decide("wrong"), u: undo, k: () => show(now - 1),
+  j: () => (clips[now]?.dataset.said ? show(now + 1) : decide("unsure")),
+  t: () => typed.true_label.focus(), " ": () => place.querySelector(".play")?.click(),
 };
 document.addEventListener("keydown", (event) => {
-  const control = event.target.closest("input, select, button, a, summary");
-  if (event.key === "Escape") control?.blur();
-  if (!at("keys").checked || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  if (control && (event.key === " " || control.matches("input:not([type=checkbox]), select"))) return;
-  const action = actions[event.key.toLowerCase()];
-  if (action) { event.preventDefault(); action(); }
+  const control = event.target.closest("input, select, button, a, summary"), key = event.key.toLowerCase();
+  if (key === "escape") control?.blur();
+  if (!at("keys").checked || event.ctrlKey || event.metaKey || event.altKey || event.repeat || !(key in actions)) return;
+  if (control && (key === " " || control.matches("input:not([type=checkbox]), select"))) return;
+  event.preventDefault();
+  actions[key]();
 });
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-key]");
-  if (!button) return;
   // A later press of the space bar must not press this button again.
-  if (event.detail) button.blur();
-  actions[button.dataset.key]();
+  if (button && event.detail) button.blur();
+  if (button) actions[button.dataset.key]();
 });
 typed.addEventListener("submit", (event) => {
   event.preventDefault();
   const label = typed.true_label.value.trim();
   typed.reset();
   typed.true_label.blur();
-  if (label === asked.label) decide("right"); else if (label) decide("wrong", { true_label: label });
+  if (label) decide(label === asked.label ? "right" : "wrong", label);
 });
-save();
 fetchAhead();

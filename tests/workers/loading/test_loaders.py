@@ -21,7 +21,8 @@ from tests.servers import upgraded
 from tests.workers.decoding import bad_audio
 from tests.workers.loading.world import SHAPE, Clip, Queue, job, score_all, settings_for, until
 from workers.loading import loaders as loading
-from workers.loading.loaders import Loaders, Suspected
+from workers.loading.loaders import Loaders
+from workers.loading.process import Suspected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,6 +81,13 @@ def sounds(folder: Path, count: int, seconds: float = 0.5) -> list[Clip]:
         path.write_bytes(bad_audio.wav(samples.tobytes(), rate=8000))
         clips.append(Clip(number, str(path)))
     return clips
+
+
+def test_a_command_line_names_no_token(make: Any) -> None:
+    make(fetch={"tokens": {"https://clips.test": "secret"}}, worker={"decoders": 1})
+    for name in ("workers.loading.loader", "workers.decoding.child"):
+        (process,) = children(name)
+        assert "secret" not in " ".join(process.cmdline())
 
 
 def test_each_clip_comes_with_its_samples_and_its_facts(make: Any, tmp_path: Path) -> None:

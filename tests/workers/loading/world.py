@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from earmark.core.settings import Settings
 from workers.loading.cutter import Shape
-from workers.loading.loaders import Job, Loaders
+from workers.loading.process import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from earmark.core.clips import Part
-    from workers.loading.loaders import Dealt, Facts, LoadedWindow
+    from workers.loading.loaders import Loaders
+    from workers.loading.process import Dealt, Facts, LoadedWindow
 
 SHAPE = Shape(sample_rate=8000, size=8000, hop=8000, least=1)
 WAIT_S = 60
