@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from earmark import speed
 from earmark.core.errors import ServiceError
-from workers.scoring import cache, hub
+from workers.scoring import hub
+from workers.scoring.cache import Local, local_models
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from earmark.core.settings import Settings
-    from workers.scoring.cache import Local
 
 #: The columns of a table, the most important first.
 COLUMNS = ("model", "ms", "labels", "problem", "cheaper", "license", "mb", "window_s", "hears")
@@ -49,8 +49,8 @@ def models(names: Sequence[str], settings: Settings) -> list[Entry]:
         ServiceError: a named model cannot be found.
     """
     if names:
-        return _compared([_named(name, None) for name in names], settings)
-    return _compared(cache.models(), settings)
+        return _compared([Local(name, *hub.locate(name, None)) for name in names], settings)
+    return _compared(local_models(), settings)
 
 
 def cheaper(name: str, revision: str | None, settings: Settings) -> str | None:
@@ -58,19 +58,14 @@ def cheaper(name: str, revision: str | None, settings: Settings) -> str | None:
 
     Nothing is measured if no other model has its labels.
     """
-    own = _named(name, revision)
+    own = Local(name, *hub.locate(name, revision))
     labels = set(own.labels())
-    others = [model for model in cache.models() if model.name != name]
+    others = [model for model in local_models() if model.name != name]
     rivals = [model for model in others if labels and set(model.labels()) == labels]
     entry = _compared([own, *rivals], settings)[0] if rivals else None
     if entry is None or entry.cheaper is None:
         return None
     return f"{name} takes {entry.ms:g} ms for 5 s of sound; with the same labels {entry.cheaper}"
-
-
-def _named(name: str, revision: str | None) -> Local:
-    folder, commit = hub.locate(name, revision)
-    return cache.Local(name, commit, folder)
 
 
 def _compared(models: Iterable[Local], settings: Settings) -> list[Entry]:

@@ -21,15 +21,15 @@ class Local(NamedTuple):
     """A model whose files are on this machine."""
 
     name: str
+    folder: Path
     #: The commit of a hub model.
     revision: str | None
-    folder: Path
 
     def labels(self) -> tuple[str, ...]:
         """Return the labels that its files state, in any order; none if it has none of its own."""
         try:
             if hub.is_described(self.folder):
-                described = Described(self.name, self.folder, self.revision)
+                described = Described(*self)
                 return described.labels(described.description().labels)
             return tuple(self._config().get("id2label", {}).values())
         except (OSError, ValueError, errors.ServiceError):  # loading it says what is wrong
@@ -53,9 +53,9 @@ class Local(NamedTuple):
         return config
 
 
-def models() -> Iterator[Local]:
+def local_models() -> Iterator[Local]:
     """Yield the starter, then the audio models in the cache."""
-    yield Local("starter", None, hub.STARTER)
+    yield Local("starter", hub.STARTER, None)
     try:
         repositories = huggingface_hub.scan_cache_dir().repos
     except hub_errors.CacheNotFound:
@@ -63,6 +63,6 @@ def models() -> Iterator[Local]:
     for repository in sorted(repositories, key=lambda each: each.repo_id):
         main = repository.refs.get("main")
         if main and repository.repo_type == "model":
-            model = Local(repository.repo_id, main.commit_hash, main.snapshot_path)
+            model = Local(repository.repo_id, main.snapshot_path, main.commit_hash)
             if model.is_audio():
                 yield model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,13 +17,8 @@ NAME = "earmark.json"
 #: More than enough for the description, for 100,000 labels, and for a minute at 192 kHz.
 _MOST_JSON, _MOST_LABELS, MOST_CLIP = 2**16, 2**22, 2**25
 #: A path in the folder. It cannot be absolute, begin with a dot, or hold what ONNX reads as a sign.
-_FILE = r"^\w[\w .+-]*(/\w[\w .+-]*)*$"
-FileName = Annotated[str, StringConstraints(pattern=_FILE, max_length=255)]
-
-
-def is_file_name(name: str) -> bool:
-    """Return whether a name leads to a place in its folder."""
-    return re.fullmatch(_FILE, name) is not None
+FILE = r"^\w[\w .+-]*(/\w[\w .+-]*)*$"
+FileName = Annotated[str, StringConstraints(pattern=FILE, max_length=255)]
 
 
 class Description(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,31 +27,14 @@ _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _FATAL_ONLY = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
-    """The shape of a graph's input: (samples,), (windows, samples) or (windows, 1, samples)."""
-
-    rank: int
-    #: None: any number.
-    samples: int | None
-    one_window: bool
-
-    def batch(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        """Return windows as the graph takes them, with zeros behind those that are too short."""
-        length = self.samples or len(windows[0])
-        batch = np.zeros((len(windows), length), np.float32)
-        for row, window in zip(batch, windows, strict=True):
-            row[: len(window)] = window[:length]
-        return batch.reshape(*[len(windows), 1][: self.rank - 1], -1)
-
-
 @dataclass(eq=False)
 class OnnxModel:
     """An ONNX graph in a session, as a `Model`."""
 
     _session: Any
     _description: Description
-    _input: Input
+    #: Of its input: (samples,), (windows, samples) or (windows, 1, samples); no number means any.
+    _shape: list[Any]
     card: ModelCard
     limits: Limits
     device: str
@@ -63,11 +47,19 @@ class OnnxModel:
         names = [self._description.output]
         if embeddings and self._description.embeddings:
             names.append(self._description.embeddings)
-        outputs = self._session.run(names, {self._description.input: self._input.batch(windows)})
+        outputs = self._session.run(names, {self._description.input: self._stacked(windows)})
         logits, *vectors = (_rows(output, len(windows)) for output in outputs)
         if logits.shape[1] != len(self.card.labels):
             raise ValueError(f"it gives {logits.shape[1]} scores, not {len(self.card.labels)}")
         return logits, vectors[0] if vectors else None
+
+    def _stacked(self, windows: Sequence[np.ndarray]) -> np.ndarray:
+        """Return windows as the graph takes them, with zeros behind those that are too short."""
+        length = self._shape[-1] if isinstance(self._shape[-1], int) else len(windows[0])
+        batch = np.zeros((len(windows), length), np.float32)
+        for row, window in zip(batch, windows, strict=True):
+            row[: len(window)] = window[:length]
+        return batch.reshape(*[len(windows), 1][: len(self._shape) - 1], -1)
 
     def twin(self) -> OnnxModel:
         """Return itself: many threads may run one session."""
@@ -91,10 +83,10 @@ def load(model: settings.Model, described: Described) -> OnnxModel:
     files += _graph_files(described, content.model)
     device = _device(described, model, runtime)
     session = _session(described, runtime, described.folder / content.model, device)
-    shape = _input(described, content, session)
-    card = _card(described, content, labels, shape, hub.sha256(files))
+    shape = _input_shape(described, content, session)
+    card = _card(described, content, labels, shape[-1], hub.sha256(files))
     limits = devices.batch_limits(model, device, card.sample_rate)
-    if shape.one_window:
+    if shape[:-1][:1] in ([], [1]):
         limits.windows = 1
     lanes = devices.lanes_on(model, device)
     return OnnxModel(session, content, shape, card, limits, str(device), lanes)
@@ -119,7 +111,7 @@ def _graph_files(described: Described, name: str) -> list[Path]:
         raise described.refused(f"{name} needs custom operators ({', '.join(sorted(custom))})")
     paths = [graph]
     for each in sorted(files):
-        if not description.is_file_name(each):
+        if not re.fullmatch(description.FILE, each):
             raise described.refused(f"{name} names an external file outside of its folder")
         beside = (graph.parent / each).relative_to(described.folder)
         paths.append(described.file(str(beside), _MOST_WEIGHTS))
@@ -155,8 +147,8 @@ def _session(described: Described, runtime: Any, graph: Path, device: torch.devi
     return session
 
 
-def _input(described: Described, content: Description, session: Any) -> Input:
-    """Return the graph's only input, after a look at its names and shape."""
+def _input_shape(described: Described, content: Description, session: Any) -> list[Any]:
+    """Return the shape of the graph's only input, after a look at the graph's names."""
     inputs = {each.name: each for each in session.get_inputs()}
     outputs = [each.name for each in session.get_outputs()]
     for name in filter(None, (content.output, content.embeddings)):
@@ -164,23 +156,22 @@ def _input(described: Described, content: Description, session: Any) -> Input:
             raise described.refused(f"its outputs are {', '.join(outputs)}, without {name}")
     if list(inputs) != [content.input]:
         raise described.refused(f"its inputs are {', '.join(inputs)}, not {content.input} alone")
-    *before, samples = inputs[content.input].shape or [None]
+    shape: list[Any] = inputs[content.input].shape
     # Strings and None stand for any number.
-    fits = all(size in (1, None) or isinstance(size, str) for size in before)
-    if not fits or len(before) > 2 or inputs[content.input].type != "tensor(float)":
-        reason = f"its input is {inputs[content.input].type} of shape {[*before, samples]}"
+    fits = all(size in (1, None) or isinstance(size, str) for size in shape[:-1])
+    if not fits or len(shape) not in (1, 2, 3) or inputs[content.input].type != "tensor(float)":
+        reason = f"its input is {inputs[content.input].type} of shape {shape}"
         raise described.refused(f"{reason}, not float samples of one window or of any number")
-    samples = samples if isinstance(samples, int) else None
-    return Input(len(before) + 1, samples, before[:1] in ([], [1]))
+    return shape
 
 
 def _card(
-    described: Described, content: Description, labels: tuple[str, ...], shape: Input, sha256: str
+    described: Described, content: Description, labels: tuple[str, ...], samples: Any, sha256: str
 ) -> ModelCard:
     rate, window_s = content.sample_rate, content.window_s
-    if shape.samples not in (None, round(window_s * rate)):
-        raise described.refused(f"its windows have {shape.samples} samples, not {window_s:g} s")
-    least = 1 if shape.samples else round((content.min_s or window_s) * rate)
+    fixed = isinstance(samples, int)
+    if fixed and samples != round(window_s * rate):
+        raise described.refused(f"its windows have {samples} samples, not {window_s:g} s")
     return ModelCard(
         name=described.name,
         revision=described.revision,
@@ -189,8 +180,8 @@ def _card(
         function_to_apply=content.function_to_apply,
         labels=labels,
         window_s=window_s,
-        fixed=shape.samples is not None,
-        min_samples=least,
+        fixed=fixed,
+        min_samples=1 if fixed else round((content.min_s or window_s) * rate),
         license=hub.license_of(described.name, described.revision),
         hop_s=content.hop_s,
     )
