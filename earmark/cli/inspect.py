@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from db import results, runs
-from earmark import output
+from earmark import output, progress
 from earmark.cli import options as o
 from earmark.core.clips import Part
 from earmark.core.errors import SERVICE_EXIT, UsageError
@@ -66,6 +67,22 @@ def doctor(format: o.OutputFormat = None, db: o.Db = None) -> None:
         output.write(rows, format, None)
     if not all(row["ok"] for row in rows):
         raise typer.Exit(SERVICE_EXIT)
+
+
+@commands.command(epilog="Example: earmark models")
+def models(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Hugging Face ids or folders. Default: all on this machine."),
+    ] = None,
+    format: o.OutputFormat = None,
+) -> None:
+    """Load the models on this machine, say what they hear, and measure 5 s of sound with each."""
+    from earmark import catalog
+
+    with progress.screen.status("Loading and measuring models"):
+        entries = catalog.models(names or (), read_settings())
+    output.write(map(asdict, entries), format, None, columns=catalog.COLUMNS)
 
 
 @commands.command(
