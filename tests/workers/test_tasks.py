@@ -108,6 +108,7 @@ class Card:
 
     sample_rate = 8000
     min_samples = 1
+    hop_s = None
 
     def usable_window_s(self, _wanted: float | None) -> float:
         return 1.0

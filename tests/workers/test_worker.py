@@ -41,7 +41,7 @@ class SlowModel(Fake):
         super().__init__()
         self._window_s = window_s
         self.windows = 0
-        card = {"function_to_apply": "none", "fixed": True, "min_samples": 1}
+        card = {"function_to_apply": "none", "fixed": True, "min_samples": 1, "hop_s": None}
         self.card = SimpleNamespace(  # type: ignore[assignment]
             **card, sample_rate=8000, window_s=1.0, usable_window_s=lambda _wanted: 1.0
         )
