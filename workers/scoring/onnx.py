@@ -181,7 +181,7 @@ def _card(
         labels=labels,
         window_s=window_s,
         fixed=fixed,
-        min_samples=1 if fixed else round((content.min_s or window_s) * rate),
+        min_samples=1 if fixed else round(min(content.min_s or window_s, window_s) * rate),
         license=hub.license_of(described.name, described.revision),
         hop_s=content.hop_s,
     )
