@@ -59,6 +59,7 @@ class Scoring(TypedDict, total=False):
     labels: str | Sequence[str] | None
     embeddings: bool
     head: str | None
+    channels: str | int
 
 
 class Submission(Scoring, total=False):
@@ -91,6 +92,8 @@ class Conditions(TypedDict, total=False):
     label: str | None
     rank: int
     min_score: float | None
+    max_score: float | None
+    by_score: bool
     windows: bool
     day: str | None
     hours: str | None
@@ -167,9 +170,9 @@ class Run:
     def results(self, **conditions: Unpack[Conditions]) -> Rows:
         """Yield the clips that are done, each with its best label, as in the view `results`.
 
-        `label` and `min_score` choose among them, `rank` also among a clip's further labels, and
-        `day` ("2026-05-01") and `hours` ("4-6") by when they were recorded; `windows=True` yields
-        each window instead.
+        `label`, `min_score` and `max_score` choose among them, `rank` also among a clip's further
+        labels, and `day` ("2026-05-01") and `hours` ("4-6") by when they were recorded. `by_score`
+        sorts them; `windows=True` yields each window instead.
         """
         return results.results(self.engine, self.id, **conditions)
 

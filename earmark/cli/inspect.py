@@ -96,13 +96,15 @@ def explain(
     model: o.Model = "starter",
     revision: o.Revision = None,
     labels: o.Labels = None,
+    channels: o.Channels = "mix",
     db: o.Db = None,
 ) -> None:
     """Fetch and classify one clip in this process and tell each step; exit with 1 if it fails."""
     from earmark import explain
 
     settings = read_settings(db)
-    options = o.Task(sources=[], model=model, revision=revision, labels=labels).options
+    task = o.Task(sources=[], model=model, revision=revision, labels=labels, channels=channels)
+    options = task.options
     uri, part = clip, None
     if clip.isascii() and clip.isdigit():
         engine = open_database(settings)

@@ -7,18 +7,18 @@ import time
 from base64 import b64decode
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
+from io import StringIO
 from itertools import islice
-from tempfile import TemporaryFile
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import uvicorn
-from more_itertools import peekable
 from rich.markup import escape
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.responses import HTMLResponse, PlainTextResponse, StreamingResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -30,26 +30,15 @@ from earmark.core.errors import BY_CODE, ClipError, EarmarkError, UsageError
 from earmark.ports import HERE, check_port
 from earmark.progress import screen
 from earmark.sound import Listener
-from earmark.web.report import (
-    TEMPLATES,
-    UNCERTAIN,
-    Card,
-    card,
-    charts,
-    clock,
-    colours,
-    overview,
-    quick_counts,
-    render,
-)  # fmt: skip
+from earmark.web import report
+from earmark.web.report import TEMPLATES, UNCERTAIN, Card, card, charts, colours, overview, render
 from earmark.web.review import Reviewing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     import sqlalchemy as sa
     from starlette.requests import Request
-    from starlette.responses import Response
 
     from db.rows import Rows
     from earmark.core.settings import Settings
@@ -66,8 +55,8 @@ SOUND_S, SOUND_BYTES = 60.0, 200_000
 HEARD = 64
 #: A longer recording is heard in stretches, and its strongest events are listed.
 LONG_S, STRETCH_S, EVENTS = 120.0, 10.0, 200
-#: Limits on a download.
-DOWNLOADED, DOWNLOAD_S, BLOCK = 1_000_000, 60.0, 2**16
+#: Limits on a download: some 20 MB.
+DOWNLOADED, DOWNLOAD_S = 100_000, 60.0
 AT_ONCE = 2
 HEADERS = {
     "Content-Security-Policy": (
@@ -134,7 +123,7 @@ def application(
             Route("/clips/{clip:int}", pages.clip),
             Route("/sql", pages.sql),
             Route("/sql.csv", pages.sql_download),
-            *Reviewing(engine, pages.hear).routes(),
+            *Reviewing(engine, settings, pages.hear).routes(),
             Mount("/static", StaticFiles(directory=TEMPLATES)),
         ],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=_guard(token))],
@@ -228,7 +217,7 @@ class _Pages:
         run = runs.find_run(self._engine, request.path_params["run"])
         state = runs.progress(self._engine, run.id)
         if state.total > COUNTED:
-            return self._page("uncounted.html", run=run, **quick_counts(self._engine, run))
+            return self._page("uncounted.html", run=run, **report.quick_counts(self._engine, run))
         return self._page("charts.html", run=run, **charts(self._engine, run))
 
     def run_facets(self, request: Request) -> HTMLResponse:
@@ -252,7 +241,12 @@ class _Pages:
             heard = self._listener.hear_stretch(
                 clip["uri"], Part.of(clip), at, most_s=STRETCH_S, most_bytes=SOUND_BYTES
             )
-            shown = {"heard": heard, "name": clock(at), "segments": ()}
+            shown = {
+                "heard": heard,
+                "name": report.clock(at),
+                "clip": {"duration_s": None},
+                "timelines": (),
+            }
         except ClipError as error:
             why_not = str(error)
         return self._page("stretch.html", card=shown, at=at, why_not=why_not)
@@ -263,8 +257,10 @@ class _Pages:
             raise UsageError(reason="There is no such clip.")
         if (clips[0]["duration_s"] or 0) > LONG_S:
             shown = Card(clips[0], None, "")
-            best = sorted(shown.segments, key=lambda segment: -segment[3])[:EVENTS]
-            return self._page("long.html", card=shown, colour=colours([shown]), events=sorted(best))
+            strongest = sorted(shown.events, key=itemgetter(3), reverse=True)[:EVENTS]
+            return self._page(
+                "long.html", card=shown, colour=colours([shown]), events=sorted(strongest)
+            )
         shown = card(clips[0], self.hear)
         return self._page("clip.html", card=shown, colour=colours([shown]))
 
@@ -308,19 +304,11 @@ class _Pages:
 
 
 def _download(rows: Rows) -> Response:
-    """Return rows as a CSV file. They are all read before it is sent, or an error is a sentence."""
-    blocks = peekable(_blocks(rows))
-    blocks.peek()
+    """Return rows as a CSV file."""
+    text = StringIO()
+    output.write_csv(islice(rows, DOWNLOADED), rows.columns, text)
     headers = {"Content-Disposition": 'attachment; filename="earmark.csv"'}
-    return StreamingResponse(blocks, media_type="text/csv", headers=headers)
-
-
-def _blocks(rows: Rows) -> Iterator[str]:
-    with TemporaryFile("w+", encoding="utf-8", newline="") as file:
-        output.write_csv(islice(rows, DOWNLOADED), rows.columns, file)
-        file.seek(0)
-        while block := file.read(BLOCK):
-            yield block
+    return Response(text.getvalue(), media_type="text/csv", headers=headers)
 
 
 def _number(request: Request, name: str, default: float) -> float:
