@@ -42,11 +42,6 @@ class Description(BaseModel):
     reference: FileName
     scores: Annotated[dict[str, float], Field(min_length=1)]
 
-    @property
-    def files(self) -> list[str]:
-        """Patterns of the files that it names, external data beside the model included."""
-        return [f"{self.model}*", self.labels, self.reference]
-
 
 @dataclass(frozen=True, slots=True)
 class Described:
