@@ -119,7 +119,9 @@ def results(
         del values["rank"]
     if label is not None:
         _check_label(engine, run_id, label)
-    statement += _conditions(values, label, min_score, day, hours)
+    statement += _conditions(values, label, min_score, max_score, day, hours)
+    if by_score:
+        order = f"score DESC NULLS LAST, {order}"
     return select(engine, f"{statement} ORDER BY {order}", **values)
 
 
@@ -127,6 +129,7 @@ def _conditions(
     values: dict[str, Any],
     label: str | None,
     min_score: float | None,
+    max_score: float | None,
     day: str | None,
     hours: str | None,
 ) -> str:
@@ -139,10 +142,8 @@ def _conditions(
         conditions += " AND score >= :min_score"
         values["min_score"] = min_score
     if max_score is not None:
-        statement += " AND score <= :max_score"
+        conditions += " AND score <= :max_score"
         values["max_score"] = max_score
-    if by_score:
-        order = f"score DESC NULLS LAST, {order}"
     if day is not None or hours is not None:
         conditions += _recorded(day, hours, values)
     return conditions
