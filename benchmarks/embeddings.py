@@ -2,8 +2,9 @@
 
 `form`: bytes a vector and recall of some stored forms. `search`: building and asking the index.
 `libraries`: the same with faiss and usearch, where they are installed. `database`: bytes a window,
-building the index from the database, and rescoring. Vectors lie in clusters: a few hundred centres,
-each with a few directions of its own, and some noise.
+building the index from the database, and rescoring. `overhead`: CPU a clip of the starter's scores
+and of the transaction that ends a chunk, with embeddings and without. Vectors lie in clusters: some
+hundred centres, each with a few directions of its own, and some noise.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import numpy as np
 
 from db import ledger, runs
 from db.bulk_insert import listed
+from db.identity import ledger_id
 from db.session import connect, writing
 from earmark import rescore, similar, vector_index
-from earmark.core.clips import Clip
+from earmark.core import settings as settings_module
+from earmark.core.clips import AudioFacts, Chunk, Clip, Embedding, Prediction, Source, Success
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Settings
 from tests.servers import upgraded
@@ -250,7 +253,61 @@ def _write_vectors(connection: sa.Connection, drawn: Clustered, count: int) -> N
         connection.exec_driver_sql("INSERT INTO window_embeddings VALUES (?, ?, ?, ?, ?)", rows)
 
 
-PARTS = {"form": form, "search": search, "libraries": libraries, "database": database}
+def overhead(count: int) -> None:
+    """Score and record so many clips of five seconds, in turn with embeddings and without."""
+    from workers.scoring import classifier
+
+    loaded = classifier.load(settings_module.Model(name="starter", device="cpu", threads=1))
+    random = np.random.default_rng(5)
+    windows = list(random.normal(size=(16, 80_000)).astype(np.float32) * 0.1)
+    vectors = {}
+    with tempfile.TemporaryDirectory() as name:
+        engine = connect(upgraded(f"sqlite:///{name}/e.db"), Database())
+        costs: dict[tuple[str, bool], list[float]] = {}
+        for turn in range(max(1, count // 16)):
+            embedded = bool(turn % 2)
+            began = time.process_time()
+            outcomes = loaded.outcomes(windows, "softmax", 5, embedded=embedded)
+            costs.setdefault(("scores", embedded), []).append(time.process_time() - began)
+            vectors[embedded] = [getattr(each, "vector", b"") for each in outcomes]
+            claim, label_ids = _claimed(engine, turn)
+            ended = [_ended(clip.id, vectors[embedded], embedded) for clip in claim.clips]
+            began = time.process_time()
+            ledger.finish(engine, claim, ended, label_ids, settings_module.Ledger())
+            costs.setdefault(("record", embedded), []).append(time.process_time() - began)
+        engine.dispose()
+    for (part, embedded), took in sorted(costs.items()):
+        median = np.median(took) / 16 * 1e3
+        print(f"{part}, embeddings {embedded}: {median:.3f} ms of CPU a clip", flush=True)
+
+
+def _claimed(engine: sa.Engine, turn: int) -> tuple[Any, tuple[int, ...]]:
+    run_id = ledger.open_run(engine, "a", RunOptions(), queue="q", chunk_size=16)
+    ledger.add_clips(engine, run_id, [Clip(f"https://a.org/{turn}-{n}.wav") for n in range(16)])
+    identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000, "window_s": 5.0}
+    names = [str(place) for place in range(17)]
+    _, label_ids = ledger.register_model(engine, names, **identity, function_to_apply="softmax")
+    with engine.connect() as connection:
+        waiting = "SELECT id FROM clips WHERE state = 'pending'"
+        ids = list(connection.exec_driver_sql(waiting).scalars())
+    chunk = Chunk(ledger_id(engine), run_id, tuple((clip_id, "") for clip_id in ids))
+    return ledger.claim(engine, chunk, worker="w", limits=settings_module.Ledger()), label_ids
+
+
+def _ended(clip_id: int, vectors: list[bytes], embedded: bool) -> Success:
+    best = tuple(Prediction(place, 0.5) for place in range(5))
+    facts = AudioFacts(5.0, 44100, 1, "vorbis")
+    kept = (Embedding(0.0, 5.0, vectors[clip_id % 16]),) if embedded else ()
+    return Success(clip_id, Source(f"{clip_id:064x}", 7), facts, best, embeddings=kept)
+
+
+PARTS = {
+    "overhead": overhead,
+    "form": form,
+    "search": search,
+    "libraries": libraries,
+    "database": database,
+}
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ _DETAILS = (
     Clip.run_id,
     Clip.uri,
     *(getattr(Clip, name) for name in Part.__slots__),
+    Clip.channel,
     Clip.source_sample_rate,
     Clip.channels,
     Clip.codec,
@@ -65,8 +66,8 @@ _DETAILS = (
 )
 SELECT_TOP_K = "SELECT clip_id, label, score FROM top_k WHERE clip_id IN :ids ORDER BY rank"
 SELECT_BEST_OF_WINDOWS = """
-SELECT clip_id, start_s, end_s, label, score FROM windows
-WHERE clip_id IN :ids AND rank = 1 ORDER BY start_s
+SELECT clip_id, channel, start_s, end_s, label, score FROM windows
+WHERE clip_id IN :ids AND rank = 1 ORDER BY channel, start_s
 """
 
 
@@ -242,7 +243,10 @@ def _spread(connection: sa.Connection, run_id: int, count: int) -> list[int]:
 
 
 def details(engine: sa.Engine, ids: list[int]) -> Iterator[dict[str, Any]]:
-    """Yield some clips: the row, `top` (label, score), `windows` (start_s, end_s, label, score)."""
+    """Yield some clips: the row, its `top` (label, score) and `windows`.
+
+    A window is channel, start_s, end_s, label and score.
+    """
     clips = sa.select(*_SHOWN, *_DETAILS).outerjoin(Label, Label.id == Clip.label_id)
     clips = clips.where(Clip.id.in_(ids)).order_by(Clip.id)
     with reading(engine) as connection:

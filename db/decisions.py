@@ -60,11 +60,6 @@ FROM ({truths}) e JOIN results r ON r.clip_id = e.id
 WHERE :every = 1 OR (e.truth = :true AND coalesce(r.label, '') = :label)
 ORDER BY r.score DESC, r.clip_id
 """
-SELECT_VECTORS = """
-SELECT e.clip_id, e.vector FROM window_embeddings e JOIN clips c ON c.id = e.clip_id
-JOIN labels l ON l.id = c.label_id
-WHERE c.run_id = :run_id AND (l.name = :label OR c.id = :like)
-"""
 SELECT_LABELS = """
 SELECT l.id, l.name FROM labels l JOIN runs r ON r.model_id = l.model_id WHERE r.id = :run_id
 """

@@ -56,7 +56,7 @@ SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
 SELECT_LEASED = """
-SELECT id, uri, attempts + 1 AS attempts, crashes, given_back_by, start_s, end_s, channel, member,
+SELECT id, uri, attempts + 1 AS attempts, crashes, given_back_by, start_s, end_s, member,
 member_offset, member_bytes, packing FROM clips
 WHERE id IN {ids} AND not_before IS NOT NULL ORDER BY id
 """

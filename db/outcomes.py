@@ -30,6 +30,7 @@ OUTCOME_COLUMNS = (
     "worker",
     "label_id",
     "score",
+    "channel",
     "sha256",
     "bytes",
     "duration_s",
@@ -156,6 +157,7 @@ def _success_values(success: Success, label_ids: Sequence[int]) -> dict[str, Any
     values = {
         "state": State.done,
         "reused": success.reused,
+        "channel": success.channel,
         **_values(success.facts),
         **_top_k(success, label_ids),
     }

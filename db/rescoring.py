@@ -37,12 +37,17 @@ def copy(
     """Copy clips into a run with other results, in one transaction.
 
     Args:
-        clips: the `id` of each, and the columns of its result.
+        clips: the `id` of each, and its label_ids and scores, best first.
         windows: rows of `window_predictions`, with the ids of clips that are copied.
     """
     with writing(engine) as connection:
-        write_rows(connection, INSERT_CLIPS, [{**clip, "run_id": run_id} for clip in clips])
+        write_rows(connection, INSERT_CLIPS, [_row(clip, run_id) for clip in clips])
         ids = sorted({window["clip_id"] for window in windows})
         copies = dict(execute(connection, SELECT_COPIES, run_id=run_id, ids=ids).all())
         moved = [{**window, "clip_id": copies[window["clip_id"]]} for window in windows]
         write_rows(connection, f"{INSERT_WINDOWS} ON CONFLICT DO NOTHING", moved)
+
+
+def _row(clip: dict[str, Any], run_id: int) -> dict[str, Any]:
+    label_id, score = next(zip(clip["label_ids"], clip["scores"], strict=True), (None, None))
+    return {**clip, "run_id": run_id, "label_id": label_id, "score": score}

@@ -107,33 +107,50 @@ def results(
     Raises:
         UsageError: the run's model has no such label, or these are no hours.
     """
-    values: dict[str, Any] = {"run_id": run_id, "rank": rank}
-    if in_sequence:
-        statement, order = SELECT_IN_SEQUENCE, "clip_id, start_s"
-    elif windows:
-        statement, order = SELECT_WINDOWS, "clip_id, start_s, rank"
-    elif rank > 1:
-        statement, order = _at_any_rank(engine), "clip_id, rank"
-    else:
-        statement, order = SELECT_RESULTS, "clip_id"
-        del values["rank"]
+    statement, order = _rows_of(engine, rank, windows=windows, in_sequence=in_sequence)
+    if by_score:
+        order = f"score DESC NULLS LAST, {order}"
     if label is not None:
         _check_label(engine, run_id, label)
+<<<<<<< HEAD
     statement += _conditions(values, label, min_score, max_score, day, hours)
     if by_score:
         order = f"score DESC NULLS LAST, {order}"
+=======
+    values: dict[str, Any] = {"run_id": run_id}
+    if ":rank" in statement:
+        values["rank"] = rank
+    statement += _conditions(values, label, min_score, max_score)
+    if day is not None or hours is not None:
+        statement += _recorded(day, hours, values)
+>>>>>>> 2bce5c85aee9c0d8d68128d1f32d8ffc1cad2033
     return select(engine, f"{statement} ORDER BY {order}", **values)
 
 
+def _rows_of(engine: sa.Engine, rank: int, *, windows: bool, in_sequence: bool) -> tuple[str, str]:
+    """Return the statement that has such rows, and their order."""
+    if in_sequence:
+        return SELECT_IN_SEQUENCE, "clip_id, start_s, channel"
+    if windows:
+        return SELECT_WINDOWS, "clip_id, start_s, channel, rank"
+    if rank > 1:
+        return _at_any_rank(engine), "clip_id, rank"
+    return SELECT_RESULTS, "clip_id"
+
+
 def _conditions(
+<<<<<<< HEAD
     values: dict[str, Any],
     label: str | None,
     min_score: float | None,
     max_score: float | None,
     day: str | None,
     hours: str | None,
+=======
+    values: dict[str, Any], label: str | None, min_score: float | None, max_score: float | None
+>>>>>>> 2bce5c85aee9c0d8d68128d1f32d8ffc1cad2033
 ) -> str:
-    """Return the conditions on results, and add their values."""
+    """Return the conditions on label and score, and add their values."""
     conditions = ""
     if label is not None:
         conditions += " AND label = :label"
@@ -144,8 +161,11 @@ def _conditions(
     if max_score is not None:
         conditions += " AND score <= :max_score"
         values["max_score"] = max_score
+<<<<<<< HEAD
     if day is not None or hours is not None:
         conditions += _recorded(day, hours, values)
+=======
+>>>>>>> 2bce5c85aee9c0d8d68128d1f32d8ffc1cad2033
     return conditions
 
 
@@ -237,12 +257,20 @@ def heard(engine: sa.Engine, run_id: int, *, label: str | None, min_score: float
         _check_label(engine, run_id, label)
         statement += " AND label = :label"
         values["label"] = label
-    return select(engine, f"{statement} ORDER BY clip_id, start_s", **values)
+    return select(engine, f"{statement} ORDER BY clip_id, start_s, channel", **values)
 
 
 def top_k(engine: sa.Engine, run_id: int) -> Rows:
     """Return every stored prediction of a run, clip by clip, the best first."""
     return select(engine, SELECT_TOP_K, run_id=run_id)
+
+
+def check_embeddings(run: RunRow) -> None:
+    """Raise UsageError if a run keeps no embeddings."""
+    if not run.options.embeddings:
+        raise UsageError(
+            reason=f"The run {run.name} keeps no embeddings: submit its list with --embeddings."
+        )
 
 
 def embeddings(engine: sa.Engine, run: RunRow) -> Rows:
@@ -251,10 +279,7 @@ def embeddings(engine: sa.Engine, run: RunRow) -> Rows:
     Raises:
         UsageError: the run keeps none.
     """
-    if not run.options.embeddings:
-        raise UsageError(
-            reason=f"The run {run.name} keeps no embeddings: submit its list with --embeddings."
-        )
+    check_embeddings(run)
     return select(engine, SELECT_EMBEDDINGS, run_id=run.id)
 
 

@@ -59,8 +59,7 @@ class Review(BaseModel):
 
     clip_id: int
     label: Text
-    #: `shown` is no verdict: somebody hears it now.
-    verdict: Literal["right", "wrong", "unsure", "shown"]
+    verdict: Literal["right", "wrong", "unsure"]
     reviewer: Text
     at: Annotated[datetime | None, BeforeValidator(_in_utc)] = None
     start_s: FiniteFloat | None = None
@@ -143,7 +142,8 @@ def hand_out(
         taken = {*gone, *holding}
         clip_id, band = next((each for each in queue if each[0] not in taken), (None, ()))
         if clip_id is not None:
-            shown = {**key, "clip_id": clip_id, "verdict": "shown"}
+            shown = {**key, "clip_id": clip_id, "verdict": "unsure"}
             shown.update(zip(("sample_low", "sample_high"), band, strict=False))
-            _insert(connection, run_id, [Review(**shown)])
+            review = Review(**shown).model_copy(update={"verdict": "shown"})
+            _insert(connection, run_id, [review])
     return clip_id

@@ -33,6 +33,15 @@ PORT = 5597
 FLOWER_HEARS_S = 3.0
 #: A picture in so many colours is a third of the size, and nobody sees it.
 COLOURS = 128
+TRUTHS = {
+    "dog.ogg": "dog",
+    "mixed.m4a": "speech",
+    "music.mp3": "music",
+    "piano.flac": "piano",
+    "rain.ogg": "rain",
+    "siren.wav": "siren",
+    "speech.wav": "speech",
+}
 CHROMIUM = [
     "--no-sandbox",
     "--disable-gpu",
@@ -53,6 +62,7 @@ def main() -> None:
         _page(browser, report.as_uri(), PICTURES / "report.png", height=1180)
         with _live_page(folder) as url:
             _page(browser, f"{url}/runs/1", PICTURES / "ui.png", height=1180, scheme="dark")
+        _decisions(browser, folder)
         with _flower(folder) as url:
             _page(browser, f"{url}/tasks", PICTURES / "flower.png", height=440)
         browser.close()
@@ -84,6 +94,19 @@ def _page(browser: Browser, url: str, picture: Path, *, height: int, scheme: str
     image = Image.open(BytesIO(page.screenshot()))
     image.convert("RGB").quantize(COLOURS).save(picture, optimize=True)
     page.close()
+
+
+def _decisions(browser: Browser, folder: str) -> None:
+    """Picture the review page and an evaluation, of a list that names its truths."""
+    examples = Path(earmark.__file__).with_name("examples")
+    truths = Path(folder, "truths.csv")
+    lines = [f"{examples / name},{truth}" for name, truth in TRUTHS.items()]
+    truths.write_text("\n".join(["file,truth", *lines]), encoding="utf-8")
+    _earmark(folder, "run", str(truths), "--name", "march")
+    with _live_page(folder) as url:
+        page = f"{url}/runs/march"
+        _page(browser, f"{page}/review?label=siren", PICTURES / "review.png", height=1000)
+        _page(browser, f"{page}/evaluation?truth=truth", PICTURES / "evaluation.png", height=860)
 
 
 @contextmanager

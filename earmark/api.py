@@ -59,6 +59,7 @@ class Scoring(TypedDict, total=False):
     labels: str | Sequence[str] | None
     embeddings: bool
     head: str | None
+    channels: str | int
 
 
 class Submission(Scoring, total=False):

@@ -163,7 +163,10 @@ def _tell_success(success: Success, ended: Classified, say: Say) -> None:
     say("model", f"{classifier.card.name} on {classifier.device}")
     for window in success.windows:
         best = in_words(ended.named(window.predictions[:LABELS_SHOWN]))
-        say("window", f"{window.start_s:.2f} to {window.end_s:.2f} s: {best}")
+        where = f"channel {window.channel}, " if window.channel else ""
+        say("window", f"{where}{window.start_s:.2f} to {window.end_s:.2f} s: {best}")
+    if success.channel:
+        say("heard on", f"channel {success.channel}")
     _tell_scores(ended.named(success.predictions), say)
 
 

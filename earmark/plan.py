@@ -16,10 +16,11 @@ from pydantic import ByteSize
 
 from db import charts
 from db.pace import measure
-from earmark import api, folders, progress, speed
+from earmark import api, catalog, folders, progress, speed
 from earmark.core.errors import UsageError
 from producer.sources import read_clips
 from producer.tally import Tally
+from workers.scoring import hub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -60,6 +61,9 @@ class Plan:
     gpu_cores: int | None
     hosts: list[dict[str, Any]]
     errors: list[dict[str, Any]]
+    license: str | None = None
+    #: A model on this machine with the same labels that takes less time, as a sentence.
+    cheaper: str | None = None
 
     @property
     def success(self) -> tuple[float, float]:
@@ -111,6 +115,8 @@ def plan(
         gpu_cores=gpu_cores,
         hosts=hosts,
         errors=[dict(zip(("code", "clips", "example"), error, strict=True)) for error in errors],
+        license=hub.license_of(options.model, options.revision),
+        cheaper=catalog.cheaper(options.model, options.revision, settings) if seen.done else None,
     )
 
 
@@ -178,6 +184,9 @@ def sentences(plan: Plan, within: str | None) -> Iterator[str]:
     tried = f"{plan.sampled} of them tried on this machine; nothing is kept."
     yield f"{plan.clips} clips{refused}, {tried}"
     yield f"success: {share:.1%}, give or take {margin:.1%}"
+    yield f"licence of the model: {plan.license or 'not stated'}"
+    if plan.cheaper:
+        yield f"model: {plan.cheaper}"
     volume = ByteSize(plan.bytes).human_readable(decimal=True)
     yield f"volume: {volume}, {plan.audio_s / 3600:.1f} hours of audio"
     if plan.core_clips_s is not None:

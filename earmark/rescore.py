@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,22 +49,22 @@ def rescore(engine: sa.Engine, run: RunRow, settings: Settings, name: str, folde
 
 
 Rows = list[dict[str, Any]]
+#: Where a window is.
+PLACE = ("clip_id", "channel", "start_s", "end_s")
 
 
+@dataclass(frozen=True, slots=True)
 class Scorer:
     """Results of clips as rows: the clips, and the windows of those that have several."""
 
-    def __init__(
-        self, index: Index, head: heads.Head, options: RunOptions, label_ids: np.ndarray
-    ) -> None:
-        self._index = index
-        self._head = head
-        self._options = options
-        self._label_ids = label_ids
+    index: Index
+    head: heads.Head
+    options: RunOptions
+    label_ids: np.ndarray
 
     def rows(self) -> Iterator[tuple[Rows, Rows]]:
         """Yield the rows of some clips at a time."""
-        clip_ids = self._index.windows["clip_id"]
+        clip_ids = self.index.windows["clip_id"]
         starts = np.flatnonzero(np.diff(clip_ids, prepend=-1))
         groups = np.flatnonzero(np.diff(starts // AT_ONCE, prepend=-1))
         ends = [*starts[groups][1:], len(clip_ids)]
@@ -72,33 +72,28 @@ class Scorer:
             yield self._scored(slice(start, int(end)))
 
     def _scored(self, places: slice) -> tuple[Rows, Rows]:
-        windows = self._index.windows[places]
-        scores = self._head.scores(self._index.vectors(places))
+        windows = self.index.windows[places]
+        scores = self.head.scores(self.index.vectors(places))
         ids, firsts, counts = np.unique(windows["clip_id"], return_index=True, return_counts=True)
-        if self._options.combine == "max":
+        if self.options.combine == "max":
             combined = np.maximum.reduceat(scores, firsts)
         else:
             combined = np.add.reduceat(scores.astype(np.float64), firsts) / counts[:, None]
         clips = []
         for clip_id, best in zip(ids.tolist(), self._best(combined), strict=True):
-            first = {"label_id": (best["label_ids"] or [None])[0]}
-            first["score"] = (best["scores"] or [None])[0]
-            clips.append({"id": clip_id, **first, **best})
+            clips.append({"id": clip_id, **best})
         several = np.repeat(counts > 1, counts)
-        columns = windows.dtype.names or ()
         parts = []
-        for window, best in zip(
-            windows[several].tolist(), self._best(scores[several]), strict=True
-        ):
-            parts.append({**dict(zip(columns, window, strict=True)), **best})
+        for window, best in zip(windows[several], self._best(scores[several]), strict=True):
+            parts.append({name: window[name].item() for name in PLACE} | best)
         return clips, parts
 
     def _best(self, scores: np.ndarray) -> Iterator[dict[str, list[Any]]]:
         """Yield for each row of scores its best labels, best first."""
-        order = np.argsort(-scores, axis=1, kind="stable")[:, : self._options.top_k]
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : self.options.top_k]
         ranked = np.take_along_axis(scores, order, axis=1)
-        kept = (ranked >= self._options.min_score).sum(axis=1).tolist()
+        kept = (ranked >= self.options.min_score).sum(axis=1).tolist()
         # To the digits a float32 has, which SQLite writes out.
         rounded = ranked.astype(np.float64).round(7).tolist()
-        for count, ids, best in zip(kept, self._label_ids[order].tolist(), rounded, strict=True):
+        for count, ids, best in zip(kept, self.label_ids[order].tolist(), rounded, strict=True):
             yield {"label_ids": ids[:count], "scores": best[:count]}

@@ -89,7 +89,7 @@ def find(
     reviews are needed at least.
     """
     # Clips of one score are believed together, and only what is reviewed changes what is known.
-    at = np.flatnonzero(np.diff(clips.scores, append=-1) != 0)
+    at = np.flatnonzero(np.diff(clips.scores, append=np.nan) != 0)
     at = at[(np.diff(reviews[at], prepend=0) > 0) | ((at == at.max(initial=0)) & (reviews[at] > 0))]
     counts, sizes, wrongs = at + 1, reviews[at], wrong[at]
     allowed = allowed_wrong(counts, sizes, precision, error)

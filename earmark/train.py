@@ -120,15 +120,12 @@ def _learn(
     model = LogisticRegression(C=C, class_weight="balanced", max_iter=1000)
     how = {"groups": clips, "cv": StratifiedGroupKFold(PARTS), "method": "predict_proba"}
     scores = cross_val_predict(model, inputs, right, **how)[:, 1]
-    figures = (
-        precision_score(right, scores >= 0.5, zero_division=0),
-        recall_score(right, scores >= 0.5),
-        average_precision_score(right, scores),
-    )
+    row["precision"] = precision_score(right, scores >= 0.5, zero_division=0)
+    row["recall"] = recall_score(right, scores >= 0.5)
+    row["average_precision"] = average_precision_score(right, scores)
     model.fit(inputs, right)
-    for name, figure in zip(FIGURES, figures, strict=True):
-        row[name] = round(float(figure), 3)
-    return row, np.append(model.coef_[0], model.intercept_)
+    rounded = {name: round(value, 3) for name, value in row.items()}
+    return rounded, np.append(model.coef_[0], model.intercept_)
 
 
 def _examples(

@@ -48,7 +48,7 @@ class RunPlan:
     @property
     def job(self) -> Job:
         """Return what loaders have to know."""
-        return Job(self.run_id, self.shape, self.reuse_urls)
+        return Job(self.run_id, self.shape, self.reuse_urls, self.options.decoded_channels)
 
     @property
     def shape(self) -> Shape:

@@ -94,7 +94,8 @@ def evaluate(
     engine, row = find_run(read_settings(db), run)
     if show is Show.clips:
         output.write(decisions.cell(engine, row.id, truth, None), format, file)
-        return
-    found = evaluation.evaluate(engine, row, truth)
-    rows = found.cells if show is Show.confusion else found.labels
-    output.write(rows, format, file, columns=[] if show is Show.confusion else evaluation.SHOWN)
+    elif show is Show.confusion:
+        output.write(evaluation.evaluate(engine, row, truth).cells, format, file)
+    else:
+        labels = evaluation.evaluate(engine, row, truth).labels
+        output.write(labels, format, file, columns=evaluation.SHOWN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path  # noqa: TC003
 from typing import Annotated
 
@@ -51,11 +50,9 @@ def index(run: o.Run, db: o.Db = None) -> None:
 
     settings = read_settings(db)
     engine, row = find_run(settings, run)
-    began = time.monotonic()
     with progress.screen.status("Writing the index"):
         windows = len(similar.opened(engine, row, settings).windows)
-    took_s = time.monotonic() - began
-    progress.tell(f"{progress.count_of(windows, 'window')} of {row.name}: {took_s:.1f} s.")
+    progress.tell(f"The index has {progress.count_of(windows, 'window')} of {row.name}.")
 
 
 @commands.command(epilog="Example: earmark train march --labels-from species -o head/")

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from io import StringIO
 from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -122,7 +123,7 @@ def application(
             Route("/clips/{clip:int}", pages.clip),
             Route("/sql", pages.sql),
             Route("/sql.csv", pages.sql_download),
-            *Reviewing(engine, pages.hear).routes(),
+            *Reviewing(engine, settings, pages.hear).routes(),
             Mount("/static", StaticFiles(directory=TEMPLATES)),
         ],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=_guard(token))],
@@ -240,7 +241,12 @@ class _Pages:
             heard = self._listener.hear_stretch(
                 clip["uri"], Part.of(clip), at, most_s=STRETCH_S, most_bytes=SOUND_BYTES
             )
-            shown = {"heard": heard, "name": report.clock(at), "segments": ()}
+            shown = {
+                "heard": heard,
+                "name": report.clock(at),
+                "clip": {"duration_s": None},
+                "timelines": (),
+            }
         except ClipError as error:
             why_not = str(error)
         return self._page("stretch.html", card=shown, at=at, why_not=why_not)
@@ -251,8 +257,10 @@ class _Pages:
             raise UsageError(reason="There is no such clip.")
         if (clips[0]["duration_s"] or 0) > LONG_S:
             shown = Card(clips[0], None, "")
-            best = sorted(shown.segments, key=lambda segment: -segment[3])[:EVENTS]
-            return self._page("long.html", card=shown, colour=colours([shown]), events=sorted(best))
+            strongest = sorted(shown.events, key=itemgetter(3), reverse=True)[:EVENTS]
+            return self._page(
+                "long.html", card=shown, colour=colours([shown]), events=sorted(strongest)
+            )
         shown = card(clips[0], self.hear)
         return self._page("clip.html", card=shown, colour=colours([shown]))
 

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +92,22 @@ class Card:
         return " ".join(words).lower()
 
     @property
-    def segments(self) -> list[Segment]:
+    def timelines(self) -> list[tuple[int | None, list[Segment]]]:
+        """What is heard when, on each channel."""
         begin_s = self.clip["start_s"] or 0.0
-        windows = self.clip["windows"]
-        return segments((start - begin_s, end - begin_s, *rest) for start, end, *rest in windows)
+        timelines = []
+        for channel, windows in groupby(self.clip["windows"], itemgetter(0)):
+            shown = [(start - begin_s, end - begin_s, *rest) for _, start, end, *rest in windows]
+            timelines.append((channel, segments(shown)))
+        return timelines
+
+    @property
+    def events(self) -> list[Segment]:
+        """What is heard when, on any channel."""
+        events = []
+        for _, timeline in self.timelines:
+            events += timeline
+        return events
 
 
 def write(
@@ -198,7 +211,7 @@ def colours(cards: Iterable[Card]) -> dict[str, int]:
     """Return the number of each label's colour; the labels heard for the longest have one."""
     seconds: dict[str, float] = {}
     for each in cards:
-        for start_s, end_s, label, _ in each.segments:
+        for start_s, end_s, label, _ in each.events:
             seconds[label] = seconds.get(label, 0.0) + end_s - start_s
     longest_first = sorted(seconds, key=lambda label: -seconds[label])
     return {label: number for number, label in enumerate(longest_first[:COLOURS])}

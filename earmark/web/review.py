@@ -16,9 +16,9 @@ from starlette.routing import Route
 
 from db import browse, charts, decisions, reviews, runs
 from earmark.core.errors import EarmarkError, UsageError
-from earmark.core.vectors import unpack
 from earmark.evaluation import evaluate
 from earmark.sampling import Band, Clips
+from earmark.similar import similar
 from earmark.web.report import card, colours, render
 
 if TYPE_CHECKING:
@@ -28,11 +28,15 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from earmark.core.settings import Settings
+
 #: Reviews of a label that are planned: about five minutes, and one of them may be wrong.
 PLANNED = 96
 STRATA = 4
 #: Labels whose clips are kept in memory; labels that the page offers; clips behind a cell.
 KEPT, LABELS, CLIPS = 16, 1000, 200
+#: Windows in the queue of what sounds like an example.
+NEAREST = 200
 MOST_BYTES = 10_000
 Nothing = tuple[()]
 SELECT_THRESHOLDS = "SELECT * FROM thresholds WHERE run_id = :run_id"
@@ -41,12 +45,12 @@ SELECT_THRESHOLDS = "SELECT * FROM thresholds WHERE run_id = :run_id"
 class Reviewing:
     """The review of a run, and its comparison with the truth."""
 
-    def __init__(self, engine: sa.Engine, hear: Callable[..., Any]) -> None:
+    def __init__(self, engine: sa.Engine, settings: Settings, hear: Callable[..., Any]) -> None:
         self._engine = engine
+        self._settings = settings
         self._hear = hear
         # A run that has ended has the same clips at each look.
         self._clips = lru_cache(KEPT)(self._read_clips)
-        self._nearest = lru_cache(KEPT)(self._find_nearest)
 
     def routes(self) -> list[Route]:
         return [
@@ -68,22 +72,20 @@ class Reviewing:
         """Give out the next clip of a queue; the answer is empty when there is none."""
         run, label = self._run(request), str(body["label"])
         clips = self._clips(run.id, label, self._done(run.id))
-        band = float(body["low"] or 0), float(body["high"] or 1)
+        lowest, highest = clips.scores.min(initial=0), clips.scores.max(initial=1)
+        band = float(body["low"] or lowest), float(body["high"] or highest)
         queue = _queue(clips, body["queue"], band)
         if body["queue"] == "nearest":
-            queue = self._nearest(run.id, label, int(body["like"] or 0))
+            queue = self._find_nearest(run, label, int(body["like"] or 0))
         holding = map(int, body["holding"])
         clip = reviews.hand_out(self._engine, run.id, label, body["reviewer"], queue, holding)
         if clip is None:
             return HTMLResponse("")
         shown = card(next(browse.details(self._engine, [clip])), self._hear)
-        best = [(score, start) for start, _, name, score in shown.segments if name == label]
-        values = {
-            "card": shown,
-            "colour": colours([shown]),
-            "begin_s": max(best, default=(0, 0))[1],
-        }
-        return HTMLResponse(render("review_clip.html", **values))
+        best = [(score, start) for start, _, name, score in shown.events if name == label]
+        begin_s = max(best, default=(0, 0))[1]
+        page = render("review_clip.html", card=shown, colour=colours([shown]), begin_s=begin_s)
+        return HTMLResponse(page)
 
     def take(self, request: Request, body: dict[str, Any]) -> HTMLResponse:
         """Keep a review, or undo the last one; answer with the progress."""
@@ -91,9 +93,8 @@ class Reviewing:
         if body.get("undo"):
             reviews.undo(self._engine, run.id, body["reviewer"])
         else:
-            true_label = body.pop("true_label", "")
             review = reviews.Review.model_validate(body)
-            reviews.say(self._engine, run.id, review, true_label)
+            reviews.say(self._engine, run.id, review, body.get("true_label", ""))
         return HTMLResponse(render("review_now.html", **self._state(run)))
 
     def evaluation(self, request: Request) -> HTMLResponse:
@@ -113,19 +114,12 @@ class Reviewing:
         return runs.progress(self._engine, run_id).states["done"]
 
     def _read_clips(self, run_id: int, label: str, _done: int) -> Clips:
-        return Clips.of(
-            decisions.rows(self._engine, decisions.SELECT_CLIPS, run_id=run_id, label=label)
-        )
+        about = {"run_id": run_id, "label": label}
+        return Clips.of(decisions.rows(self._engine, decisions.SELECT_CLIPS, **about))
 
-    def _find_nearest(self, run_id: int, label: str, like: int) -> list[tuple[int, Band | Nothing]]:
-        about = {"run_id": run_id, "label": label, "like": like}
-        windows = decisions.rows(self._engine, decisions.SELECT_VECTORS, **about)
-        ids = np.array([row.clip_id for row in windows], np.int64)
-        if like not in ids:
-            raise UsageError(reason=f"The clip {like} has no embedding: see --embeddings of `run`.")
-        vectors = unpack([row.vector for row in windows])
-        nearest = np.argsort(-(vectors @ vectors[ids == like].T).max(axis=1))
-        return [(clip_id, ()) for clip_id in ids[nearest].tolist() if clip_id != like]
+    def _find_nearest(self, run: runs.RunRow, label: str, like: int) -> list[tuple[int, Nothing]]:
+        found = similar(self._engine, run, self._settings, str(like), NEAREST, label=label)
+        return [(row["clip_id"], ()) for row in found]
 
     def _state(self, run: runs.RunRow) -> dict[str, Any]:
         found = decisions.rows(self._engine, SELECT_THRESHOLDS, run_id=run.id)

@@ -31,6 +31,8 @@ class DealtClip:
     shape: Shape
     #: Whether its URL is looked up before it is fetched.
     by_url: bool
+    #: The channels to decode.
+    channels: int
     #: Whether it waits for another clip that is at work on the same content.
     joins: bool
     #: The part of the file that is the clip, and its span; None for all of it.

@@ -17,7 +17,7 @@ from earmark.core import errors
 from earmark.core.clips import AudioFacts
 from workers.decoding.decoder import BROKEN, Decoder
 from workers.loading.clip import SERVICE_PAUSE_S
-from workers.loading.cutter import Cutter
+from workers.loading.cutter import Cut, Cutter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,8 +51,8 @@ class _Decoding:
         #: The extent into which the clip's only window is received.
         self.extent: int | None = None
         #: Windows that are cut, and the one that waits for room.
-        self.windows: Iterator[tuple[int, np.ndarray]] | None = None
-        self.window: tuple[int, np.ndarray] | None = None
+        self.windows: Iterator[Cut] | None = None
+        self.window: Cut | None = None
         #: The end of the clip, which comes before its last windows have room.
         self.end: AudioFacts | errors.DecodeError | None = None
         #: Since when it waits for room.
@@ -150,7 +150,7 @@ class Decodings:
         if len(decoding.clips) == 1:
             clip.begun_at = time.perf_counter()
         with suppress(OSError):  # it is dead, which is heard next
-            decoding.decoder.begin(clip.file.fileno(), clip.shape.sample_rate)
+            decoding.decoder.begin(clip.file.fileno(), clip.shape.sample_rate, clip.channels)
 
     def _put_off_fetched(self) -> None:
         for clip in self._fetched:
@@ -199,7 +199,7 @@ class Decodings:
         elif decoding.extent is not None:
             offset, decoding.extent = decoding.extent, None
             clip.windows = 1
-            self._send_window(clip, offset, 0, len(piece.samples))
+            self._send_window(clip, offset, Cut(piece.channel, 0, piece.samples))
         else:
             self._cut(decoding, piece)
         self._place_windows(decoding)
@@ -208,45 +208,47 @@ class Decodings:
         clip, samples = decoding.clips[0], piece.samples
         clip.cutter = clip.cutter or Cutter(clip.shape, self._max_windows)
         if clip.span:
-            samples = clip.span.cut(samples)
+            samples = clip.span.cut(samples, piece.channel)
         if clip.span and isinstance(piece.end, AudioFacts):
             try:
                 decoding.end = clip.span.facts(piece.end)
             except errors.TooShort as error:
                 decoding.end = error
                 return
-        decoding.windows = clip.cutter.cut(samples, last=piece.end is not None)
+        decoding.windows = clip.cutter.cut(samples, piece.channel, last=piece.end is not None)
 
     def _place_windows(self, decoding: _Decoding) -> None:
         """Copy windows into the arena until it is full; end the clip if they were its last."""
         clip = decoding.clips[0]
         try:
             while window := self._next_window(decoding):
-                start, samples = window
+                samples = window.samples
                 offset = self._take_extent(decoding, len(samples))
                 if offset is None:
                     return
                 decoding.window = None
                 self._room.samples[offset : offset + len(samples)] = samples
                 clip.windows += 1
-                self._send_window(clip, offset, start, len(samples))
+                self._send_window(clip, offset, window)
         except errors.TooLong as error:
             self._replace(decoding, error)
             return
         if decoding.end is not None:
             self._end_decoding(decoding, decoding.end)
 
-    def _next_window(self, decoding: _Decoding) -> tuple[int, np.ndarray] | None:
+    def _next_window(self, decoding: _Decoding) -> Cut | None:
         if decoding.window is None and decoding.windows is not None:
             decoding.window = next(decoding.windows, None)
         return decoding.window
 
-    def _send_window(self, clip: DealtClip, offset: int, start: int, heard: int) -> None:
+    def _send_window(self, clip: DealtClip, offset: int, window: Cut) -> None:
+        heard = len(window.samples)
         samples = max(heard, clip.shape.least)
         self._room.send(offset, heard, samples)
+        start = window.start
         if clip.span:
             start += clip.span.start
-        self._report.window(clip.deal, offset, samples, start, heard)
+        self._report.window(clip.deal, offset, samples, start, heard, window.channel)
 
     def _end_decoding(self, decoding: _Decoding, end: AudioFacts | errors.DecodeError) -> None:
         clip = decoding.clips.popleft()

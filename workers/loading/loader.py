@@ -125,13 +125,16 @@ class Loader:
         shape: list[int],
         *,
         by_url: bool,
+        channels: int,
         joins: bool,
     ) -> None:
         windows = Shape(*shape)
         for deal, clip_id, uri, values in clips:
             part = Part(*values) if values else None
             span = Span.of(part, windows.sample_rate)
-            clip = DealtClip(deal, clip_id, uri, run_id, windows, by_url, joins, part, span)
+            clip = DealtClip(
+                deal, clip_id, uri, run_id, windows, by_url, channels, joins, part, span
+            )
             self._report.clips[deal] = clip
             self._backlog.append(clip)
         if self._draining:

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from earmark.core import errors
+from earmark.core.clips import MIX
 from workers.loading import arena, messages
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ class Job:
     shape: Shape
     #: Whether URLs are looked up before they are fetched.
     by_url: bool
+    #: The channels to decode.
+    channels: int = MIX
     #: Whether a clip waits for another one that is at work on the same content.
     joins: bool = True
 
@@ -121,6 +124,8 @@ class LoadedWindow:
     #: In samples of the clip; `heard` of them are not padding.
     start: int
     heard: int
+    #: From 1 up; 0 for the mix.
+    channel: int = 0
 
     @property
     def span(self) -> tuple[float, float]:
@@ -187,17 +192,17 @@ class LoaderProcess:
             rows.append((dealt.number, clip.clip_id, clip.uri, part))
         content = {
             "clips": rows, "run_id": job.run_id, "shape": job.shape, "by_url": job.by_url,
-            "joins": job.joins,
+            "channels": job.channels, "joins": job.joins,
         }  # fmt: skip
         self.send(messages.DEAL + json.dumps(content).encode())
 
     def window(
-        self, dealt: Dealt, offset: int, samples: int, start: int, heard: int
+        self, dealt: Dealt, offset: int, samples: int, start: int, heard: int, channel: int
     ) -> LoadedWindow:
         end = offset + samples
         if not heard <= samples <= end <= len(self._memory):
             raise ValueError(offset, samples, heard)
-        return LoadedWindow(dealt, offset, self._memory[offset:end], start, heard)
+        return LoadedWindow(dealt, offset, self._memory[offset:end], start, heard, channel)
 
     def kill(self) -> None:
         """End the process; its end is heard as that of any other."""

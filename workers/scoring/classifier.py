@@ -13,7 +13,7 @@ import torch
 
 from earmark.core import errors, settings
 from earmark.core.vectors import SCALE_BYTES
-from workers.scoring import embeddings, heads, pretrained
+from workers.scoring import description, embeddings, heads, hub, onnx, pretrained, reference
 from workers.scoring.windows import BEST, Embedded
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: What an error of a device without memory says; cuBLAS and cuDNN have words of their own.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+_NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "Failed to allocate memory")
 
 
 @dataclass(eq=False)
@@ -202,14 +202,27 @@ def load(model: settings.Model, labels: Sequence[str] = (), head: str | None = N
     Raises:
         ServiceError: the model, the device or the dtype is not available; it names the cure.
     """
-    loaded: Model = pretrained.load(model, labels)
-    classifier = Classifier(
-        loaded, loaded.card, loaded.limits, loaded.device, loaded.dtype, loaded.lanes
-    )
+    classifier = _classifier(model, labels)
     if head:
         _put_on(classifier, heads.load(head), head)
     _warm_up(classifier)
     return classifier
+
+
+def _classifier(model: settings.Model, labels: Sequence[str]) -> Classifier:
+    """Load a model by the kind of its files."""
+    folder, commit = hub.locate(model.name, model.revision)
+    if not hub.is_described(folder):
+        return _behind(pretrained.load(model, folder, commit, labels))
+    hub.check_labels(model.name, labels, zero_shot=False)
+    described = description.Described(model.name, folder, commit)
+    classifier = _behind(onnx.load(model, described))
+    reference.check(described, classifier)
+    return classifier
+
+
+def _behind(loaded: Model) -> Classifier:
+    return Classifier(loaded, loaded.card, loaded.limits, loaded.device, loaded.dtype, loaded.lanes)
 
 
 def _put_on(classifier: Classifier, head: heads.Head, folder: str) -> None:

@@ -69,7 +69,9 @@ def load(name: str) -> Head:
     """
     folder = Path(name)
     try:
-        _check_sizes(folder)
+        for file, most in MOST_BYTES.items():
+            if (folder / file).stat().st_size > most:
+                raise ValueError(f"{file} is larger than {most} bytes")  # noqa: TRY301
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         arrays = load_file(folder / WEIGHTS)
         head = Head(tuple(facts["labels"]), arrays["weight"], arrays["bias"], facts["model_sha256"])
@@ -78,12 +80,6 @@ def load(name: str) -> Head:
         reason = f"{folder} is no head that `earmark train` wrote ({error}); check --head."
         raise ServiceError(reason=reason) from error
     return head
-
-
-def _check_sizes(folder: Path) -> None:
-    for file, most in MOST_BYTES.items():
-        if (folder / file).stat().st_size > most:
-            raise ValueError(f"{file} is larger than {most} bytes")
 
 
 def _check(head: Head) -> None:

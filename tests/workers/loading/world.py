@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from earmark.core.clips import MIX
 from earmark.core.settings import Settings
 from workers.loading.cutter import Shape
 from workers.loading.process import Job
@@ -116,5 +117,5 @@ def settings_for(folder: Path, database_url: str, **groups: dict[str, Any]) -> S
     return Settings().changed(**defaults)
 
 
-def job(shape: Shape = SHAPE, run_id: int = 1, *, joins: bool = False) -> Job:
-    return Job(run_id, shape, by_url=False, joins=joins)
+def job(shape: Shape = SHAPE, run_id: int = 1, *, channels: int = MIX, joins: bool = False) -> Job:
+    return Job(run_id, shape, by_url=False, channels=channels, joins=joins)
