@@ -112,18 +112,12 @@ def results(
         order = f"score DESC NULLS LAST, {order}"
     if label is not None:
         _check_label(engine, run_id, label)
-<<<<<<< HEAD
-    statement += _conditions(values, label, min_score, max_score, day, hours)
-    if by_score:
-        order = f"score DESC NULLS LAST, {order}"
-=======
     values: dict[str, Any] = {"run_id": run_id}
     if ":rank" in statement:
         values["rank"] = rank
     statement += _conditions(values, label, min_score, max_score)
     if day is not None or hours is not None:
         statement += _recorded(day, hours, values)
->>>>>>> 2bce5c85aee9c0d8d68128d1f32d8ffc1cad2033
     return select(engine, f"{statement} ORDER BY {order}", **values)
 
 
@@ -139,16 +133,7 @@ def _rows_of(engine: sa.Engine, rank: int, *, windows: bool, in_sequence: bool) 
 
 
 def _conditions(
-<<<<<<< HEAD
-    values: dict[str, Any],
-    label: str | None,
-    min_score: float | None,
-    max_score: float | None,
-    day: str | None,
-    hours: str | None,
-=======
     values: dict[str, Any], label: str | None, min_score: float | None, max_score: float | None
->>>>>>> 2bce5c85aee9c0d8d68128d1f32d8ffc1cad2033
 ) -> str:
     """Return the conditions on label and score, and add their values."""
     conditions = ""
@@ -161,11 +146,6 @@ def _conditions(
     if max_score is not None:
         conditions += " AND score <= :max_score"
         values["max_score"] = max_score
-<<<<<<< HEAD
-    if day is not None or hours is not None:
-        conditions += _recorded(day, hours, values)
-=======
->>>>>>> 2bce5c85aee9c0d8d68128d1f32d8ffc1cad2033
     return conditions
 
 
