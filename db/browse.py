@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from db.models import Clip, Label, Run, state_is
+from db.rows import ROWS_AT_ONCE, Rows
 from db.session import reading
 from earmark.core.clips import Part, State
 from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 #: Clips on a page.
 PAGE = 50
 #: Clips that a page reads for a condition without an index: some 50 ms.
 READ_FOR_PAGE = 5000
+#: By score, the lowest or the highest first.
+ORDERS = ("score", "-score")
+#: Clips that are read to count those of each host, day, hour and value of a column: some seconds.
+READ_FOR_FACETS = 100_000
+#: Values that are shown of each.
+VALUES = 8
 
 _SHOWN = (
     Clip.id,
@@ -29,6 +37,7 @@ _SHOWN = (
     Clip.score,
     Clip.duration_s,
     Clip.meta,
+    Clip.recorded_at,
     Clip.error_code,
     Clip.error_stage,
     Clip.error,
@@ -38,6 +47,7 @@ _DETAILS = (
     Clip.run_id,
     Clip.uri,
     *(getattr(Clip, name) for name in Part.__slots__),
+    Clip.channel,
     Clip.source_sample_rate,
     Clip.channels,
     Clip.codec,
@@ -46,7 +56,6 @@ _DETAILS = (
     Clip.silent,
     Clip.over_scale,
     Clip.cancelling,
-    Clip.recorded_at,
     Clip.recorded_from,
     Clip.reused,
     Clip.attempts,
@@ -57,14 +66,14 @@ _DETAILS = (
 )
 SELECT_TOP_K = "SELECT clip_id, label, score FROM top_k WHERE clip_id IN :ids ORDER BY rank"
 SELECT_BEST_OF_WINDOWS = """
-SELECT clip_id, start_s, end_s, label, score FROM windows
-WHERE clip_id IN :ids AND rank = 1 ORDER BY start_s
+SELECT clip_id, channel, start_s, end_s, label, score FROM windows
+WHERE clip_id IN :ids AND rank = 1 ORDER BY channel, start_s
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which clips of a run to show: the best of a label, the failures, or those that ended last."""
+    """Which clips of a run to show: of a label by score, failures, or those that ended last."""
 
     label: str = ""
     #: `failed` for every failure, or one error code.
@@ -73,9 +82,14 @@ class Wanted:
     max_score: float = 1.0
     #: Part of the URI or the meta.
     text: str = ""
+    #: One of `ORDERS`; empty: a label's highest score first, else what ended last.
+    order: str = ""
+    #: What `facets_of` has to give, such as ("host", "example.org").
+    facets: tuple[tuple[str, str], ...] = ()
 
     def fits(self, row: sa.Row[Any]) -> bool:
-        return self._fits_score(row.score) and self._fits_error(row) and self._fits_text(row)
+        fits = self._fits_score(row.score) and self._fits_error(row) and self._fits_text(row)
+        return fits and (not self.facets or set(self.facets) <= set(facets_of(row)))
 
     def _fits_score(self, score: float | None) -> bool:
         if score is None:
@@ -108,9 +122,10 @@ def page(engine: sa.Engine, run_id: int, wanted: Wanted, after: str = "") -> Pag
         UsageError: `after` is no key of a page.
     """
     statement, order = _in_order(run_id, wanted)
+    statement = statement.limit(READ_FOR_PAGE)
     if after:
-        statement = statement.where(sa.tuple_(*order) < sa.tuple_(*_key(after, order)))
-    statement = statement.order_by(*(column.desc() for column in order)).limit(READ_FOR_PAGE)
+        ours, last = sa.tuple_(*order), sa.tuple_(*_key(after, order))
+        statement = statement.where(ours > last if wanted.order == "score" else ours < last)
     clips: list[sa.Row[Any]] = []
     count = 0
     with (
@@ -131,17 +146,59 @@ def page(engine: sa.Engine, run_id: int, wanted: Wanted, after: str = "") -> Pag
 def _in_order(run_id: int, wanted: Wanted) -> tuple[sa.Select[Any], tuple[Any, ...]]:
     statement = sa.select(*_SHOWN).outerjoin(Label, Label.id == Clip.label_id)
     statement = statement.where(Clip.run_id == run_id)
+    order: tuple[Any, ...] = (Clip.finished_at, Clip.id)
     if wanted.label:
-        statement = statement.where(
-            state_is(State.done),
-            Clip.label_id == _label_id(run_id, wanted.label),
-            Clip.score >= wanted.min_score,
-            Clip.score <= wanted.max_score,
-        )
-        return statement, (Clip.score, Clip.id)
-    if wanted.error:
-        return statement.where(state_is(State.failed)), (Clip.id,)
-    return statement.where(Clip.finished_at.is_not(None)), (Clip.finished_at, Clip.id)
+        statement = statement.where(Clip.label_id == _label_id(run_id, wanted.label))
+    if wanted.label or (wanted.order and not wanted.error):
+        order = (Clip.score, Clip.id)
+        band = Clip.score.between(wanted.min_score, wanted.max_score)
+        statement = statement.where(state_is(State.done), band)
+    elif wanted.error:
+        order = (Clip.id,)
+        statement = statement.where(state_is(State.failed))
+    else:
+        statement = statement.where(Clip.finished_at.is_not(None))
+    if wanted.order == "score":
+        return statement.order_by(*order), order
+    return statement.order_by(*(column.desc() for column in order)), order
+
+
+def every(engine: sa.Engine, run_id: int, wanted: Wanted) -> Rows:
+    """Return the clips of all pages."""
+    return Rows(_lines(engine, run_id, wanted))
+
+
+def _lines(engine: sa.Engine, run_id: int, wanted: Wanted) -> Iterator[Sequence[Any]]:
+    statement, _ = _in_order(run_id, wanted)
+    with reading(engine) as connection:
+        rows = connection.execution_options(yield_per=ROWS_AT_ONCE).execute(statement)
+        yield "clip_id", "uri", *tuple(rows.keys())[2:]
+        yield from filter(wanted.fits, rows)
+
+
+def facets_of(row: sa.Row[Any]) -> Iterator[tuple[str, str]]:
+    """Yield the host, the day and hour of recording, and the columns of a clip."""
+    _, is_url, rest = row.display_uri.partition("://")
+    if is_url:
+        yield "host", rest.partition("/")[0]
+    if row.recorded_at:
+        day, _, time = row.recorded_at.partition("T")
+        yield "day", day
+        yield "hour", time[:2]
+    for name, value in (row.meta or {}).items():
+        yield f"meta.{name}", str(value)
+
+
+def facets(engine: sa.Engine, run_id: int, wanted: Wanted) -> dict[str, list[tuple[str, int]]]:
+    """Return the most frequent values of `facets_of` among the first clips, with their counts."""
+    statement, _ = _in_order(run_id, wanted)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    with reading(engine) as connection:
+        for row in connection.execute(statement.limit(READ_FOR_FACETS)):
+            if wanted.fits(row):
+                for name, value in facets_of(row):
+                    counts[name][value] += 1
+    return {name: count.most_common(VALUES) for name, count in sorted(counts.items())}
 
 
 def _label_id(run_id: int, label: str) -> sa.ScalarSelect[int]:
@@ -186,7 +243,10 @@ def _spread(connection: sa.Connection, run_id: int, count: int) -> list[int]:
 
 
 def details(engine: sa.Engine, ids: list[int]) -> Iterator[dict[str, Any]]:
-    """Yield some clips: the row, `top` (label, score), `windows` (start_s, end_s, label, score)."""
+    """Yield some clips: the row, its `top` (label, score) and `windows`.
+
+    A window is channel, start_s, end_s, label and score.
+    """
     clips = sa.select(*_SHOWN, *_DETAILS).outerjoin(Label, Label.id == Clip.label_id)
     clips = clips.where(Clip.id.in_(ids)).order_by(Clip.id)
     with reading(engine) as connection:

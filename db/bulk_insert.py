@@ -54,7 +54,7 @@ _ROWS_AT_ONCE = 100
 INSERT_VALUES = f"INSERT INTO clips ({_COLUMNS}) VALUES {{rows}} {_SKIP_KNOWN}"  # noqa: S608
 _VALUES_ROW = "('pending', ?, ?, ?, ?, ?)"
 INSERT_PARTS = INSERT_VALUES.replace(_COLUMNS, f"{_COLUMNS}, {_PART_COLUMNS}")
-_PARTS_ROW = "('pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PARTS_ROW = "('pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _WHOLE = Part()
 #: For PostgreSQL: a third cheaper than INSERT, but has no ON CONFLICT.
 COPY_CLIPS = f"COPY clips ({_COLUMNS}, {_PART_COLUMNS}) FROM STDIN (FORMAT BINARY)"
@@ -72,8 +72,8 @@ SHARE_RUN = "SELECT pg_advisory_xact_lock_shared(hashtext('earmark submit'), :ru
 INSERT_ARRAYS = (
     f"INSERT INTO clips ({_COLUMNS}, {_PART_COLUMNS})"  # noqa: S608 - our own words
     " SELECT 'pending', %s, listed.* FROM unnest(%b::bytea[], %b::text[], %b::text[]::jsonb[],"
-    " %b::text[], %b::float8[], %b::float8[], %b::smallint[], %b::text[], %b::bigint[],"
-    " %b::bigint[], %b::text[]) AS listed"
+    " %b::text[], %b::float8[], %b::float8[], %b::text[], %b::bigint[], %b::bigint[],"
+    " %b::text[]) AS listed"
     f" {_SKIP_KNOWN}"
 )
 
@@ -174,7 +174,6 @@ def _part_fields(part: Part) -> bytes:
     fields = [
         _number("!id", part.start_s),
         _number("!id", part.end_s),
-        _number("!ih", part.channel),
         _field(part.member),
         _number("!iq", part.member_offset),
         _number("!iq", part.member_bytes),

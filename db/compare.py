@@ -16,17 +16,12 @@ if TYPE_CHECKING:
 
     from db.runs import RunRow
 
-#: A clip's id in the lower bits, and above it how much the clip changed, in thousandths: the
-#: greatest of such numbers is of the clip that changed most.
-ID_BITS = 42
 #: Clips with one key have one URI, span and channel. This is one pass over both runs, in the order
 #: of the first one's rows, which is the second one's too if their lists are the same.
 SELECT_PAIRS = """
-SELECT la.name AS label_a, lb.name AS label_b, pairs.clips, pairs.most
+SELECT la.name AS label_a, lb.name AS label_b, pairs.clips
 FROM (
-  SELECT a.label_id AS id_a, b.label_id AS id_b, count(*) AS clips,
-         max(CAST((coalesce(a.score, 0) + coalesce(b.score, 0)) * 1000 AS bigint) * :above_ids
-             + a.id) AS most
+  SELECT a.label_id AS id_a, b.label_id AS id_b, count(*) AS clips
   FROM clips a {in_run_order}
   JOIN clips b ON b.run_id = :b AND b.uri_key = a.uri_key
   WHERE a.run_id = :a AND a.state = 'done' AND b.state = 'done'
@@ -46,20 +41,8 @@ LEFT JOIN labels lb ON lb.id = b.label_id
 WHERE a.run_id = :a AND a.state = 'done' AND b.state = 'done' AND NOT la.name {same} lb.name
 ORDER BY change DESC, clip_id
 """
-SELECT_URIS = "SELECT id, coalesce(display_uri, uri) AS uri FROM clips WHERE id IN {ids}"
 LABEL_COLUMNS = ("label", "clips_a", "clips_b", "both", "lost", "gained")
-CHANGE_COLUMNS = ("label_a", "label_b", "clips", "clip_id", "example")
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The clips whose best label is one label in the first run, and one in the second."""
-
-    label_a: str | None
-    label_b: str | None
-    clips: int
-    #: The clip that changed most.
-    clip_id: int
+CHANGE_COLUMNS = ("label_a", "label_b", "clips")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +52,8 @@ class Comparison:
     engine: sa.Engine
     a: RunRow
     b: RunRow
-    pairs: list[Pair]
+    #: (label_a, label_b, clips).
+    pairs: list[sa.Row[Any]]
 
     @property
     def clips(self) -> int:
@@ -102,19 +86,11 @@ class Comparison:
         rows.sort(key=lambda row: (-row[4] - row[5], -row[1]))
         return Rows(chain([LABEL_COLUMNS], rows))
 
-    def changes(self, most: int | None = None) -> Rows:
-        """Return which label became which other one, the most frequent change first.
-
-        Each has an example: the clip whose two scores have the highest sum.
-        """
+    def changes(self) -> Rows:
+        """Return which label became which other one, the most frequent change first."""
         pairs = [pair for pair in self.pairs if pair.label_a != pair.label_b]
         pairs.sort(key=lambda pair: -pair.clips)
-        uris = _uris(self.engine, [pair.clip_id for pair in pairs[:most]])
-        rows = []
-        for pair in pairs[:most]:
-            change = pair.label_a, pair.label_b, pair.clips, pair.clip_id, uris[pair.clip_id]
-            rows.append(change)
-        return Rows(chain([CHANGE_COLUMNS], rows))
+        return Rows(chain([CHANGE_COLUMNS], pairs))
 
     def changed(self) -> Rows:
         """Return the clips with another best label, those with the highest two scores first."""
@@ -125,18 +101,5 @@ class Comparison:
 def compare(engine: sa.Engine, a: RunRow, b: RunRow) -> Comparison:
     """Compare the clips that are done in two runs, by one statement that reads each clip once."""
     with reading(engine) as connection:
-        values = {"a": a.id, "b": b.id, "above_ids": 2**ID_BITS}
-        found = execute(connection, SELECT_PAIRS, **values).mappings()
-        pairs = [_pair(row) for row in found]
-    return Comparison(engine, a, b, pairs)
-
-
-def _pair(row: sa.RowMapping) -> Pair:
-    values = dict(row)
-    most = values.pop("most")
-    return Pair(**values, clip_id=most % 2**ID_BITS)
-
-
-def _uris(engine: sa.Engine, ids: list[int]) -> dict[int, str]:
-    with reading(engine) as connection:
-        return {row.id: row.uri for row in execute(connection, SELECT_URIS, ids=ids)}
+        pairs = execute(connection, SELECT_PAIRS, a=a.id, b=b.id).all()
+    return Comparison(engine, a, b, list(pairs))

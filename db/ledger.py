@@ -56,7 +56,7 @@ SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
 SELECT_LEASED = """
-SELECT id, uri, attempts + 1 AS attempts, crashes, given_back_by, start_s, end_s, channel, member,
+SELECT id, uri, attempts + 1 AS attempts, crashes, given_back_by, start_s, end_s, member,
 member_offset, member_bytes, packing FROM clips
 WHERE id IN {ids} AND not_before IS NOT NULL ORDER BY id
 """
@@ -86,7 +86,7 @@ def open_run(
     options: RunOptions,
     *,
     queue: str,
-    chunk_size: int,
+    chunk_size: int | None = None,
     priority: int = 1,
     reuse_urls: bool = False,
     stop_at: float = STOP_AT,
@@ -101,13 +101,8 @@ def open_run(
     Raises:
         UsageError: a run of that name has other options: its results would not be comparable.
     """
-    changing = {
-        "queue": queue,
-        "priority": priority,
-        "reuse_urls": reuse_urls,
-        "stop_at": stop_at,
-    }
-    values = {**changing, "options": options.as_json(), "chunk_size": chunk_size}
+    changing = {"queue": queue, "priority": priority, "reuse_urls": reuse_urls, "stop_at": stop_at}
+    values = {**changing, "options": options.as_json(), "chunk_size": chunk_size or 0}
     with writing(engine) as connection:
         if name is None:
             return _insert_unnamed(connection, values)

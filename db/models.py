@@ -189,11 +189,11 @@ class Clip(Base):
     sha256: Mapped[Digest | None] = mapped_column(LargeBinary(32))
     label_ids: Mapped[list[int] | None] = mapped_column(Ids)
     scores: Mapped[list[float] | None] = mapped_column(Scores)
+    #: The channel that has these labels, 1-based; null for the mix of all.
+    channel: Mapped[int | None] = mapped_column(SmallInteger)
     #: The span of the file that the list's row names, in seconds; null for the whole file.
     start_s: Mapped[float | None]
     end_s: Mapped[float | None]
-    #: 1-based, as recorded; null for the mix of all.
-    channel: Mapped[int | None] = mapped_column(SmallInteger)
     #: The member of a container file, such as a ZIP.
     member: Mapped[str | None]
     #: Where the container has the member's bytes.

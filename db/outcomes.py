@@ -30,6 +30,7 @@ OUTCOME_COLUMNS = (
     "worker",
     "label_id",
     "score",
+    "channel",
     "sha256",
     "bytes",
     "duration_s",
@@ -103,9 +104,9 @@ def write(
         given_back = not isinstance(outcome, Success) and outcome.given_back
         counts["given_back" if given_back else clip["state"]] += 1
         windows += _window_rows(outcome, label_ids)
-    _write_rows(connection, UPDATE_CLIPS, clips)
-    _write_rows(connection, INSERT_WINDOWS, windows)
-    _write_rows(connection, INSERT_EMBEDDINGS, embeddings)
+    write_rows(connection, UPDATE_CLIPS, clips)
+    write_rows(connection, INSERT_WINDOWS, windows)
+    write_rows(connection, INSERT_EMBEDDINGS, embeddings)
     release(connection, token, ours)
     return counts
 
@@ -128,7 +129,8 @@ def error_values(error: ClipError) -> dict[str, Any]:
     return {"error_code": error.code, "error_stage": error.stage, "error": str(error)}
 
 
-def _write_rows(connection: sa.Connection, statement: str, rows: list[dict[str, Any]]) -> None:
+def write_rows(connection: sa.Connection, statement: str, rows: list[dict[str, Any]]) -> None:
+    """Execute a statement with rows as `Dialect.pack` makes them."""
     # The driver itself: SQLAlchemy would look at every value of every row.
     if rows:
         dialect = dialect_of(connection)
@@ -155,6 +157,7 @@ def _success_values(success: Success, label_ids: Sequence[int]) -> dict[str, Any
     values = {
         "state": State.done,
         "reused": success.reused,
+        "channel": success.channel,
         **_values(success.facts),
         **_top_k(success, label_ids),
     }

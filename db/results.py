@@ -84,6 +84,8 @@ def results(
     label: str | None = None,
     rank: int = 1,
     min_score: float | None = None,
+    max_score: float | None = None,
+    by_score: bool = False,
     windows: bool = False,
     in_sequence: bool = False,
     day: str | None = None,
@@ -95,6 +97,8 @@ def results(
         label: only those with this label.
         rank: up to this rank; with more than 1, a row for each label of a clip up to it.
         min_score: only those with at least this score.
+        max_score: only those with at most this score.
+        by_score: the highest score first, in place of the order of the list.
         windows: a row for each window.
         in_sequence: windows, each with the second at which its file begins among all files.
         day: only those recorded on this day, or in this month or year, such as 2026-05-01.
@@ -103,26 +107,46 @@ def results(
     Raises:
         UsageError: the run's model has no such label, or these are no hours.
     """
-    values: dict[str, Any] = {"run_id": run_id, "rank": rank}
-    if in_sequence:
-        statement, order = SELECT_IN_SEQUENCE, "clip_id, start_s"
-    elif windows:
-        statement, order = SELECT_WINDOWS, "clip_id, start_s, rank"
-    elif rank > 1:
-        statement, order = _at_any_rank(engine), "clip_id, rank"
-    else:
-        statement, order = SELECT_RESULTS, "clip_id"
-        del values["rank"]
+    statement, order = _rows_of(engine, rank, windows=windows, in_sequence=in_sequence)
+    if by_score:
+        order = f"score DESC NULLS LAST, {order}"
     if label is not None:
         _check_label(engine, run_id, label)
-        statement += " AND label = :label"
-        values["label"] = label
-    if min_score is not None:
-        statement += " AND score >= :min_score"
-        values["min_score"] = min_score
+    values: dict[str, Any] = {"run_id": run_id}
+    if ":rank" in statement:
+        values["rank"] = rank
+    statement += _conditions(values, label, min_score, max_score)
     if day is not None or hours is not None:
         statement += _recorded(day, hours, values)
     return select(engine, f"{statement} ORDER BY {order}", **values)
+
+
+def _rows_of(engine: sa.Engine, rank: int, *, windows: bool, in_sequence: bool) -> tuple[str, str]:
+    """Return the statement that has such rows, and their order."""
+    if in_sequence:
+        return SELECT_IN_SEQUENCE, "clip_id, start_s, channel"
+    if windows:
+        return SELECT_WINDOWS, "clip_id, start_s, channel, rank"
+    if rank > 1:
+        return _at_any_rank(engine), "clip_id, rank"
+    return SELECT_RESULTS, "clip_id"
+
+
+def _conditions(
+    values: dict[str, Any], label: str | None, min_score: float | None, max_score: float | None
+) -> str:
+    """Return the conditions on label and score, and add their values."""
+    conditions = ""
+    if label is not None:
+        conditions += " AND label = :label"
+        values["label"] = label
+    if min_score is not None:
+        conditions += " AND score >= :min_score"
+        values["min_score"] = min_score
+    if max_score is not None:
+        conditions += " AND score <= :max_score"
+        values["max_score"] = max_score
+    return conditions
 
 
 def _recorded(day: str | None, hours: str | None, values: dict[str, Any]) -> str:
@@ -213,12 +237,20 @@ def heard(engine: sa.Engine, run_id: int, *, label: str | None, min_score: float
         _check_label(engine, run_id, label)
         statement += " AND label = :label"
         values["label"] = label
-    return select(engine, f"{statement} ORDER BY clip_id, start_s", **values)
+    return select(engine, f"{statement} ORDER BY clip_id, start_s, channel", **values)
 
 
 def top_k(engine: sa.Engine, run_id: int) -> Rows:
     """Return every stored prediction of a run, clip by clip, the best first."""
     return select(engine, SELECT_TOP_K, run_id=run_id)
+
+
+def check_embeddings(run: RunRow) -> None:
+    """Raise UsageError if a run keeps no embeddings."""
+    if not run.options.embeddings:
+        raise UsageError(
+            reason=f"The run {run.name} keeps no embeddings: submit its list with --embeddings."
+        )
 
 
 def embeddings(engine: sa.Engine, run: RunRow) -> Rows:
@@ -227,10 +259,7 @@ def embeddings(engine: sa.Engine, run: RunRow) -> Rows:
     Raises:
         UsageError: the run keeps none.
     """
-    if not run.options.embeddings:
-        raise UsageError(
-            reason=f"The run {run.name} keeps no embeddings: submit its list with --embeddings."
-        )
+    check_embeddings(run)
     return select(engine, SELECT_EMBEDDINGS, run_id=run.id)
 
 

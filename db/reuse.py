@@ -23,7 +23,7 @@ SELECT wanted.id, (
     AND known.state = 'done' AND substr(known.sha256, 1, 7) = wanted.start
     AND known.sha256 = wanted.content
     AND known.start_s {same} own.start_s AND known.end_s {same} own.end_s
-    AND known.channel {same} own.channel AND known.member {same} own.member
+    AND known.member {same} own.member
     LIMIT 1
 ) FROM wanted JOIN clips own ON own.id = wanted.id JOIN runs mine ON mine.id = :run_id
 """
@@ -68,7 +68,7 @@ def _statement(count: int, *, by_url: bool) -> str:
 def result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
     """Return a clip's result as another's; None if it has none any more, or not yet."""
     facts = [getattr(Clip, name) for name in words.AudioFacts.__slots__]
-    columns = Clip.label_ids, Clip.scores, Clip.sha256, Clip.bytes, *facts
+    columns = Clip.label_ids, Clip.scores, Clip.channel, Clip.sha256, Clip.bytes, *facts
     is_known = (Clip.id == known) & (Clip.state == words.State.done)
     windows_of = sa.select(WindowPrediction).where(WindowPrediction.clip_id == known)
     order = WindowPrediction.channel, WindowPrediction.start_s
@@ -92,6 +92,7 @@ def result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
         _facts(clip),
         _predictions(clip, positions),
         tuple(_window(row, positions) for row in windows),
+        channel=clip.channel,
         reused=True,
         embeddings=tuple(embeddings),
     )

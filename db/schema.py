@@ -171,6 +171,13 @@ def view_names() -> list[str]:
     return re.findall(r"CREATE VIEW (\w+)", VIEWS.read_text(encoding="utf-8"))
 
 
+def view_columns(engine: sa.Engine) -> dict[str, list[str]]:
+    """Return the columns of each public view."""
+    inspector = sa.inspect(engine)
+    columns = {view: inspector.get_columns(view) for view in view_names()}
+    return {view: [str(column["name"]) for column in found] for view, found in columns.items()}
+
+
 def _statements(text: str) -> list[str]:
     return [statement for statement in text.split(";") if statement.strip()]
 

@@ -24,7 +24,7 @@ JOIN labels l ON l.id = p.value;
 
 CREATE VIEW windows AS
 SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri,
-       w.start_s, w.end_s, coalesce(nullif(w.channel, 0), c.channel) AS channel, c.member,
+       w.start_s, w.end_s, nullif(w.channel, 0) AS channel, c.member,
        {rank} AS rank, l.name AS label, {score_of_w} AS score
 FROM clips c
 JOIN runs r ON r.id = c.run_id
@@ -69,7 +69,7 @@ WINDOW stretch AS (PARTITION BY run_id, clip_id, channel, label, number);
 
 CREATE VIEW failures AS
 SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri,
-       c.start_s, c.end_s, c.channel, c.member,
+       c.start_s, c.end_s, c.member,
        c.error_code, c.error_stage, c.error, c.attempts, c.crashes, c.meta, c.worker,
        {finished_at} AS finished_at
 FROM clips c

@@ -1,28 +1,50 @@
-"""The tables as a diagram, drawn from the models: a page of docs/reference.py."""
+"""Views and tables, drawn from the models: a page of docs/reference.py."""
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+
+from db import schema
 from db.models import Base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import sqlalchemy as sa
+HEAD = """# Tables and views
 
-HEAD = """# The tables
+Look up the columns of the views, and how the tables behind them belong together. The views are the
+stable interface; [SQL](../guides/sql.md#the-views) explains their columns. The tables may change
+with each release. Times in tables are seconds since 1970.
 
-This page is a diagram of the tables, for developers. The tables may change with each release;
-[the views](../guides/sql.md#the-views) are the stable interface. Times are seconds since 1970.
+## Views
+"""
+TABLES = """
+## Tables
 """
 
 
 def schema_page() -> str:
-    """Return the page with the entity diagram, which GitHub and most viewers of Markdown draw."""
+    """Return the page with the views' columns, and the tables as an entity diagram."""
     tables = Base.metadata.sorted_tables
     lines = [line for table in tables for line in (*_entity(table), *_relations(table))]
-    return "\n".join([HEAD, "```mermaid", "erDiagram", *lines, "```", ""])
+    diagram = ["```mermaid", "erDiagram", *lines, "```", ""]
+    return "\n".join([HEAD, *_views(), TABLES, *diagram])
+
+
+def _views() -> Iterator[str]:
+    engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        for statement in schema.view_statements("sqlite"):
+            connection.execute(sa.text(statement))
+        for view in schema.view_names():
+            columns = sa.inspect(connection).get_columns(view)
+            names = ", ".join(column["name"] for column in columns)
+            yield fill(f"**`{view}`**: {names}.", 100, initial_indent="- ", subsequent_indent="  ")
+    engine.dispose()
 
 
 def _entity(table: sa.Table) -> Iterator[str]:

@@ -107,7 +107,11 @@ def errors_page() -> str:
 def cli_page() -> str:
     """Return the page of every verb with its help."""
     root = typer.main.get_command(app)
-    return "\n".join([MADE + "# The command line\n", *_help(root, "earmark")])
+    head = (
+        "Look up every verb with its options. `earmark VERB --help` shows the same, and `earmark"
+        " --version` the version.\n"
+    )
+    return "\n".join([MADE + "# The command line\n", head, *_help(root, "earmark")])
 
 
 def _help(command: Any, name: str) -> Iterator[str]:

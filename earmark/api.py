@@ -59,6 +59,7 @@ class Scoring(TypedDict, total=False):
     labels: str | Sequence[str] | None
     embeddings: bool
     head: str | None
+    channels: str | int
 
 
 class Submission(Scoring, total=False):
@@ -91,6 +92,8 @@ class Conditions(TypedDict, total=False):
     label: str | None
     rank: int
     min_score: float | None
+    max_score: float | None
+    by_score: bool
     windows: bool
     day: str | None
     hours: str | None
@@ -167,9 +170,9 @@ class Run:
     def results(self, **conditions: Unpack[Conditions]) -> Rows:
         """Yield the clips that are done, each with its best label, as in the view `results`.
 
-        `label` and `min_score` choose among them, `rank` also among a clip's further labels, and
-        `day` ("2026-05-01") and `hours` ("4-6") by when they were recorded; `windows=True` yields
-        each window instead.
+        `label`, `min_score` and `max_score` choose among them, `rank` also among a clip's further
+        labels, and `day` ("2026-05-01") and `hours` ("4-6") by when they were recorded. `by_score`
+        sorts them; `windows=True` yields each window instead.
         """
         return results.results(self.engine, self.id, **conditions)
 
@@ -227,9 +230,7 @@ def run(
     notify: str | None = None,
     **options: Unpack[Submission],
 ) -> Run:
-    """Classify every clip of the sources on this machine; return the finished run.
-
-    It brings its own queue (an embedded Valkey) and workers. Use it for what one machine can do.
+    """Classify every clip of the sources with a queue and workers here; return the finished run.
 
     Args:
         sources: URLs, audio files, folders, globs and lists, or one of them.
@@ -246,10 +247,9 @@ def run(
         ServiceError: the database cannot be used, or the workers cannot work.
     """
     scoring, submission = _split(options)
-    settings = _settings(settings, db)
     ended = run_here(
         _listed(sources),
-        settings,
+        _settings(settings, db),
         scoring,
         workers=workers,
         quiet=quiet,
@@ -257,9 +257,13 @@ def run(
         notify=notify,
         **submission,
     )
-    if paused := ended.progress().paused:
+    return _unless_paused(ended)
+
+
+def _unless_paused(run: Run) -> Run:
+    if paused := run.progress().paused:
         raise ServiceError(reason=paused)
-    return ended
+    return run
 
 
 def submit(
@@ -361,22 +365,13 @@ def run_here(
     Args:
         roots: the folders that the workers may read; default: those of the sources.
         on_interrupt: the sentence for Ctrl-C; default: how to go on with the run.
-        watch: take the sources, which are folders, file by file, and go on until Ctrl-C.
-        notify: a webhook that is told when every clip has ended, and when the run is stopped.
         submission: further arguments of `producer.submit.submit`.
     """
     growth = Growth(map(str, sources)) if watch else None
-    if notify:
-        webhook.check(notify, settings)
-    folders.check(settings)
-    hub.check(options.model, options.revision, options.labels, here=True)
-    if options.head:
-        heads.load(options.head)
+    _check(settings, options, notify)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
-    roots = folders.file_roots(map(str, sources)) if roots is None else roots
-    model = {"name": options.model, "revision": options.revision}
-    local = settings.changed(fetch={"file_roots": roots}, model=model)
+    local = _on_files_of(sources, roots, settings, options)
     with (
         progress.terminable(),
         machine.running(local, queue=queue, workers=workers) as here,
@@ -392,6 +387,29 @@ def run_here(
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
     return Run(engine, runs.get_run(engine, submitted.run_id), submitted)
+
+
+def _check(settings: Settings, options: RunOptions, notify: str | None) -> None:
+    """Raise an EarmarkError if a run here could not work, before it begins."""
+    if notify:
+        webhook.check(notify, settings)
+    folders.check(settings)
+    hub.check(options.model, options.revision, options.labels, here=True)
+    if options.head:
+        heads.load(options.head)
+
+
+def _on_files_of(
+    sources: Sequence[str | Clip],
+    roots: Sequence[Path] | None,
+    settings: Settings,
+    options: RunOptions,
+) -> Settings:
+    """Return the settings of workers for one run."""
+    model = {"name": options.model, "revision": options.revision}
+    if roots is None:
+        roots = folders.file_roots(map(str, sources))
+    return settings.changed(fetch={"file_roots": roots}, model=model)
 
 
 def _grow(

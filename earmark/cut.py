@@ -18,7 +18,6 @@ from db import results
 from db.rows import Rows
 from earmark.core.clips import AudioFacts, Part
 from earmark.core.errors import ClipError, Corrupt, UsageError
-from earmark.files import AudioFormat
 from earmark.label_files import file_name
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ BANDS = 10
 FLAC_CHANNELS, FLAC_RATE = 8, 655_350
 #: In the codecs of files that have more than 16 bits a sample.
 DEEP = ("24", "32", "float", "double", "pcm_f")
-#: The name and the label that a file's name keeps.
+#: Bytes of the recording's name and of the label that a file's name keeps.
 LONGEST = 60
 HEARD = ("label", "score", "start_s", "end_s", "clip_id", "uri", "member", "channel")
 COLUMNS = ("file_name", "cut_start_s", "cut_end_s", *HEARD)
@@ -54,7 +53,8 @@ class Cutter:
     folder: Path
     #: Seconds before and after each event.
     pad_s: float = 1.0
-    format: AudioFormat = AudioFormat.flac
+    #: `flac` or `wav`.
+    format: str = "flac"
     #: Why events are missing, a sentence for each clip.
     missing: list[str] = field(default_factory=list)
 
@@ -62,15 +62,13 @@ class Cutter:
         """Write events, clip by clip, as they are taken; yield a row for each file.
 
         Raises:
-            UsageError: the folder has files already.
+            UsageError: the folder is there already, so that nothing is overwritten.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            taken = any(self.folder.iterdir())
+            self.folder.mkdir(parents=True)
         except OSError as error:
-            raise UsageError(reason=f"{self.folder} cannot be used: {error.strerror}.") from error
-        if taken:
-            raise UsageError(reason=f"{self.folder} is not empty: nothing is overwritten.")
+            reason = f"{self.folder} cannot be made as a new folder: {error.strerror}."
+            raise UsageError(reason=reason) from error
         return Rows(chain([COLUMNS], self._lines(events)))
 
     def _lines(self, events: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
@@ -98,10 +96,8 @@ class Cutter:
         rate, channels, only = clip["source_sample_rate"], clip["channels"], event["channel"]
         kept = slice(only - 1, only) if only else slice(channels)
         bits = 24 if any(word in clip["codec"] for word in DEEP) else 16
-        form = self.format
-        if channels > FLAC_CHANNELS or rate > FLAC_RATE:
-            form = AudioFormat.wav
-        path = self.folder / f"{_name(event)}.{form}"
+        fits = channels <= FLAC_CHANNELS and rate <= FLAC_RATE
+        path = self.folder / f"{_name(event)}.{self.format if fits else 'wav'}"
         with _new_sound(path, rate, 1 if only else channels, bits) as sound:
             for frames in _frames(self.listener.stretch(file, start_s, end_s), rate, channels):
                 sound.write(_integers(frames[:, kept], bits))
@@ -114,15 +110,12 @@ def _new_sound(path: Path, rate: int, channels: int, bits: int) -> Iterator[soun
     """Open a new file for samples; without all of them it is not left behind."""
     try:
         # Another file of that name is not written over, nor is a link followed.
-        with (
-            path.open("xb+") as file,
-            soundfile.SoundFile(
-                file, "w", rate, channels, f"PCM_{bits}", format=path.suffix[1:]
-            ) as sound,
-        ):
-            yield sound
-    except OSError as error:
-        raise UsageError(reason=f"{path} cannot be written: {error.strerror}.") from error
+        with path.open("xb+") as file:
+            kind = {"subtype": f"PCM_{bits}", "format": path.suffix[1:]}
+            with soundfile.SoundFile(file, "w", rate, channels, **kind) as sound:
+                yield sound
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise UsageError(reason=f"{path} cannot be written: {error}.") from error
     except ClipError:
         path.unlink()
         raise
@@ -151,22 +144,20 @@ def _integers(frames: np.ndarray, bits: int) -> np.ndarray:
 
 def _name(event: Mapping[str, Any]) -> str:
     """Return a name that no other event has, made of the clip's, the time and the label."""
-    address = event["member"] or event["uri"]
-    parts = [str(event["clip_id"]), address.rpartition("/")[2].rpartition(".")[0][:LONGEST]]
-    if event["channel"]:
-        parts.append(f"channel{event['channel']}")
-    parts += [f"{event['start_s']:.2f}-{event['end_s']:.2f}", event["label"][:LONGEST]]
-    return file_name("-".join(parts))
+    address = (event["member"] or event["uri"]).rpartition("/")[2].rpartition(".")[0]
+    channel = f"channel{event['channel']}-" if event["channel"] else ""
+    time = f"{channel}{event['start_s']:.2f}-{event['end_s']:.2f}"
+    words = (file_name(text, LONGEST) for text in (address, event["label"]))
+    return "-".join([str(event["clip_id"]), next(words), time, next(words)])
 
 
-def sampled(events: Iterable[dict[str, Any]], count: int, lowest: float) -> list[dict[str, Any]]:
+def sampled(events: Iterable[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Return so many events at random, always the same: as many of each tenth of the scores."""
     chance = random.Random(0)  # noqa: S311 - not to keep a secret
     bands: list[list[dict[str, Any]]] = [[] for _ in range(BANDS)]
     seen = [0] * BANDS
     for event in events:
-        share = (event["score"] - lowest) / max(1 - lowest, 1e-9)
-        band = min(max(int(share * BANDS), 0), BANDS - 1)
+        band = min(max(int(event["score"] * BANDS), 0), BANDS - 1)
         place = chance.randrange(seen[band] + 1)
         seen[band] += 1
         if len(bands[band]) < count:

@@ -30,8 +30,6 @@ from earmark.demo import EXAMPLES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import numpy as np
-
     from earmark.core.settings import Settings
     from workers.scoring.classifier import Classifier
 
@@ -146,12 +144,12 @@ def _database(settings: Settings) -> str:
 
 
 def _dns(settings: Settings) -> str:
-    from workers.fetching import guard
+    from workers.fetching import names
 
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
     began = time.monotonic()
     try:
-        guard.resolve(host, 443, 5.0)
+        names.resolve(host, 443, 5.0)
     except EarmarkError as error:
         return _without_names(str(error), settings)
     except TimeoutError:
@@ -201,19 +199,18 @@ def _model(settings: Settings) -> str:
             raise ServiceError(
                 reason=f"{options.model} does not classify the bundled {LOUD}: {error}"
             ) from error
-        assert ended.waveform is not None
         device = f"{options.model} on {model.device}, {model.dtype}"
         heard = f"{device}, ready in {took_s:.0f} s; hears {best} in {LOUD}"
-        return f"{heard}; {_feeding(model, ended.waveform.samples, settings)}"
+        return f"{heard}; {_feeding(model, settings)}"
 
 
-def _feeding(model: Classifier, samples: np.ndarray, settings: Settings) -> str:
+def _feeding(model: Classifier, settings: Settings) -> str:
     """Say what a core decodes, and how many cores the device wants, if that is a GPU."""
     decode_ms = speed.decoding_ms(settings.audio) * speed.SAMPLE_S
     decodes = f"a core decodes {1000 / decode_ms:.0f} such clips/s"
     if model.device == "cpu":
         return decodes
-    clips_s = speed.clips_per_s(model, samples)
+    clips_s = 1000 / speed.scoring_ms(model)
     wanted = speed.cores_wanted(clips_s, decode_ms)
     return f"{decodes}, and the device scores {clips_s:.0f}: it wants {wanted} cores of {cores()}"
 

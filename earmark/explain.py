@@ -14,7 +14,7 @@ from earmark.core.errors import ClipError
 from earmark.in_process import classified
 from earmark.sound import peaks
 from earmark.tables import bar
-from workers.fetching import guard
+from workers.fetching import guard, names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +101,7 @@ class Steps:
                 return
         # A name that is not found is told as the clip's failure.
         with suppress(ClipError, TimeoutError):
-            for *_, place in guard.resolve(
+            for *_, place in names.resolve(
                 str(parts.hostname), port, self._fetch.connect_timeout_s
             ):
                 self._say("address", f"{place[0]}, {self._verdict(place[0])}")
@@ -163,7 +163,10 @@ def _tell_success(success: Success, ended: Classified, say: Say) -> None:
     say("model", f"{classifier.card.name} on {classifier.device}")
     for window in success.windows:
         best = in_words(ended.named(window.predictions[:LABELS_SHOWN]))
-        say("window", f"{window.start_s:.2f} to {window.end_s:.2f} s: {best}")
+        where = f"channel {window.channel}, " if window.channel else ""
+        say("window", f"{where}{window.start_s:.2f} to {window.end_s:.2f} s: {best}")
+    if success.channel:
+        say("heard on", f"channel {success.channel}")
     _tell_scores(ended.named(success.predictions), say)
 
 

@@ -7,7 +7,6 @@ import shutil
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TextIO
 
 from earmark.core.errors import UsageError
@@ -27,13 +26,6 @@ class ParquetOptions:
     made_by: Callable[[], dict[str, Any]] = dict
     #: A folder of files, each with some hundred thousand rows.
     parts: bool = False
-
-
-class AudioFormat(StrEnum):
-    """A format of files with sound."""
-
-    flac = "flac"
-    wav = "wav"
 
 
 @contextmanager

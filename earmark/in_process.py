@@ -95,18 +95,22 @@ def classified(
 
 
 class _Clip:
-    """Keeps the waveform, and passes on what it sees."""
+    """Keeps the waveform of the first channel that is heard, and passes on what it sees."""
 
     def __init__(self, observer: Observer | None) -> None:
         self._observer = observer
         self._pieces: list[np.ndarray] = []
+        self._channel: int | None = None
 
     def fetched(self, fetched: Fetched) -> None:
         if self._observer:
             self._observer.fetched(fetched)
 
-    def decoded(self, samples: np.ndarray) -> None:
-        self._pieces.append(samples)
+    def decoded(self, samples: np.ndarray, channel: int) -> None:
+        if self._channel is None:
+            self._channel = channel
+        if self._channel == channel:
+            self._pieces.append(samples)
 
     def waveform(self, sample_rate: int) -> Waveform | None:
         """Return what was decoded, if anything was."""

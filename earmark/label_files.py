@@ -71,16 +71,17 @@ def _write_audacity(rows: Iterable[dict[str, Any]], folder: Path) -> int:
             for row in windows:
                 name = file_name(row["uri"].rpartition("/")[2])
                 span = f"{row['start_s']:.3f}\t{row['end_s']:.3f}"
-                lines += f"{span}\t{_on_one_line(row['label'])} {row['score']:.2f}\n"
+                where = f" channel {row['channel']}" if row["channel"] else ""
+                lines += f"{span}\t{_on_one_line(row['label'])} {row['score']:.2f}{where}\n"
             part.joinpath(f"{clip_id}-{name}.txt").write_text(lines, encoding="utf-8")
             count += 1
     return count
 
 
-def file_name(text: str) -> str:
+def file_name(text: str, longest: int = LONGEST_NAME) -> str:
     """Return a text as a part of what a file can be called, anywhere."""
     name = re.sub(r"[^\w.-]", "_", text)
-    return name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    return name.encode()[:longest].decode(errors="ignore")
 
 
 def _on_one_line(text: str) -> str:

@@ -147,7 +147,7 @@ def _write_file(rows: _Counted, format: Format, file: Path, options: ParquetOpti
 def _write_text(rows: _Counted, format: Format, out: TextIO) -> None:
     match format:
         case Format.csv:
-            _write_csv(rows, out)
+            write_csv(rows, rows.columns, out)
         case Format.json:
             _write_json(rows, out)
         case Format.jsonl:
@@ -156,8 +156,9 @@ def _write_text(rows: _Counted, format: Format, out: TextIO) -> None:
             tables.show(rows, Console(file=out, width=FILE_WIDTH))
 
 
-def _write_csv(rows: _Counted, out: TextIO) -> None:
-    writer = csv.DictWriter(out, rows.columns, lineterminator="\n")
+def write_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str], out: TextIO) -> None:
+    """Write rows as CSV, in which no cell is a formula."""
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _harmless(plain(value)) for name, value in row.items()})

@@ -16,14 +16,16 @@ from pydantic import ByteSize
 
 from db import charts
 from db.pace import measure
-from earmark import api, folders, progress, speed
+from earmark import api, catalog, folders, progress, speed
 from earmark.core.errors import UsageError
 from producer.sources import read_clips
 from producer.tally import Tally
+from workers.scoring import hub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from db.pace import Measured
     from earmark.api import Run
     from earmark.core.clips import Clip
     from earmark.core.options import Listing, RunOptions
@@ -59,6 +61,9 @@ class Plan:
     gpu_cores: int | None
     hosts: list[dict[str, Any]]
     errors: list[dict[str, Any]]
+    license: str | None = None
+    #: A model on this machine with the same labels that takes less time, as a sentence.
+    cheaper: str | None = None
 
     @property
     def success(self) -> tuple[float, float]:
@@ -87,25 +92,15 @@ def plan(
         UsageError: a source cannot be read, or holds no clip.
     """
     folders.check_temporary()
-    tally = Tally()
-    with progress.screen.status("Reading the whole list"):
-        chosen = sampled(islice(read_clips(sources, listing, tally), limit), sample)
-    if not chosen:
-        raise UsageError(reason=f"There is no clip in {', '.join(sources)}.")
+    tally, chosen = _sampled(sources, listing, limit, sample)
     with _tried(chosen, settings, options, folders.file_roots(sources)) as run:
         seen = measure(run.engine, run.id)
         hosts = list(charts.hosts(run.engine, run.id))
         errors = charts.top_errors(run.engine, run.id)
-    core_clips_s, gpu_cores = None, None
-    if seen.done:
-        decode_ms = speed.decoding_ms(settings.audio) * seen.audio_s / seen.done
-        core_clips_s = 1000 / decode_ms
-        gpu_cores = speed.cores_wanted(GPU_CLIPS_S, decode_ms)
+    core_clips_s, gpu_cores = _decoding(seen, settings)
     scale = tally.clips / seen.clips
-    eta_s, workers = None, None
-    if seen.clips_per_s:
-        eta_s = tally.clips / seen.clips_per_s
-        workers = math.ceil(eta_s / within_s) if within_s else None
+    eta_s = tally.clips / seen.clips_per_s if seen.clips_per_s else None
+    workers = math.ceil(eta_s / within_s) if eta_s and within_s else None
     return Plan(
         clips=tally.clips,
         refused_lines=tally.refused,
@@ -120,7 +115,28 @@ def plan(
         gpu_cores=gpu_cores,
         hosts=hosts,
         errors=[dict(zip(("code", "clips", "example"), error, strict=True)) for error in errors],
+        license=hub.license_of(options.model, options.revision),
+        cheaper=catalog.cheaper(options.model, options.revision, settings) if seen.done else None,
     )
+
+
+def _sampled(
+    sources: Sequence[str], listing: Listing | None, limit: int | None, sample: int
+) -> tuple[Tally, list[Clip]]:
+    tally = Tally()
+    with progress.screen.status("Reading the whole list"):
+        chosen = sampled(islice(read_clips(sources, listing, tally), limit), sample)
+    if not chosen:
+        raise UsageError(reason=f"There is no clip in {', '.join(sources)}.")
+    return tally, chosen
+
+
+def _decoding(seen: Measured, settings: Settings) -> tuple[float | None, int | None]:
+    """Return the clips a second that a core decodes, and the cores that a GPU wants."""
+    if not seen.done:
+        return None, None
+    decode_ms = speed.decoding_ms(settings.audio) * seen.audio_s / seen.done
+    return 1000 / decode_ms, speed.cores_wanted(GPU_CLIPS_S, decode_ms)
 
 
 @contextmanager
@@ -168,6 +184,9 @@ def sentences(plan: Plan, within: str | None) -> Iterator[str]:
     tried = f"{plan.sampled} of them tried on this machine; nothing is kept."
     yield f"{plan.clips} clips{refused}, {tried}"
     yield f"success: {share:.1%}, give or take {margin:.1%}"
+    yield f"licence of the model: {plan.license or 'not stated'}"
+    if plan.cheaper:
+        yield f"model: {plan.cheaper}"
     volume = ByteSize(plan.bytes).human_readable(decimal=True)
     yield f"volume: {volume}, {plan.audio_s / 3600:.1f} hours of audio"
     if plan.core_clips_s is not None:

@@ -45,7 +45,9 @@ def plot_clip(uri: str, settings: Settings, options: RunOptions) -> Figure:
             raise UsageError(reason=str(error)) from error
     top = ended.named(success.predictions)
     windows: list[Segment] = []
-    for window in success.windows:
+    # Others would lie upon each other.
+    heard = [window for window in success.windows if window.channel == success.channel]
+    for window in heard:
         for label, score in ended.named(window.predictions[:1]):
             windows.append((window.start_s, window.end_s, label, score))
     assert ended.waveform

@@ -11,7 +11,7 @@ import numpy as np
 
 from db import results
 from db.identity import ledger_id
-from db.rows import select
+from db.session import execute, reading
 from earmark import folders, vector_index
 from earmark.core import vectors
 from earmark.core.errors import UsageError
@@ -28,7 +28,7 @@ SELECT_ENDED = """
 SELECT coalesce(sum(clips), 0) AS clips, coalesce(max(finished_at), 0) AS finished_at
 FROM run_counts WHERE run_id = :run_id AND state = 'done'
 """
-SELECT_SHOWN = "SELECT clip_id, uri, member, label FROM results WHERE clip_id = :clip_id"
+SELECT_SHOWN = "SELECT clip_id, uri, member, label FROM results WHERE clip_id IN {ids}"
 
 
 def similar(
@@ -52,18 +52,22 @@ def similar(
         rows = results.results(engine, run.id, **conditions)
         allowed &= np.isin(index.windows["clip_id"], [row["clip_id"] for row in rows])
     places, cosines = index.nearest(query, count, allowed)
-    for rank, (place, cosine) in enumerate(zip(places, cosines, strict=True), 1):
-        clip, channel, start_s, end_s = index.windows[place].tolist()
+    windows = index.windows[places].tolist()
+    with reading(engine) as connection:
+        found = execute(connection, SELECT_SHOWN, ids=[window[0] for window in windows])
+        shown = {row["clip_id"]: dict(row) for row in found.mappings()}
+    for rank, (window, cosine) in enumerate(zip(windows, cosines.tolist(), strict=True), 1):
+        clip, channel, start_s, end_s = window
         where = {"channel": channel or None, "start_s": start_s, "end_s": end_s}
-        shown = next(select(engine, SELECT_SHOWN, clip_id=clip), {})
-        yield {"rank": rank, "score": round(float(cosine), 4), **where, **shown}
+        yield {"rank": rank, "score": round(cosine, 4), **where, **shown.get(clip, {})}
 
 
 def opened(engine: sa.Engine, run: RunRow, settings: Settings) -> vector_index.Index:
     """Return a run's index, written now if it is missing or the run has changed."""
-    results.embeddings(engine, run)
-    ended = next(select(engine, SELECT_ENDED, run_id=run.id))
-    folder = _folder(engine, run, settings) / f"{ended['clips']}-{ended['finished_at']:.6f}"
+    results.check_embeddings(run)
+    with reading(engine) as connection:
+        ended = execute(connection, SELECT_ENDED, run_id=run.id).one()
+    folder = _folder(engine, run, settings) / f"{ended.clips}-{ended.finished_at:.6f}"
     if not folder.is_dir():
         _write(engine, run, folder)
     return vector_index.Index.mapped(folder)

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 import soundfile
+import soxr
 from PIL import Image
 
+from earmark.core.clips import AudioFacts
+from earmark.core.errors import TooShort
 from workers.decoding.pool import Decoders
 from workers.fetching.fetch import Fetcher
 from workers.loading.spans import Span
@@ -102,6 +105,24 @@ class Listener:
             ClipError: it cannot be fetched any more.
         """
         return self._fetcher.open(uri, part)
+
+    def hear_stretch(
+        self, uri: str, part: Part, start_s: float, *, most_s: float, most_bytes: int
+    ) -> Heard:
+        """Return the seconds of a recording behind some time as a page shows them.
+
+        Raises:
+            ClipError: it cannot be fetched any more, or not be decoded, or ends before.
+        """
+        with self.open(uri, part) as file:
+            *_, last = pieces = list(self.stretch(file, start_s, start_s + most_s))
+        facts, samples = last.end, np.concatenate([piece.samples for piece in pieces])
+        assert isinstance(facts, AudioFacts)
+        if not len(samples):
+            raise TooShort(min_duration_s=start_s, setting="where one wants to hear it")
+        mono = samples.reshape(-1, facts.channels).mean(axis=1)
+        resampled = soxr.resample(mono, facts.source_sample_rate, RATE)
+        return heard(resampled, most_s, most_bytes)
 
     def stretch(self, file: BinaryIO, start_s: float, end_s: float) -> Iterator[Piece]:
         """Yield some seconds of an open file at its own rate, with the channels of each frame.

@@ -6,11 +6,11 @@ import math
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from earmark.demo import EXAMPLES
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from earmark.core.settings import Audio
     from workers.scoring.classifier import Classifier
 
@@ -46,14 +46,23 @@ def decoding_ms(audio: Audio) -> float:
     return min(took) / SAMPLE_S
 
 
-def clips_per_s(model: Classifier, samples: np.ndarray) -> float:
-    """Return how many such windows a second the device scores, in full batches."""
-    batch = [samples] * len(model.choose([len(samples)] * model.limits.windows))
+def scoring_ms(model: Classifier) -> float:
+    """Return the milliseconds in which a device, or a core of a CPU, scores SAMPLE_S of sound."""
+    from workers.scoring import devices
+
+    if model.device == "cpu":
+        devices.use_one_thread()
+    card = model.card
+    window_s = min(card.window_s, SAMPLE_S)
+    size = max(round(window_s * card.sample_rate), card.min_samples)
+    noise = 0.1 * np.random.default_rng(0).standard_normal(size, np.float32)
+    batch = [noise] * len(model.choose([size] * model.limits.windows))
     model.outcomes(batch)
     began = time.perf_counter()
     for _ in range(BATCHES):
         model.outcomes(batch)
-    return BATCHES * len(batch) / (time.perf_counter() - began)
+    took_ms = 1000 * (time.perf_counter() - began)
+    return took_ms / (BATCHES * len(batch)) * math.ceil(SAMPLE_S / window_s)
 
 
 def cores_wanted(clips_s: float, decode_ms: float) -> int:

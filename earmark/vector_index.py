@@ -7,7 +7,6 @@ candidates, and these are compared. The database has the truth: an index may alw
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +24,6 @@ BITS, CANDIDATES = 512, 4096
 BLOCK = 10_000
 #: Sketches compared at once: their intermediates stay in a core's cache.
 SKETCHES = 16_384
-#: Words of a sketch whose different bits a byte can count.
-WORDS = 3
 WINDOW = np.dtype([("clip_id", "<i8"), ("channel", "<i2"), ("start_s", "<f8"), ("end_s", "<f8")])
 
 #: Windows with the scales and levels of their vectors.
@@ -35,19 +32,16 @@ Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def write(folder: Path, blocks: Iterable[Block]) -> None:
     """Write an index of vectors into a folder."""
-    names = ("windows", "scales", "levels")
-    files = [(folder / name).open("wb") for name in names]
     for block in blocks:
-        for array, file in zip(block, files, strict=True):
-            array.tofile(file)
-    for file in files:
-        file.close()
+        for name, array in zip(("windows", "scales", "levels"), block, strict=True):
+            with (folder / name).open("ab") as file:
+                array.tofile(file)
     index = Index.mapped(folder)
     if len(index.windows) > EXACT:
-        _sketch(folder, index)
+        write_sketches(folder, index)
 
 
-def _sketch(folder: Path, index: Index) -> None:
+def write_sketches(folder: Path, index: Index) -> None:
     count = len(index.windows)
     sample = np.linspace(0, count - 1, min(count, BLOCK)).astype(int)
     mean = index.vectors(sample).mean(axis=0)
@@ -129,15 +123,9 @@ def _different_bits(sketches: np.ndarray, query: np.ndarray) -> np.ndarray:
     for start in range(0, len(total), SKETCHES):
         places = slice(start, start + SKETCHES)
         changed = np.empty(len(total[places]), np.uint64)
-        counts, few = np.empty((2, len(changed)), np.uint8)
-        words = zip(sketches[:, places], query, strict=True)
-        while some := list(islice(words, WORDS)):
-            few[:] = 0
-            for word, wanted in some:
-                np.bitwise_xor(word, wanted, out=changed)
-                np.bitwise_count(changed, out=counts)
-                few += counts
-            total[places] += few
+        for word, wanted in zip(sketches[:, places], query, strict=True):
+            np.bitwise_xor(word, wanted, out=changed)
+            total[places] += np.bitwise_count(changed)
     return total
 
 

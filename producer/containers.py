@@ -123,7 +123,7 @@ class Container:
             self._tally.not_audio += 1
         else:
             self._tally.clips += 1
-            return Clip(uri, told["meta"], Part(None, None, None, name, *told["place"]))
+            return Clip(uri, told["meta"], Part(None, None, name, *told["place"]))
         return None
 
     def _is_sound(self, name: str, parts: list[str]) -> bool:

@@ -13,7 +13,7 @@ from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from more_itertools import spy
 
@@ -25,7 +25,7 @@ from db.session import connect
 from earmark.core import broker
 from earmark.core.clips import KEY_BYTES
 from earmark.core.errors import ServiceError, UsageError
-from earmark.core.options import STOP_AT, Duplicates, Listing, RunOptions
+from earmark.core.options import Duplicates, Listing, RunOptions
 from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from producer.sources import read_clips
@@ -33,6 +33,7 @@ from producer.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Unpack
 
     import sqlalchemy as sa
 
@@ -52,6 +53,20 @@ WRITERS = {"sqlite": 1, "postgresql": 2}
 #: Thread switch interval (GIL) while a list is submitted. The writer takes the GIL about ten times
 #: a statement; at Python's 5 ms it would wait longer for the reader than for the database.
 SWITCH_INTERVAL_S = 0.0005
+
+
+class KeptOptions(TypedDict, total=False):
+    """What is kept with the run besides its options."""
+
+    #: Clips in a message; default: as many as the workers' devices score at once.
+    chunk_size: int | None
+    #: The run's share of the workers, relative to the priorities of other runs.
+    priority: int
+    #: Without a download, take the result that the URL has in another run of the same model and
+    #: options.
+    reuse_urls: bool
+    #: The share of failures on every worker at which the run pauses; 1: never.
+    stop_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,64 +142,60 @@ def submit(
     listing: Listing | None = None,
     duplicates: Duplicates = "merge",
     again: bool = False,
-    chunk_size: int | None = None,
-    priority: int = 1,
     limit: int | None = None,
-    reuse_urls: bool = False,
-    stop_at: float = STOP_AT,
     tell: Callable[[str], None] | None = None,
+    **kept: Unpack[KeptOptions],
 ) -> Submitted:
     """Record every clip of the sources as a row, then start to queue them for workers.
 
     Args:
-        engine: the ledger's database; default: the one of the settings.
-        settings: default: those of the environment.
+        engine: the ledger's database; default: the one of the settings, or of the environment.
         name: if a run of this name exists, the list's new clips are added to it.
         listing: how the sources are read.
         duplicates: `keep` makes each row a clip of its own, with about 100 bytes in memory.
         again: clips whose local file has changed go back to work.
-        chunk_size: clips in a message; default: as many as the workers' devices score at once.
-        priority: the run's share of the workers, relative to the priorities of other runs.
-        reuse_urls: without a download, take the result that the URL has in another run of the
-            same model and options.
-        stop_at: the share of failures on every worker at which the run pauses; 1: never.
         tell: gets a sentence if no worker that is up may read the files of the list.
 
     Raises:
         UsageError: a source cannot be read, or no source holds a clip.
         ServiceError: the database or the broker is out of reach, or the database is read-only.
     """
-    sources = [sources] if isinstance(sources, str) else list(sources)
-    if engine is None or settings is None:
-        settings = settings or Settings()
-        engine = engine or _open(settings)
+    settings = settings or Settings()
+    engine = engine or _open(settings)
     access.check_writable(engine)
     tally = Tally()
-    read = read_clips(sources, listing, tally)
-    first, clips = spy(islice(read, limit), LOOKED_AT)
+    first, clips = _read(sources, listing, limit, tally)
+    settings, queue = _with_broker(settings, engine)
+    if tell and (sentence := unreadable(first, registry.up(engine, queue))):
+        tell(sentence)
+    run_id = ledger.open_run(engine, name, options or RunOptions(), queue=queue, **kept)
+    writer = _Writer(run_id, engine, Feeder(engine, settings), settings.ledger.feed_every_s, again)
+    added = _add(map(listed, clips) if duplicates == "merge" else _each_row(clips), writer)
+    return Submitted(run_id, tally, added, writer.differing, again)
+
+
+def _read(
+    sources: str | Iterable[str | Clip],
+    listing: Listing | None,
+    limit: int | None,
+    tally: Tally,
+) -> tuple[list[Clip], Iterator[Clip]]:
+    """Return the first clips of the sources, and all of them."""
+    sources = [sources] if isinstance(sources, str) else list(sources)
+    first, clips = spy(islice(read_clips(sources, listing, tally), limit), LOOKED_AT)
     if not first:
         reasons = "".join(f" {refused}." for refused in tally.examples)
         raise UsageError(reason=f"There is no clip in {', '.join(map(str, sources))}.{reasons}")
+    return first, clips
+
+
+def _with_broker(settings: Settings, engine: sa.Engine) -> tuple[Settings, str]:
+    """Return the settings with the queue of the ledger, whose broker answers, and that queue."""
     settings = with_queue(settings, engine)
     broker.configure(settings.broker)
     broker.check()
     assert settings.broker.queue
-    if tell and (sentence := unreadable(first, registry.up(engine, settings.broker.queue))):
-        tell(sentence)
-    run_id = ledger.open_run(
-        engine,
-        name,
-        options or RunOptions(),
-        queue=settings.broker.queue,
-        chunk_size=chunk_size or 0,
-        priority=priority,
-        reuse_urls=reuse_urls,
-        stop_at=stop_at,
-    )
-    rows = map(listed, clips) if duplicates == "merge" else _each_row(clips)
-    writer = _Writer(run_id, engine, Feeder(engine, settings), settings.ledger.feed_every_s, again)
-    added = _add(rows, writer)
-    return Submitted(run_id, tally, added, writer.differing, again)
+    return settings, settings.broker.queue
 
 
 def unreadable(clips: Iterable[Clip], up: Sequence[WorkerUp]) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -20,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
 PAGES_OF_THE_SITE = sorted(DOCS.rglob("*.md"))
+COMMAND: Any = typer.main.get_command(app)
 ROOT_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 PROSE = [*(ROOT / name for name in ROOT_PAGES), *PAGES_OF_THE_SITE]
 
@@ -95,7 +98,7 @@ def test_the_pictures_are_small() -> None:
 @pytest.mark.parametrize("page", PROSE, ids=name_of)
 def test_commands_in_pages_have_the_verbs_and_options_there_are(page: Path) -> None:
     for line in commands_of(page.read_text()):
-        command: Any = typer.main.get_command(app)
+        command = COMMAND
         words = shlex.split(line, comments=True)[1:]
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
@@ -154,3 +157,12 @@ def test_the_statements_in_commands_of_pages_can_be_asked(tmp_path: Path) -> Non
     for statement in statements:
         list(query.query(engine, statement, timeout_s=5))
     engine.dispose()
+
+
+@pytest.mark.parametrize("page", PROSE, ids=name_of)
+def test_python_in_pages_is_python_and_imports_names_there_are(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("earmark", "db.")):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, name.name) for name in node.names)

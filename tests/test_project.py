@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
-import subprocess
-import sys
 import tomllib
+from importlib.resources import files
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 CHANGELOG = """# Changelog
@@ -29,18 +31,20 @@ Upgrade first.
 
 
 @pytest.mark.parametrize(
-    ("schema", "files"),
+    ("schema", "file"),
     [
-        ("vendor.github-workflows", ["workflows/ci.yml", "workflows/release.yml"]),
-        ("vendor.dependabot", ["dependabot.yml"]),
+        ("github-workflows", "workflows/ci.yml"),
+        ("github-workflows", "workflows/release.yml"),
+        ("dependabot", "dependabot.yml"),
+        ("github-issue-forms", "ISSUE_TEMPLATE/bug.yml"),
     ],
 )
-def test_the_forge_understands_its_files(schema: str, files: list[str]) -> None:
-    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema]
-    result = subprocess.run(
-        [*check, *files], cwd=ROOT / ".github", capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stdout
+def test_the_forge_understands_its_files(schema: str, file: str) -> None:
+    vendored = files("check_jsonschema").joinpath(f"builtin_schemas/vendor/{schema}.json")
+    loaded = yaml.safe_load((ROOT / ".github" / file).read_text())
+    if True in loaded:  # in YAML 1.1 the word `on` is a truth value
+        loaded["on"] = loaded.pop(True)
+    jsonschema.validate(loaded, json.loads(vendored.read_text()))
 
 
 def test_workflows_and_pages_name_targets_of_the_makefile() -> None:

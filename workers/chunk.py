@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from earmark.core.clips import Postponed
 from workers.clip import ClipInWork
-from workers.loading.loaders import Known, Suspected
+from workers.loading.process import Known, Suspected
 
 if TYPE_CHECKING:
     from db.claims import Claim, Claimed

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -24,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from db.claims import Claimed
-    from earmark.core.clips import Outcome, Part, Postponed
+    from earmark.core.clips import Outcome, Part, Postponed, Prediction
     from earmark.core.options import RunOptions
-    from workers.loading.loaders import Dealt, Facts, Known, LoadedWindow, Loading, Suspected
+    from workers.loading.process import Dealt, Facts, Known, LoadedWindow, Loading, Suspected
     from workers.models import RunPlan
     from workers.scoring.batcher import Batcher, QueuedWindow
 
@@ -38,47 +37,63 @@ if TYPE_CHECKING:
 BY_CHANCE = (DecoderCrashed, DecoderMemory, DecoderTimeout)
 
 
+class Answer(NamedTuple):
+    """A clip's best labels, those of its windows if there are several, and their channel."""
+
+    predictions: tuple[Prediction, ...]
+    windows: tuple[WindowPredictions, ...]
+    channel: int | None
+
+
 class Scores:
-    """The scores of a clip's windows, combined as they come."""
+    """The scores of a clip's windows, combined as they come, those of each channel apart."""
 
     def __init__(self, options: RunOptions) -> None:
         self._options = options
-        self._combined: np.ndarray | None = None
+        self._combined: dict[int, np.ndarray] = {}
+        self._counts: Counter[int] = Counter()
         self._windows: list[WindowPredictions] = []
         self.embeddings: list[Embedding] = []
 
     def keep_embedding(
-        self, span: tuple[float, float], outcome: np.ndarray | windows.Embedded
+        self, span: tuple[float, float], outcome: np.ndarray | windows.Embedded, channel: int = 0
     ) -> np.ndarray:
         """Keep the embedding of a window's outcome, if it has one; return the scores."""
         if not isinstance(outcome, windows.Embedded):
             return outcome
-        self.embeddings.append(Embedding(*span, outcome.vector))
+        self.embeddings.append(Embedding(*span, outcome.vector, channel or None))
         return outcome.scores
 
-    def add(self, span: tuple[float, float], scores: np.ndarray) -> None:
-        """Add a window's scores, shape (labels,)."""
+    def add(self, span: tuple[float, float], scores: np.ndarray, channel: int = 0) -> None:
+        """Add a window's scores, shape (labels,); the mix is channel 0."""
         best = windows.top_k(scores, self._options.top_k, self._options.min_score)
-        self._windows.append(WindowPredictions(*span, best))
-        if self._combined is None:
+        self._windows.append(WindowPredictions(*span, best, channel or None))
+        self._counts[channel] += 1
+        combined = self._combined.get(channel)
+        if combined is None:
             # The sum of a day's windows needs the digits.
-            self._combined = scores.astype(np.float64)
+            self._combined[channel] = scores.astype(np.float64)
         elif self._options.combine == "max":
-            np.maximum(self._combined, scores, out=self._combined)
+            np.maximum(combined, scores, out=combined)
         else:
-            self._combined += scores
+            combined += scores
 
-    def predictions(self) -> tuple[Any, tuple[WindowPredictions, ...]]:
-        """Return the clip's best labels, and those of its windows if there are several."""
-        assert self._combined is not None
+    def answer(self) -> Answer:
+        """Return the best labels, of the channel that has the highest score."""
         if len(self._windows) == 1:
-            return self._windows[0].predictions, ()
-        combined = self._combined
+            (only,) = self._windows
+            return Answer(only.predictions, (), only.channel)
+        answers = {channel: self._answer_of(channel) for channel in sorted(self._combined)}
+        channel = max(answers, key=lambda number: answers[number].max())
+        best = windows.top_k(answers[channel], self._options.top_k, self._options.min_score)
+        ordered = sorted(self._windows, key=lambda each: (each.start_s, each.channel or 0))
+        return Answer(best, tuple(ordered), channel or None)
+
+    def _answer_of(self, channel: int) -> np.ndarray:
+        combined = self._combined[channel]
         if self._options.combine == "mean":
-            combined = combined / len(self._windows)
-        options = self._options
-        best = windows.top_k(combined.astype(np.float32), options.top_k, options.min_score)
-        return best, tuple(sorted(self._windows, key=attrgetter("start_s")))
+            combined = combined / self._counts[channel]
+        return combined.astype(np.float32)
 
 
 @dataclass(slots=True, eq=False)
@@ -101,6 +116,7 @@ class ClipInWork:
     _scored: int = 0
     #: The BEST labels of a clip that is one window.
     _best: np.ndarray | None = None
+    _channel: int = 0
     _decoded_at: float = 0.0
     _classify_ms: float = 0.0
     #: Copies of it, which wait for its end.
@@ -154,11 +170,12 @@ class ClipInWork:
                 self._close(Failure(self.clip_id, outcome, source or None))
                 return
             assert self._scores is not None
-            scores = self._scores.keep_embedding(window.span, outcome)
+            channel = window.channel
+            scores = self._scores.keep_embedding(window.span, outcome, channel)
             if scores.dtype == windows.BEST:
-                self._best = scores
+                self._best, self._channel = scores, channel
             else:
-                self._scores.add(window.span, scores)
+                self._scores.add(window.span, scores, channel)
             self._scored += 1
             self._note_progress()
 
@@ -176,19 +193,20 @@ class ClipInWork:
         facts, scores = self._facts, self._scores
         assert facts is not None
         assert scores is not None
-        parts: tuple[WindowPredictions, ...] = ()
         if self._best is not None:
             best = windows.predictions(self._best, self.plan.options.min_score)
+            answer = Answer(best, (), self._channel or None)
         else:
-            best, parts = scores.predictions()
+            answer = scores.answer()
         timings = replace(facts.timings, classify_ms=facts.room_ms + self._classify_ms)
         return Success(
             self.clip_id,
             facts.source,
             facts.audio,
-            best,
-            parts,
+            answer.predictions,
+            answer.windows,
             timings,
+            answer.channel,
             embeddings=tuple(scores.embeddings),
         )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from db import ledger, runs
 from earmark.core.errors import ModelError
 from workers.loading.cutter import Shape
-from workers.loading.loaders import Job
+from workers.loading.process import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ class RunPlan:
     @property
     def job(self) -> Job:
         """Return what loaders have to know."""
-        return Job(self.run_id, self.shape, self.reuse_urls)
+        return Job(self.run_id, self.shape, self.reuse_urls, self.options.decoded_channels)
 
     @property
     def shape(self) -> Shape:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from earmark.core.clips import AudioFacts, Failure, Postponed, Success, Timings
-from earmark.core.errors import ClipError, ModelError, ServiceError
+from earmark.core.errors import ClipError
 from workers.clip import Scores
-from workers.fetching.polite import HostBusyError
+from workers.loading.clip import failure_or_pause
 from workers.loading.cutter import Cutter
-from workers.loading.downloads import SERVICE_PAUSE_S
 from workers.loading.spans import Span
 
 if TYPE_CHECKING:
@@ -27,10 +25,9 @@ if TYPE_CHECKING:
     from workers.decoding.decoder import Piece
     from workers.decoding.pool import Decoders
     from workers.fetching.fetch import Fetched
+    from workers.loading.cutter import Cut
     from workers.models import RunPlan
     from workers.scoring import windows
-
-logger = logging.getLogger(__name__)
 
 
 class Fetcher(Protocol):
@@ -44,15 +41,14 @@ class Observer(Protocol):
 
     def fetched(self, fetched: Fetched) -> None: ...
 
-    def decoded(self, samples: np.ndarray) -> None:
-        """See a piece of the waveform, shape (samples,)."""
+    def decoded(self, samples: np.ndarray, channel: int) -> None:
+        """See a piece of a channel's waveform, shape (samples,); the mix is channel 0."""
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
     """Windows that are at the model, in order, and their outcomes."""
 
-    spans: list[tuple[float, float]]
     outcomes: list[windows.Outcome | None]
     left: int
     #: Lanes are at several of them at once.
@@ -96,21 +92,11 @@ class SingleClip:
         """Return the clip's outcome."""
         try:
             return self._classify(clip, plan)
-        except HostBusyError as busy:
-            return Postponed(clip.id, busy.wait_s)
-        except ServiceError as error:
-            logger.warning(
-                "clip %d is put off: %s", clip.id, error, extra={"action": "clip_put_off"}
-            )
-            return Postponed(clip.id, SERVICE_PAUSE_S)
-        except ClipError as error:
-            return self._failure(clip, error)
         except Exception as error:
-            logger.exception("clip %d failed unexpectedly", clip.id, extra={"action": "clip_error"})
-            return self._failure(clip, ModelError(reason=repr(error)))
-
-    def _failure(self, clip: Claimed, error: ClipError) -> Failure:
-        return Failure(clip.id, error, self._source, Timings(**self._ms))
+            end = failure_or_pause(clip.id, error)
+            if isinstance(end, ClipError):
+                return Failure(clip.id, end, self._source, Timings(**self._ms))
+            return Postponed(clip.id, end)
 
     def _classify(self, clip: Claimed, plan: RunPlan) -> Success:
         with self._stage("fetch_ms"):
@@ -120,10 +106,18 @@ class SingleClip:
             if self._observer:
                 self._observer.fetched(fetched)
             facts, scores = self._decode(fetched, clip.part, plan)
-        best, parts = scores.predictions()
+        best, parts, channel = scores.answer()
         timings = Timings(**self._ms)
-        embeddings = tuple(scores.embeddings)
-        return Success(clip.id, fetched.source, facts, best, parts, timings, embeddings=embeddings)
+        return Success(
+            clip.id,
+            fetched.source,
+            facts,
+            best,
+            parts,
+            timings,
+            channel,
+            embeddings=tuple(scores.embeddings),
+        )
 
     def _decode(
         self, fetched: Fetched, part: Part | None, plan: RunPlan
@@ -131,18 +125,19 @@ class SingleClip:
         shape, scores = plan.shape, Scores(plan.options)
         span = Span.of(part, shape.sample_rate)
         cutter = Cutter(shape, self._max_windows)
-        pieces = self._decoders.pieces(fetched.file, shape.sample_rate)
+        channels = plan.options.decoded_channels
+        pieces = self._decoders.pieces(fetched.file, shape.sample_rate, channels)
         while True:
             with self._stage("decode_ms"):
                 piece: Piece = next(pieces)
             samples, end = piece.samples, piece.end
             if span:
-                samples = span.cut(samples)
+                samples = span.cut(samples, piece.channel)
             if span and isinstance(end, AudioFacts):
                 end = span.facts(end)
             if self._observer:
-                self._observer.decoded(samples)
-            cut = list(cutter.cut(samples, last=end is not None))
+                self._observer.decoded(samples, piece.channel)
+            cut = list(cutter.cut(samples, piece.channel, last=end is not None))
             with self._stage("classify_ms"):
                 _score(cut, span.start if span else 0, plan, scores)
             if isinstance(end, AudioFacts):
@@ -157,7 +152,7 @@ class SingleClip:
             self._ms[name] = self._ms.get(name, 0.0) + (perf_counter() - start) * 1000
 
 
-def _score(cut: list[tuple[int, np.ndarray]], first: int, plan: RunPlan, scores: Scores) -> None:
+def _score(cut: list[Cut], first: int, plan: RunPlan, scores: Scores) -> None:
     """Have the model score windows that are cut from the sample `first` on; add their scores."""
     # Imported here because it imports torch, which takes seconds.
     from workers.scoring.batcher import QueuedWindow
@@ -166,17 +161,17 @@ def _score(cut: list[tuple[int, np.ndarray]], first: int, plan: RunPlan, scores:
         return
     shape = plan.shape
     function = plan.options.function_to_apply or plan.model.card.function_to_apply
-    waiting = _Waiting([], [None] * len(cut), len(cut))
+    waiting = _Waiting([None] * len(cut), len(cut))
     queued = []
-    for place, (start, samples) in enumerate(cut):
-        waiting.spans.append(shape.span(first + start, len(samples)))
-        padded = np.pad(samples, (0, max(0, shape.least - len(samples))))
+    for place, window in enumerate(cut):
+        padded = np.pad(window.samples, (0, max(0, shape.least - len(window.samples))))
         tag = waiting, place
         queued.append(QueuedWindow(padded, function, tag, 0, plan.options.embeddings))
     plan.model.batcher.put(queued)
     waiting.done.wait()
-    for span, outcome in zip(waiting.spans, waiting.outcomes, strict=True):
+    for window, outcome in zip(cut, waiting.outcomes, strict=True):
         if isinstance(outcome, ClipError):
             raise outcome
         assert outcome is not None
-        scores.add(span, scores.keep_embedding(span, outcome))
+        span = shape.span(first + window.start, len(window.samples))
+        scores.add(span, scores.keep_embedding(span, outcome, window.channel), window.channel)

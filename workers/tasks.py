@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from earmark.core.clips import Chunk, Outcome, Success
     from earmark.core.settings import Settings
     from workers.clip import ClipInWork
-    from workers.loading.loaders import Known, Loaders
+    from workers.loading.loaders import Loaders
+    from workers.loading.process import Known
     from workers.models import Models, RunPlan
     from workers.scoring.batcher import Batcher
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
+from itertools import islice
 from pathlib import Path  # noqa: TC003 - Typer reads it
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,7 +15,7 @@ from earmark import events, output, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.core.clips import State
 from earmark.database import find_run, read_settings
-from earmark.files import AudioFormat, ParquetOptions
+from earmark.files import ParquetOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,15 +27,7 @@ commands = typer.Typer()
 OtherRun = Annotated[str, typer.Argument(help="Another run's id or name.")]
 #: Rows of a table that stands below another one.
 ROWS_BELOW = 12
-
-
-class By(StrEnum):
-    """What a row of a comparison is."""
-
-    label = "label"
-    #: One label that became another one.
-    change = "change"
-    clip = "clip"
+MEASURES = ("clips", "precision", "recall", "f1")
 
 
 @commands.command(epilog="Example: earmark compare march april --by clip -o changed.csv")
@@ -43,8 +35,13 @@ def compare(
     a: o.Run,
     b: OtherRun,
     by: Annotated[
-        By, typer.Option(help="A row for each label, each change of label, or each changed clip.")
-    ] = By.label,
+        Literal["label", "change", "clip"],
+        typer.Option(help="A row for each label, each change of label, or each changed clip."),
+    ] = "label",
+    truth: Annotated[
+        str | None,
+        typer.Option(help="Each label's precision and recall: a column of the lists, or reviews."),
+    ] = None,
     format: o.OutputFormat = None,
     file: o.OutputFile = None,
     db: o.Db = None,
@@ -54,19 +51,32 @@ def compare(
     after = runs.find_run(engine, b)
     with progress.screen.status(f"Comparing {before.name} and {after.name}"):
         comparison = comparing.compare(engine, before, after)
-        rows = _rows(comparison, by)
+        rows = _judged(comparison, truth) if truth else _rows(comparison, by)
     progress.tell_all(_sentences(comparison))
     parquet = ParquetOptions(of_views=False)
     output.write(rows, format, file, empty="Nothing changed.", parquet=parquet)
-    if by is By.label and not (format or file) and sys.stdout.isatty():
-        output.print_rows(comparison.changes(ROWS_BELOW), "What became what")
+    if by == "label" and not (format or file) and sys.stdout.isatty():
+        output.print_rows(islice(comparison.changes(), ROWS_BELOW), "What became what")
 
 
-def _rows(comparison: Comparison, by: By) -> Rows:
+def _judged(comparison: Comparison, truth: str) -> list[dict[str, Any]]:
+    """Return how well each run does, label by label, where the truth is known."""
+    import polars as pl
+
+    from earmark.evaluation import evaluate
+
+    tables = []
+    for name, run in (("a", comparison.a), ("b", comparison.b)):
+        table = pl.DataFrame(evaluate(comparison.engine, run, truth).labels)
+        tables.append(table.select("label", pl.col(MEASURES).name.suffix(f"_{name}")))
+    return tables[0].join(tables[1], on="label", how="full", coalesce=True).to_dicts()
+
+
+def _rows(comparison: Comparison, by: str) -> Rows:
     match by:
-        case By.label:
+        case "label":
             return comparison.labels()
-        case By.change:
+        case "change":
             return comparison.changes()
     return comparison.changed()
 
@@ -74,7 +84,9 @@ def _rows(comparison: Comparison, by: By) -> Rows:
 def _sentences(comparison: Comparison) -> list[str]:
     a, b = comparison.a.name, comparison.b.name
     count = progress.count_of(comparison.clips, "clip")
-    sentences = [f"{count} done in both {a} and {b}, {comparison.agreement:.1%} with one label."]
+    sentences = [
+        f"{count} done in both {a} and {b}; {comparison.agreement:.1%} have one best label."
+    ]
     for run in (comparison.a, comparison.b):
         done = runs.progress(comparison.engine, run.id).states[State.done]
         if more := done - comparison.clips:
@@ -87,14 +99,14 @@ def _sentences(comparison: Comparison) -> list[str]:
 @commands.command(epilog="Example: earmark cut march --label siren --min-score 0.6 -o sirens/")
 def cut(
     run: o.Run,
-    folder: Annotated[Path, typer.Option("--output", "-o", help="A new folder, or an empty one.")],
+    folder: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
     label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
     min_score: Annotated[float, typer.Option(help="The score that an event must reach.")] = 0.5,
     pad: Annotated[float, typer.Option(min=0, help="Seconds kept before and after it.")] = 1.0,
     sample: Annotated[
         int | None, typer.Option(min=1, help="Only so many, spread over the scores.")
     ] = None,
-    format: Annotated[AudioFormat, typer.Option(help="The files' format.")] = AudioFormat.flac,
+    format: Annotated[Literal["flac", "wav"], typer.Option(help="The files' format.")] = "flac",
     db: o.Db = None,
 ) -> None:
     """Cut the sound of events out of the recordings: a file each, and a table beside them."""
@@ -107,7 +119,7 @@ def cut(
         engine, row, events.Rule(min_score, min_score), label=label
     )
     if sample:
-        found = sampled(found, sample, min_score)
+        found = sampled(found, sample)
     with Listener(settings, at_once=AT_ONCE) as listener:
         cutter = Cutter(engine=engine, listener=listener, folder=folder, pad_s=pad, format=format)
         table = folder / "metadata.csv"

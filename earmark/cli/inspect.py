@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from db import results, runs
-from earmark import output
+from earmark import output, progress
 from earmark.cli import options as o
 from earmark.core.clips import Part
 from earmark.core.errors import SERVICE_EXIT, UsageError
@@ -68,6 +69,22 @@ def doctor(format: o.OutputFormat = None, db: o.Db = None) -> None:
         raise typer.Exit(SERVICE_EXIT)
 
 
+@commands.command(epilog="Example: earmark models")
+def models(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Hugging Face ids or folders. Default: all on this machine."),
+    ] = None,
+    format: o.OutputFormat = None,
+) -> None:
+    """Load the models on this machine, say what they hear, and measure 5 s of sound with each."""
+    from earmark import catalog
+
+    with progress.screen.status("Loading and measuring models"):
+        entries = catalog.models(names or (), read_settings())
+    output.write(map(asdict, entries), format, None, columns=catalog.COLUMNS)
+
+
 @commands.command(
     epilog="Example: earmark explain 1234, or: earmark explain https://example.org/a.wav"
 )
@@ -79,13 +96,15 @@ def explain(
     model: o.Model = "starter",
     revision: o.Revision = None,
     labels: o.Labels = None,
+    channels: o.Channels = "mix",
     db: o.Db = None,
 ) -> None:
     """Fetch and classify one clip in this process and tell each step; exit with 1 if it fails."""
     from earmark import explain
 
     settings = read_settings(db)
-    options = o.Task(sources=[], model=model, revision=revision, labels=labels).options
+    task = o.Task(sources=[], model=model, revision=revision, labels=labels, channels=channels)
+    options = task.options
     uri, part = clip, None
     if clip.isascii() and clip.isdigit():
         engine = open_database(settings)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path  # noqa: TC003
 from typing import Annotated
 
 import typer
 
+from db import runs
 from earmark import output, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.cli.results import Day, Hours, Label, MinScore  # noqa: TC001 - the same
@@ -50,11 +50,9 @@ def index(run: o.Run, db: o.Db = None) -> None:
 
     settings = read_settings(db)
     engine, row = find_run(settings, run)
-    began = time.monotonic()
     with progress.screen.status("Writing the index"):
         windows = len(similar.opened(engine, row, settings).windows)
-    took_s = time.monotonic() - began
-    progress.tell(f"{progress.count_of(windows, 'window')} of {row.name}: {took_s:.1f} s.")
+    progress.tell(f"The index has {progress.count_of(windows, 'window')} of {row.name}.")
 
 
 @commands.command(epilog="Example: earmark train march --labels-from species -o head/")
@@ -70,9 +68,10 @@ def train(
     """Train a head on a run's embeddings and tell how well it does, label by label."""
     from earmark.train import train
 
-    engine, row = find_run(read_settings(db), run)
+    settings = read_settings(db)
+    engine, row = find_run(settings, run)
     with progress.screen.status("Training"):
-        rows = list(train(engine, row, labels_from, folder))
+        rows = train(engine, row, settings, labels_from, folder)
     output.write(rows, format, None)
     progress.tell(f"The head is in {folder}; rows without figures had too few examples.")
 
@@ -92,5 +91,5 @@ def rescore(
     settings = read_settings(db)
     engine, row = find_run(settings, run, change=True)
     with progress.screen.status("Scoring"):
-        made, clips = rescore(engine, row, settings, name, str(head.resolve()))
-    progress.tell(f"{made.name}: {progress.count_of(clips, 'clip')} scored.")
+        made = rescore(engine, row, settings, name, str(head.resolve()))
+    progress.summarise(engine, made, runs.progress(engine, made.id), settings)

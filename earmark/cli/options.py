@@ -105,6 +105,13 @@ Labels = Annotated[
     str | None,
     typer.Option(help="For a zero-shot (CLAP) model: what to listen for, comma-separated."),
 ]
+Channels = Annotated[
+    str,
+    typer.Option(
+        metavar="mix|each|first|N",
+        help="Which channels are heard: their mix, each by itself, the first, or the Nth.",
+    ),
+]
 Embeddings = Annotated[
     bool,
     typer.Option("--embeddings", help="Keep each window's vector, for `similar` and `train`."),
@@ -216,6 +223,7 @@ class Task:
     combine: Combine = DEFAULTS.combine
     min_score: MinScore = DEFAULTS.min_score
     labels: Labels = None
+    channels: Channels = DEFAULTS.channels
     embeddings: Embeddings = False
     head: Head = None
     input_format: InputFormat = "auto"

@@ -65,6 +65,10 @@ def show_results(
     label: Label = None,
     rank: Annotated[int, typer.Option(min=1, help="Up to this rank; 1 is the best label.")] = 1,
     min_score: MinScore = None,
+    max_score: Annotated[float | None, typer.Option(help="Only up to this score.")] = None,
+    by_score: Annotated[
+        bool, typer.Option("--by-score", help="The highest score first, not as listed.")
+    ] = False,
     windows: Windows = False,
     day: Day = None,
     hours: Hours = None,
@@ -80,6 +84,8 @@ def show_results(
         label=label,
         rank=rank,
         min_score=min_score,
+        max_score=max_score,
+        by_score=by_score,
         windows=windows,
         day=day,
         hours=hours,

@@ -47,6 +47,34 @@ SHOWN_URIS = 3
 EMBEDDED_NOTE = "broker.url"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
+#: Settings of Celery that are the same with every broker.
+FIXED = {
+    "include": ["workers.tasks"],
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "event_serializer": "json",
+    "accept_content": ["json"],
+    "result_accept_content": ["json"],
+    "result_backend": None,
+    "task_ignore_result": True,
+    "task_acks_late": True,
+    "task_acks_on_failure_or_timeout": True,
+    "task_reject_on_worker_lost": False,
+    "worker_pool": "threads",
+    "worker_prefetch_multiplier": 1,
+    "worker_cancel_long_running_tasks_on_connection_loss": False,
+    "worker_send_task_events": True,
+    "worker_hijack_root_logger": False,
+    "worker_eta_task_limit": 1000,
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+    "event_queue_expires": 60,
+    "event_queue_ttl": 5,
+    "control_queue_expires": 60,
+    "enable_utc": True,
+    "timezone": "UTC",
+}
+
 app = Celery("earmark", set_as_current=False)
 
 
@@ -65,52 +93,33 @@ def configure(broker: Broker) -> Celery:
     # Celery keeps the queues and the producers of the previous broker.
     vars(app).pop("amqp", None)
     app.conf.update(
+        **FIXED,
         broker_url=broker.url,
         # Workers read it from the URL, Flower's page of the broker from here.
         broker_use_ssl=_tls_options(broker.url or ""),
-        include=["workers.tasks"],
-        task_serializer="json",
-        result_serializer="json",
-        event_serializer="json",
-        accept_content=["json"],
-        result_accept_content=["json"],
-        result_backend=None,
-        task_ignore_result=True,
-        task_acks_late=True,
-        task_acks_on_failure_or_timeout=True,
-        task_reject_on_worker_lost=False,
+        broker_pool_limit=broker.pool_limit,
+        broker_transport_options=_transport_options(broker, queue),
         task_queues=[Queue(queue)],
         task_default_queue=queue,
-        worker_pool="threads",
-        worker_prefetch_multiplier=1,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_send_task_events=True,
-        worker_hijack_root_logger=False,
-        worker_eta_task_limit=1000,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        broker_pool_limit=broker.pool_limit,
-        event_queue_expires=60,
-        event_queue_ttl=5,
-        control_queue_expires=60,
-        broker_transport_options={
-            "visibility_timeout": broker.visibility_timeout_s,
-            "unacked_restore_interval": 30,
-            "unacked_restore_throttle": 1,
-            "global_keyprefix": KEY_PREFIX,
-            # By queue, so that only chunks of this ledger's workers are counted and restored.
-            "unacked_key": f"unacked:{queue}",
-            "unacked_index_key": f"unacked_index:{queue}",
-            "unacked_mutex_key": f"unacked_mutex:{queue}",
-            "socket_keepalive": True,
-            "health_check_interval": 25,
-            "socket_connect_timeout": broker.connect_timeout_s,
-            "retry_on_timeout": True,
-        },
-        enable_utc=True,
-        timezone="UTC",
     )
     return app
+
+
+def _transport_options(broker: Broker, queue: str) -> dict[str, Any]:
+    return {
+        "visibility_timeout": broker.visibility_timeout_s,
+        "unacked_restore_interval": 30,
+        "unacked_restore_throttle": 1,
+        "global_keyprefix": KEY_PREFIX,
+        # By queue, so that only chunks of this ledger's workers are counted and restored.
+        "unacked_key": f"unacked:{queue}",
+        "unacked_index_key": f"unacked_index:{queue}",
+        "unacked_mutex_key": f"unacked_mutex:{queue}",
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+        "socket_connect_timeout": broker.connect_timeout_s,
+        "retry_on_timeout": True,
+    }
 
 
 def _tls_options(url: str) -> dict[str, Any] | None:

@@ -39,6 +39,9 @@ class State(StrEnum):
 
 STATES = tuple(State)
 FINAL_STATES = (State.done, State.failed, State.cancelled)
+#: Which channels of a file are heard: their mix; each by itself; the mix, or each by itself if
+#: they cancel each other. A number from 1 up: that one.
+MIX, EACH, MIX_UNLESS_CANCELLING = 0, -1, -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,6 @@ class Part:
     #: A span in seconds.
     start_s: float | None = None
     end_s: float | None = None
-    #: 1-based, as recorded; None for the mix of all.
-    channel: int | None = None
     #: The member of a container file, such as a ZIP.
     member: str | None = None
     #: Where the container has the member's bytes, and how it packs them; empty: as they are.
@@ -118,7 +119,7 @@ class AudioFacts:
     silent: bool = False
     #: Its floats go beyond -1..1.
     over_scale: bool = False
-    #: Its channels cancel each other in their mix, so that one of them was heard in its place.
+    #: Its channels cancel each other in their mix, which was not heard therefore.
     cancelling: bool = False
     #: What the file says of itself, as a JSON object in ASCII; empty if nothing.
     tags: str = ""
@@ -186,6 +187,8 @@ class Success:
     predictions: tuple[Prediction, ...]
     windows: tuple[WindowPredictions, ...] = ()
     timings: Timings = Timings()
+    #: The channel of the predictions; None for the mix of all.
+    channel: int | None = None
     #: Another clip's result for the same bytes, model and options.
     reused: bool = False
     #: One for each window, if the run keeps them.
@@ -213,7 +216,7 @@ KEY_BYTES = 11
 #: Those of them that the parts of a file have in common.
 FILE_KEY_BYTES = 4
 #: The fields of a part that name it; the others say where its bytes are.
-NAMING = 4
+NAMING = 3
 #: What display_uri takes away.
 _SAYS_MORE = re.compile(r"[?#@]")
 #: URLs that are in normal form at a glance, which most are.

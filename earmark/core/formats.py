@@ -70,6 +70,9 @@ _NOT_AUDIO = [
     (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|BM.{4}\0{4}|II\*\0|MM\0\*", "an image"),
     (rb"MThd|RIFF....RMID", "a MIDI file, which holds notes and no sound"),
 ]
+# Every clip is looked at, and compiling, even from the cache, takes longer than matching.
+_COMPILED = [(re.compile(pattern, re.DOTALL), known) for pattern, known in _FORMATS]
+_ANY_NOT_AUDIO = re.compile(b"|".join(b"(?:%b)" % pattern for pattern, _ in _NOT_AUDIO), _ANY_CASE)
 
 
 def recognise(clip: int) -> Format:
@@ -82,11 +85,12 @@ def recognise(clip: int) -> Format:
     head = os.pread(clip, HEAD_BYTES, start)
     if not head:
         raise errors.NotAudio(kind="an empty file")
-    for pattern, kind in _NOT_AUDIO:
-        if re.match(pattern, head, _ANY_CASE):
-            raise errors.NotAudio(kind=kind)
-    for pattern, known in _FORMATS:
-        if re.match(pattern, head, re.DOTALL):
+    if _ANY_NOT_AUDIO.match(head):
+        for pattern, kind in _NOT_AUDIO:
+            if re.match(pattern, head, _ANY_CASE):
+                raise errors.NotAudio(kind=kind)
+    for compiled, known in _COMPILED:
+        if compiled.match(head):
             return known
     return _MP3 if start else UNKNOWN
 

@@ -7,7 +7,9 @@ import time
 from base64 import b64decode
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
+from io import StringIO
 from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -16,17 +18,20 @@ from rich.markup import escape
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.responses import HTMLResponse, PlainTextResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from db import browse, query, runs
+from db import browse, query, results, runs, schema
 from db.pace import pace
-from earmark.core.errors import BY_CODE, EarmarkError, UsageError
+from earmark import output
+from earmark.core.clips import Part
+from earmark.core.errors import BY_CODE, ClipError, EarmarkError, UsageError
 from earmark.ports import HERE, check_port
 from earmark.progress import screen
 from earmark.sound import Listener
-from earmark.web.report import TEMPLATES, UNCERTAIN, card, charts, colours, overview, render
+from earmark.web import report
+from earmark.web.report import TEMPLATES, UNCERTAIN, Card, card, charts, colours, overview, render
 from earmark.web.review import Reviewing
 
 if TYPE_CHECKING:
@@ -34,8 +39,8 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
     from starlette.requests import Request
-    from starlette.responses import Response
 
+    from db.rows import Rows
     from earmark.core.settings import Settings
 
 #: Runs on the first page.
@@ -48,6 +53,10 @@ ROWS, QUERY_S = 500, 10.0
 SOUND_S, SOUND_BYTES = 60.0, 200_000
 #: Clips heard lately: some 200 kB each.
 HEARD = 64
+#: A longer recording is heard in stretches, and its strongest events are listed.
+LONG_S, STRETCH_S, EVENTS = 120.0, 10.0, 200
+#: Limits on a download: some 20 MB.
+DOWNLOADED, DOWNLOAD_S = 100_000, 60.0
 AT_ONCE = 2
 HEADERS = {
     "Content-Security-Policy": (
@@ -108,8 +117,12 @@ def application(
             Route("/runs/{run}", pages.run),
             Route("/runs/{run}/now", pages.run_now),
             Route("/runs/{run}/charts", pages.run_charts),
+            Route("/runs/{run}/facets", pages.run_facets),
+            Route("/runs/{run}/clips.csv", pages.run_download),
+            Route("/clips/{clip:int}/stretch", pages.stretch),
             Route("/clips/{clip:int}", pages.clip),
             Route("/sql", pages.sql),
+            Route("/sql.csv", pages.sql_download),
             *Reviewing(engine, settings, pages.hear).routes(),
             Mount("/static", StaticFiles(directory=TEMPLATES)),
         ],
@@ -163,6 +176,8 @@ class _Pages:
         # A run that has ended is looked at again only if its counts change.
         self._facts_of_ended = lru_cache(RUNS)(self._look_at)
         self._flower = flower
+        self._listener = listener
+        self._views = lru_cache(partial(schema.view_columns, engine))
 
     def runs(self, _: Request) -> HTMLResponse:
         return self._page("runs.html", runs=self._runs())
@@ -172,18 +187,23 @@ class _Pages:
 
     def run(self, request: Request) -> HTMLResponse:
         run = runs.find_run(self._engine, request.path_params["run"])
-        wanted = _wanted(request)
-        page = browse.page(self._engine, run.id, wanted, request.query_params.get("after", ""))
-        asked = dict(request.query_params)
-        asked.pop("after", None)
+        page = browse.page(
+            self._engine, run.id, _wanted(request), request.query_params.get("after", "")
+        )
+        asked = [item for item in request.query_params.multi_items() if item[0] != "after"]
         following = ""
         if page.next:
-            following = f"?{urlencode({**asked, 'after': page.next})}#clips"
+            following = f"?{urlencode([*asked, ('after', page.next)])}#clips"
+        others = {}
+        for facet in request.query_params.getlist("facet"):
+            others[facet] = urlencode([item for item in asked if item != ("facet", facet)])
         return self._page(
             "run.html",
             **overview(self._engine, run, self._settings),
             page=page,
-            asked=asked,
+            asked=dict(asked),
+            query=urlencode(asked),
+            facets=others,
             following=following,
             labels=browse.label_choices(self._engine, run.model_id),
             codes=list(BY_CODE),
@@ -197,13 +217,50 @@ class _Pages:
         run = runs.find_run(self._engine, request.path_params["run"])
         state = runs.progress(self._engine, run.id)
         if state.total > COUNTED:
-            return self._page("uncounted.html", run=run)
+            return self._page("uncounted.html", run=run, **report.quick_counts(self._engine, run))
         return self._page("charts.html", run=run, **charts(self._engine, run))
+
+    def run_facets(self, request: Request) -> HTMLResponse:
+        run = runs.find_run(self._engine, request.path_params["run"])
+        found = browse.facets(self._engine, run.id, _wanted(request))
+        most = browse.READ_FOR_FACETS
+        return self._page("facets.html", facets=found, query=request.url.query, most=most)
+
+    def run_download(self, request: Request) -> Response:
+        run = runs.find_run(self._engine, request.path_params["run"])
+        return _download(browse.every(self._engine, run.id, _wanted(request)))
+
+    def sql_download(self, request: Request) -> Response:
+        statement = request.query_params.get("q", "")
+        return _download(query.query(self._engine, statement, timeout_s=DOWNLOAD_S))
+
+    def stretch(self, request: Request) -> HTMLResponse:
+        clip = results.clip(self._engine, request.path_params["clip"])._asdict()
+        at, shown, why_not = _number(request, "at", 0.0), None, ""
+        try:
+            heard = self._listener.hear_stretch(
+                clip["uri"], Part.of(clip), at, most_s=STRETCH_S, most_bytes=SOUND_BYTES
+            )
+            shown = {
+                "heard": heard,
+                "name": report.clock(at),
+                "clip": {"duration_s": None},
+                "timelines": (),
+            }
+        except ClipError as error:
+            why_not = str(error)
+        return self._page("stretch.html", card=shown, at=at, why_not=why_not)
 
     def clip(self, request: Request) -> HTMLResponse:
         clips = list(browse.details(self._engine, [request.path_params["clip"]]))
         if not clips:
             raise UsageError(reason="There is no such clip.")
+        if (clips[0]["duration_s"] or 0) > LONG_S:
+            shown = Card(clips[0], None, "")
+            strongest = sorted(shown.events, key=itemgetter(3), reverse=True)[:EVENTS]
+            return self._page(
+                "long.html", card=shown, colour=colours([shown]), events=sorted(strongest)
+            )
         shown = card(clips[0], self.hear)
         return self._page("clip.html", card=shown, colour=colours([shown]))
 
@@ -216,9 +273,9 @@ class _Pages:
         except UsageError as wrong:
             error = str(wrong)
         took_ms = (time.monotonic() - began) * 1000
-        return self._page(
-            "sql.html", statement=statement, rows=rows, error=error, took_ms=took_ms, most=ROWS
-        )
+        values: dict[str, Any] = {"statement": statement, "rows": rows, "error": error}
+        values["took_ms"] = took_ms
+        return self._page("sql.html", **values, most=ROWS, views=self._views())
 
     async def sentence(self, _: Request, error: Exception) -> HTMLResponse:
         status = 404 if isinstance(error, UsageError) else 503
@@ -246,13 +303,25 @@ class _Pages:
         return HTMLResponse(render(template, flower=self._flower, **values), status)
 
 
+def _download(rows: Rows) -> Response:
+    """Return rows as a CSV file."""
+    text = StringIO()
+    output.write_csv(islice(rows, DOWNLOADED), rows.columns, text)
+    headers = {"Content-Disposition": 'attachment; filename="earmark.csv"'}
+    return Response(text.getvalue(), media_type="text/csv", headers=headers)
+
+
+def _number(request: Request, name: str, default: float) -> float:
+    try:
+        return float(request.query_params.get(name) or default)
+    except ValueError as error:
+        raise UsageError(reason=f"{name} is a number.") from error
+
+
 def _wanted(request: Request) -> browse.Wanted:
     query = request.query_params
-    try:
-        min_score = float(query.get("min_score") or 0.0)
-        max_score = float(query.get("max_score") or 1.0)
-    except ValueError as error:
-        raise UsageError(reason="A score is a number.") from error
+    min_score, max_score = _number(request, "min_score", 0.0), _number(request, "max_score", 1.0)
+    order = query.get("order", "")
     if query.get("uncertain"):
         max_score = min(max_score, UNCERTAIN)
     return browse.Wanted(
@@ -261,4 +330,6 @@ def _wanted(request: Request) -> browse.Wanted:
         text=query.get("text", ""),
         min_score=min_score,
         max_score=max_score,
+        order=order if order in browse.ORDERS else "",
+        facets=tuple(facet.partition(":")[::2] for facet in query.getlist("facet")),
     )

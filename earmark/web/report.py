@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +92,22 @@ class Card:
         return " ".join(words).lower()
 
     @property
-    def segments(self) -> list[Segment]:
+    def timelines(self) -> list[tuple[int | None, list[Segment]]]:
+        """What is heard when, on each channel."""
         begin_s = self.clip["start_s"] or 0.0
-        windows = self.clip["windows"]
-        return segments((start - begin_s, end - begin_s, *rest) for start, end, *rest in windows)
+        timelines = []
+        for channel, windows in groupby(self.clip["windows"], itemgetter(0)):
+            shown = [(start - begin_s, end - begin_s, *rest) for _, start, end, *rest in windows]
+            timelines.append((channel, segments(shown)))
+        return timelines
+
+    @property
+    def events(self) -> list[Segment]:
+        """What is heard when, on any channel."""
+        events = []
+        for _, timeline in self.timelines:
+            events += timeline
+        return events
 
 
 def write(
@@ -157,16 +170,23 @@ def overview(engine: sa.Engine, run: RunRow, settings: Settings) -> dict[str, An
     return {"run": run, "state": state, "pace": going, "bottleneck": advice}
 
 
+def quick_counts(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
+    """Return the counts that an index holds: a second for ten million clips."""
+    return {
+        "labels": counts.label_counts(engine, run.id, LABELS_SHOWN),
+        "errors": counts.top_errors(engine, run.id),
+    }
+
+
 def charts(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
     """Return the charts, which read every clip of a run: seconds for ten million."""
     seconds, clips = counts.throughput(engine, run.id, TIME_BINS)
     hosts = [row for row in counts.hosts(engine, run.id) if row["failed"]]
     return {
-        "labels": counts.label_counts(engine, run.id, LABELS_SHOWN),
+        **quick_counts(engine, run),
         "scores": counts.score_histogram(engine, run.id, SCORE_BINS),
         "throughput": clips,
         "throughput_s": seconds,
-        "errors": counts.top_errors(engine, run.id),
         "hosts": sorted(hosts, key=lambda row: -row["failed"])[:LABELS_SHOWN],
     }
 
@@ -191,10 +211,15 @@ def colours(cards: Iterable[Card]) -> dict[str, int]:
     """Return the number of each label's colour; the labels heard for the longest have one."""
     seconds: dict[str, float] = {}
     for each in cards:
-        for start_s, end_s, label, _ in each.segments:
+        for start_s, end_s, label, _ in each.events:
             seconds[label] = seconds.get(label, 0.0) + end_s - start_s
     longest_first = sorted(seconds, key=lambda label: -seconds[label])
     return {label: number for number, label in enumerate(longest_first[:COLOURS])}
+
+
+def clock(seconds: float) -> str:
+    """Return a time in a recording, such as 3:20:00."""
+    return f"{seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60 // 1:02.0f}"
 
 
 def _digest(text: str) -> str:
@@ -217,6 +242,7 @@ _environment = Environment(
 )
 _environment.filters |= {
     "in_words": in_words,
+    "clock": clock,
     "plain": plain,
     "thousands": lambda number: f"{number:,}",
 }

@@ -82,7 +82,7 @@ class Reviewing:
         if clip is None:
             return HTMLResponse("")
         shown = card(next(browse.details(self._engine, [clip])), self._hear)
-        best = [(score, start) for start, _, name, score in shown.segments if name == label]
+        best = [(score, start) for start, _, name, score in shown.events if name == label]
         begin_s = max(best, default=(0, 0))[1]
         page = render("review_clip.html", card=shown, colour=colours([shown]), begin_s=begin_s)
         return HTMLResponse(page)

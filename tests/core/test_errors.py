@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -12,6 +13,7 @@ from mypy import api
 
 from earmark.core.errors import BY_CODE, ClipError, NotFound, ServerFailed, TooLong
 
+CONFIGURATION = Path(__file__).parents[2] / "pyproject.toml"
 INHERITED = {"code", "stage", "cause", "transient", "sentence", "retry_after_s"}
 #: Each of these has a fact that is missing, misspelt, or of another type.
 WRONG = ("NotFound()", "NotFound(satus=404)", "NotFound(status='404')")
@@ -30,13 +32,16 @@ def test_an_error_with_its_declared_facts_has_its_sentence(kind: type[ClipError]
     assert all(getattr(error, name) == value for name, value in facts.items())
 
 
-def test_mypy_reports_wrong_facts_of_an_error() -> None:
+def test_mypy_reports_wrong_facts_of_an_error(tmp_path: Path) -> None:
     lines = ["from earmark.core.errors import NotFound", "NotFound(status=404)", *WRONG]
-    found, _, status = api.run(["--strict", "--config-file=", "-c", "\n".join(lines)])
+    program = tmp_path / "program.py"
+    program.write_text("\n".join(lines))
+    # With the project's configuration it shares the cache of `make lint`: 1.5 s instead of 20.
+    found, _, status = api.run(["--config-file", str(CONFIGURATION), str(program)])
     assert status == 1
     for number in range(3, 3 + len(WRONG)):
-        assert f"<string>:{number}: error" in found
-    assert "<string>:2: error" not in found
+        assert f"program.py:{number}: error" in found
+    assert "program.py:2: error" not in found
 
 
 def test_a_missing_fact_is_named_at_run_time() -> None:

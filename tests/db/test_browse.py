@@ -72,7 +72,7 @@ def test_details_of_a_clip(engine: sa.Engine) -> None:
     two_runs(engine)
     first, *_ = browse.details(engine, browse.sample(engine, runs.find_run(engine, "march").id, 4))
     assert [label for label, _ in first["top"]] == ["siren", "dog"]
-    assert [(start, label) for start, _, label, _ in first["windows"]] == [
+    assert [(start, label) for _, start, _, label, _ in first["windows"]] == [
         (0, "siren"), (4, "siren"), (8, "dog"), (12, "siren"),
     ]  # fmt: skip
     assert (first["label"], first["meta"]) == ("siren", {"city": "Rome"})

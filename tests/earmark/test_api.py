@@ -24,7 +24,7 @@ from earmark.core.errors import NotAudio, ServiceError, UsageError
 from earmark.core.options import Listing, RunOptions
 from earmark.database import open_database
 from earmark.demo import EXAMPLES
-from producer.submit import submit
+from producer.submit import KeptOptions, submit
 from tests.earmark.conftest import LABELS
 from tests.servers import running_valkey
 
@@ -118,7 +118,8 @@ except Exception as error:
 def test_run_and_submit_take_every_option_of_the_command_line() -> None:
     of_the_verb = set(inspect.signature(Submission).parameters) - {"sources", "db"}
     of_the_producer = set(inspect.signature(submit).parameters)
-    of_the_producer -= {"sources", "engine", "settings", "options", "listing", "tell"}
+    of_the_producer -= {"sources", "engine", "settings", "options", "listing", "tell", "kept"}
+    of_the_producer |= set(KeptOptions.__annotations__)
     typed = set(api.Submission.__annotations__)
     taken = {*RunOptions.__slots__, *Listing.__slots__, *of_the_producer}
     assert typed == of_the_verb == taken

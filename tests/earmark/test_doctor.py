@@ -9,7 +9,6 @@ from collections import namedtuple
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import sqlalchemy as sa
 
@@ -133,12 +132,13 @@ def test_the_cores_that_a_gpu_wants_are_told(monkeypatch: pytest.MonkeyPatch) ->
     scored: list[int] = []
     gpu: Any = SimpleNamespace(
         device="cuda:0",
+        card=SimpleNamespace(window_s=10.24, sample_rate=16_000, min_samples=400),
         limits=SimpleNamespace(windows=64),
         choose=lambda lengths: list(range(len(lengths))),
         outcomes=lambda windows: scored.append(len(windows)),
     )
     monkeypatch.setattr(speed, "decoding_ms", lambda _: 1.7)
-    told = doctor._feeding(gpu, np.zeros(80_000, np.float32), Settings())
+    told = doctor._feeding(gpu, Settings())
     assert "a core decodes 118 such clips/s, and the device scores " in told
     assert told.endswith(f"cores of {cores()}")
     assert scored == [64] * (1 + speed.BATCHES)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from pytest_httpserver import HTTPServer
 
+    from tests.faults.nursery import Nursery
+
 pytestmark = pytest.mark.slow
 
 
@@ -84,13 +86,13 @@ def test_a_file_is_told_window_by_window_and_that_a_cluster_would_not_read_it() 
     )
 
 
-def test_a_clip_of_the_ledger_is_explained_by_its_id(tmp_path: Path) -> None:
+def test_a_clip_of_the_ledger_is_explained_by_its_id(tmp_path: Path, nursery: Nursery) -> None:
     engine = connect(f"sqlite:///{tmp_path}/e.db", Database())
     schema.upgrade(engine)
     run_id = ledger.open_run(engine, None, RunOptions(top_k=1), queue="clips", chunk_size=16)
     ledger.add_clips(engine, run_id, [words.Clip(str(EXAMPLES / "siren.wav"))])
     engine.dispose()
-    earmark = Earmark({}, tmp_path)
+    earmark = Earmark({}, tmp_path, nursery)
     shown = earmark("explain", "1", "--db", f"{tmp_path}/e.db").stdout
     assert "ledger       pending; tries: 0" in shown
     assert shown.splitlines()[-2].startswith("scores       siren 0.9")

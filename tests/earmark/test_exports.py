@@ -226,12 +226,12 @@ def test_raven_takes_the_clips_that_are_wanted_where_they_are(march: str, tmp_pa
     ],
 )
 def test_names_of_label_files_stay_in_their_folder(tmp_path: Path, uri: str, name: str) -> None:
-    span = {"start_s": 0.0, "end_s": 4.0, "score": 0.5}
+    span = {"start_s": 0.0, "end_s": 4.0, "channel": 2, "score": 0.5}
     rows = [{"clip_id": 7, "uri": uri, "label": "dog\t9.0\nbark", **span}]
     label_files.write(rows, LabelFormat.audacity, tmp_path / "labels")
     (file,) = (tmp_path / "labels").iterdir()
     assert file.name == name
-    assert file.read_text() == "0.000\t4.000\tdog 9.0 bark 0.50\n"
+    assert file.read_text() == "0.000\t4.000\tdog 9.0 bark 0.50 channel 2\n"
     assert [path.name for path in tmp_path.iterdir()] == ["labels"]
 
 

@@ -104,6 +104,55 @@ def test_more_clips_follow_on_the_next_page(
     assert len({*first, *page.locator(".list summary").all_inner_texts()}) == 6
 
 
+def test_a_list_is_sorted_narrowed_counted_and_downloaded(page: Page, url: str) -> None:
+    page.goto(f"{url}/runs/1?min_score=0.9&order=score")
+    assert page.locator(".list summary b").all_inner_texts() == ["siren.wav", "dog.ogg"]
+    page.get_by_label("to", exact=True).fill("0.95")
+    page.get_by_role("button", name="Show").click()
+    page.wait_for_url("**max_score=0.95**")
+    assert page.locator(".list summary b").all_inner_texts() == ["siren.wav"]
+    page.get_by_text("Count by host").click()
+    page.locator(".values a", has_text="Rome").click()
+    page.wait_for_url("**facet=meta.city**")
+    assert page.locator(".list summary b").all_inner_texts() == ["siren.wav"]
+    with page.expect_download() as download:
+        page.get_by_text("Download this list").click()
+    lines = download.value.path().read_text().splitlines()
+    assert lines[0].startswith("clip_id,uri,label,state,score,")
+    assert [line.split(",")[2:4] for line in lines[1:]] == [["siren", "done"]]
+    page.get_by_role("link", name="Without meta.city:Rome").click()
+    page.wait_for_url(lambda url: "facet" not in url)
+
+
+def test_a_facet_or_a_statement_without_clips_says_so(url: str) -> None:
+    found = requests.get(f"{url}/runs/1?facet=meta.city:Oslo", timeout=9).text
+    assert "No clip fits" in found
+    hosts = requests.get(f"{url}/runs/1/facets?error=failed", timeout=9).text
+    assert re.search(r"facet=host%3Aa.org.*</a> <span class=\"number\">2<", hosts)
+    answer = requests.get(f"{url}/sql.csv?q=SELECT 1 AS one, '=x' AS two", timeout=9)
+    assert answer.text == "one,two\n1,'=x\n"
+    assert "attachment" in answer.headers["Content-Disposition"]
+    assert requests.get(f"{url}/sql.csv?q=DELETE FROM clips", timeout=9).status_code == 404
+
+
+def test_a_long_recording_is_heard_where_one_clicks(
+    page: Page, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "LONG_S", 10.0)
+    page.goto(f"{url}/runs/1?text=mixed")
+    page.locator("#list summary").click()
+    page.locator(".legend").wait_for()
+    assert page.locator(".legend").inner_text().split() == ["speech", "siren"]
+    assert "0:00:10 siren 7 s 0.90" in page.locator(".events").inner_text()
+    page.locator(".events button", has_text="0:00:10").click()
+    page.locator(".stretch .play.on").wait_for()
+    assert page.locator(".stretch audio").get_attribute("data-of") == "7.020"
+    assert serious(page) == []
+    for at in ("nan", "1e99", "60", "x"):
+        refused = requests.get(f"{url}/clips/2/stretch?at={at}", timeout=30)
+        assert ("No sound here" in refused.text, refused.status_code) in ((True, 200), (False, 404))
+
+
 def test_a_very_large_run_is_not_counted_at_each_look(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

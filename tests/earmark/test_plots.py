@@ -14,6 +14,8 @@ from tests.end_to_end.conftest import Earmark
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.faults.nursery import Nursery
+
 
 @pytest.mark.slow
 def test_a_clip_is_drawn_over_its_seconds() -> None:
@@ -31,10 +33,12 @@ def test_a_clip_is_drawn_over_its_seconds() -> None:
 
 
 @pytest.mark.slow
-def test_plot_writes_what_the_suffix_says_and_names_what_it_hears(tmp_path: Path) -> None:
+def test_plot_writes_what_the_suffix_says_and_names_what_it_hears(
+    tmp_path: Path, nursery: Nursery
+) -> None:
     from earmark.demo import EXAMPLES
 
-    earmark = Earmark({}, tmp_path)
+    earmark = Earmark({}, tmp_path, nursery)
     earmark("plot", str(EXAMPLES / "mixed.m4a"), "--window-s", "5", "-o", "mixed.svg")
     picture = (tmp_path / "mixed.svg").read_text()
     assert picture.startswith("<?xml")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -22,15 +22,30 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Page
 
+    from tests.faults.nursery import Nursery
+
 
 @pytest.fixture(scope="module")
-def file(heard: Heard, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(heard: Heard, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    written = Earmark({}, folder)(
+    written = Earmark({}, folder, nursery)(
         "report", "1", "-o", "report.html", "--db", heard.settings.database_url
     )
     assert written.stderr == "report.html: 6 clips to see and hear.\n"
     return folder / "report.html"
+
+
+def test_each_channel_has_a_timeline_of_its_own() -> None:
+    windows = [(1, 0.0, 2.0, "dog", 0.9), (1, 2.0, 4.0, "dog", 0.8), (2, 0.0, 4.0, "siren", 0.7)]
+    card = report.Card({"windows": windows, "start_s": None, "duration_s": 4.0}, None, "")
+    assert card.timelines == [
+        (1, [(0.0, 4.0, "dog", 0.9)]),
+        (2, [(0.0, 4.0, "siren", 0.7)]),
+    ]
+    parts: Any = report._environment.get_template("parts.html").module
+    shown = parts.timelines(card, report.colours([card]))
+    assert "Heard on channel 2: siren from 0.0 to 4.0 s" in shown
+    assert shown.index("channel 1") < shown.index("dog") < shown.index("channel 2")
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ from tests.servers import answers, free_port, running_valkey
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.faults.nursery import Nursery
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
@@ -169,7 +171,7 @@ def test_a_slurm_job_restarts_its_worker_except_after_exit_0_and_3(
 
 
 def test_the_commands_of_the_compose_file_finish_a_list(
-    tmp_path: Path, empty_postgres_url: str, serve: Callable[..., str]
+    tmp_path: Path, empty_postgres_url: str, serve: Callable[..., str], nursery: Nursery
 ) -> None:
     base = serve(EXAMPLES)
     subprocess.run(
@@ -192,7 +194,7 @@ def test_the_commands_of_the_compose_file_finish_a_list(
             "EARMARK_FETCH__PORTS": base.rpartition(":")[2],
             "EARMARK_WORKER__METRICS_PORT": str(metrics_port),
         }
-        stack = Earmark(here, tmp_path)
+        stack = Earmark(here, tmp_path, nursery)
         try:
             stack(*SERVICES["migrate"]["command"])
             stack.start("earmark", *SERVICES["worker"]["command"])

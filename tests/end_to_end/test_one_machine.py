@@ -8,11 +8,15 @@ import re
 import shutil
 import sqlite3
 import subprocess
+from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import soundfile
+import soxr
 
 from earmark.demo import EXAMPLES
 from tests import containers
@@ -113,6 +117,59 @@ def test_the_members_of_containers_are_heard(earmark: Earmark) -> None:
         for name in names
         for member in sounds
     }
+
+
+@pytest.fixture
+def channels(tmp_path: Path) -> Path:
+    """A dog on the left and a siren on the right; a dog against itself; a dog alone."""
+    folder = tmp_path / "channels"
+    folder.mkdir()
+    sounds = []
+    for name in HEARD_IN:
+        samples, rate = soundfile.read(EXAMPLES / name, frames=160_000, always_2d=True)
+        sounds.append(soxr.resample(samples[:, 0], rate, 16_000)[: 4 * 16_000])
+    dog, siren = sounds
+    for name, mixed in (("both", (dog, siren)), ("against", (dog, -dog)), ("mono", (dog,))):
+        soundfile.write(folder / f"{name}.wav", np.stack(mixed, axis=1), 16_000)
+    return folder
+
+
+def test_each_channel_is_heard_and_shown(earmark: Earmark, channels: Path) -> None:
+    options = ("--db", "sqlite:///x.db", "--window-s", "2")
+    earmark("run", str(channels), *options, "--name", "each", "--channels", "each")
+    earmark("run", str(channels), *options, "--name", "mix")
+    earmark("export", "each", *options[:2], "--labels", "audacity", "-o", "labels")
+    with closing(sqlite3.connect(earmark.folder / "x.db")) as database:
+        reused = database.execute("select count(*) from results where reused").fetchone()
+        heard: dict[tuple[str, str, str], set[Any]] = defaultdict(set)
+        for view in ("results", "top_k", "windows", "events"):
+            rank = "where rank = 1" if view in ("top_k", "windows") else ""
+            rows = database.execute(f"select run, uri, channel, label from {view} {rank}")
+            for run, uri, channel, label in rows:
+                heard[view, run, Path(uri).stem].add((channel, label))
+        marks = database.execute("select uri, run from results where cancelling").fetchall()
+        silent = database.execute("select count(*) from results where silent").fetchone()
+    assert reused == silent == (0,)
+    both = {(1, "dog"), (2, "siren")}
+    for view in ("windows", "events"):
+        assert heard[view, "each", "both"] == both
+        assert heard[view, "each", "mono"] == {(1, "dog")}
+        assert heard[view, "mix", "against"] == {(1, "dog"), (2, "dog")}
+    for view in ("results", "top_k"):
+        assert heard[view, "each", "both"] < both
+        assert len(heard[view, "each", "both"]) == 1
+        assert heard[view, "mix", "against"] == {(1, "dog")}
+        assert heard[view, "mix", "mono"] == {(None, "dog")}
+    assert sorted(Path(uri).name + run for uri, run in marks) == [
+        "against.waveach",
+        "against.wavmix",
+    ]
+    labels = "".join(file.read_text() for file in (earmark.folder / "labels").iterdir())
+    assert re.search(r"0.000\t2.000\tsiren 0.\d\d channel 2\n", labels)
+    other = earmark.ended("run", str(channels), *options, "--name", "each")
+    assert "exists with another channels" in other.stderr
+    explained = earmark.ended("explain", str(channels / "both.wav"), "--channels", "3")
+    assert "2 channel(s), so no channel 3 (--channels)" in explained.stdout
 
 
 def test_the_same_folder_is_written_to_postgresql_and_read_with_psql(

@@ -22,7 +22,7 @@ import psutil
 
 from earmark import children
 from earmark.core.processes import end_with_parent
-from workers.loading import loader, loaders
+from workers.loading import loader, process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -267,7 +267,7 @@ def _become_earmark(
         _fork_workers()
     elif words[0] == "worker":
         os.environ["FAULT_WORKER"] = str(os.getpid())
-        loaders._start = _fork_nursery().start_loader  # type: ignore[assignment]
+        process._start = _fork_nursery().start_loader  # type: ignore[assignment]
     sys.argv = ["earmark", *words]
     _run(cli.main)
 

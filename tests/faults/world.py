@@ -48,6 +48,8 @@ class World:
     valkey: Valkey
     postgres: Postgres | None
     random: random.Random
+    #: Whether the run keeps embeddings.
+    embeddings: bool = False
     workers: list[psutil.Process] = field(default_factory=list)
     producers: list[Child] = field(default_factory=list)
     submitted: set[str] = field(default_factory=set)
@@ -73,6 +75,8 @@ class World:
         path = self.folder / f"{name}.txt"
         path.write_text("\n".join(uris) + "\n")
         words = ["submit", str(path), "--name", "run", "--chunk-size", "4"]
+        if self.embeddings:
+            words.append("--embeddings")
         files = [Path(os.devnull), self.folder / f"{name}.out", self.folder / f"{name}.err"]
         process = self.nursery.start(
             *words, folder=self.folder, environment=self.environment(), files=files
@@ -204,7 +208,9 @@ def running_world(
             "EARMARK_WORKER__DECODERS": "1",
             "EARMARK_MODEL__THREADS": "1",
         }
-        world = World(folder, settings, nursery, files, valkey, postgres, random.Random(seed))
+        world = World(
+            folder, settings, nursery, files, valkey, postgres, random.Random(seed), seed % 2 == 1
+        )
         stack.callback(world.end)
         yield world
 
@@ -220,11 +226,13 @@ def broken_promises(world: World) -> dict[str, list[str]]:
     final = [uri for _, uri, state, *_ in clips if state in FINAL_STATES]
     best = [row[0] for row in world.rows(sa.text("SELECT clip_id FROM top_k WHERE rank = 1"))]
     done = {clip_id for clip_id, _, state, *_ in clips if state == "done"}
+    vectors = {row[0] for row in world.rows(sa.text("SELECT clip_id FROM embeddings"))}
     return {
         "lost": sorted(world.submitted - set(final)),
         "doubled": [str(each) for each, count in Counter([*final, *best]).items() if count > 1],
         "failed for a neighbour": [str(row) for _, *row in clips if not ends_as_it_should(*row)],
         "without its result": sorted(map(str, done ^ set(best))),
+        "without its vector": sorted(map(str, (done ^ vectors) if world.embeddings else vectors)),
         "counted wrong": _wrong_counts(world),
     }
 

@@ -243,10 +243,8 @@ def test_each_part_of_a_file_is_a_clip_of_its_own() -> None:
         None,
         Part(0.0, 1.0),
         Part(0.0, 2.0),
-        Part(channel=1),
-        Part(channel=2),
         Part(member="a.wav"),
-        Part(0.0, 1.0, 1, "a.wav"),
+        Part(0.0, 1.0, "a.wav"),
     ]
     assert len({uri_key(uri, part) for part in parts}) == len(parts)
     assert uri_key("HTTPS://H.org/a.wav", Part(0.0, 1.0)) == uri_key(uri, Part(0.0, 1.0))

@@ -19,7 +19,7 @@ from tests.db.facts import success
 from workers import chunk as chunks
 from workers.chunk import ChunkInProgress
 from workers.loading.cutter import Shape
-from workers.loading.loaders import Facts, Job, Known, LoadedWindow, Suspected
+from workers.loading.process import Facts, Job, Known, LoadedWindow, Suspected
 from workers.models import RunPlan
 from workers.scoring.windows import BEST
 

@@ -16,7 +16,7 @@ from earmark.core.options import RunOptions
 from tests.db.facts import FACTS
 from workers.clip import ClipInWork, Scores
 from workers.loading.cutter import Shape
-from workers.loading.loaders import Dealt, Facts, Job, LoadedWindow
+from workers.loading.process import Dealt, Facts, Job, LoadedWindow
 from workers.models import RunPlan
 from workers.scoring.windows import BEST
 
@@ -105,6 +105,6 @@ def test_window_scores_are_combined_by_mean_or_maximum(combine: Any, expected: l
     scores = Scores(RunOptions(combine=combine, top_k=2))
     scores.add((0.0, 1.0), np.array([0.2, 0.8], np.float32))
     scores.add((1.0, 2.0), np.array([0.6, 0.4], np.float32))
-    best, _ = scores.predictions()
+    best = scores.answer().predictions
     by_label = {prediction.label: prediction.score for prediction in best}
     assert [by_label[0], by_label[1]] == pytest.approx(expected)

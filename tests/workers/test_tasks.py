@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from earmark.core.clips import Outcome
     from workers.clip import ClipInWork
-    from workers.loading.loaders import Job
+    from workers.loading.process import Job
 
 
 class BrokenModels:

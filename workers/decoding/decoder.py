@@ -44,6 +44,8 @@ class Piece:
     """A part of a clip's samples; the last one has the facts of the file, or its error."""
 
     samples: np.ndarray
+    #: From 1 up; 0 for the mix.
+    channel: int
     end: clips.AudioFacts | errors.DecodeError | None
 
 
@@ -60,6 +62,7 @@ class Decoder:
         #: Of each clip it was sent and has not answered: the samples it may still give.
         self._at_work: deque[float] = deque()
         self._head = bytearray()
+        self._channel = 0
         self._end: dict[str, Any] | None = None
         self._samples: np.ndarray | None = None
         self._filled = 0
@@ -107,15 +110,21 @@ class Decoder:
         self.ready = True
 
     def begin(
-        self, descriptor: int, sample_rate: int, stretch: tuple[float, float] | None = None
+        self,
+        descriptor: int,
+        sample_rate: int,
+        channels: int = clips.MIX,
+        stretch: tuple[float, float] | None = None,
     ) -> None:
         """Send an open clip. It may still be at the one before."""
         self._clips += 1
         most = (self._settings.max_duration_s + 1) * sample_rate
+        if channels < 0:
+            most *= self._settings.max_channels
         self._at_work.append(self._settings.max_samples if stretch else most)
         if len(self._at_work) == 1:
             self.resume()
-        request = wire.REQUEST.pack(sample_rate, *(stretch or (0.0, 0.0)))
+        request = wire.REQUEST.pack(sample_rate, channels, *(stretch or (0.0, 0.0)))
         socket.send_fds(self.socket, [request], [descriptor])
 
     def receive(self, room: Callable[[int, bool], np.ndarray | None]) -> Piece | None:
@@ -137,9 +146,11 @@ class Decoder:
 
     def _make_room(self, room: Callable[[int, bool], np.ndarray | None]) -> np.ndarray | None:
         self._read_head(wire.HEAD.size)
-        count, size = wire.HEAD.unpack_from(self._head)
+        count, self._channel, size = wire.HEAD.unpack_from(self._head)
         if size > wire.MAX_END_BYTES or count > min(wire.PIECE_SAMPLES, self._at_work[0]):
             raise ValueError(size, count)
+        if self._channel > self._settings.max_channels:
+            raise ValueError(self._channel)
         self._read_head(wire.HEAD.size + size)
         samples = room(count, size > 0)
         if samples is None:
@@ -167,13 +178,13 @@ class Decoder:
         self._at_work[0] -= len(samples)
         self._samples, self._head = None, bytearray()
         if self._end is None:
-            return Piece(samples, None)
+            return Piece(samples, self._channel, None)
         self._at_work.popleft()
         if not self._at_work:
             self.deadline = math.inf
         if "error" in self._end:
-            return Piece(samples, _error(self._end))
-        return Piece(samples, _facts(self._end["facts"]))
+            return Piece(samples, self._channel, _error(self._end))
+        return Piece(samples, self._channel, _facts(self._end["facts"]))
 
     def hold(self) -> None:
         """Stop its clock, while nobody takes its samples."""

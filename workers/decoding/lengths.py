@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from earmark.core.formats import MAX_CHUNKS, after_id3
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 LAST_PAGE = 4
 #: A tag at the end of a file, such as ID3v1, is not longer. Nor is sound that anybody would miss.
@@ -54,13 +54,14 @@ class Length:
         return self.at, struct.pack(self.form, min(size, 2 ** (8 * struct.calcsize(self.form)) - 1))
 
 
-def declared_length(clip: int, name: str) -> Length | None:
+def declared_length(clip: int, name: str, chunks: Iterable[Chunk]) -> Length | None:
     """Return the length that a file of this format declares in bytes; None if it does not."""
     if name == "au":
         return _au_length(clip)
-    if name not in _LAYOUTS:
-        return None
-    return _LAYOUTS[name].length(clip)
+    for chunk in chunks:
+        if chunk.name.startswith(_LAYOUTS[name].audio):
+            return _LAYOUTS[name].length(clip, chunk)
+    return None
 
 
 def is_unfinished(clip: int, name: str, length: Length | None) -> bool:
@@ -104,7 +105,7 @@ def ogg_streams(clip: int) -> list[int]:
 
 
 def is_padding(clip: int, start: int) -> bool:
-    """Return whether only zeros or a tag follow."""
+    """Return whether only zeros, a tag or a web page follow."""
     tail = os.pread(clip, SEARCH_BYTES, start)
     return not tail.strip(b"\0") or re.match(_TAGS, tail) is not None
 
@@ -148,7 +149,7 @@ _MORE = {
     "tta": rb"TTA1[\1\2]\0",
     "voc": rb"Creative Voice File\x1a",
 }
-_TAGS = rb"TAG|ID3|APETAGEX|LYRICSBEGIN"
+_TAGS = rb"TAG|ID3|APETAGEX|LYRICSBEGIN|\s*<(?i:!doctype|html|\?xml)"
 _CHUNK_NAME = re.compile(rb"[\x20-\x7e]{4}")
 _OTHER_FILE = re.compile(rb"RIFF|RF64|BW64|FORM|caff|riff\x2e\x91")
 
@@ -167,10 +168,11 @@ class Chunk:
         return self.content + self.size
 
 
-def chunks(clip: int, name: str) -> Iterator[Chunk]:
-    """Yield the chunks of a file of this format, none if it has no such parts."""
-    if name in _LAYOUTS:
-        yield from _LAYOUTS[name].chunks(clip, _LAYOUTS[name].first)
+def chunks(clip: int, name: str) -> list[Chunk]:
+    """Return the chunks of a file of this format, none if it has no such parts."""
+    if name not in _LAYOUTS:
+        return []
+    return list(_LAYOUTS[name].chunks(clip, _LAYOUTS[name].first))
 
 
 def _more_than_chunks(clip: int, name: str, start: int) -> bool:
@@ -206,19 +208,14 @@ class _Layout:
             chunk = Chunk(name, at, at + length, size - self.size_includes)
             yield chunk
             at = chunk.end + -chunk.size % self.align
-            if at <= chunk.at:
+            if not chunk.at < at < MAX_SIZE:
                 break
             # Some recorders leave out the byte of padding.
             if at > chunk.end and self.align == 2 and os.pread(clip, 1, chunk.end) > b"\x20":
                 at = chunk.end
 
-    def length(self, clip: int) -> Length | None:
-        for chunk in self.chunks(clip, self.first):
-            if chunk.name.startswith(self.audio):
-                return self._length(clip, chunk)
-        return None
-
-    def _length(self, clip: int, chunk: Chunk) -> Length:
+    def length(self, clip: int, chunk: Chunk) -> Length:
+        """Return the length that the chunk of the audio declares."""
         if chunk.size == 0xFFFFFFFF and os.pread(clip, 4, 0) in (b"RF64", b"BW64"):
             (size,) = struct.unpack("<Q", os.pread(clip, 8, 28))
             return Length(chunk.content, size, 28, "<Q")

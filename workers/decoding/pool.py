@@ -74,10 +74,14 @@ class Decoders:
 
         What lies before is passed over where the format allows. A piece may end within a frame.
         """
-        return self.pieces(file, 0, (start_s, end_s))
+        return self.pieces(file, 0, stretch=(start_s, end_s))
 
     def pieces(
-        self, file: BinaryIO, sample_rate: int, stretch: tuple[float, float] | None = None
+        self,
+        file: BinaryIO,
+        sample_rate: int,
+        channels: int = clips.MIX,
+        stretch: tuple[float, float] | None = None,
     ) -> Iterator[Piece]:
         """Yield the waveform in pieces, as it is decoded; the last one has the file's facts.
 
@@ -86,7 +90,7 @@ class Decoders:
         check_regular(file)
         with self._decoder() as decoder:
             try:
-                decoder.begin(file.fileno(), sample_rate, stretch)
+                decoder.begin(file.fileno(), sample_rate, channels, stretch)
                 while (piece := _next(decoder)).end is None:
                     yield piece
             except BROKEN as error:

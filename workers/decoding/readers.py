@@ -13,6 +13,7 @@ import soundfile
 
 from earmark.core import errors, formats
 from workers.decoding import lengths
+from workers.decoding.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,7 +82,8 @@ class Audio(ABC):
     def __init__(self, clip: int, known: Format) -> None:
         os.lseek(clip, 0, os.SEEK_SET)
         self.clip, self.format = clip, known
-        self.length = lengths.declared_length(clip, known.name)
+        self.chunks = lengths.chunks(clip, known.name)
+        self.length = lengths.declared_length(clip, known.name, self.chunks)
         self.codec = ""
         self.sample_rate = self.channels = 0
         #: Frames by the header; 0: unknown.
@@ -197,33 +199,6 @@ def _begins_again(clip: int, end: int) -> bool:
     return lengths.find(clip, lengths.FLAC, max(4, end - READ_AHEAD)) is not None
 
 
-class _View(io.FileIO):
-    """A stretch of a file as a file of its own, with some bytes in place of its own."""
-
-    def __init__(self, clip: int, start: int, stop: int, at: int, content: bytes) -> None:
-        super().__init__(clip, closefd=False)
-        self._start, self._stop, self._at, self._content = start, stop, at, content
-
-    def tell(self) -> int:
-        return super().tell() - self._start
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_SET:
-            offset += self._start
-        elif whence == os.SEEK_END:
-            offset, whence = offset + self._stop, os.SEEK_SET
-        return super().seek(offset, whence) - self._start
-
-    def read(self, size: int | None = -1) -> bytes:
-        start, left = self.tell(), self._stop - super().tell()
-        wanted = left if size is None or size < 0 else min(size, left)
-        content = super().read(max(0, wanted)) or b""
-        place = self._at - start
-        if not self._content or not 0 <= place < len(content):
-            return content
-        return content[:place] + self._content + content[place + len(self._content) :]
-
-
 class Ffmpeg(Audio):
     """Audio read by FFmpeg, with the one demuxer for the file's first bytes."""
 
@@ -258,9 +233,9 @@ class Ffmpeg(Audio):
         self._is_endless = length is not None and length.is_from_pipe
         unfinished = lengths.is_unfinished(self.clip, self.format.name, length)
         if length and (self._is_endless or unfinished):
-            return _View(self.clip, 0, stop, *length.corrected(stop))
+            return View(self.clip, 0, stop, *length.corrected(stop))
         if start or stop < os.fstat(self.clip).st_size:
-            file = _View(self.clip, start, stop, 0, b"")
+            file = View(self.clip, start, stop, 0, b"")
             file.seek(0)
             return file
         return io.FileIO(self.clip, closefd=False)

@@ -8,10 +8,10 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from workers.decoding import lengths
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
+
+    from workers.decoding.readers import Audio
 
 MAX_TAGS, MAX_NAME, MAX_VALUE = 100, 64, 1000
 #: JSON of all tags of a file; those that do not fit are left out.
@@ -27,11 +27,11 @@ _SONG_METER = {1: "model", 2: "serial", 3: "firmware", 4: "prefix", 5: "timestam
 _SONG_METER |= {10: "notes", 12: "temperature"}
 
 
-def read(clip: int, format_name: str, known: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags of an open file, beside those that its reader knows."""
+def read(audio: Audio) -> dict[str, str]:
+    """Return the tags of an open file, those that its reader knows first."""
     tags: dict[str, str] = {}
     size = 2
-    for raw_name, raw_value in itertools.chain(known.items(), _own(clip, format_name)):
+    for raw_name, raw_value in itertools.chain(audio.tags().items(), _own(audio)):
         name, value = _plain(raw_name)[:MAX_NAME], _plain(raw_value)[:MAX_VALUE]
         size += len(json.dumps({name: value}))
         if len(tags) == MAX_TAGS or size > MAX_BYTES:
@@ -45,14 +45,14 @@ def _plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text[:MAX_CHUNK]).strip()
 
 
-def _own(clip: int, format_name: str) -> Iterator[tuple[str, str]]:
-    if format_name == "flac":
-        yield from _vorbis_comments(clip)
-    if format_name != "wav":
+def _own(audio: Audio) -> Iterator[tuple[str, str]]:
+    if audio.format.name == "flac":
+        yield from _vorbis_comments(audio.clip)
+    if audio.format.name != "wav":
         return
-    for chunk in lengths.chunks(clip, format_name):
+    for chunk in audio.chunks:
         if chunk.name in _CHUNKS:
-            content = os.pread(clip, min(max(chunk.size, 0), MAX_CHUNK), chunk.content)
+            content = os.pread(audio.clip, min(max(chunk.size, 0), MAX_CHUNK), chunk.content)
             yield from _CHUNKS[chunk.name](content)
 
 

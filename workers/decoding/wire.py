@@ -1,9 +1,10 @@
-"""The answers of a decoder process on its socket: pieces of samples, the last with the facts."""
+"""What a decoder process is asked and answers on its socket: pieces of samples, then the facts."""
 
 from __future__ import annotations
 
 import json
 import struct
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,32 +12,43 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-#: A clip's sample rate. Or the start and the end of a stretch in seconds, whose samples are wanted
-#: as the file has them.
-REQUEST = struct.Struct("<Idd")
-#: The number of samples of a piece, and the bytes of the JSON in front of them; 0: more will come.
-HEAD = struct.Struct("<II")
+#: A clip's sample rate and channels (as `RunOptions.decoded_channels` has them). Or the start and
+#: the end of a stretch in seconds, whose samples are wanted as the file has them.
+REQUEST = struct.Struct("<Iidd")
+#: The number of samples of a piece, their channel (0: the mix), and the bytes of the JSON in front
+#: of them; 0: more will come.
+HEAD = struct.Struct("<III")
 #: Most clips are one piece, and a long recording takes this much memory: 33 s at 16 kHz.
 PIECE_SAMPLES = 2**19
 MAX_END_BYTES = 65536
 
 
-def head(samples: int, end: dict[str, Any] | None) -> bytes:
+def head(samples: int, channel: int, end: dict[str, Any] | None) -> bytes:
     """Return what comes before the samples of a piece."""
     text = json.dumps(end).encode() if end else b""
-    return HEAD.pack(samples, len(text)) + text
+    return HEAD.pack(samples, channel, len(text)) + text
 
 
-def pieces(blocks: Iterable[np.ndarray]) -> Iterator[tuple[list[np.ndarray], bool]]:
-    """Yield blocks of samples together, up to PIECE_SAMPLES, and whether they are the last."""
-    held: list[np.ndarray] = []
+def pieces(
+    parts: Iterable[tuple[int, np.ndarray]],
+) -> Iterator[tuple[int, list[np.ndarray], bool]]:
+    """Yield blocks of a channel together, and whether they are the last of the clip.
+
+    All channels together hold up to PIECE_SAMPLES.
+    """
+    held: dict[int, list[np.ndarray]] = defaultdict(list)
     count = 0
-    for block in blocks:
+    for channel, block in parts:
         rest = block
         while count + len(rest) > PIECE_SAMPLES:
             fits = PIECE_SAMPLES - count
-            yield [*held, rest[:fits]], False
-            held, count, rest = [], 0, rest[fits:]
-        held.append(rest)
+            held[channel].append(rest[:fits])
+            for number, blocks in held.items():
+                yield number, blocks, False
+            held.clear()
+            count, rest = 0, rest[fits:]
+        held[channel].append(rest)
         count += len(rest)
-    yield held, True
+    last = len(held) - 1
+    for place, (number, blocks) in enumerate(held.items()):
+        yield number, blocks, place == last

@@ -72,7 +72,8 @@ class Fetcher:
         whole = fetch_settings.model_copy(update={"max_bytes": fetch_settings.max_container_bytes})
         self._whole_guard = guard.Guard(whole)
         self._wholes = Wholes(self._container, fetch_settings.max_container_bytes)
-        self._roots = [os.path.realpath(root) for root in fetch_settings.file_roots]
+        roots = [os.path.realpath(root) for root in fetch_settings.file_roots]
+        self._roots = tuple(f"{root.rstrip('/')}/" for root in roots)
 
     def close(self) -> None:
         self._guard.close()
@@ -141,7 +142,7 @@ class Fetcher:
     def _allowed(self, path: str) -> str:
         """Return where a file really lies, if that is under a root."""
         real = _real(path)
-        if not any(Path(real).is_relative_to(root) for root in self._roots):
+        if not f"{real}/".startswith(self._roots):
             folder = os.fsencode(Path(real).parent).decode("utf-8", "backslashreplace")
             raise errors.FileNotAllowed(folder=folder)
         return real

@@ -7,10 +7,8 @@ import logging
 import re
 import socket
 import ssl
-import threading
 import time
 from collections import Counter
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
@@ -31,6 +29,7 @@ from urllib3.util.ssltransport import SSLTransport
 
 from earmark.core import errors
 from earmark.core.credentials import DEFAULT_PORTS, Credentials, Proxy
+from workers.fetching.names import Names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -93,6 +92,7 @@ class Guard:
         self._settings = fetch_settings
         self._observer = observer
         self._addresses = Addresses(fetch_settings)
+        self._names = Names()
         self._credentials = Credentials(
             fetch_settings.headers, fetch_settings.tokens, fetch_settings.basic_auth
         )
@@ -118,7 +118,7 @@ class Guard:
         Raises:
             DownloadError: the URL is refused, or its server gives no usable answer.
         """
-        download = Download(self._settings, self._addresses)
+        download = Download(self._settings, self._addresses, self._names)
         download.body = body
         if byte_range:
             download.headers["Range"] = f"bytes={byte_range}"
@@ -258,9 +258,10 @@ def _within(ip: IPv4Address | IPv6Address, networks: Iterable[Any]) -> bool:
 class Download:
     """One download in progress: its deadline, and the bytes received of the current hop."""
 
-    def __init__(self, fetch_settings: settings.Fetch, addresses: Addresses) -> None:
+    def __init__(self, fetch_settings: settings.Fetch, addresses: Addresses, names: Names) -> None:
         self._settings = fetch_settings
         self._addresses = addresses
+        self._names = names
         self._proxy = Proxy.parse(fetch_settings.proxy) if fetch_settings.proxy else None
         self._deadline = time.monotonic() + fetch_settings.timeout_s
         self.headers: dict[str, str] = {}
@@ -302,7 +303,7 @@ class Download:
 
     def _checked(self, host: str, port: int) -> list[tuple[int, Any]]:
         places = []
-        for family, _, _, _, place in resolve(host, port, self._connect_s()):
+        for family, _, _, _, place in self._names.resolve(host, port, self._connect_s()):
             self._addresses.check(place[0])
             places.append((family, place))
         return places
@@ -353,7 +354,9 @@ class Download:
 
     def _to_proxy(self, proxy: Proxy) -> _Socket:
         places = []
-        for family, _, _, _, place in resolve(proxy.host, proxy.port, self._connect_s()):
+        for family, _, _, _, place in self._names.resolve(
+            proxy.host, proxy.port, self._connect_s()
+        ):
             places.append((family, place))
         try:
             return self._first(places, partial(self._connect, checked=False))
@@ -412,23 +415,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__
-
-
-def resolve(host: str, port: int, timeout_s: float) -> list[Any]:
-    """Look a host up in a thread: getaddrinfo has no timeout, and may run on after this returns."""
-    answer: Future[list[Any]] = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=ask, name="resolver", daemon=True).start()
-    try:
-        return answer.result(timeout_s)
-    except (OSError, UnicodeError):
-        raise errors.Dns(host=host) from None
 
 
 #: The download of this thread. Without one, no connection can be made.

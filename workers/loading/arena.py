@@ -14,6 +14,8 @@ import numpy as np
 
 #: A sample's bytes.
 SAMPLE = 4
+#: Memory that nobody used for so many beats goes back to the system.
+IDLE_BEATS = 20
 
 
 def new_memory(samples: int) -> int:
@@ -82,3 +84,43 @@ class Extents:
             place -= 1
             start = self._free.pop(place)[0]
         self._free.insert(place, (start, end))
+
+
+class Room:
+    """A loader's view of the arena, with its extents; those of sent windows the worker frees."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.samples = mapped(descriptor)
+        #: Whether the worker has freed something since this was reset.
+        self.freed = False
+        self._extents = Extents(len(self.samples))
+        self._sent = 0
+        self._idle_beats = 0
+
+    def take(self, samples: int) -> int | None:
+        """Return the beginning of an extent of so many samples, or None if none is free."""
+        return self._extents.take(samples)
+
+    def give_back(self, offset: int) -> None:
+        """Free an extent that was not sent."""
+        self._extents.give_back(offset)
+
+    def send(self, offset: int, heard: int, samples: int) -> None:
+        """Pad a window from `heard` samples to `samples`. From now on it is the worker's."""
+        self.samples[offset + heard : offset + samples] = 0
+        self._sent += 1
+
+    def free(self, offsets: list[int]) -> None:
+        """Take back extents from the worker."""
+        for offset in offsets:
+            self._extents.give_back(offset)
+        self._sent -= len(offsets)
+        self.freed = True
+
+    def beat(self, filling: int) -> None:
+        """Give idle memory back; `filling` extents are taken and not sent."""
+        self._idle_beats = 0 if self._extents else self._idle_beats + 1
+        if self._idle_beats == IDLE_BEATS:
+            clear(self.samples)
+        if len(self._extents) != self._sent + filling:
+            raise AssertionError(f"{len(self._extents)} extents, {self._sent} sent, {filling} here")

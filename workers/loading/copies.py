@@ -12,7 +12,7 @@ from workers.loading import arena
 if TYPE_CHECKING:
     import numpy as np
 
-    from workers.loading.downloads import DealtClip
+    from workers.loading.clip import DealtClip
 
 #: Many more than clips are in flight in a worker.
 PLACES = 2**14

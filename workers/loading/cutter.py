@@ -33,45 +33,69 @@ class Shape(NamedTuple):
         return start / self.sample_rate, (start + samples) / self.sample_rate
 
 
+class Cut(NamedTuple):
+    """A window: its channel (0: the mix), its start in the clip in samples, and its samples."""
+
+    channel: int
+    start: int
+    samples: np.ndarray
+
+
 class Cutter:
     """Cuts one clip into windows that are a hop apart; the last one ends where the clip ends.
 
-    A clip shorter than a window is one window. It holds the samples of a window and a piece,
-    however long the clip is.
+    A clip shorter than a window is one window. Each channel is cut by itself. It holds the samples
+    of a window and a piece for each, however long the clip is.
     """
 
     def __init__(self, shape: Shape, most: int) -> None:
         self._shape = shape
         self._most = most
-        self._kept = np.empty(0, np.float32)
-        #: Where the kept samples begin in the clip, and the next window.
-        self._begin = self._next = 0
+        self._tracks: dict[int, _Track] = {}
         self.windows = 0
 
-    def cut(self, samples: np.ndarray, *, last: bool) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the windows that this piece completes, each with its start in the clip.
+    def cut(self, samples: np.ndarray, channel: int = 0, *, last: bool) -> Iterator[Cut]:
+        """Yield the windows that this piece of a channel completes.
 
         Raises:
             TooLong: the clip has more windows than EARMARK_AUDIO__MAX_WINDOWS.
         """
-        size = self._shape.size
-        held = np.concatenate([self._kept, samples]) if len(self._kept) else samples
-        total = self._begin + len(held)
-        while self._next + size < total:
-            yield self._next, self._window(held, self._next)
-            self._next += self._shape.hop
-        final = max(0, total - size)
+        track = self._tracks.setdefault(channel, _Track(self._shape))
+        for start, window in track.add(samples):
+            yield self._counted(Cut(channel, start, window))
         if last:
-            yield final, self._window(held, final)
-        self._kept, self._begin = held[final - self._begin :].copy(), final
+            for number, ended in self._tracks.items():
+                yield self._counted(Cut(number, ended.begin, ended.kept))
 
-    def _window(self, held: np.ndarray, start: int) -> np.ndarray:
+    def _counted(self, cut: Cut) -> Cut:
         self.windows += 1
         if self.windows > self._most:
-            longest = self._shape.size + (self._most - 1) * self._shape.hop
+            most = self._most // len(self._tracks)
+            longest = self._shape.size + max(0, most - 1) * self._shape.hop
             raise errors.TooLong(
                 max_duration_s=longest / self._shape.sample_rate,
                 setting="EARMARK_AUDIO__MAX_WINDOWS",
             )
-        at = start - self._begin
-        return held[at : at + self._shape.size]
+        return cut
+
+
+class _Track:
+    """The samples of one channel that no window has yet, or the last one alone."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self.kept = np.empty(0, np.float32)
+        #: Where the kept samples begin in the clip, and the next window.
+        self.begin = self._next = 0
+
+    def add(self, samples: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield each window before the last, and keep that."""
+        size = self._shape.size
+        held = np.concatenate([self.kept, samples]) if len(self.kept) else samples
+        total = self.begin + len(held)
+        while self._next + size < total:
+            at = self._next - self.begin
+            yield self._next, held[at : at + size]
+            self._next += self._shape.hop
+        last = max(0, total - size)
+        self.kept, self.begin = held[last - self.begin :].copy(), last

@@ -7,30 +7,25 @@ import os
 import threading
 import time
 from collections import defaultdict, deque
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from db import reuse
-from earmark.core.errors import ClipError, DatabaseError, ModelError, ServiceError
+from earmark.core.errors import DatabaseError, ServiceError
 from workers import logs
 from workers.decoding.pool import check_regular
-from workers.fetching.polite import HostBusyError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from earmark.core.clips import Part, Source
+    from earmark.core.clips import Part
     from workers.fetching.breaker import Breaker
     from workers.fetching.fetch import Fetched
+    from workers.loading.clip import DealtClip
     from workers.loading.copies import Copies
-    from workers.loading.cutter import Cutter, Shape
-    from workers.loading.spans import Span
 
 logger = logging.getLogger(__name__)
 
-#: A clip is put off by this while the database or the decoders are out of reach.
-SERVICE_PAUSE_S = 10.0
 #: Clips that one statement looks up.
 LOOKED_UP_AT_ONCE = 64
 
@@ -44,50 +39,6 @@ class ClipFetcher(Protocol):
     def fetch(self, uri: str, part: Part | None = None) -> Fetched: ...
 
     def close(self) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class DealtClip:
-    """A clip in a loader, from its deal to its last window."""
-
-    deal: int
-    id: int
-    uri: str
-    run_id: int
-    shape: Shape
-    #: Whether its URL is looked up before it is fetched.
-    by_url: bool
-    #: Whether it waits for another clip that is at work on the same content.
-    joins: bool
-    #: The part of the file that is the clip, and its span; None for all of it.
-    part: Part | None = None
-    span: Span | None = None
-    file: BinaryIO | None = None
-    source: Source | None = None
-    fetch_ms: float = 0.0
-    decode_ms: float = 0.0
-    #: When it began to wait for a decoder, and when a decoder began with it.
-    waits_since: float = 0.0
-    begun_at: float = 0.0
-    #: The time that its samples waited for room.
-    room_s: float = 0.0
-    #: None while it may be a single window.
-    cutter: Cutter | None = None
-    windows: int = 0
-    #: The way in which it ended here, for the worker; None while it goes on.
-    end: dict[str, Any] | None = None
-    #: Nobody waits for it any more.
-    dropped: bool = False
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-
-    def fail(self, error: ClipError) -> None:
-        self.end = {"error": error.code, "facts": error.facts}
-
-    def put_off(self, delay_s: float) -> None:
-        self.end = {"postponed": delay_s}
 
 
 class Bell:
@@ -158,15 +109,8 @@ class Downloads:
             fetched = self._fetcher.fetch(clip.uri, clip.part)
             clip.file, clip.source = fetched.file, fetched.source
             check_regular(clip.file)
-        except HostBusyError as busy:
-            clip.put_off(busy.wait_s)
-        except ServiceError as error:
-            _log_put_off(clip, error)
-        except ClipError as error:
-            clip.fail(error)
         except Exception as error:
-            logger.exception("clip %d failed unexpectedly", clip.id, extra={"action": "clip_error"})
-            clip.fail(ModelError(reason=repr(error)))
+            clip.end_by(error)
 
     def _look_up_clips(self) -> None:
         while True:
@@ -188,7 +132,7 @@ class Downloads:
             known = self._known(run_id, clips)
         except ServiceError as error:
             for clip in clips:
-                _log_put_off(clip, error)
+                clip.end_by(error)
                 self._pass(clip)
             return
         for clip in clips:
@@ -223,8 +167,3 @@ class Downloads:
     def _pass(self, clip: DealtClip) -> None:
         self._through.append(clip)
         self._bell.ring()
-
-
-def _log_put_off(clip: DealtClip, error: ServiceError) -> None:
-    logger.warning("clip %d is put off: %s", clip.id, error, extra={"action": "clip_put_off"})
-    clip.put_off(SERVICE_PAUSE_S)

@@ -6,16 +6,10 @@ import json
 import logging
 import math
 import os
-import pickle
-import subprocess
-import sys
 import threading
 from collections import defaultdict
-from dataclasses import astuple, dataclass
 from io import FileIO
 from itertools import count
-from multiprocessing.connection import Pipe
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 from zlib import crc32
 
@@ -26,18 +20,16 @@ from earmark.core.clips import Failure, Postponed, Source, Timings
 from earmark.core.settings import cores
 from workers import metrics
 from workers.loading import arena, copies, messages
+from workers.loading.process import Dealt, Facts, Known, LoaderProcess, Share, Suspected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from earmark.core.clips import AudioFacts, Part
     from earmark.core.settings import Settings
-    from workers.loading.cutter import Shape
+    from workers.loading.process import Job, LoadedWindow, Loading
 
 logger = logging.getLogger(__name__)
 
-#: A loader starts within this: its decoders have a minute, all at once.
-START_S = 90.0
 #: A loader that says nothing for so many checks, though it beats twice a second, hangs.
 SILENT_CHECKS = 20
 CHECK_EVERY_S = 1.0
@@ -46,105 +38,6 @@ SUSPECT_DEATHS = 2
 DECODERS_PER_LOADER = 4
 #: A worker ends after so many loaders in a row that do not start, some seconds each.
 MOST_FAILED_STARTS = 20
-
-
-class Loading(Protocol):
-    """A clip that is dealt to loaders. It hears from them, on any thread."""
-
-    @property
-    def clip_id(self) -> int: ...
-
-    @property
-    def uri(self) -> str: ...
-
-    @property
-    def part(self) -> Part | None: ...
-
-    def begin(self, dealt: Dealt) -> None:
-        """Forget an earlier deal."""
-
-    def decoded(self, dealt: Dealt, facts: Facts) -> None:
-        """Take the facts of its file: no windows come after those that are here."""
-
-    def ended(self, dealt: Dealt, end: Failure | Postponed | Known | Suspected) -> None:
-        """Take an end without scores."""
-
-    def scored(self, window: LoadedWindow, outcome: Any) -> None:
-        """Take the scores of a window, or its error."""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """A decoded clip, with the seconds that its samples waited for room."""
-
-    source: Source
-    audio: AudioFacts
-    timings: Timings
-    windows: int
-    room_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A clip that shares the result of another one, which may still be at work."""
-
-    clip_id: int
-    source: Source | None
-    timings: Timings
-
-
-@dataclass(frozen=True, slots=True)
-class Suspected:
-    """A clip that was in loaders as they died."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What loaders have to know about the clips of a run."""
-
-    run_id: int
-    shape: Shape
-    #: Whether URLs are looked up before they are fetched.
-    by_url: bool
-    #: Whether a clip waits for another one that is at work on the same content.
-    joins: bool = True
-
-
-@dataclass(slots=True, eq=False)
-class Dealt:
-    """A clip in a loader. Rows name it by its number, which is of this deal only."""
-
-    number: int
-    clip: Loading
-    job: Job
-    loader: _Loader
-    #: Of loaders that had it.
-    deaths: int
-    #: Whether anybody waits for its windows.
-    wanted: bool = True
-
-    def cancel(self) -> None:
-        """Have its loader stop working on it."""
-        self.wanted = False
-        if self.loader.dealt.pop(self.number, None):
-            self.loader.send(messages.CANCEL + json.dumps([self.number]).encode())
-
-
-@dataclass(slots=True, eq=False)
-class LoadedWindow:
-    """A window in the arena of a loader, until it is freed."""
-
-    dealt: Dealt
-    offset: int
-    samples: np.ndarray
-    #: In samples of the clip; `heard` of them are not padding.
-    start: int
-    heard: int
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """The seconds of the clip in which it begins and ends."""
-        return self.dealt.job.shape.span(self.start, self.heard)
 
 
 class Queue(Protocol):
@@ -207,7 +100,7 @@ class Loaders:
         self._deal((clip, job, 0) for clip in clips)
 
     def _deal(self, clips: Iterable[tuple[Loading, Job, int]]) -> None:
-        groups: dict[tuple[_Loader, Job], list[Dealt]] = defaultdict(list)
+        groups: dict[tuple[LoaderProcess, Job], list[Dealt]] = defaultdict(list)
         with self._changing:
             for clip, job, deaths in clips:
                 loader = min(self._loaders_for(clip), key=lambda loader: len(loader.dealt))
@@ -218,7 +111,7 @@ class Loaders:
         for (loader, job), group in groups.items():
             loader.deal(job, group)
 
-    def _loaders_for(self, clip: Loading) -> list[_Loader]:
+    def _loaders_for(self, clip: Loading) -> list[LoaderProcess]:
         """Return the loaders that may ask a clip's host; of a container's members, one has all."""
         host = clip.uri.partition("://")[2].partition("/")[0].lower()
         place, count = host, self._per_host
@@ -260,11 +153,11 @@ class Loaders:
             loader.stop()
         self._copies.close()
 
-    def _new_loader(self, share: _Share) -> _Loader:
-        return _Loader(self._settings, share, self._copies.fileno())
+    def _new_loader(self, share: Share) -> LoaderProcess:
+        return LoaderProcess(self._settings, share, self._copies.fileno())
 
     def _free(self, windows: Iterable[LoadedWindow]) -> None:
-        groups: dict[_Loader, list[int]] = defaultdict(list)
+        groups: dict[LoaderProcess, list[int]] = defaultdict(list)
         for window in windows:
             groups[window.dealt.loader].append(window.offset)
         for loader, offsets in groups.items():
@@ -272,10 +165,10 @@ class Loaders:
 
     # what loaders send -----------------------------------------------------------------------
 
-    def _listen(self, loader: _Loader) -> None:
+    def _listen(self, loader: LoaderProcess) -> None:
         threading.Thread(target=self._hear_all, args=(loader,), name="loader", daemon=True).start()
 
-    def _hear_all(self, loader: _Loader) -> None:
+    def _hear_all(self, loader: LoaderProcess) -> None:
         try:
             loader.wait_until_ready()
             while True:
@@ -289,7 +182,7 @@ class Loaders:
         loader.dead = True
         self._died.set()
 
-    def _hear(self, loader: _Loader, message: bytes) -> None:
+    def _hear(self, loader: LoaderProcess, message: bytes) -> None:
         loader.silent_checks = 0
         match message[:1]:
             case messages.ROWS:
@@ -300,7 +193,7 @@ class Loaders:
             case messages.BEAT:
                 loader.offline = bool(message[1])
 
-    def _take_rows(self, loader: _Loader, clips: list[Any], rows: list[Any]) -> None:
+    def _take_rows(self, loader: LoaderProcess, clips: list[Any], rows: list[Any]) -> None:
         windows = []
         for number, *place in rows:
             dealt = loader.dealt.get(number)
@@ -328,7 +221,7 @@ class Loaders:
                     logger.error("a loader hangs", extra={"action": "loader_hangs"})
                     loader.kill()
 
-    def _try_to_replace(self, loader: _Loader) -> None:
+    def _try_to_replace(self, loader: LoaderProcess) -> None:
         try:
             self._replace(loader)
         except OSError as error:  # no memory, no process, a full disk: it may pass
@@ -340,7 +233,7 @@ class Loaders:
             logger.critical("no loader can be started; the worker ends")
             os._exit(errors.BROKEN_EXIT)
 
-    def _replace(self, loader: _Loader) -> None:
+    def _replace(self, loader: LoaderProcess) -> None:
         if self._closed.is_set():
             return
         logger.error(
@@ -368,16 +261,7 @@ class Loaders:
         self._deal(again)
 
 
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """The part of a worker's means that one loader has."""
-
-    samples: int
-    decoders: int
-    fetching: int
-
-
-def _shares(settings: Settings) -> list[_Share]:
+def _shares(settings: Settings) -> list[Share]:
     worker = settings.worker
     decoders = worker.decoders or cores()
     loaders = min(worker.loaders or max(1, decoders // DECODERS_PER_LOADER), decoders)
@@ -386,7 +270,7 @@ def _shares(settings: Settings) -> list[_Share]:
     shares = []
     for place in range(loaders):
         share = decoders // loaders + (place < decoders % loaders)
-        shares.append(_Share(samples, share, fetching))
+        shares.append(Share(samples, share, fetching))
     return shares
 
 
@@ -405,97 +289,6 @@ def _manners(settings: Settings, loaders: int) -> tuple[int, Settings]:
     return per_host, settings.changed(fetch={"host_concurrency": each})
 
 
-class _Loader:
-    """One loader process, the memory it shares, and the clips it has."""
-
-    def __init__(self, settings: Settings, share: _Share, copies: int) -> None:
-        self.share = share
-        #: By number.
-        self.dealt: dict[int, Dealt] = {}
-        self.ready = self.dead = self.offline = False
-        self.silent_checks = 0
-        descriptor = arena.new_memory(share.samples)
-        self._connection, theirs = Pipe()
-        try:
-            self._memory = arena.mapped(descriptor)
-            self._process = _start(theirs.fileno(), descriptor, copies)
-        finally:
-            theirs.close()
-            os.close(descriptor)
-        # A thread of its own, so that nobody waits for a loader that hangs.
-        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
-        self.send(pickle.dumps((settings, share.decoders, share.fetching)))
-        threading.Thread(target=self._send_all, name="loader-send", daemon=True).start()
-
-    def wait_until_ready(self) -> None:
-        """Wait until it has started; raise ServiceError if it does not start."""
-        if self.ready:
-            return
-        try:
-            message = self._connection.recv_bytes() if self._connection.poll(START_S) else b""
-        except (EOFError, OSError):
-            message = b""
-        if message[:1] == messages.REFUSED:
-            raise errors.ServiceError(reason=message[1:].decode())
-        if message[:1] != messages.READY:
-            raise errors.ServiceError(reason=f"A loader does not start: {self.stop()}.")
-        self.ready = True
-
-    def receive(self) -> bytes:
-        return self._connection.recv_bytes()
-
-    def send(self, message: bytes) -> None:
-        self._outbox.put(message)
-
-    def deal(self, job: Job, clips: Sequence[Dealt]) -> None:
-        rows = []
-        for dealt in clips:
-            clip = dealt.clip
-            part = None if clip.part is None else astuple(clip.part)
-            rows.append((dealt.number, clip.clip_id, clip.uri, part))
-        content = {
-            "clips": rows, "run_id": job.run_id, "shape": job.shape, "by_url": job.by_url,
-            "joins": job.joins,
-        }  # fmt: skip
-        self.send(messages.DEAL + json.dumps(content).encode())
-
-    def window(
-        self, dealt: Dealt, offset: int, samples: int, start: int, heard: int
-    ) -> LoadedWindow:
-        end = offset + samples
-        if not heard <= samples <= end <= len(self._memory):
-            raise ValueError(offset, samples, heard)
-        return LoadedWindow(dealt, offset, self._memory[offset:end], start, heard)
-
-    def kill(self) -> None:
-        """End the process; its end is heard as that of any other."""
-        self._process.kill()
-
-    def stop(self) -> str:
-        """End the process if it lives, and return how it ended."""
-        self._process.kill()
-        status = self._process.wait()
-        self._outbox.put(None)
-        return f"it ended with status {status}"
-
-    def _send_all(self) -> None:
-        try:
-            while (message := self._outbox.get()) is not None:
-                self._connection.send_bytes(message)
-        except OSError:  # it is dead, which is heard on the other side
-            return
-
-
-def _start(*descriptors: int) -> subprocess.Popen[bytes]:
-    program = [sys.executable, "-P", "-m", "workers.loading.loader", str(os.getpid())]
-    return subprocess.Popen(
-        [*program, *map(str, descriptors)],
-        pass_fds=descriptors,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-
-
 def _facts(row: Sequence[Any]) -> Facts:
     _, windows, size, sha256, fetch_ms, wait_ms, decode_ms, room_ms, *_ = row
     metrics.decoder_wait(wait_ms / 1000)
@@ -504,7 +297,7 @@ def _facts(row: Sequence[Any]) -> Facts:
 
 
 def _end(
-    loader: _Loader,
+    loader: LoaderProcess,
     number: int,
     end: dict[str, Any],
     source: list[Any] | None,

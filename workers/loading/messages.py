@@ -22,7 +22,7 @@ _DEAL = ("deal", "<u8")
 #: The parts of the arena that a worker frees, by their beginnings.
 OFFSET = np.dtype("<u8")
 
-#: A window in the arena. `heard` is less than `samples` if it is padded.
+#: A window in the arena. `heard` is less than `samples` if it is padded. The mix is channel 0.
 WINDOW = np.dtype(
     [
         _DEAL,
@@ -30,6 +30,7 @@ WINDOW = np.dtype(
         ("samples", "<u4"),
         ("start", "<u8"),
         ("heard", "<u4"),
+        ("channel", "<u2"),
     ]
 )
 _KINDS = {"float": "<f8", "int": "<u4", "str": "S32", "bool": "?"}

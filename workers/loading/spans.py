@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,9 @@ class Span:
         #: In samples of the file.
         self.start = round((part.start_s or 0.0) * sample_rate)
         self._end = None if part.end_s is None else round(part.end_s * sample_rate)
-        self._position = self._samples = 0
+        #: Of each channel: the samples that came, and those of the span.
+        self._positions: Counter[int] = Counter()
+        self._samples: Counter[int] = Counter()
         self._silent = True
 
     @classmethod
@@ -32,13 +35,14 @@ class Span:
             return None
         return cls(part, sample_rate)
 
-    def cut(self, samples: np.ndarray) -> np.ndarray:
-        """Return what belongs to the span of the next piece, shape (samples,)."""
-        begin = max(0, self.start - self._position)
-        end = len(samples) if self._end is None else max(0, self._end - self._position)
-        self._position += len(samples)
+    def cut(self, samples: np.ndarray, channel: int = 0) -> np.ndarray:
+        """Return what belongs to the span of a channel's next piece, shape (samples,)."""
+        position = self._positions[channel]
+        begin = max(0, self.start - position)
+        end = len(samples) if self._end is None else max(0, self._end - position)
+        self._positions[channel] += len(samples)
         inside = samples[begin:end]
-        self._samples += len(inside)
+        self._samples[channel] += len(inside)
         self._silent = self._silent and not inside.any()
         return inside
 
@@ -48,7 +52,8 @@ class Span:
         Raises:
             TooShort: the file ends before the span begins.
         """
-        if not self._samples:
+        if not self._samples.total():
             start_s = self._part.start_s or 0.0
             raise TooShort(min_duration_s=start_s, setting="where the row's span begins")
-        return replace(facts, duration_s=self._samples / self._rate, silent=self._silent)
+        duration_s = max(self._samples.values()) / self._rate
+        return replace(facts, duration_s=duration_s, silent=self._silent)

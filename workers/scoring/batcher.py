@@ -14,10 +14,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
-import torch
-
 from earmark.core import errors
 from workers import metrics
+from workers.scoring import devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -143,7 +142,7 @@ class Batcher:
 
     def _work(self, lane: Classifier) -> None:
         if lane.device == "cpu":
-            torch.set_num_threads(1)
+            devices.use_one_thread()
         try:
             while self._wait():
                 self._score(lane, self._take(lane))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 from earmark.core import errors
-from workers.scoring import hub, zero_shot
+from workers.scoring import hub, regression, zero_shot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 transformers_logging: Any = transformers.logging
 
-_SAFE_WEIGHTS, _PICKLES = hub.SAFE_WEIGHTS, hub.PICKLES
 #: Parameters that only training uses; many good checkpoints lack them.
 _TRAINING_ONLY = "masked_spec_embed"
 _UNREADABLE = (
@@ -65,24 +63,17 @@ class Checkpoint:
 
     def sha256(self) -> str:
         """Return the digest of the weights' files, in the order of their names."""
-        digest = hashlib.sha256()
-        for path in sorted(self.folder.glob(_weights_pattern(self.folder))):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        return hub.sha256(sorted(self.folder.glob(_weights_pattern(self.folder))))
 
 
-def open_checkpoint(name: str, revision: str | None) -> Checkpoint:
-    """Find a checkpoint and read its configuration; code in a checkpoint never runs.
-
-    Its name is `starter`, a folder or a hub id. A hub model is downloaded once.
+def open_checkpoint(name: str, folder: Path, commit: str | None) -> Checkpoint:
+    """Read the configuration of the checkpoint in a folder; code in it never runs.
 
     Raises:
-        ServiceError: the checkpoint is missing, out of reach, or no audio classifier.
+        ServiceError: it cannot be read, or is no audio classifier.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    folder, commit = hub.locate(name, revision)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _require_audio_classifier(name, config)
@@ -134,16 +125,10 @@ def load_model(
     if checkpoint.zero_shot:
         kind = transformers.ClapModel
     try:
-        model, loading = kind.from_pretrained(
-            checkpoint.folder,
-            config=checkpoint.config,
-            dtype=dtype,
-            trust_remote_code=False,
-            use_safetensors=_weights_pattern(checkpoint.folder) == _SAFE_WEIGHTS,
-            weights_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        model, loading = _from_pretrained(kind, checkpoint, dtype)
+        if regression.is_regression(checkpoint.config, loading):
+            kind = regression.with_head(type(model))
+            model, loading = _from_pretrained(kind, checkpoint, dtype)
         _require_all_weights(checkpoint.name, loading)
         if checkpoint.zero_shot:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -160,9 +145,25 @@ def load_model(
 
 def text_vector(name: str, revision: str | None, words: str) -> np.ndarray:
     """Return the unit text features of words, which compare with a CLAP model's embeddings."""
-    model: Any = load_model(open_checkpoint(name, revision), torch.float32, [words])
+    model: Any = load_model(
+        open_checkpoint(name, *hub.locate(name, revision)), torch.float32, [words]
+    )
     vector: np.ndarray = model.head.text[0].numpy()
     return vector
+
+
+def _from_pretrained(kind: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """Load a model of a kind; return it, and what transformers says of its weights."""
+    return kind.from_pretrained(
+        checkpoint.folder,
+        config=checkpoint.config,
+        dtype=dtype,
+        trust_remote_code=False,
+        use_safetensors=_weights_pattern(checkpoint.folder) == hub.SAFE_WEIGHTS,
+        weights_only=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
 
 
 def _require_all_weights(name: str, loading: dict[str, Any]) -> None:
@@ -180,9 +181,9 @@ def _require_all_weights(name: str, loading: dict[str, Any]) -> None:
 
 
 def _weights_pattern(folder: Path) -> str:
-    if any(folder.glob(_SAFE_WEIGHTS)):
-        return _SAFE_WEIGHTS
-    return _PICKLES
+    if any(folder.glob(hub.SAFE_WEIGHTS)):
+        return hub.SAFE_WEIGHTS
+    return hub.PICKLES
 
 
 def _first_line(error: BaseException) -> str:

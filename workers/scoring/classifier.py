@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,11 +13,11 @@ import torch
 
 from earmark.core import errors, settings
 from earmark.core.vectors import SCALE_BYTES
-from workers.scoring import embeddings, headed, pretrained
+from workers.scoring import description, embeddings, heads, hub, onnx, pretrained, reference
 from workers.scoring.windows import BEST, Embedded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from workers.scoring.model import Limits, Model, ModelCard
     from workers.scoring.windows import Outcome
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: What an error of a device without memory says; cuBLAS and cuDNN have words of their own.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+_NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "Failed to allocate memory")
 
 
 @dataclass(eq=False)
@@ -43,6 +44,8 @@ class Classifier:
     dtype: str
     #: How many threads may score at once, each with a twin.
     lanes: int
+    #: From unit embeddings to logits, in place of the model's last layer.
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def choose(self, lengths: Sequence[int]) -> list[int]:
         """Choose a batch by the windows' lengths; return positions, the first always among them."""
@@ -120,9 +123,13 @@ class Classifier:
     def _forward(
         self, windows: Sequence[np.ndarray], *, embedded: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        logits, vectors = self._model.batch(windows, embeddings=embedded)
-        if embedded and vectors is None:
+        needed = embedded or self.head is not None
+        logits, vectors = self._model.batch(windows, embeddings=needed)
+        if needed and vectors is None:
             raise errors.ModelError(reason=f"{self.card.name} gives no embeddings")
+        if self.head is not None and vectors is not None:
+            scales, levels = embeddings.quantised(vectors)
+            logits = self.head(scales * levels)
         return logits, vectors if embedded else None
 
     def _make_room(self, windows: Sequence[np.ndarray]) -> None:
@@ -195,14 +202,37 @@ def load(model: settings.Model, labels: Sequence[str] = (), head: str | None = N
     Raises:
         ServiceError: the model, the device or the dtype is not available; it names the cure.
     """
-    loaded: Model = pretrained.load(model, labels)
+    classifier = _classifier(model, labels)
     if head:
-        loaded = headed.with_head(loaded, head)
-    classifier = Classifier(
-        loaded, loaded.card, loaded.limits, loaded.device, loaded.dtype, loaded.lanes
-    )
+        _put_on(classifier, heads.load(head), head)
     _warm_up(classifier)
     return classifier
+
+
+def _classifier(model: settings.Model, labels: Sequence[str]) -> Classifier:
+    """Load a model by the kind of its files."""
+    folder, commit = hub.locate(model.name, model.revision)
+    if not hub.is_described(folder):
+        return _behind(pretrained.load(model, folder, commit, labels))
+    hub.check_labels(model.name, labels, zero_shot=False)
+    described = description.Described(model.name, folder, commit)
+    classifier = _behind(onnx.load(model, described))
+    reference.check(described, classifier)
+    return classifier
+
+
+def _behind(loaded: Model) -> Classifier:
+    return Classifier(loaded, loaded.card, loaded.limits, loaded.device, loaded.dtype, loaded.lanes)
+
+
+def _put_on(classifier: Classifier, head: heads.Head, folder: str) -> None:
+    card = classifier.card
+    identity = head.identity(card.name, card.sha256, folder)
+    classifier.card = replace(card, labels=head.labels, **identity)
+    weight, bias = (
+        torch.from_numpy(each).to(classifier.device) for each in (head.weight, head.bias)
+    )
+    classifier.head = partial(torch.nn.functional.linear, weight=weight, bias=bias)
 
 
 def _warm_up(classifier: Classifier) -> None:

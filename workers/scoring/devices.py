@@ -9,8 +9,13 @@ import sys
 import torch
 
 from earmark.core import errors, settings
+from workers.scoring.model import Limits
 
 logger = logging.getLogger(__name__)
+
+#: What a batch may hold at most: padded seconds of audio, and windows.
+_GPU_BATCH_S, _GPU_BATCH_WINDOWS = 640.0, 64
+CPU_BATCH_S, _CPU_BATCH_WINDOWS = 10.0, 16
 
 #: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, with values at which a lane keeps its memory.
 _MALLOC = ((-3, 32 * 1024**2), (-1, 256 * 1024**2))
@@ -21,6 +26,16 @@ def lanes_on(model: settings.Model, device: torch.device) -> int:
     if device.type == "cpu":
         return model.threads or settings.cores()
     return 2 if device.type == "cuda" else 1
+
+
+def batch_limits(
+    model: settings.Model, device: torch.device, rate: int, cpu_batch_s: float = CPU_BATCH_S
+) -> Limits:
+    """Return what a batch may hold at most, of windows of one length."""
+    windows, seconds = _GPU_BATCH_WINDOWS, _GPU_BATCH_S
+    if device.type == "cpu":
+        windows, seconds = _CPU_BATCH_WINDOWS, cpu_batch_s
+    return Limits(model.batch_windows or windows, (model.batch_s or seconds) * rate, padding=1.0)
 
 
 def pick_device(name: str) -> torch.device:
@@ -90,6 +105,11 @@ def keep_memory() -> None:
     if hasattr(libc, "mallopt"):
         for parameter, value in _MALLOC:
             libc.mallopt(parameter, value)
+
+
+def use_one_thread() -> None:
+    """Compute with one thread, as each lane of a CPU does."""
+    torch.set_num_threads(1)
 
 
 def set_precision(device: torch.device) -> None:

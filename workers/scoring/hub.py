@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,15 +11,17 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
 from earmark.core import errors
+from workers.scoring import description
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 STARTER = Path(__file__).with_name("starter")
 #: What says how a model is built, and what a person reads of it.
-_CONFIG, _CARD = "config.json", "README.md"
+CONFIG, _CARD = "config.json", "README.md"
 #: Configurations, extractors and tokenizers: JSON or text. Safe weights are preferred to pickles.
-_FILES = [_CONFIG, _CARD, "*processor_config.json", "*token*.json", "vocab.*", "merges.txt"]
+EXTRACTORS = "*processor_config.json"
+_FILES = [CONFIG, _CARD, description.NAME, EXTRACTORS, "*token*.json", "vocab.*", "merges.txt"]
 SAFE_WEIGHTS, PICKLES = "model*.safetensors*", "pytorch_model*.bin*"
 #: The type of the models that are told what to listen for.
 ZERO_SHOT = "clap"
@@ -49,8 +52,8 @@ def check(name: str, revision: str | None, labels: Sequence[str], *, here: bool)
 def _config(name: str, revision: str | None, *, here: bool) -> Path:
     folder = _folder(name)
     if folder is None and here:
-        folder = _download(name, revision, [_CONFIG])
-    return folder / _CONFIG if folder else _cached(name, revision, _CONFIG)
+        folder = _download(name, revision, [CONFIG])
+    return folder / CONFIG if folder else _cached(name, revision, CONFIG)
 
 
 def check_labels(name: str, labels: Sequence[str], *, zero_shot: bool) -> None:
@@ -108,9 +111,26 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     if folder is not None:
         return folder, None
     snapshot = _download(name, revision, [*_FILES, SAFE_WEIGHTS])
-    if not any(snapshot.glob(SAFE_WEIGHTS)):
+    if is_described(snapshot):
+        described = description.Described(name, snapshot, snapshot.name).description()
+        snapshot = _download(name, snapshot.name, [*_FILES, *described.files])
+    elif not any(snapshot.glob(SAFE_WEIGHTS)):
         snapshot = _download(name, snapshot.name, [*_FILES, PICKLES])
     return snapshot, snapshot.name
+
+
+def sha256(files: Iterable[Path]) -> str:
+    """Return the digest of the digests of these files, in this order."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def is_described(folder: Path) -> bool:
+    """Return whether an `earmark.json` in a folder says that its model is an ONNX graph."""
+    return (folder / description.NAME).exists()
 
 
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:

@@ -14,6 +14,7 @@ from workers.scoring.model import Limits, ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import numpy as np
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 _MASKS_EXACTLY = ("hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
 #: On a GPU, the longest window of a batch over its shortest: the shorter ones are padded.
 _PADDING = 1.15
-#: What a batch may hold at most: padded seconds of audio, and windows.
-_GPU_BATCH_S, _GPU_BATCH_WINDOWS, _CPU_BATCH_WINDOWS = 640.0, 64, 16
 
 
 @dataclass(eq=False)
@@ -68,8 +67,10 @@ class Pretrained:
         return other
 
 
-def load(model: settings.Model, labels: Sequence[str] = ()) -> Pretrained:
-    """Load a checkpoint; `labels` are for a zero-shot model.
+def load(
+    model: settings.Model, folder: Path, commit: str | None, labels: Sequence[str]
+) -> Pretrained:
+    """Load the checkpoint in a folder; `labels` are for a zero-shot model.
 
     Raises:
         ServiceError: the model, the device or the dtype is not available; it names the cure.
@@ -78,7 +79,7 @@ def load(model: settings.Model, labels: Sequence[str] = ()) -> Pretrained:
     dtype = devices.pick_dtype(model.dtype, device)
     devices.set_precision(device)
     devices.keep_memory()
-    opened = checkpoint.open_checkpoint(model.name, model.revision)
+    opened = checkpoint.open_checkpoint(model.name, folder, commit)
     names = checkpoint.labels_of(opened, labels)
     network = _placed(checkpoint.load_model(opened, dtype, names), device, model.name)
     inputs = features.build(opened.extractor, opened.config, device)
@@ -135,13 +136,11 @@ def _limits(
     inputs: features.Features,
     device: torch.device,
 ) -> Limits:
-    windows, seconds, padding = _GPU_BATCH_WINDOWS, _GPU_BATCH_S, 1.0
-    if device.type == "cpu":
-        windows, seconds = _CPU_BATCH_WINDOWS, inputs.cpu_batch_s
-    elif masks_exactly(opened.config, opened.extractor):
-        padding = _PADDING
-    samples = (model.batch_s or seconds) * opened.extractor.sampling_rate
-    return Limits(model.batch_windows or windows, samples, padding)
+    rate = opened.extractor.sampling_rate
+    limits = devices.batch_limits(model, device, rate, inputs.cpu_batch_s)
+    if device.type != "cpu" and masks_exactly(opened.config, opened.extractor):
+        limits.padding = _PADDING
+    return limits
 
 
 def masks_exactly(config: Any, extractor: Any) -> bool:

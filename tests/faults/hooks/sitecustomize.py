@@ -23,7 +23,7 @@ if "FAULT_CLIPS" in os.environ:
     from earmark.core.clips import Success
     from workers.clip import ClipInWork
     from workers.fetching.polite import PoliteFetcher
-    from workers.loading.loaders import Known
+    from workers.loading.process import Known
     from workers.single import SingleClip
 
     _fetch, _getaddrinfo = PoliteFetcher.fetch, socket.getaddrinfo

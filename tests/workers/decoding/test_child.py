@@ -12,6 +12,7 @@ from earmark.core import formats
 from tests.workers.decoding import bad_audio
 from workers.decoding import child as decoder_child
 from workers.decoding import lengths
+from workers.decoding.meter import downmix
 
 CONFINED = """
     import os, resource, socket, subprocess
@@ -75,7 +76,7 @@ def test_resampling_in_blocks_equals_librosas_bit_by_bit(source_rate, block):
 @pytest.mark.parametrize("channels", range(1, 33))
 def test_the_mean_of_the_channels_equals_librosas(channels):
     block = np.random.default_rng(channels).standard_normal((5000, channels)).astype(np.float32)
-    assert np.allclose(decoder_child.downmix(block), librosa.to_mono(block.T), rtol=0, atol=1e-6)
+    assert np.allclose(downmix(block), librosa.to_mono(block.T), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -104,5 +105,17 @@ def test_one_missing_byte_of_audio_is_noticed(container):
         with tempfile.TemporaryFile() as file:
             file.write(content)
             file.flush()
-            length = lengths.declared_length(file.fileno(), name)
-            assert lengths.is_cut_short(file.fileno(), name, length) is expected
+            clip = file.fileno()
+            length = lengths.declared_length(clip, name, lengths.chunks(clip, name))
+            assert lengths.is_cut_short(clip, name, length) is expected
+
+
+@pytest.mark.parametrize("size", [2**63 - 1, 2**64 - 1, 0])
+def test_a_chunk_of_any_size_can_be_walked_over(size):
+    content = bad_audio.written("W64", "PCM_16")
+    at = content.index(b"data") + 16
+    with tempfile.TemporaryFile() as file:
+        file.write(content[:at] + size.to_bytes(8, "little") + content[at + 8 :])
+        file.flush()
+        names = [chunk.name[:4] for chunk in lengths.chunks(file.fileno(), "w64")]
+    assert names[-1] == b"data"

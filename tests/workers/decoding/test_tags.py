@@ -14,10 +14,10 @@ from workers.decoding import child, tags
 def facts_of(content):
     with tempfile.TemporaryFile(buffering=0) as file:
         file.write(content)
-        blocks, facts = child.decode(file.fileno(), 16000, settings.Audio())
+        blocks, meter = child.decode(file.fileno(), 16000, settings.Audio())
         for _ in blocks:
             pass
-        return facts()
+        return meter.facts()
 
 
 def tags_of(content):

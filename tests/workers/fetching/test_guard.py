@@ -24,6 +24,7 @@ from tests.workers.fetching.http_cases import LIMIT_BYTES, Case, every_case
 from tests.workers.fetching.http_world import CLIP, PUBLIC, PUBLIC_6, Talk, World, answer, raw
 from workers.fetching import guard
 from workers.fetching.fetch import Fetcher
+from workers.fetching.names import Names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,6 +59,7 @@ def shared_fetcher(internet: World) -> Fetcher:
 def fetcher(shared_fetcher: Fetcher) -> Iterator[Fetcher]:
     yield shared_fetcher
     shared_fetcher.close()
+    shared_fetcher._guard._names = Names()
 
 
 def outcome(fetcher: Fetcher, url: str) -> str:
@@ -243,6 +245,31 @@ def test_a_name_is_resolved_once_for_each_connection_and_the_checked_address_is_
     assert [outcome(fetcher, "http://rebind.test/") for _ in range(3)] == ["ok"] * 3
     assert world.resolved == ["rebind.test"]
     assert world.dialled == [PUBLIC]
+
+
+def test_a_name_is_looked_up_once_in_a_while_and_its_addresses_checked_each_time(
+    world: World, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.names["kept.test"] = [[PUBLIC], ["10.0.0.1"]]
+    checked: list[str] = []
+    check = guard.Addresses.check
+    monkeypatch.setattr(
+        guard.Addresses,
+        "check",
+        lambda self, address: (checked.append(address), check(self, address)),
+    )
+    for _ in range(2):
+        assert outcome(fetcher, "http://kept.test/a") == "ok"
+        fetcher.close()
+    assert world.resolved == ["kept.test"]
+    assert checked == [PUBLIC] * 4
+    monkeypatch.setattr("workers.fetching.names.KEPT_S", -1.0)
+    fetcher._guard._names = Names()
+    for expected in ("blocked_address", "blocked_address"):
+        assert outcome(fetcher, "http://kept.test/a") == expected
+        fetcher.close()
+    assert world.resolved == ["kept.test"] * 3
+    assert world.refused == []
 
 
 def test_the_next_address_is_tried_when_one_does_not_answer(world: World, fetcher: Fetcher) -> None:

@@ -20,7 +20,7 @@ def spans(
     cutter, step, found = Cutter(shape, 10_000), round(piece_s * RATE), []
     for begin in range(0, len(samples), step):
         piece = samples[begin : begin + step]
-        for start, window in cutter.cut(piece, last=begin + step >= len(samples)):
+        for _, start, window in cutter.cut(piece, last=begin + step >= len(samples)):
             assert np.array_equal(window, samples[start : start + shape.size])
             found.append(shape.span(start, len(window)))
     assert cutter.windows == len(found)
@@ -53,7 +53,7 @@ def test_a_day_is_cut_in_the_memory_of_a_window_and_a_piece() -> None:
     pieces, windows = 24 * 3600 // 33, 0
     for number in range(pieces):
         windows += sum(1 for _ in cutter.cut(piece, last=number == pieces - 1))
-        assert len(cutter._kept) <= 10 * RATE
+        assert len(cutter._tracks[0].kept) <= 10 * RATE
     assert windows == -(-pieces * 33 // 10)
 
 

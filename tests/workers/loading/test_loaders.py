@@ -15,13 +15,14 @@ import numpy as np
 import psutil
 import pytest
 
-from earmark.core.clips import Part, Postponed
+from earmark.core.clips import EACH, Part, Postponed
 from earmark.core.settings import Settings
 from tests.servers import upgraded
 from tests.workers.decoding import bad_audio
 from tests.workers.loading.world import SHAPE, Clip, Queue, job, score_all, settings_for, until
 from workers.loading import loaders as loading
-from workers.loading.loaders import Loaders, Suspected
+from workers.loading.loaders import Loaders
+from workers.loading.process import Suspected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,6 +83,13 @@ def sounds(folder: Path, count: int, seconds: float = 0.5) -> list[Clip]:
     return clips
 
 
+def test_a_command_line_names_no_token(make: Any) -> None:
+    make(fetch={"tokens": {"https://clips.test": "secret"}}, worker={"decoders": 1})
+    for name in ("workers.loading.loader", "workers.decoding.child"):
+        (process,) = children(name)
+        assert "secret" not in " ".join(process.cmdline())
+
+
 def test_each_clip_comes_with_its_samples_and_its_facts(make: Any, tmp_path: Path) -> None:
     loaders, queue = make()
     clips = sounds(tmp_path, 20)
@@ -117,6 +125,54 @@ def test_copies_of_a_clip_at_work_in_any_loader_name_it(make: Any, tmp_path: Pat
     assert clips[0].facts.source == clips[2].end.source
     until(lambda: again.end)
     assert again.end.error.code == "not_audio"
+
+
+# channels -----------------------------------------------------------------------------------------
+
+
+def choir(folder: Path, channels: int, seconds: float) -> str:
+    """Write a file in which each sample is the number of its channel."""
+    frames = np.tile(np.arange(1, channels + 1, dtype="<i2"), int(8000 * seconds))
+    path = folder / f"{channels}.wav"
+    path.write_bytes(bad_audio.wav(frames.tobytes(), rate=8000, channels=channels))
+    return str(path)
+
+
+def test_thirty_two_channels_come_window_by_window_through_little_memory(
+    one: Any, tmp_path: Path
+) -> None:
+    loaders, queue = one
+    uri = choir(tmp_path, 32, 4.5)
+    clips = [Clip(1, uri), Clip(2, uri, Part(2.0, 3.5)), Clip(3, choir(tmp_path, 1, 0.5))]
+    loaders.deal(job(channels=EACH), clips)
+    loaders.deal(job(channels=31), [only := Clip(4, uri)])
+    score_all(loaders, queue, [*clips, only])
+    starts = []
+    for clip in (*clips, only):
+        places = []
+        for window, samples in zip(clip.windows, clip.scores, strict=True):
+            assert (samples == np.float32(window.channel / 32768)).all()
+            places.append((window.channel, window.start))
+        starts.append(sorted(places))
+    every = range(1, 33)
+    whole = (0, 8000, 16_000, 24_000, 28_000)
+    assert starts[0] == [(channel, start) for channel in every for start in whole]
+    assert starts[1] == [(channel, start) for channel in every for start in (16_000, 20_000)]
+    assert starts[2] == [(1, 0)]
+    assert starts[3] == [(31, start) for start in whole]
+
+
+def test_the_windows_of_all_channels_count_and_a_channel_too_many_is_an_error(
+    make: Any, tmp_path: Path
+) -> None:
+    loaders, queue = make(audio={"max_windows": 9})
+    stereo = choir(tmp_path, 2, 4.5)
+    clips = [Clip(1, stereo), Clip(2, stereo)]
+    loaders.deal(job(channels=EACH), clips[:1])
+    loaders.deal(job(channels=3), clips[1:])
+    until(lambda: queue.score(loaders) >= 0 and all(clip.end for clip in clips))
+    assert str(clips[0].end.error).endswith("4 s (EARMARK_AUDIO__MAX_WINDOWS).")
+    assert clips[1].end.error.facts == {"reason": "2 channel(s), so no channel 3 (--channels)"}
 
 
 # long clips ---------------------------------------------------------------------------------------
@@ -474,10 +530,10 @@ def test_rows_outside_the_memory_are_refused(one: Any, tmp_path: Path) -> None:
     loaders, _ = one
     (loader,) = loaders._loaders
     size = 4 * SHAPE.size
-    loader.window(None, 0, size, 0, size)
+    loader.window(None, 0, size, 0, size, 0)
     for place in ((1, size, 0, size), (0, size + 1, 0, size), (0, 10, 0, 11)):
         with pytest.raises(ValueError, match=r"\("):
-            loader.window(None, *place)
+            loader.window(None, *place, 0)
 
 
 def test_a_decoder_that_cannot_start_is_a_service_error(

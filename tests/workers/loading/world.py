@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from earmark.core.clips import MIX
 from earmark.core.settings import Settings
 from workers.loading.cutter import Shape
-from workers.loading.loaders import Job, Loaders
+from workers.loading.process import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from earmark.core.clips import Part
-    from workers.loading.loaders import Dealt, Facts, LoadedWindow
+    from workers.loading.loaders import Loaders
+    from workers.loading.process import Dealt, Facts, LoadedWindow
 
 SHAPE = Shape(sample_rate=8000, size=8000, hop=8000, least=1)
 WAIT_S = 60
@@ -115,5 +117,5 @@ def settings_for(folder: Path, database_url: str, **groups: dict[str, Any]) -> S
     return Settings().changed(**defaults)
 
 
-def job(shape: Shape = SHAPE, run_id: int = 1, *, joins: bool = False) -> Job:
-    return Job(run_id, shape, by_url=False, joins=joins)
+def job(shape: Shape = SHAPE, run_id: int = 1, *, channels: int = MIX, joins: bool = False) -> Job:
+    return Job(run_id, shape, by_url=False, channels=channels, joins=joins)

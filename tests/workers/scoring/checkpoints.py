@@ -240,3 +240,35 @@ def _scored(
                 raise outcome
             found[place] = outcome
     return np.stack([found[place] for place in range(len(windows))])
+
+
+class Dimensions(torch.nn.Module):
+    """A model of values, as the card of `audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = transformers.Wav2Vec2Config(
+            **_FAMILY, **_LAYER_NORM, do_stable_layer_norm=True, problem_type="regression",
+            id2label={0: "arousal", 1: "dominance", 2: "valence"},
+        )  # fmt: skip
+        self.wav2vec2 = transformers.Wav2Vec2Model(self.config)
+        self.classifier = torch.nn.Module()
+        self.classifier.dense = torch.nn.Linear(32, 32)
+        self.classifier.out_proj = torch.nn.Linear(32, 3)
+
+    def forward(self, samples: torch.Tensor) -> torch.Tensor:
+        mean = self.wav2vec2(samples).last_hidden_state.mean(dim=1)
+        return self.classifier.out_proj(torch.tanh(self.classifier.dense(mean)))
+
+
+def save_dimensions(folder: Path, **config_changes: Any) -> Dimensions:
+    """Save a random model of this kind as a pickle, as its authors did."""
+    torch.manual_seed(7)
+    model = Dimensions().eval()
+    with torch.no_grad():
+        model.classifier.out_proj.weight.normal_(std=2.0)
+    model.config.update(config_changes)
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    _waveforms(mask=True).save_pretrained(folder)
+    return model

@@ -78,8 +78,10 @@ def test_the_long_recordings_times_are_right_within_two_seconds(
 ) -> None:
     shape = Shape.of(RATE, 3, None, SHORTEST)
     cut = Cutter(shape, 1000).cut(load("long.ogg"), last=True)
-    stretches = groupby(cut, key=lambda window: best(starter, window[1])[0])
-    heard = [(label, [shape.span(start, shape.size) for start, _ in of]) for label, of in stretches]
+    stretches = groupby(cut, key=lambda window: best(starter, window.samples)[0])
+    heard = [
+        (label, [shape.span(start, shape.size) for _, start, _ in of]) for label, of in stretches
+    ]
     events = [
         (row["label"], float(row["start_s"]), float(row["end_s"])) for row in rows("long.csv")
     ]

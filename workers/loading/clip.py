@@ -1,0 +1,92 @@
+"""A clip in a loader, and what an exception means for it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from earmark.core.errors import ClipError, ModelError, ServiceError
+from workers.fetching.polite import HostBusyError
+
+if TYPE_CHECKING:
+    from earmark.core.clips import Part, Source
+    from workers.loading.cutter import Cutter, Shape
+    from workers.loading.spans import Span
+
+logger = logging.getLogger(__name__)
+
+#: A clip is put off by this while the database or the decoders are out of reach.
+SERVICE_PAUSE_S = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class DealtClip:
+    """A clip in a loader, from its deal to its last window."""
+
+    deal: int
+    id: int
+    uri: str
+    run_id: int
+    shape: Shape
+    #: Whether its URL is looked up before it is fetched.
+    by_url: bool
+    #: The channels to decode.
+    channels: int
+    #: Whether it waits for another clip that is at work on the same content.
+    joins: bool
+    #: The part of the file that is the clip, and its span; None for all of it.
+    part: Part | None = None
+    span: Span | None = None
+    file: BinaryIO | None = None
+    source: Source | None = None
+    fetch_ms: float = 0.0
+    decode_ms: float = 0.0
+    #: When it began to wait for a decoder, and when a decoder began with it.
+    waits_since: float = 0.0
+    begun_at: float = 0.0
+    #: The time that its samples waited for room.
+    room_s: float = 0.0
+    #: None while it may be a single window.
+    cutter: Cutter | None = None
+    windows: int = 0
+    #: The way in which it ended here, for the worker; None while it goes on.
+    end: dict[str, Any] | None = None
+    #: Nobody waits for it any more.
+    dropped: bool = False
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def fail(self, error: ClipError) -> None:
+        self.end = {"error": error.code, "facts": error.facts}
+
+    def end_by(self, error: Exception) -> None:
+        end = failure_or_pause(self.id, error)
+        if isinstance(end, ClipError):
+            self.fail(end)
+        else:
+            self.put_off(end)
+
+    def put_off(self, delay_s: float) -> None:
+        self.end = {"postponed": delay_s}
+
+
+def failure_or_pause(clip_id: int, error: Exception) -> ClipError | float:
+    """Return what an exception means for its clip: an error, or the seconds to put it off by.
+
+    Call it where the exception is handled, since it logs those that are not the clip's.
+    """
+    match error:
+        case HostBusyError():
+            return error.wait_s
+        case ClipError():
+            return error
+        case ServiceError():
+            logger.warning(
+                "clip %d is put off: %s", clip_id, error, extra={"action": "clip_put_off"}
+            )
+            return SERVICE_PAUSE_S
+    logger.exception("clip %d failed unexpectedly", clip_id, extra={"action": "clip_error"})
+    return ModelError(reason=repr(error))

@@ -1,0 +1,52 @@
+"""A model's reference clip: a model that scores it otherwise than it says is refused."""
+
+from __future__ import annotations
+
+import math
+import wave
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from earmark.core import errors
+from workers.scoring import description
+
+if TYPE_CHECKING:
+    from workers.scoring.classifier import Classifier
+    from workers.scoring.description import Described
+
+#: Other processors and GPUs round differently, 8-bit graphs by up to a percent. A wrong rate, order
+#: of labels or function differs by more.
+_RELATIVE, _ABSOLUTE = 1e-2, 1e-3
+
+
+def check(described: Described, classifier: Classifier) -> None:
+    """Score the reference clip; raise ServiceError if its scores are not those of earmark.json."""
+    content = described.description()
+    card = classifier.card
+    (scores,) = classifier.outcomes([_samples(described, classifier)], card.function_to_apply)
+    if isinstance(scores, errors.ClipError):
+        raise described.refused(f"its reference clip cannot be scored: {scores}")
+    for label, score in content.scores.items():
+        if label not in card.labels:
+            raise described.refused(f"the reference names {label}, which is none of its labels")
+        found = float(scores[card.labels.index(label)])
+        if not math.isclose(found, score, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE):
+            raise described.refused(f"it scores {label} with {found:.4f} and not {score:.4f}")
+
+
+def _samples(described: Described, classifier: Classifier) -> np.ndarray:
+    """Read the clip: a WAV file of 16 bits and one channel, which needs no decoder."""
+    card = classifier.card
+    name = described.description().reference
+    path = described.file(name, description.MOST_CLIP)
+    try:
+        with wave.open(str(path)) as file:
+            form = file.getframerate(), file.getnchannels(), file.getsampwidth()
+            pcm = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    except (wave.Error, EOFError, ValueError) as error:
+        raise described.refused(f"{name} is no WAV file of 16 bits: {error}") from error
+    if form != (card.sample_rate, 1, 2):
+        raise described.refused(f"{name} is not mono, of 16 bits and {card.sample_rate} Hz")
+    samples = pcm[: round(card.window_s * card.sample_rate)].astype(np.float32) / 2**15
+    return np.pad(samples, (0, max(0, card.min_samples - len(samples))))
