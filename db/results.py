@@ -107,30 +107,35 @@ def results(
     Raises:
         UsageError: the run's model has no such label, or these are no hours.
     """
-    values: dict[str, Any] = {"run_id": run_id, "rank": rank}
-    if in_sequence:
-        statement, order = SELECT_IN_SEQUENCE, "clip_id, start_s, channel"
-    elif windows:
-        statement, order = SELECT_WINDOWS, "clip_id, start_s, channel, rank"
-    elif rank > 1:
-        statement, order = _at_any_rank(engine), "clip_id, rank"
-    else:
-        statement, order = SELECT_RESULTS, "clip_id"
-        del values["rank"]
+    statement, order = _rows_of(engine, rank, windows=windows, in_sequence=in_sequence)
+    if by_score:
+        order = f"score DESC NULLS LAST, {order}"
     if label is not None:
         _check_label(engine, run_id, label)
-    statement += _conditions(values, label, min_score, day, hours)
+    values: dict[str, Any] = {"run_id": run_id}
+    if ":rank" in statement:
+        values["rank"] = rank
+    statement += _conditions(values, label, min_score, max_score)
+    if day is not None or hours is not None:
+        statement += _recorded(day, hours, values)
     return select(engine, f"{statement} ORDER BY {order}", **values)
 
 
+def _rows_of(engine: sa.Engine, rank: int, *, windows: bool, in_sequence: bool) -> tuple[str, str]:
+    """Return the statement that has such rows, and their order."""
+    if in_sequence:
+        return SELECT_IN_SEQUENCE, "clip_id, start_s, channel"
+    if windows:
+        return SELECT_WINDOWS, "clip_id, start_s, channel, rank"
+    if rank > 1:
+        return _at_any_rank(engine), "clip_id, rank"
+    return SELECT_RESULTS, "clip_id"
+
+
 def _conditions(
-    values: dict[str, Any],
-    label: str | None,
-    min_score: float | None,
-    day: str | None,
-    hours: str | None,
+    values: dict[str, Any], label: str | None, min_score: float | None, max_score: float | None
 ) -> str:
-    """Return the conditions on results, and add their values."""
+    """Return the conditions on label and score, and add their values."""
     conditions = ""
     if label is not None:
         conditions += " AND label = :label"
@@ -139,12 +144,8 @@ def _conditions(
         conditions += " AND score >= :min_score"
         values["min_score"] = min_score
     if max_score is not None:
-        statement += " AND score <= :max_score"
+        conditions += " AND score <= :max_score"
         values["max_score"] = max_score
-    if by_score:
-        order = f"score DESC NULLS LAST, {order}"
-    if day is not None or hours is not None:
-        conditions += _recorded(day, hours, values)
     return conditions
 
 
