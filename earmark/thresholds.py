@@ -58,13 +58,18 @@ def thresholds(
     for each in drawn:
         about = {"run_id": run.id, "label": each}
         clips = Clips.of(decisions.rows(engine, decisions.SELECT_CLIPS, **about))
+        if not len(clips.ids):
+            continue  # it is the best label of no clip any more
         right = [row[0] for row in decisions.rows(engine, decisions.SELECT_RIGHT, **about)]
         heard = [tuple(row[1:]) for row in drawn[each]]
-        found = find(clips, *sample(clips, heard, right), precision, ERROR / looks)
-        more, tested = found.pop("more"), found.pop("tested")
+        drawn_here = sample(clips, heard, right)
+        found = find(clips, *drawn_here, precision, ERROR / looks)
         row = {"label": each, "precision": precision, **found}
-        confidence = decisions.keep(engine, run.id, row, ERROR / looks * tested)
-        yield row | {"confidence": confidence, "more": more}
+        confidence = decisions.keep(engine, run.id, row, ERROR / looks * row.pop("tested"))
+        needed = {"more": 0, "more_from": None}
+        if found["min_score"] is None:
+            needed = missing(clips, *drawn_here, precision, ERROR / looks)
+        yield row | {"confidence": confidence} | needed
 
 
 def sentence(found: dict[str, Any]) -> str:
@@ -76,8 +81,11 @@ def sentence(found: dict[str, Any]) -> str:
             f" {found['precision']:.0%} of them are right, at {found['confidence']:.0%} confidence."
         )
     if found["more"] is None:
-        return f"{label}: too few are right. More reviews are not likely to help."
-    return f"{label}: needs {found['more']:,} more reviews at least, all of them right."
+        return f"{label}: too few are right at every score. More reviews are not likely to help."
+    return (
+        f"{label}: needs {found['more']:,} more reviews at least, from {found['more_from']:.3f} up,"
+        " all of them right."
+    )
 
 
 def find(
@@ -85,27 +93,42 @@ def find(
 ) -> dict[str, Any]:
     """Return the lowest score from which up the share of right clips is at least `precision`.
 
-    If there is none, the counts are of the score that was tested in vain, and `more` is how many
-    reviews are needed at least.
+    If there is none, the counts are of all clips.
     """
-    # Clips of one score are believed together, and only what is reviewed changes what is known.
-    at = np.flatnonzero(np.diff(clips.scores, append=np.nan) != 0)
-    at = at[(np.diff(reviews[at], prepend=0) > 0) | ((at == at.max(initial=0)) & (reviews[at] > 0))]
-    counts, sizes, wrongs = at + 1, reviews[at], wrong[at]
-    allowed = allowed_wrong(counts, sizes, precision, error)
-    tested = _tested(allowed, sizes)
-    passed = int(np.cumprod(wrongs[tested] <= allowed[tested]).sum())
-    last = tested[max(passed - 1, 0)] if len(tested) else len(at) - 1
-    facts = [(len(clips.ids), 0, 0), *zip(counts, sizes, wrongs, strict=True)][last + 1]
-    count, size, bad = map(int, facts)
+    at = _candidates(clips, reviews)
+    allowed = allowed_wrong(at + 1, reviews[at], precision, error)
+    tested = at[_tested(allowed, reviews[at])]
+    passed = int(np.cumprod(wrong[tested] <= allowed[np.isin(at, tested)]).sum())
+    last = tested[passed - 1] if passed else len(clips.ids) - 1
     return {
-        "min_score": float(clips.scores[count - 1]) if passed else None,
-        "clips": count,
-        "reviews": size,
-        "right": size - bad,
-        "more": 0 if passed else _more(count, size, bad, precision, error),
+        "min_score": float(clips.scores[last]) if passed else None,
+        "clips": int(last) + 1,
+        "reviews": int(reviews[last]),
+        "right": int(reviews[last] - wrong[last]),
         "tested": len(tested) > 0,
     }
+
+
+def missing(
+    clips: Clips, reviews: np.ndarray, wrong: np.ndarray, precision: float, error: float
+) -> dict[str, Any]:
+    """Return how many more reviews suffice, all of them right, and from which score up."""
+    at = _candidates(clips, reviews)
+    needs = []
+    for place in at[reviews[at] >= BEGIN * reviews.max(initial=0)]:
+        more = _more(place + 1, reviews[place], wrong[place], precision, error)
+        needs.append((more, int(place)))
+    more, place = min(needs, default=(np.inf, -1))
+    if more == np.inf:
+        return {"more": None, "more_from": None}
+    return {"more": int(more), "more_from": float(clips.scores[place])}
+
+
+def _candidates(clips: Clips, reviews: np.ndarray) -> np.ndarray:
+    # Clips of one score are believed together, and only what is reviewed changes what is known.
+    at = np.flatnonzero(np.diff(clips.scores, append=np.nan) != 0)
+    candidates: np.ndarray = at[(np.diff(reviews[at], prepend=0) > 0) | (at == len(clips.ids) - 1)]
+    return candidates
 
 
 def _tested(allowed: np.ndarray, reviews: np.ndarray) -> np.ndarray:
@@ -116,11 +139,11 @@ def _tested(allowed: np.ndarray, reviews: np.ndarray) -> np.ndarray:
     return np.flatnonzero(steps)
 
 
-def _more(clips: int, reviews: int, wrong: int, precision: float, error: float) -> int | None:
+def _more(clips: int, reviews: int, wrong: int, precision: float, error: float) -> float:
     sizes = np.arange(reviews + 1, min(clips, reviews + MOST_MORE) + 1)
     chance = _chance(np.full(len(sizes), clips), sizes, precision, wrong)
     enough = np.flatnonzero(chance[:, -1] <= error)
-    return int(enough[0]) + 1 if len(enough) else None
+    return int(enough[0]) + 1 if len(enough) else np.inf
 
 
 def allowed_wrong(

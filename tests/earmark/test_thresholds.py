@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from earmark.sampling import Clips, sample
-from earmark.thresholds import ERROR, find
+from earmark.thresholds import ERROR, find, missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,12 @@ def look(of: Clips, truth: np.ndarray, counts: list[int], looks: int = 1) -> dic
     for band, count in zip(of.strata((0, 1), len(counts)), counts, strict=True):
         drawn += [(int(clip), *band) for clip in of.ids[of.drawn(band)[:count]]]
     return find(of, *sample(of, drawn, of.ids[truth]), PRECISION, ERROR / looks)
+
+
+def lacks(of: Clips, truth: np.ndarray, band: tuple[float, float], count: int) -> Any:
+    """Review so many clips of a band; return how many more are needed."""
+    drawn = [(int(clip), *band) for clip in of.ids[of.drawn(band)[:count]]]
+    return missing(of, *sample(of, drawn, of.ids[truth]), PRECISION, ERROR)["more"]
 
 
 def is_wrong(found: dict[str, Any], of: Clips, truth: np.ndarray) -> bool:
@@ -68,17 +74,17 @@ def test_the_promise_holds_in_95_of_100_simulated_reviews(
 def test_fifty_nine_right_in_a_row_are_the_least() -> None:
     of = clips(np.linspace(0.2, 0.9, 100_000))
     every = np.ones(100_000, bool)
-    assert (look(of, every, [58])["more"], look(of, every, [58])["tested"]) == (1, False)
+    assert (lacks(of, every, (0, 1), 58), look(of, every, [58])["tested"]) == (1, False)
     found = look(of, every, [59])
     assert found["min_score"] == pytest.approx(0.2, abs=0.05)
-    assert (found["reviews"], found["right"], found["more"]) == (59, 59, 0)
+    assert (found["reviews"], found["right"]) == (59, 59)
 
 
 def test_of_a_few_clips_fewer_reviews_suffice_and_all_are_certainty() -> None:
     of = clips(np.linspace(0.2, 0.9, 30))
     truth = np.ones(30, bool)
     assert look(of, truth, [30])["min_score"] == pytest.approx(0.2)
-    assert look(of, truth, [20])["more"] == 3
+    assert lacks(of, truth, (0, 1), 20) == 3
     truth[-2:] = False
     found = look(of, truth, [30])
     assert (found["clips"], found["right"]) == (20, 20)
@@ -99,6 +105,12 @@ def test_what_was_passed_over_counts_as_wrong_and_unreviewed_scores_are_not_beli
     assert find(of, *sample(of, drawn, right), PRECISION, ERROR)["min_score"] is not None
     some = sample(of, drawn[::2], right[::2])
     assert find(of, *some, PRECISION, ERROR)["min_score"] is None
-    low = [(int(clip), 0.0, 0.5) for clip in of.ids[of.drawn((0.0, 0.5))[:80]]]
-    found = find(of, *sample(of, low, of.ids), PRECISION, ERROR)
-    assert (found["min_score"], found["more"]) == (None, 59)
+    assert lacks(of, of.scores < 2, (0.0, 0.5), 80) == 59
+
+
+def test_more_reviews_are_asked_for_where_the_fewest_are_needed() -> None:
+    of = clips(np.linspace(0, 1, 10_000))
+    drawn = [(int(clip), 0.0, 1.0) for clip in of.ids[of.drawn((0.0, 1.0))[:50]]]
+    needed = missing(of, *sample(of, drawn, of.ids[of.scores > 0.5]), PRECISION, ERROR)
+    assert needed["more_from"] == pytest.approx(0.5, abs=0.1)
+    assert 25 < needed["more"] < 45
