@@ -36,11 +36,6 @@ WHERE run_id = :run_id AND score >= :min_score
 """
 SELECT_TOP_K = "SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank"
 SELECT_EMBEDDINGS = "SELECT * FROM embeddings WHERE run_id = :run_id ORDER BY clip_id, start_s"
-#: Clip by clip; or only those of one clip.
-SELECT_VECTORS = """
-SELECT e.clip_id, e.channel, e.start_s, e.end_s, e.vector
-FROM clips c JOIN window_embeddings e ON e.clip_id = c.id WHERE {of} ORDER BY e.clip_id
-"""
 SELECT_FAILURES = "SELECT * FROM failures WHERE run_id = :run_id ORDER BY clip_id"
 SELECT_CLIPS = """
 SELECT id AS clip_id, coalesce(display_uri, uri) AS uri, member, state, error_code, error
@@ -73,8 +68,6 @@ FROM models_used WHERE run_id = :run_id
 """
 #: The start of the columns with the score of each label.
 SCORE_OF = "score."
-#: Vectors in memory at once: 8 MB of 768 dimensions.
-VECTORS_AT_ONCE = 10_000
 
 
 def results(
@@ -261,17 +254,6 @@ def embeddings(engine: sa.Engine, run: RunRow) -> Rows:
     """
     check_embeddings(run)
     return select(engine, SELECT_EMBEDDINGS, run_id=run.id)
-
-
-def vectors(
-    engine: sa.Engine, *, run_id: int | None = None, clip_id: int | None = None
-) -> Iterator[Sequence[sa.Row[Any]]]:
-    """Yield the windows of a run or a clip with their stored vectors, some at a time."""
-    of = "c.id = :id" if run_id is None else "c.run_id = :id"
-    statement = sa.text(SELECT_VECTORS.format(of=of)).bindparams(id=clip_id or run_id)
-    with reading(engine) as connection:
-        some = connection.execution_options(yield_per=VECTORS_AT_ONCE).execute(statement)
-        yield from some.partitions()
 
 
 def failures(engine: sa.Engine, run_id: int) -> Rows:

@@ -89,8 +89,9 @@ def _measured(model: Local, settings: Settings) -> Entry:
     from workers.scoring import classifier
 
     labels = model.labels()
-    hears = ", ".join(labels[:_EXAMPLES])
-    entry = Entry(model.name, round(model.bytes() / 1e6, 1), len(labels), hears)
+    entry = Entry(
+        model.name, round(model.bytes() / 1e6, 1), len(labels), ", ".join(labels[:_EXAMPLES])
+    )
     named = settings.model.model_copy(update={"name": model.name, "revision": model.revision})
     try:
         loaded = classifier.load(named, _ANY_SOUND if model.is_zero_shot() else ())

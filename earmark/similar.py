@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from more_itertools import chunked
 
 from db import results
 from db.identity import ledger_id
+from db.rows import select
 from db.session import execute, reading
-from earmark import folders, vector_index
+from earmark import files, folders, vector_index
 from earmark.core import vectors
 from earmark.core.errors import UsageError
 
@@ -28,6 +29,7 @@ SELECT_ENDED = """
 SELECT coalesce(sum(clips), 0) AS clips, coalesce(max(finished_at), 0) AS finished_at
 FROM run_counts WHERE run_id = :run_id AND state = 'done'
 """
+SELECT_OF_CLIP = "SELECT vector FROM embeddings WHERE clip_id = :clip_id"
 SELECT_SHOWN = "SELECT clip_id, uri, member, label FROM results WHERE clip_id IN {ids}"
 
 
@@ -78,20 +80,24 @@ def _folder(engine: sa.Engine, run: RunRow, settings: Settings) -> Path:
 
 
 def _write(engine: sa.Engine, run: RunRow, folder: Path) -> None:
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    folder.parent.mkdir(parents=True)
-    with TemporaryDirectory(dir=folder.parent) as part:
-        vector_index.write(Path(part), _blocks(engine, run))
-        Path(part).rename(folder)
-        # What `with` deletes.
-        Path(part).mkdir()
+    with files.whole(folder) as part:
+        # One that was stopped may have left it.
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        vector_index.write(part, _blocks(engine, run))
+    for old in folder.parent.iterdir():
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _blocks(engine: sa.Engine, run: RunRow) -> Iterator[vector_index.Block]:
-    for rows in results.vectors(engine, run_id=run.id):
-        scales, levels = vectors.parts([row.vector for row in rows])
-        windows = np.array([tuple(row)[:4] for row in rows], vector_index.WINDOW)
-        yield windows, scales[:, 0], levels
+    for rows in chunked(results.embeddings(engine, run), vector_index.BLOCK):
+        windows = []
+        for row in rows:
+            place = row["clip_id"], row["channel"] or 0, row["start_s"], row["end_s"]
+            windows.append(place)
+        scales, levels = vectors.parts([row["vector"] for row in rows])
+        yield np.array(windows, vector_index.WINDOW), scales[:, 0], levels
 
 
 def remove(engine: sa.Engine, run: RunRow, settings: Settings) -> None:
@@ -101,7 +107,7 @@ def remove(engine: sa.Engine, run: RunRow, settings: Settings) -> None:
 
 def of_clip(engine: sa.Engine, clip_id: int) -> np.ndarray:
     """Return the mean vector of a clip's windows."""
-    stored = [row.vector for rows in results.vectors(engine, clip_id=clip_id) for row in rows]
+    stored = [row["vector"] for row in select(engine, SELECT_OF_CLIP, clip_id=clip_id)]
     if not stored:
         raise UsageError(reason=f"There is no clip {clip_id} with embeddings.")
     return _mean(stored)

@@ -24,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 
 from db import browse, query, results, runs, schema
 from db.pace import pace
-from earmark import output
+from earmark import output, similar
 from earmark.core.clips import Part
 from earmark.core.errors import BY_CODE, ClipError, EarmarkError, UsageError
 from earmark.ports import HERE, check_port
@@ -121,6 +121,7 @@ def application(
             Route("/runs/{run}/clips.csv", pages.run_download),
             Route("/clips/{clip:int}/stretch", pages.stretch),
             Route("/clips/{clip:int}", pages.clip),
+            Route("/clips/{clip:int}/similar", pages.similar),
             Route("/sql", pages.sql),
             Route("/sql.csv", pages.sql_download),
             *Reviewing(engine, settings, pages.hear).routes(),
@@ -250,6 +251,12 @@ class _Pages:
         except ClipError as error:
             why_not = str(error)
         return self._page("stretch.html", card=shown, at=at, why_not=why_not)
+
+    def similar(self, request: Request) -> HTMLResponse:
+        clip = results.clip(self._engine, request.path_params["clip"])
+        run = runs.get_run(self._engine, clip.run_id)
+        found = similar.similar(self._engine, run, self._settings, str(clip.id), browse.PAGE)
+        return self._page("similar.html", clip=clip, run=run, found=list(found))
 
     def clip(self, request: Request) -> HTMLResponse:
         clips = list(browse.details(self._engine, [request.path_params["clip"]]))

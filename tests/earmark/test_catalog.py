@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import huggingface_hub
 import pytest
 
+import earmark
 from earmark import catalog, speed
 from earmark.core.errors import ServiceError
 from earmark.core.settings import Settings
@@ -80,3 +81,14 @@ def test_named_models_are_measured_on_this_device(tmp_path: Path) -> None:
     assert entry.ms > 0
     with pytest.raises(ServiceError, match="There is no folder"):
         catalog.models(["./missing"], Settings())
+
+
+def test_a_clip_is_classified_by_an_onnx_model(tmp_path: Path) -> None:
+    folder = graphs.save(tmp_path / "model")
+    clip = folder / "reference.wav"
+    heard = earmark.classify(str(clip), model=str(folder))
+    scores = graphs.scores(graphs.save_clip(folder))
+    assert [label for label, _ in sorted(scores.items(), key=lambda each: -each[1])] == [
+        each.label for each in heard
+    ]
+    assert heard[0].score == pytest.approx(max(scores.values()), abs=1e-4)

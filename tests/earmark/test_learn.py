@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars
 import pytest
+import requests
 import sqlalchemy as sa
 
 import earmark
 from db import ledger, reviews, runs
 from db.models import Clip
-from db.reviews import Review, Verdict
+from db.reviews import Review
 from db.session import reading
 from earmark.core import clips as words
 from earmark.core.options import RunOptions
-from earmark.core.settings import Ledger
+from earmark.core.settings import Database, Ledger, Settings
 from tests.db.facts import FACTS, chunk_of
+from tests.earmark.test_page import serving
 from tests.earmark.verbs import Ended, verb
 from workers.scoring import heads
 
@@ -142,6 +146,18 @@ def test_the_index_is_written_again_when_the_run_has_changed_and_goes_with_it(
     assert folders() == []
 
 
+def test_the_page_shows_more_like_a_clip(heard: Heard, tmp_path: Path) -> None:
+    settings = Settings(database=Database(url=heard.db), data_dir=tmp_path)
+    page = SimpleNamespace(engine=heard.engine, settings=settings)
+    for url in serving(page, None):  # type: ignore[arg-type]
+        run = requests.get(f"{url}/runs/{heard.run_id}", timeout=60).text
+        assert f'href="/clips/{heard.ids[0]}/similar"' in run
+        more = requests.get(f"{url}/clips/{heard.ids[0]}/similar", timeout=60)
+    assert more.status_code == 200
+    shown = re.findall(r'data-load="/clips/(\d+)"', more.text)
+    assert {*map(int, shown[:18])} == {*heard.ids[3::3]}
+
+
 @pytest.mark.parametrize("wrong", ["999999", "owl hoots", "/no/file.wav"])
 def test_what_cannot_be_searched_for_is_a_sentence(heard: Heard, wrong: str) -> None:
     ended = heard.verb("similar", "night", "--to", wrong)
@@ -212,9 +228,9 @@ def check_rescored(heard: Heard) -> None:
 def test_a_head_learns_from_reviews_of_spans(heard: Heard, tmp_path: Path) -> None:
     said = []
     for number, clip_id in enumerate(heard.ids):
-        verdict = Verdict.right if number % 3 == 0 else Verdict.wrong
-        said.append(Review(clip_id=clip_id, label="owl", verdict=verdict, reviewer="a", end_s=4.0))
-    said.append(Review(clip_id=heard.ids[0], label="bat", verdict=Verdict.right, reviewer="a"))
+        right: Any = "wrong" if number % 3 else "right"
+        said.append(Review(clip_id=clip_id, label="owl", verdict=right, reviewer="a", end_s=4.0))
+    said.append(Review(clip_id=heard.ids[0], label="bat", verdict="right", reviewer="a"))
     reviews.write(heard.engine, heard.run_id, said)
     folder = str(tmp_path / "head")
     figures = heard.rows("train", "night", "--labels-from", "reviews", "-o", folder)

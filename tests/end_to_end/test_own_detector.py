@@ -1,4 +1,4 @@
-"""The commands of docs/guides/own_detector.md, from recordings to a detector of one's own."""
+"""The commands of docs/start/own_detector.md, from recordings to a detector of one's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEARD = ("dog.ogg", "siren.wav", "mixed.m4a")
 def test_the_commands_of_the_page_lead_to_a_detector(earmark: Earmark) -> None:
     prepare(earmark.folder)
     printed = {}
-    for line in commands_of((DOCS / "guides" / "own_detector.md").read_text()):
+    for line in commands_of((DOCS / "start" / "own_detector.md").read_text()):
         printed[line] = earmark(*shlex.split(line)[1:]).stdout
     shown = {" ".join(line.split()[1:3]): text for line, text in printed.items()}
     written = (earmark.folder / "like-a-siren.csv").read_text()

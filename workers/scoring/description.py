@@ -28,8 +28,8 @@ class Description(BaseModel):
 
     model: FileName = "model.onnx"
     labels: FileName = "labels.txt"
-    sample_rate: Annotated[int, Field(ge=1000, le=768_000)]
-    window_s: Annotated[float, Field(gt=0, le=600)]
+    sample_rate: Annotated[int, Field(ge=1000, le=384_000)]
+    window_s: Annotated[float, Field(gt=0, le=120)]
     hop_s: Annotated[float | None, Field(gt=0)] = None
     #: The shortest window of a graph that takes any length; None: the window.
     min_s: Annotated[float | None, Field(gt=0)] = None
@@ -41,11 +41,6 @@ class Description(BaseModel):
     #: A clip, and the scores that the model gives it, by label.
     reference: FileName
     scores: Annotated[dict[str, float], Field(min_length=1)]
-
-    @property
-    def files(self) -> list[str]:
-        """Patterns of the files that it names, external data beside the model included."""
-        return [f"{self.model}*", self.labels, self.reference]
 
 
 @dataclass(frozen=True, slots=True)

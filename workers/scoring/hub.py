@@ -112,8 +112,10 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
         return folder, None
     snapshot = _download(name, revision, [*_FILES, SAFE_WEIGHTS])
     if is_described(snapshot):
-        described = description.Described(name, snapshot, snapshot.name).description()
-        snapshot = _download(name, snapshot.name, [*_FILES, *described.files])
+        content = description.Described(name, snapshot, snapshot.name).description()
+        # External data lies beside the graph, and is named as the graph is.
+        named = [f"{content.model}*", content.labels, content.reference]
+        snapshot = _download(name, snapshot.name, [*_FILES, *named])
     elif not any(snapshot.glob(SAFE_WEIGHTS)):
         snapshot = _download(name, snapshot.name, [*_FILES, PICKLES])
     return snapshot, snapshot.name

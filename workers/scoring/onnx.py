@@ -48,7 +48,8 @@ class OnnxModel:
         if embeddings and self._description.embeddings:
             names.append(self._description.embeddings)
         outputs = self._session.run(names, {self._description.input: self._stacked(windows)})
-        logits, *vectors = (_rows(output, len(windows)) for output in outputs)
+        rows = [torch.from_numpy(output).float().reshape(len(windows), -1) for output in outputs]
+        logits, *vectors = rows
         if logits.shape[1] != len(self.card.labels):
             raise ValueError(f"it gives {logits.shape[1]} scores, not {len(self.card.labels)}")
         return logits, vectors[0] if vectors else None
@@ -64,10 +65,6 @@ class OnnxModel:
     def twin(self) -> OnnxModel:
         """Return itself: many threads may run one session."""
         return self
-
-
-def _rows(output: np.ndarray, windows: int) -> torch.Tensor:
-    return torch.from_numpy(output).float().reshape(windows, -1)
 
 
 def load(model: settings.Model, described: Described) -> OnnxModel:
@@ -181,7 +178,7 @@ def _card(
         labels=labels,
         window_s=window_s,
         fixed=fixed,
-        min_samples=1 if fixed else round((content.min_s or window_s) * rate),
+        min_samples=1 if fixed else round(min(content.min_s or window_s, window_s) * rate),
         license=hub.license_of(described.name, described.revision),
         hop_s=content.hop_s,
     )

@@ -43,10 +43,10 @@ def _samples(described: Described, classifier: Classifier) -> np.ndarray:
     try:
         with wave.open(str(path)) as file:
             form = file.getframerate(), file.getnchannels(), file.getsampwidth()
-            pcm = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+            if form != (card.sample_rate, 1, 2):
+                raise described.refused(f"{name} is not mono, of 16 bits and {card.sample_rate} Hz")
+            pcm = np.frombuffer(file.readframes(round(card.window_s * card.sample_rate)), "<i2")
     except (wave.Error, EOFError, ValueError) as error:
         raise described.refused(f"{name} is no WAV file of 16 bits: {error}") from error
-    if form != (card.sample_rate, 1, 2):
-        raise described.refused(f"{name} is not mono, of 16 bits and {card.sample_rate} Hz")
-    samples = pcm[: round(card.window_s * card.sample_rate)].astype(np.float32) / 2**15
+    samples = pcm.astype(np.float32) / 2**15
     return np.pad(samples, (0, max(0, card.min_samples - len(samples))))

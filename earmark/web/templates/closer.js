@@ -3,8 +3,9 @@
 async function hear({ type, target }) {
   const at = type === "click" ? target.dataset.at : target.matches(".at") ? target.value : undefined;
   if (at === undefined) return;
-  const part = target.closest(".long").querySelector(".stretch");
-  part.dataset.load = `${target.closest(".long").dataset.stretch}?at=${at}`;
+  const long = target.closest(".long"), part = long.querySelector(".stretch");
+  long.querySelector(".at").value = at;
+  part.dataset.load = `${long.dataset.stretch}?at=${at}`;
   await load(part);
   if (part.querySelector("audio")) play(audioOf(part.querySelector(".card")));
 }

@@ -262,7 +262,7 @@ time.sleep(60)
 SILENT = "fake.free.clear()"
 #: What every batch ends with after a CUDA fault.
 LOST = """
-fake.outcomes = lambda windows, *_: [errors.ModelError(reason="CUDA error")] * len(windows)
+fake.outcomes = lambda windows, *_, **__: [errors.ModelError(reason="CUDA error")] * len(windows)
 """
 
 
@@ -281,7 +281,7 @@ def test_a_silent_or_lost_device_ends_the_process_and_dumps_its_stacks(
 
 def _fails_on_everything(fake: Fake) -> None:
     lost = errors.ModelError(reason="device lost")
-    fake.outcomes = lambda windows, *_: [lost] * len(windows)  # type: ignore[method-assign]
+    fake.outcomes = lambda windows, *_, **__: [lost] * len(windows)  # type: ignore[method-assign]
 
 
 def _has_a_bug(fake: Fake) -> None:

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from earmark.core import errors, settings
 from tests.workers.scoring import checkpoints, graphs
-from workers.scoring import classifier, onnx_file
+from workers.scoring import batcher, classifier, onnx_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,6 +79,21 @@ def test_a_clip_longer_than_a_fixed_window_is_cut(tmp_path: Path) -> None:
     graphs.describe(tmp_path, window_s=0.5, scores=scores)
     card = load(tmp_path).card
     assert (card.window_s, card.usable_window_s(30), card.min_samples) == (0.5, 0.5, 1)
+
+
+def test_lanes_share_a_session_and_change_no_score(folder: Path) -> None:
+    loaded = load(folder, threads=2)
+    logits: dict[Any, Any] = {}
+
+    def scored(batch: list[batcher.QueuedWindow], outcomes: list[Any]) -> None:
+        logits.update(zip([window.tag for window in batch], outcomes, strict=True))
+
+    queue = batcher.Batcher(loaded, settings.Worker(), scored)
+    windows = [checkpoints.clip(1, seed=seed) for seed in range(40)]
+    queue.put(batcher.QueuedWindow(window, "none", tag) for tag, window in enumerate(windows))
+    queue.close()
+    found = np.stack([logits[tag] for tag in range(40)])
+    assert np.abs(found - graphs.logits(windows)).max() < 1e-4
 
 
 @pytest.mark.slow
