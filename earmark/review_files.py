@@ -36,7 +36,11 @@ def take(engine: sa.Engine, run_id: int, file: Path, reviewer: str) -> int:
         with file.open(encoding="utf-8-sig", newline="") as text:
             for row in csv.DictReader(text, strict=True):
                 given = {name: _plain(value) for name, value in row.items() if name and value}
-                given["clip_id"] = _clip_id(given, ids)
+                clip_id = _clip_id(given, ids)
+                if clip_id != given.get("clip_id"):
+                    # Clips were drawn by their ids: here it is no random sample.
+                    given = {k: v for k, v in given.items() if not k.startswith("sample_")}
+                given["clip_id"] = clip_id
                 said.append(reviews.Review.model_validate({"reviewer": reviewer, **given}))
     except ValidationError as error:
         wrong = error.errors()[0]

@@ -32,8 +32,8 @@ ERROR = 0.05
 #: Testing begins where this share of the sample lies above: higher up, one wrong review of a few
 #: would end it.
 BEGIN = 0.25
-#: More reviews than these are not asked for.
-MOST_MORE = 2000
+#: More reviews than these are not asked for, and they are counted from so many scores up.
+MOST_MORE, SCORES = 2000, 50
 
 
 def thresholds(
@@ -115,7 +115,8 @@ def missing(
     """Return how many more reviews suffice, all of them right, and from which score up."""
     at = _candidates(clips, reviews)
     needs = []
-    for place in at[reviews[at] >= BEGIN * reviews.max(initial=0)]:
+    at = at[reviews[at] >= BEGIN * reviews.max(initial=0)]
+    for place in at[:: len(at) // SCORES + 1]:
         more = _more(place + 1, reviews[place], wrong[place], precision, error)
         needs.append((more, int(place)))
     more, place = min(needs, default=(np.inf, -1))
@@ -140,7 +141,10 @@ def _tested(allowed: np.ndarray, reviews: np.ndarray) -> np.ndarray:
 
 
 def _more(clips: int, reviews: int, wrong: int, precision: float, error: float) -> float:
-    sizes = np.arange(reviews + 1, min(clips, reviews + MOST_MORE) + 1)
+    most = min(clips, reviews + MOST_MORE)
+    if wrong > (1 - precision) * most:
+        return np.inf
+    sizes = np.arange(reviews + 1, most + 1)
     chance = _chance(np.full(len(sizes), clips), sizes, precision, wrong)
     enough = np.flatnonzero(chance[:, -1] <= error)
     return int(enough[0]) + 1 if len(enough) else np.inf
