@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ class Comparison:
     @property
     def differences(self) -> dict[str, tuple[Any, Any]]:
         """The options that differ, which may be why the results do."""
-        ours, theirs = self.a.options.as_json(), self.b.options.as_json()
+        ours, theirs = asdict(self.a.options), asdict(self.b.options)
         return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
 
     def labels(self) -> Rows:

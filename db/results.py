@@ -89,8 +89,7 @@ def results(
     Args:
         label: only those with this label.
         rank: up to this rank; with more than 1, a row for each label of a clip up to it.
-        min_score: only those with at least this score.
-        max_score: only those with at most this score.
+        min_score, max_score: only those with a score from one to the other.
         by_score: the highest score first, in place of the order of the list.
         windows: a row for each window.
         in_sequence: windows, each with the second at which its file begins among all files.
@@ -108,9 +107,7 @@ def results(
     values: dict[str, Any] = {"run_id": run_id}
     if ":rank" in statement:
         values["rank"] = rank
-    statement += _conditions(values, label, min_score, max_score)
-    if day is not None or hours is not None:
-        statement += _recorded(day, hours, values)
+    statement += _conditions(values, label, min_score, max_score) + _recorded(values, day, hours)
     return select(engine, f"{statement} ORDER BY {order}", **values)
 
 
@@ -142,8 +139,10 @@ def _conditions(
     return conditions
 
 
-def _recorded(day: str | None, hours: str | None, values: dict[str, Any]) -> str:
+def _recorded(values: dict[str, Any], day: str | None, hours: str | None) -> str:
     """Return the condition on when a clip was recorded, and add its values."""
+    if day is None and hours is None:
+        return ""
     of_clip = "recorded_at IS NOT NULL"
     if day is not None:
         of_clip += " AND substr(recorded_at, 1, :length) = :day"

@@ -174,8 +174,11 @@ def view_names() -> list[str]:
 def view_columns(engine: sa.Engine) -> dict[str, list[str]]:
     """Return the columns of each public view."""
     inspector = sa.inspect(engine)
-    columns = {view: inspector.get_columns(view) for view in view_names()}
-    return {view: [str(column["name"]) for column in found] for view, found in columns.items()}
+    names = {}
+    for view in view_names():
+        columns = inspector.get_columns(view)
+        names[view] = [str(column["name"]) for column in columns]
+    return names
 
 
 def _statements(text: str) -> list[str]:

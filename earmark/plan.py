@@ -97,7 +97,6 @@ def plan(
         seen = measure(run.engine, run.id)
         hosts = list(charts.hosts(run.engine, run.id))
         errors = charts.top_errors(run.engine, run.id)
-    core_clips_s, gpu_cores = _decoding(seen, settings)
     scale = tally.clips / seen.clips
     eta_s = tally.clips / seen.clips_per_s if seen.clips_per_s else None
     workers = math.ceil(eta_s / within_s) if eta_s and within_s else None
@@ -111,8 +110,7 @@ def plan(
         clips_per_s=seen.clips_per_s,
         eta_s=eta_s,
         workers=workers,
-        core_clips_s=core_clips_s,
-        gpu_cores=gpu_cores,
+        **_decoding(seen, settings),
         hosts=hosts,
         errors=[dict(zip(("code", "clips", "example"), error, strict=True)) for error in errors],
         license=hub.license_of(options.model, options.revision),
@@ -131,12 +129,13 @@ def _sampled(
     return tally, chosen
 
 
-def _decoding(seen: Measured, settings: Settings) -> tuple[float | None, int | None]:
+def _decoding(seen: Measured, settings: Settings) -> dict[str, Any]:
     """Return the clips a second that a core decodes, and the cores that a GPU wants."""
     if not seen.done:
-        return None, None
+        return {"core_clips_s": None, "gpu_cores": None}
     decode_ms = speed.decoding_ms(settings.audio) * seen.audio_s / seen.done
-    return 1000 / decode_ms, speed.cores_wanted(GPU_CLIPS_S, decode_ms)
+    gpu_cores = speed.cores_wanted(GPU_CLIPS_S, decode_ms)
+    return {"core_clips_s": 1000 / decode_ms, "gpu_cores": gpu_cores}
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def _listed(engine: sa.Engine, run: RunRow, column: str) -> Said:
             values = value if isinstance(value, list) else [value]
             named[row["clip_id"]] = list(map(str, values))
     said: Said = defaultdict(list)
-    for label in {label for labels in named.values() for label in labels}:
+    for label in set(chain.from_iterable(named.values())):
         for clip_id, labels in named.items():
             said[label].append((clip_id, 0.0, np.inf, label in labels))
     return said

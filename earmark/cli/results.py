@@ -151,13 +151,11 @@ def export(
         rows = results.results(engine, row.id, in_sequence=True, **conditions)
         label_files.write(rows, labels, file)
         return
-    chosen = windows or top_k > 1 or label or min_score is not None
-    if ((wide or embeddings) and chosen) or (wide and embeddings):
-        raise UsageError(reason="--wide or --embeddings goes with no other choice.")
-    if embeddings:
-        rows = results.embeddings(engine, row)
-    elif wide:
-        rows = results.wide(engine, row)
+    if wide or embeddings:
+        chosen = windows or top_k > 1 or label or min_score is not None
+        if chosen or (wide and embeddings):
+            raise UsageError(reason="--wide or --embeddings goes with no other choice.")
+        rows = results.wide(engine, row) if wide else results.embeddings(engine, row)
     else:
         rows = results.results(engine, row.id, windows=windows, rank=top_k, **conditions)
     _write(engine, row, rows, output.Format.parquet if parts else format, file, parts=parts)

@@ -26,7 +26,9 @@ Best = tuple[str, float] | None
 
 def scored(engine: sa.Engine, run: str, model: str, best: list[Best]) -> None:
     """Make a run with these best labels; None is a clip that failed."""
-    run_id = ledger.open_run(engine, run, RunOptions(model=model), queue="clips", chunk_size=16)
+    channels = "each" if model == "other" else "mix"
+    options = RunOptions(model=model, channels=channels)
+    run_id = ledger.open_run(engine, run, options, queue="clips", chunk_size=16)
     listed = []
     for number in range(len(best)):
         # Two parts of one file: told apart by their spans.
@@ -84,7 +86,7 @@ def two_scored(engine: sa.Engine) -> compare.Comparison:
 def test_clips_are_matched_by_file_and_span_and_labels_by_name(engine: sa.Engine) -> None:
     found = two_scored(engine)
     assert (found.clips, found.agreement) == (4, 0.5)
-    assert found.differences == {"model": ("m", "other")}
+    assert found.differences == {"model": ("m", "other"), "channels": ("mix", "each")}
     dog, siren = found.labels()
     assert (dog["label"], dog["clips_a"], dog["clips_b"], dog["both"]) == ("dog", 3, 1, 1)
     assert (siren["label"], siren["lost"], siren["gained"]) == ("siren", 0, 2)

@@ -217,7 +217,7 @@ def _classifier(model: settings.Model, labels: Sequence[str]) -> Classifier:
     hub.check_labels(model.name, labels, zero_shot=False)
     described = description.Described(model.name, folder, commit)
     classifier = _behind(onnx.load(model, described))
-    reference.check(described, classifier)
+    reference.check(described, classifier.card, classifier.outcomes)
     return classifier
 
 

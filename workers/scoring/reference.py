@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import wave
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,19 +12,20 @@ from earmark.core import errors
 from workers.scoring import description
 
 if TYPE_CHECKING:
-    from workers.scoring.classifier import Classifier
+    from collections.abc import Callable
+
     from workers.scoring.description import Described
+    from workers.scoring.model import ModelCard
 
 #: Other processors and GPUs round differently, 8-bit graphs by up to a percent. A wrong rate, order
 #: of labels or function differs by more.
 _RELATIVE, _ABSOLUTE = 1e-2, 1e-3
 
 
-def check(described: Described, classifier: Classifier) -> None:
+def check(described: Described, card: ModelCard, outcomes: Callable[..., list[Any]]) -> None:
     """Score the reference clip; raise ServiceError if its scores are not those of earmark.json."""
     content = described.description()
-    card = classifier.card
-    (scores,) = classifier.outcomes([_samples(described, classifier)], card.function_to_apply)
+    (scores,) = outcomes([_samples(described, card)], card.function_to_apply)
     if isinstance(scores, errors.ClipError):
         raise described.refused(f"its reference clip cannot be scored: {scores}")
     for label, score in content.scores.items():
@@ -35,9 +36,8 @@ def check(described: Described, classifier: Classifier) -> None:
             raise described.refused(f"it scores {label} with {found:.4f} and not {score:.4f}")
 
 
-def _samples(described: Described, classifier: Classifier) -> np.ndarray:
+def _samples(described: Described, card: ModelCard) -> np.ndarray:
     """Read the clip: a WAV file of 16 bits and one channel, which needs no decoder."""
-    card = classifier.card
     name = described.description().reference
     path = described.file(name, description.MOST_CLIP)
     try:
