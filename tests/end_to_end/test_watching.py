@@ -140,7 +140,8 @@ def test_a_worker_exports_outcomes_and_stage_times_to_prometheus(
     assert found['earmark_clips_total{outcome="done"}'] == CLIPS * 4 / 5
     assert found['earmark_clips_total{outcome="failed"}'] == CLIPS / 5
     assert found['earmark_errors_total{code="not_audio"}'] == CLIPS / 5
-    assert found["earmark_audio_seconds_total"] > CLIPS
+    # Copies of a sound share its result; each of the four is classified once at least.
+    assert found["earmark_audio_seconds_total"] > 20
     assert found["earmark_batch_windows_sum"] >= found["earmark_batch_windows_count"] > 0
     assert all(found[f'earmark_stage_seconds_total{{stage="{stage}"}}'] > 0 for stage in STAGES)
     assert (

@@ -1,4 +1,7 @@
-"""A loopback server of one sound under many URLs, whose paths say how it misbehaves."""
+"""A loopback server of one sound under many URLs, whose paths say how it misbehaves.
+
+Every other clip has bytes of its own; the others are copies of each other.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif first and kind == "cut":
             self._cut()
         else:
-            self._answer(200, self.server.sound)
+            self._answer(200, self._sound())
 
     def _answer(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
         self.send_response(status)
@@ -76,6 +79,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+    def _sound(self) -> bytes:
+        number = self.path.rpartition("/")[2]
+        # No decoder reads what lies behind the sound.
+        own = number.encode() if number[-1:] in "13579" else b""
+        return self.server.sound + own
 
     def _never_end(self) -> None:
         self.send_response(200)
@@ -87,9 +96,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _cut(self) -> None:
         self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.sound)))
+        self.send_header("Content-Length", str(len(self._sound())))
         self.end_headers()
-        self.wfile.write(self.server.sound[:1000])
+        self.wfile.write(self._sound()[:1000])
         self.wfile.flush()
         # With nothing to linger for, closing is a reset.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
