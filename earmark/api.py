@@ -339,9 +339,7 @@ def classify(
     from earmark.in_process import classified
 
     scoring, _ = _split(options)
-    uri = str(clip)
-    if "://" not in uri:
-        uri = str(Path(uri).expanduser().absolute())
+    uri = folders.uri_of(str(clip))
     with classified(uri, folders.readable(uri, _settings(settings)), scoring) as ended:
         predictions = ended.named(ended.success.predictions)
     return [LabelScore(label, score) for label, score in predictions]

@@ -93,12 +93,14 @@ class Cutter:
         self, file: BinaryIO, clip: Mapping[str, Any], event: dict[str, Any]
     ) -> tuple[str, float, float]:
         start_s, end_s = max(0.0, event["start_s"] - self.pad_s), event["end_s"] + self.pad_s
-        rate, channels, only = clip["source_sample_rate"], clip["channels"], event["channel"]
-        kept = slice(only - 1, only) if only else slice(channels)
+        rate, channels = clip["source_sample_rate"], clip["channels"]
+        kept = list(range(channels))
+        if event["channel"]:
+            kept = [event["channel"] - 1]
         bits = 24 if any(word in clip["codec"] for word in DEEP) else 16
         fits = channels <= FLAC_CHANNELS and rate <= FLAC_RATE
         path = self.folder / f"{_name(event)}.{self.format if fits else 'wav'}"
-        with _new_sound(path, rate, 1 if only else channels, bits) as sound:
+        with _new_sound(path, rate, len(kept), bits) as sound:
             for frames in _frames(self.listener.stretch(file, start_s, end_s), rate, channels):
                 sound.write(_integers(frames[:, kept], bits))
             seconds = sound.frames / rate

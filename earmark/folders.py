@@ -75,6 +75,13 @@ def file_roots(sources: Iterable[str]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(roots))
 
 
+def uri_of(named: str) -> str:
+    """Return the URI of a file or URL that a person names."""
+    if "://" in named:
+        return named
+    return str(Path(named).expanduser().absolute())
+
+
 def readable(uri: str, settings: Settings) -> Settings:
     """Return settings with which a file that a person names is read; the same if some are set."""
     if settings.fetch.file_roots or not (roots := file_roots([uri])):

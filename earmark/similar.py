@@ -46,8 +46,12 @@ def similar(
         ClipError: the file or URL cannot be heard.
     """
     index = opened(engine, run, settings)
-    clip_id = int(to) if to.isascii() and to.isdigit() else None
-    query = vector_of(run, settings, to) if clip_id is None else of_clip(engine, clip_id)
+    clip_id = None
+    if to.isascii() and to.isdigit():
+        clip_id = int(to)
+        query = of_clip(engine, clip_id)
+    else:
+        query = vector_of(run, settings, to)
     _check_width(index, query)
     allowed = index.windows["clip_id"] != clip_id
     if any(value is not None for value in conditions.values()):
@@ -131,7 +135,7 @@ def _heard(run: RunRow, settings: Settings, to: str) -> np.ndarray:
     # Imported here because it loads what a worker loads.
     from earmark.in_process import classified
 
-    uri = to if "://" in to else str(Path(to).expanduser().absolute())
+    uri = folders.uri_of(to)
     with classified(uri, folders.readable(uri, settings), run.options) as ended:
         return _mean([each.vector for each in ended.success.embeddings])
 

@@ -99,9 +99,12 @@ def find(
     allowed = allowed_wrong(at + 1, reviews[at], precision, error)
     tested = at[_tested(allowed, reviews[at])]
     passed = int(np.cumprod(wrong[tested] <= allowed[np.isin(at, tested)]).sum())
-    last = tested[passed - 1] if passed else len(clips.ids) - 1
+    last, min_score = len(clips.ids) - 1, None
+    if passed:
+        last = tested[passed - 1]
+        min_score = float(clips.scores[last])
     return {
-        "min_score": float(clips.scores[last]) if passed else None,
+        "min_score": min_score,
         "clips": int(last) + 1,
         "reviews": int(reviews[last]),
         "right": int(reviews[last] - wrong[last]),

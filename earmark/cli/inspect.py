@@ -100,20 +100,18 @@ def explain(
     db: o.Db = None,
 ) -> None:
     """Fetch and classify one clip in this process and tell each step; exit with 1 if it fails."""
-    from earmark import explain
+    from earmark import explain, folders
 
     settings = read_settings(db)
     task = o.Task(sources=[], model=model, revision=revision, labels=labels, channels=channels)
     options = task.options
-    uri, part = clip, None
+    uri, part = folders.uri_of(clip), None
     if clip.isascii() and clip.isdigit():
         engine = open_database(settings)
         row = results.clip(engine, int(clip))
         uri, options = row.uri, runs.get_run(engine, row.run_id).options
         part = Part.of(row._asdict())
         explain.tell_row(row, _say)
-    elif "://" not in clip:
-        uri = str(Path(clip).expanduser().absolute())
     if not explain.explain(uri, settings, options, _say, part):
         raise typer.Exit(1)
 
@@ -130,7 +128,7 @@ def plot(
     """Draw one clip: waveform, mel spectrogram, what is heard when, and the best labels."""
     from earmark import folders, plots
 
-    uri = file if "://" in file else str(Path(file).expanduser().absolute())
+    uri = folders.uri_of(file)
     if "://" not in file and not Path(uri).is_file():
         raise UsageError(reason=f"There is no file {uri}.")
     task = o.Task(sources=[], model=model, revision=revision, window_s=window_s, labels=labels)

@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Route
 
 from db import browse, charts, decisions, reviews, runs
+from db.compare import compare
 from earmark.core.errors import EarmarkError, UsageError
 from earmark.evaluation import evaluate
 from earmark.sampling import Band, Clips
@@ -43,7 +44,7 @@ SELECT_THRESHOLDS = "SELECT * FROM thresholds WHERE run_id = :run_id"
 
 
 class Reviewing:
-    """The review of a run, and its comparison with the truth."""
+    """The review of a run, and its comparisons with the truth and with another run."""
 
     def __init__(self, engine: sa.Engine, settings: Settings, hear: Callable[..., Any]) -> None:
         self._engine = engine
@@ -58,6 +59,7 @@ class Reviewing:
             Route("/runs/{run}/review", _writing(self.take), methods=["POST"]),
             Route("/runs/{run}/review/next", _writing(self.next), methods=["POST"]),
             Route("/runs/{run}/evaluation", self.evaluation),
+            Route("/runs/{run}/comparison", self.comparison),
         ]
 
     def desk(self, request: Request) -> HTMLResponse:
@@ -106,6 +108,15 @@ class Reviewing:
             clips = decisions.cell(self._engine, run.id, truth, true, asked.get("label", ""))
         values = {"run": run, "asked": asked, "found": found, "clips": list(islice(clips, CLIPS))}
         return HTMLResponse(render("evaluation.html", flower="", **values))
+
+    def comparison(self, request: Request) -> HTMLResponse:
+        run, other = self._run(request), request.query_params.get("other")
+        found, clips = None, list[dict[str, Any]]()
+        if other:
+            found = compare(self._engine, run, runs.find_run(self._engine, other))
+            clips = list(islice(found.changed(), CLIPS))
+        values = {"run": run, "other": other or "", "found": found, "clips": clips}
+        return HTMLResponse(render("comparison.html", flower="", most=CLIPS, **values))
 
     def _run(self, request: Request) -> runs.RunRow:
         return runs.find_run(self._engine, request.path_params["run"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import requests
+
 import earmark
 from db import compare, ledger, runs
 from db.models import Clip
@@ -12,8 +14,9 @@ from db.session import reading
 from earmark.core import clips as words
 from earmark.core.errors import NotFound
 from earmark.core.options import RunOptions
-from earmark.core.settings import Ledger
+from earmark.core.settings import Ledger, Settings
 from tests.db.facts import FACTS, chunk_of
+from tests.earmark.test_page import serving
 from tests.earmark.verbs import verb
 
 if TYPE_CHECKING:
@@ -102,6 +105,17 @@ def test_runs_without_a_clip_in_common_agree_on_nothing_else(engine: sa.Engine) 
     scored(engine, "after", "m", [None])
     found = compare.compare(engine, runs.find_run(engine, "before"), runs.find_run(engine, "after"))
     assert (found.clips, list(found.labels()), list(found.changed())) == (0, [], [])
+
+
+def test_the_page_shows_labels_and_the_clips_that_changed_most(engine: sa.Engine) -> None:
+    two_scored(engine)
+    for url in serving(engine, Settings(), None):
+        shown = requests.get(f"{url}/runs/before/comparison?other=after", timeout=9).text
+        assert "4 clips are done in both. 50.0% have one best label." in shown
+        assert "Their model differs: m in before, other in after." in shown
+        assert "dog 0.75, then siren 0.50" in shown
+        gone = requests.get(f"{url}/runs/before/comparison?other=never", timeout=9)
+        assert gone.status_code == 404
 
 
 def test_the_verb_and_python_say_what_changed(

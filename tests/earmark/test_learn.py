@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -148,8 +147,7 @@ def test_the_index_is_written_again_when_the_run_has_changed_and_goes_with_it(
 
 def test_the_page_shows_more_like_a_clip(heard: Heard, tmp_path: Path) -> None:
     settings = Settings(database=Database(url=heard.db), data_dir=tmp_path)
-    page = SimpleNamespace(engine=heard.engine, settings=settings)
-    for url in serving(page, None):  # type: ignore[arg-type]
+    for url in serving(heard.engine, settings, None):
         run = requests.get(f"{url}/runs/{heard.run_id}", timeout=60).text
         assert f'href="/clips/{heard.ids[0]}/similar"' in run
         more = requests.get(f"{url}/clips/{heard.ids[0]}/similar", timeout=60)

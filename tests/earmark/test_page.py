@@ -20,12 +20,15 @@ from tests.servers import free_port
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import sqlalchemy as sa
     from playwright.sync_api import Browser, Page
 
+    from earmark.core.settings import Settings
 
-def serving(heard: Heard, token: str | None) -> Iterator[str]:
+
+def serving(engine: sa.Engine, settings: Settings, token: str | None) -> Iterator[str]:
     port = free_port()
-    application = live.application(heard.engine, heard.settings, token, "http://127.0.0.1:5555")
+    application = live.application(engine, settings, token, "http://127.0.0.1:5555")
     server = uvicorn.Server(
         uvicorn.Config(application, port=port, log_level="error", lifespan="on")
     )
@@ -40,12 +43,12 @@ def serving(heard: Heard, token: str | None) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def url(heard: Heard) -> Iterator[str]:
-    yield from serving(heard, None)
+    yield from serving(heard.engine, heard.settings, None)
 
 
 @pytest.fixture(scope="module")
 def secret_url(heard: Heard) -> Iterator[str]:
-    yield from serving(heard, "opensesame")
+    yield from serving(heard.engine, heard.settings, "opensesame")
 
 
 @pytest.fixture
@@ -151,6 +154,16 @@ def test_a_long_recording_is_heard_where_one_clicks(
     for at in ("nan", "1e99", "60", "x"):
         refused = requests.get(f"{url}/clips/2/stretch?at={at}", timeout=30)
         assert ("No sound here" in refused.text, refused.status_code) in ((True, 200), (False, 404))
+
+
+def test_a_run_is_compared_with_another_one(page: Page, url: str) -> None:
+    page.goto(f"{url}/runs/1")
+    page.get_by_role("link", name="another run").click()
+    page.get_by_label("The other run").fill("1")
+    page.get_by_role("button", name="Compare").click()
+    assert "4 clips are done in both. 100.0% have one best label." in page.inner_text("main")
+    assert "No clip changed." in page.inner_text("main")
+    assert serious(page) == []
 
 
 def test_a_very_large_run_is_not_counted_at_each_look(

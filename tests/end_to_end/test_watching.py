@@ -144,11 +144,9 @@ def test_a_worker_exports_outcomes_and_stage_times_to_prometheus(
     assert found["earmark_audio_seconds_total"] > 20
     assert found["earmark_batch_windows_sum"] >= found["earmark_batch_windows_count"] > 0
     assert all(found[f'earmark_stage_seconds_total{{stage="{stage}"}}'] > 0 for stage in STAGES)
-    assert (
-        0
-        < found["earmark_model_seconds_total"]
-        <= found['earmark_stage_seconds_total{stage="classify"}']
-    )
+    # The windows of one clip may be on all lanes at once.
+    most = found["earmark_model_lanes"] * found['earmark_stage_seconds_total{stage="classify"}']
+    assert 0 < found["earmark_model_seconds_total"] <= most
     assert found["earmark_model_wait_seconds_total"] > 0
     assert found["earmark_queue_chunks"] == found["earmark_waiting_audio_bytes"] == 0
 

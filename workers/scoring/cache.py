@@ -49,7 +49,9 @@ class Local(NamedTuple):
 
     def _config(self) -> dict[str, Any]:
         file = self.folder / hub.CONFIG
-        config: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        config: dict[str, Any] = {}
+        if file.is_file():
+            config = json.loads(file.read_text())
         return config
 
 
