@@ -485,7 +485,8 @@ def test_when_the_memory_is_full_decoders_wait(one: Any, tmp_path: Path) -> None
     until(lambda: len(queue.waiting) == 4)
     queue.score(loaders, 1)
     until(lambda: len(queue.waiting) == 4)
-    assert not any(clip.facts and clip.clip_id > 6 for clip in clips)
+    # One is scored and four are in memory; downloads end in any order.
+    assert sum(clip.facts is not None for clip in clips) <= 6
     score_all(loaders, queue, clips)
 
 
