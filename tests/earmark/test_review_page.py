@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,10 +74,13 @@ class Served:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/runs/1/review"
         self._db = engine.url.render_as_string()
+        # An index is written there, not in the home of whoever runs the tests.
+        data = Path(str(engine.url.database)).with_name("data")
+        self._environment = {**os.environ, "EARMARK_DATA_DIR": str(data)}
 
     def start(self) -> None:
         command = [sys.executable, "-m", "earmark", "review", "1", "--db", self._db]
-        self.process = subprocess.Popen([*command, "--port", str(self.port)])
+        self.process = subprocess.Popen([*command, "--port", str(self.port)], env=self._environment)
         while True:
             try:
                 assert requests.get(self.url, timeout=30).status_code == 200
