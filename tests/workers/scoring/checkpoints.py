@@ -6,16 +6,16 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 
-from earmark.core import errors
+from earmark.core import errors, settings
+from workers.scoring import classifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from workers.scoring import classifier
 
 RATE = 16_000
 LABELS = {0: "bell", 1: "dog", 2: "rain", 3: "siren", 4: "speech"}
@@ -272,3 +272,15 @@ def save_dimensions(folder: Path, **config_changes: Any) -> Dimensions:
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     _waveforms(mask=True).save_pretrained(folder)
     return model
+
+
+def load(folder: Path | str, labels: Sequence[str] = (), **changes: Any) -> classifier.Classifier:
+    """Load a model on the CPU."""
+    return classifier.load(settings.Model(name=str(folder), **{"device": "cpu", **changes}), labels)
+
+
+def refusal(folder: Path | str, labels: Sequence[str] = (), **changes: Any) -> str:
+    """Return the sentence with which a model is refused."""
+    with pytest.raises(errors.ServiceError) as refused:
+        load(folder, labels, **changes)
+    return str(refused.value)

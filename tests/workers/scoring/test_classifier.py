@@ -15,27 +15,17 @@ import pytest
 import torch
 from huggingface_hub import errors as hub_errors
 
-from earmark.core import errors, settings, vectors
+from earmark.core import errors, vectors
 from tests.workers.scoring import checkpoints
+from tests.workers.scoring.checkpoints import load, refusal
 from workers.scoring import classifier, devices, hub, windows
 from workers.scoring.model import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filter has all zero values")
-
-
-def load(folder: Path | str, labels: Sequence[str] = (), **changes: Any) -> classifier.Classifier:
-    return classifier.load(settings.Model(name=str(folder), **{"device": "cpu", **changes}), labels)
-
-
-def refusal(folder: Path | str, labels: Sequence[str] = (), **changes: Any) -> str:
-    with pytest.raises(errors.ServiceError) as refused:
-        load(folder, labels, **changes)
-    return str(refused.value)
 
 
 @pytest.fixture

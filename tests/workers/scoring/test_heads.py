@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from earmark.core import errors, settings, vectors
 from tests.workers.scoring import checkpoints
 from workers.scoring import classifier, heads
+from workers.scoring.windows import Embedded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +73,11 @@ def test_what_does_not_fit_is_refused(folder: Path, tamper: Callable[[Path], Any
 def test_a_model_with_a_head_gives_the_scores_of_its_stored_embeddings(tmp_path: Path) -> None:
     base = classifier.load(settings.Model(name="starter", device="cpu"))
     clips = [checkpoints.clip(seconds, seed=seed) for seed, seconds in enumerate((1, 3, 5))]
-    stored = [base.outcomes([clip], embedded=True)[0].vector for clip in clips]  # type: ignore[union-attr]
+    stored = []
+    for clip in clips:
+        (outcome,) = base.outcomes([clip], embedded=True)
+        assert isinstance(outcome, Embedded)
+        stored.append(outcome.vector)
     weight = np.random.default_rng(0).normal(size=(4, 160)).astype(np.float32)
     head = heads.Head(tuple("abcd"), weight, weight[:, 0].copy(), base.card.sha256)
     heads.save(tmp_path / "mine", head, {})
@@ -82,8 +87,12 @@ def test_a_model_with_a_head_gives_the_scores_of_its_stored_embeddings(tmp_path:
     assert loaded.card.sha256 != base.card.sha256
     expected = head.scores(vectors.unpack(stored))
     for lane in (loaded, loaded.twin()):
-        found = np.stack([lane.outcomes([clip], "sigmoid")[0] for clip in clips])  # type: ignore[misc]
-        assert np.abs(found - expected).max() < 1e-5
+        found = []
+        for clip in clips:
+            (scores,) = lane.outcomes([clip], "sigmoid")
+            assert isinstance(scores, np.ndarray)
+            found.append(scores)
+        assert np.abs(np.stack(found) - expected).max() < 1e-5
 
 
 def test_a_head_for_other_weights_is_refused(folder: Path) -> None:

@@ -14,12 +14,13 @@ import torch
 import transformers
 from onnx import helper, numpy_helper
 
-from earmark.core import errors, settings
+from earmark.core import settings
 from tests.workers.scoring import checkpoints, graphs
-from workers.scoring import batcher, classifier, onnx_file
+from tests.workers.scoring.checkpoints import load, refusal
+from workers.scoring import batcher, onnx_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
 SHAPES: dict[str, list[int | str]] = {
@@ -30,16 +31,6 @@ SHAPES: dict[str, list[int | str]] = {
     "one window of a fixed length": [1, 16_000],
     "samples alone": ["samples"],
 }
-
-
-def load(folder: Path | str, labels: Sequence[str] = (), **changes: Any) -> classifier.Classifier:
-    return classifier.load(settings.Model(name=str(folder), **{"device": "cpu", **changes}), labels)
-
-
-def refusal(folder: Path | str, labels: Sequence[str] = (), **changes: Any) -> str:
-    with pytest.raises(errors.ServiceError) as refused:
-        load(folder, labels, **changes)
-    return str(refused.value)
 
 
 @pytest.fixture

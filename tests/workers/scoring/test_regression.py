@@ -9,17 +9,13 @@ import pytest
 import torch
 import transformers
 
-from earmark.core import errors, settings
+from earmark.core import errors
 from tests.workers.scoring import checkpoints
-from workers.scoring import classifier
+from tests.workers.scoring.checkpoints import load
 from workers.scoring.model import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def load(folder: Path) -> classifier.Classifier:
-    return classifier.load(settings.Model(name=str(folder), device="cpu"))
 
 
 def test_values_are_those_of_the_model_cards_code(tmp_path: Path) -> None:
