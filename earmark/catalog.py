@@ -73,10 +73,11 @@ def _compared(models: Iterable[Local], settings: Settings) -> list[Entry]:
     alike: dict[frozenset[str], list[Entry]] = defaultdict(list)
     entries = []
     for model in models:
-        entry = _measured(model, settings)
+        labels = model.labels()
+        entry = _measured(model, labels, settings)
         entries.append(entry)
         if entry.ms is not None and entry.labels:
-            alike[frozenset(model.labels())].append(entry)
+            alike[frozenset(labels)].append(entry)
     for group in alike.values():
         best = min(group, key=lambda entry: entry.ms or 0)
         for entry in group:
@@ -85,10 +86,9 @@ def _compared(models: Iterable[Local], settings: Settings) -> list[Entry]:
     return entries
 
 
-def _measured(model: Local, settings: Settings) -> Entry:
+def _measured(model: Local, labels: tuple[str, ...], settings: Settings) -> Entry:
     from workers.scoring import classifier
 
-    labels = model.labels()
     entry = Entry(
         model.name, round(model.bytes() / 1e6, 1), len(labels), ", ".join(labels[:_EXAMPLES])
     )

@@ -16,6 +16,7 @@ from PIL import Image
 
 from earmark.core.clips import AudioFacts
 from earmark.core.errors import TooShort
+from workers.decoding.meter import downmix
 from workers.decoding.pool import Decoders
 from workers.fetching.fetch import Fetcher
 from workers.loading.spans import Span
@@ -120,7 +121,7 @@ class Listener:
         assert isinstance(facts, AudioFacts)
         if not len(samples):
             raise TooShort(min_duration_s=start_s, setting="where one wants to hear it")
-        mono = samples.reshape(-1, facts.channels).mean(axis=1)
+        mono = downmix(samples.reshape(-1, facts.channels))
         resampled = soxr.resample(mono, facts.source_sample_rate, RATE)
         return heard(resampled, most_s, most_bytes)
 

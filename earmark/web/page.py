@@ -237,20 +237,14 @@ class _Pages:
 
     def stretch(self, request: Request) -> HTMLResponse:
         clip = results.clip(self._engine, request.path_params["clip"])._asdict()
-        at, shown, why_not = _number(request, "at", 0.0), None, ""
+        at, heard, why_not = _number(request, "at", 0.0), None, ""
         try:
             heard = self._listener.hear_stretch(
                 clip["uri"], Part.of(clip), at, most_s=STRETCH_S, most_bytes=SOUND_BYTES
             )
-            shown = {
-                "heard": heard,
-                "name": report.clock(at),
-                "clip": {"duration_s": None},
-                "timelines": (),
-            }
         except ClipError as error:
             why_not = str(error)
-        return self._page("stretch.html", card=shown, at=at, why_not=why_not)
+        return self._page("stretch.html", heard=heard, at=at, why_not=why_not)
 
     def similar(self, request: Request) -> HTMLResponse:
         clip = results.clip(self._engine, request.path_params["clip"])
