@@ -22,6 +22,7 @@ class Claimed:
     given_back_by: str | None = None
     #: The part of the file that is the clip; None for all of it.
     part: words.Part | None = None
+    run_id: int = 0
 
     @property
     def workers_before(self) -> list[str]:
@@ -31,10 +32,20 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The clips of a chunk that are still to do, and the token that lets their results in."""
+    """The clips of a chunk that are still to do, and the token that lets their results in.
+
+    Those of the other runs of a pass are among them.
+    """
 
     token: int
     clips: tuple[Claimed, ...]
     run_id: int = 0
     #: How many of its clips ended with which error so far.
     errors: Counter[str] = field(default_factory=Counter, compare=False)
+
+    def by_run(self) -> dict[int, tuple[Claimed, ...]]:
+        """Return its clips by run."""
+        runs: dict[int, tuple[Claimed, ...]] = {}
+        for clip in self.clips:
+            runs[clip.run_id] = (*runs.get(clip.run_id, ()), clip)
+        return runs

@@ -54,6 +54,8 @@ class RunRow:
     reuse_urls: bool
     #: Why the run is paused.
     paused: str | None = None
+    #: Runs with the same number hear the same clips.
+    pass_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,18 @@ def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], name: str) 
         row.model_id,
         row.reuse_urls,
         row.paused,
+        row.pass_id,
     )
+
+
+def in_pass(engine: sa.Engine, run: RunRow) -> list[RunRow]:
+    """Return the runs of a run's pass, which are done together; else the run alone."""
+    if run.pass_id is None:
+        return [run]
+    same = sa.select(Run.id).where(Run.pass_id == run.pass_id).order_by(Run.id)
+    with reading(engine) as connection:
+        ids = connection.scalars(same).all()
+    return [get_run(engine, run_id) for run_id in ids]
 
 
 def is_going(engine: sa.Engine, run_id: int) -> bool:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, Unpack
 
 from db import compare as comparing
 from db import results, runs
+from db.passes import base_name
 from earmark import folders, frames, machine, progress
 from earmark import notify as webhook
 from earmark.core.clips import State
 from earmark.core.errors import ServiceError, UsageError
-from earmark.core.options import Listing, RunOptions
+from earmark.core.options import Listing, RunOptions, of_each_model
 from earmark.database import open_database, read_settings, with_database
 from earmark.events import Rule, events
 from earmark.growth import Growth
@@ -48,7 +49,7 @@ LOOK_S = 0.5
 class Scoring(TypedDict, total=False):
     """How clips are scored: the fields of `RunOptions`, with their defaults."""
 
-    model: str
+    model: str | Sequence[str]
     revision: str | None
     top_k: int
     function_to_apply: FunctionToApply | None
@@ -132,6 +133,12 @@ class Run:
     def name(self) -> str:
         """The name that was given to it, else `run-` and its id."""
         return self.row.name
+
+    @property
+    def together(self) -> list[Run]:
+        """The runs of its pass, one for each model, itself among them; else it alone."""
+        rows = runs.in_pass(self.engine, self.row)
+        return [Run(self.engine, row, self._submitted) for row in rows]
 
     @property
     def options(self) -> RunOptions:
@@ -232,6 +239,8 @@ def run(
 ) -> Run:
     """Classify every clip of the sources with a queue and workers here; return the finished run.
 
+    Of several models each makes a run: it returns the first, which knows the others (`together`).
+
     Args:
         sources: URLs, audio files, folders, globs and lists, or one of them.
         workers: worker processes.
@@ -261,8 +270,9 @@ def run(
 
 
 def _unless_paused(run: Run) -> Run:
-    if paused := run.progress().paused:
-        raise ServiceError(reason=paused)
+    for each in run.together:
+        if paused := each.progress().paused:
+            raise ServiceError(reason=paused)
     return run
 
 
@@ -287,7 +297,8 @@ def submit(
         ServiceError: the broker or the database cannot be used.
     """
     scoring, submission = _split(options)
-    hub.check(scoring.model, scoring.revision, scoring.labels, here=False)
+    for each in scoring:
+        hub.check(each, here=False)
     reachable = find_broker(_settings(settings, db))
     engine = open_database(reachable, create=True)
     submitted = submit_sources(
@@ -338,7 +349,7 @@ def classify(
     # Imported here because it loads what a worker loads.
     from earmark.in_process import classified
 
-    scoring, _ = _split(options)
+    scoring = of_each_model(options)[0]
     uri = folders.uri_of(str(clip))
     with classified(uri, folders.readable(uri, _settings(settings)), scoring) as ended:
         predictions = ended.named(ended.success.predictions)
@@ -348,7 +359,7 @@ def classify(
 def run_here(
     sources: Sequence[str | Clip],
     settings: Settings,
-    options: RunOptions,
+    options: RunOptions | Sequence[RunOptions],
     *,
     workers: int = 1,
     roots: Sequence[Path] | None = None,
@@ -366,10 +377,11 @@ def run_here(
         submission: further arguments of `producer.submit.submit`.
     """
     growth = Growth(map(str, sources)) if watch else None
+    options = [options] if isinstance(options, RunOptions) else options
     _check(settings, options, notify)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
-    local = _on_files_of(sources, roots, settings, options)
+    local = _on_files_of(sources, roots, settings, options[0])
     with (
         progress.terminable(),
         machine.running(local, queue=queue, workers=workers) as here,
@@ -379,22 +391,26 @@ def run_here(
         if growth:
             _grow(growth, here, engine, look, notify, quiet, options=options, **submission)
         submitted = submit_sources(sources, engine, here.settings, options=options, **submission)
-        with webhook.telling(notify, engine, submitted.run_id, settings):
-            state = progress.watch(engine, submitted.run_id, settings, meanwhile=look, quiet=quiet)
-    if not state.states[State.failed] and not here.restarts:
+        failed = 0
+        for run_id in submitted.run_ids:
+            with webhook.telling(notify, engine, run_id, settings):
+                state = progress.watch(engine, run_id, settings, meanwhile=look, quiet=quiet)
+            failed += state.states[State.failed]
+    if not failed and not here.restarts:
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
     return Run(engine, runs.get_run(engine, submitted.run_id), submitted)
 
 
-def _check(settings: Settings, options: RunOptions, notify: str | None) -> None:
+def _check(settings: Settings, options: Sequence[RunOptions], notify: str | None) -> None:
     """Raise an EarmarkError if a run here could not work, before it begins."""
     if notify:
         webhook.check(notify, settings)
     folders.check(settings)
-    hub.check(options.model, options.revision, options.labels, here=True)
-    if options.head:
-        heads.load(options.head)
+    for each in options:
+        hub.check(each, here=True)
+        if each.head:
+            heads.load(each.head)
 
 
 def _on_files_of(
@@ -421,16 +437,16 @@ def _grow(
 ) -> NoReturn:
     """Submit the files of growing folders as they are complete, until Ctrl-C."""
 
-    def take() -> int | None:
+    def take() -> list[int]:
         look()
         if not (files := growth.complete()):
-            return None
+            return []
         submitted = submit_sources(files, engine, here.settings, **submission)
-        submission["name"] = runs.get_run(engine, submitted.run_id).name
-        return submitted.run_id
+        submission["name"] = base_name(runs.get_run(engine, submitted.run_id))
+        return submitted.run_ids
 
     while True:
-        if run_id := take():
+        for run_id in take():
             with webhook.telling(notify, engine, run_id, here.settings):
                 progress.watch(engine, run_id, here.settings, meanwhile=take, quiet=quiet)
         time.sleep(LOOK_S)
@@ -444,12 +460,12 @@ def _listed(sources: str | Iterable[str]) -> list[str]:
     return [sources] if isinstance(sources, str) else list(sources)
 
 
-def _split(given: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
-    """Return the options of a run, and the other arguments of `producer.submit.submit`."""
+def _split(given: Mapping[str, Any]) -> tuple[list[RunOptions], dict[str, Any]]:
+    """Return the options for each model, and the other arguments of `producer.submit.submit`."""
     taken = {*RunOptions.__slots__, *Listing.__slots__}
     others = {name: value for name, value in given.items() if name not in taken}
     others["listing"] = Listing.from_arguments(given)
-    return RunOptions.from_arguments(given), others
+    return of_each_model(given), others
 
 
 def _look_after(here: Machine, engine: sa.Engine) -> Callable[[], None]:
@@ -468,7 +484,7 @@ def _look_after(here: Machine, engine: sa.Engine) -> Callable[[], None]:
 
 def _how_to_go_on(engine: sa.Engine, queue: str) -> str:
     try:
-        name = runs.run_on_queue(engine, queue).name
+        name = base_name(runs.run_on_queue(engine, queue))
     except UsageError:
         return "Stopped before the first clip was submitted."
     return f"Stopping; the same command with --name {name} goes on where this stops."

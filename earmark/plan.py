@@ -6,6 +6,7 @@ import math
 import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +24,7 @@ from producer.tally import Tally
 from workers.scoring import hub
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from db.pace import Measured
     from earmark.api import Run
@@ -80,7 +81,7 @@ def plan(
     sources: Sequence[str],
     settings: Settings,
     *,
-    options: RunOptions,
+    options: Sequence[RunOptions],
     sample: int = 200,
     within_s: float | None = None,
     limit: int | None = None,
@@ -93,7 +94,9 @@ def plan(
     """
     folders.check_temporary()
     tally, chosen = _sampled(sources, listing, limit, sample)
-    with _tried(chosen, settings, options, folders.file_roots(sources)) as run:
+    with _tried(chosen, settings, options, folders.file_roots(sources)) as first:
+        # All models are as quick as the slowest: they share one pass.
+        run = max(first.together, key=lambda each: each.progress().seconds)
         seen = measure(run.engine, run.id)
         hosts = list(charts.hosts(run.engine, run.id))
         errors = charts.top_errors(run.engine, run.id)
@@ -113,9 +116,19 @@ def plan(
         **_decoding(seen, settings),
         hosts=hosts,
         errors=[dict(zip(("code", "clips", "example"), error, strict=True)) for error in errors],
-        license=hub.license_of(options.model, options.revision),
-        cheaper=catalog.cheaper(options.model, options.revision, settings) if seen.done else None,
+        license=_of_each(options, hub.license_of),
+        cheaper=_of_each(options, partial(catalog.cheaper, settings=settings))
+        if seen.done
+        else None,
     )
+
+
+def _of_each(
+    options: Sequence[RunOptions], find: Callable[[str, str | None], str | None]
+) -> str | None:
+    """Return what is found of the models, as one text; None if there is nothing."""
+    found = [find(each.model, each.revision) for each in options]
+    return "; ".join(filter(None, found)) or None
 
 
 def _sampled(
@@ -140,7 +153,10 @@ def _decoding(seen: Measured, settings: Settings) -> dict[str, Any]:
 
 @contextmanager
 def _tried(
-    clips: list[Clip], settings: Settings, options: RunOptions, roots: tuple[Path, ...]
+    clips: list[Clip],
+    settings: Settings,
+    options: Sequence[RunOptions],
+    roots: tuple[Path, ...],
 ) -> Iterator[Run]:
     """Run some clips in a temporary folder, queue and database, which are deleted at the end."""
     with TemporaryDirectory(prefix="earmark-plan-") as folder:

@@ -38,7 +38,7 @@ def plan(
     estimate = planning.plan(
         task.sources,
         read_settings(),
-        options=task.options,
+        options=task.of_each_model,
         sample=sample,
         within_s=planning.seconds_in(within) if within else None,
         limit=task.limit,
@@ -103,7 +103,7 @@ def explain(
     from earmark import explain, folders
 
     settings = read_settings(db)
-    task = o.Task(sources=[], model=model, revision=revision, labels=labels, channels=channels)
+    task = o.Task(sources=[], model=[model], revision=revision, labels=labels, channels=channels)
     options = task.options
     uri, part = folders.uri_of(clip), None
     if clip.isascii() and clip.isdigit():
@@ -131,7 +131,7 @@ def plot(
     uri = folders.uri_of(file)
     if "://" not in file and not Path(uri).is_file():
         raise UsageError(reason=f"There is no file {uri}.")
-    task = o.Task(sources=[], model=model, revision=revision, window_s=window_s, labels=labels)
+    task = o.Task(sources=[], model=[model], revision=revision, window_s=window_s, labels=labels)
     drawn = plots.plot_clip(uri, folders.readable(uri, read_settings()), task.options)
     plots.save(drawn, picture)
     typer.echo(str(picture))

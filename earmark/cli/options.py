@@ -86,6 +86,14 @@ Sources = Annotated[
     ),
 ]
 Model = Annotated[str, typer.Option(help="starter, a Hugging Face id, or a model directory.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        help="starter, a Hugging Face id, or a model directory. Say it again to have each clip"
+        " fetched once for several models, each with a run NAME/MODEL. Default: starter.",
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 TopK = Annotated[int, typer.Option(min=1, help="Labels kept per clip.")]
 FunctionToApply = Annotated[
@@ -214,7 +222,7 @@ class Task:
     """The options of a verb that classifies: its sources, and how they are scored."""
 
     sources: Sources
-    model: Model = DEFAULTS.model
+    model: Models = None
     revision: Revision = DEFAULTS.revision
     top_k: TopK = DEFAULTS.top_k
     function_to_apply: FunctionToApply = DEFAULTS.function_to_apply
@@ -242,7 +250,12 @@ class Task:
     @property
     def options(self) -> RunOptions:
         """The options that decide the scores."""
-        return RunOptions.from_arguments(self.scoring)
+        return self.of_each_model[0]
+
+    @property
+    def of_each_model(self) -> list[RunOptions]:
+        """The same, for each model."""
+        return options.of_each_model(self.scoring)
 
     @property
     def scoring(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from workers.decoding.decoder import Piece
     from workers.loading.arena import Room
     from workers.loading.clip import DealtClip
+    from workers.loading.cutter import Shape
     from workers.loading.report import Report
 
 logger = logging.getLogger(__name__)
@@ -50,9 +51,9 @@ class _Decoding:
         self.clips: deque[DealtClip] = deque()
         #: The extent into which the clip's only window is received.
         self.extent: int | None = None
-        #: Windows that are cut, and the one that waits for room.
-        self.windows: Iterator[Cut] | None = None
-        self.window: Cut | None = None
+        #: Windows that are cut, each for a clip that is heard, and the one that waits for room.
+        self.windows: Iterator[tuple[DealtClip, Cut]] | None = None
+        self.window: tuple[DealtClip, Cut] | None = None
         #: The end of the clip, which comes before its last windows have room.
         self.end: AudioFacts | errors.DecodeError | None = None
         #: Since when it waits for room.
@@ -95,7 +96,7 @@ class Decodings:
         return len(self._fetched)
 
     def put(self, clip: DealtClip) -> None:
-        """Have a fetched clip decoded."""
+        """Have the file of a fetched clip decoded, once for each rate of its clips."""
         clip.waits_since = time.perf_counter()
         self._fetched.append(clip)
 
@@ -103,13 +104,14 @@ class Decodings:
         """Return the deals that are at a decoder."""
         deals: set[int] = set()
         for decoding in self._decodings:
-            deals.update(clip.deal for clip in decoding.clips)
+            for clip in decoding.clips:
+                deals.update(each.deal for each in clip.heard)
         return deals
 
     def drop(self) -> None:
         """Stop the work on clips that are dropped."""
         for decoding in self._decodings:
-            if decoding.clips and decoding.clips[0].dropped:
+            if decoding.clips and decoding.clips[0].is_moot:
                 self._replace(decoding)
 
     def beat(self) -> None:
@@ -141,21 +143,23 @@ class Decodings:
             return False
         return decoding.decoder.usable
 
-    def _give(self, decoding: _Decoding, clip: DealtClip) -> None:
-        if clip.dropped:
-            clip.close()
+    def _give(self, decoding: _Decoding, fetched: DealtClip) -> None:
+        clip = fetched.left([each for each in fetched.together if each.goes_on])
+        if clip is None:
             return
         assert clip.file is not None
+        clip.waits_since = fetched.waits_since
         decoding.clips.append(clip)
         if len(decoding.clips) == 1:
             clip.begun_at = time.perf_counter()
         with suppress(OSError):  # it is dead, which is heard next
-            decoding.decoder.begin(clip.file.fileno(), clip.shape.sample_rate, clip.channels)
+            decoding.decoder.begin(clip.file.fileno(), clip.shape.sample_rate, clip.job.channels)
 
     def _put_off_fetched(self) -> None:
-        for clip in self._fetched:
-            clip.put_off(SERVICE_PAUSE_S)
-            self._report.end(clip)
+        for fetched in self._fetched:
+            for clip in fetched.together:
+                clip.put_off(SERVICE_PAUSE_S)
+                self._report.end(clip)
         self._fetched.clear()
 
     # samples from decoders -------------------------------------------------------------------
@@ -184,9 +188,9 @@ class Decodings:
     def _array(self, decoding: _Decoding, samples: int, last: bool) -> np.ndarray | None:
         """Return where a piece is received: the arena itself, if it is the clip's only window."""
         clip = decoding.clips[0]
-        if clip.span or clip.cutter or not last or samples > clip.shape.size:
+        if clip.others or clip.span or clip.cutter or not last or samples > clip.shape.size:
             return np.empty(samples, np.float32)
-        decoding.extent = self._take_extent(decoding, samples)
+        decoding.extent = self._take_extent(decoding, clip.shape, samples)
         if decoding.extent is None:
             return None
         return self._room.samples[decoding.extent : decoding.extent + samples]
@@ -206,7 +210,6 @@ class Decodings:
 
     def _cut(self, decoding: _Decoding, piece: Piece) -> None:
         clip, samples = decoding.clips[0], piece.samples
-        clip.cutter = clip.cutter or Cutter(clip.shape, self._max_windows)
         if clip.span:
             samples = clip.span.cut(samples, piece.channel)
         if clip.span and isinstance(piece.end, AudioFacts):
@@ -215,28 +218,47 @@ class Decodings:
             except errors.TooShort as error:
                 decoding.end = error
                 return
-        decoding.windows = clip.cutter.cut(samples, piece.channel, last=piece.end is not None)
+        last = piece.end is not None
+        decoding.windows = self._windows(clip.heard, samples, piece.channel, last=last)
+
+    def _windows(
+        self, heard: list[DealtClip], samples: np.ndarray, channel: int, *, last: bool
+    ) -> Iterator[tuple[DealtClip, Cut]]:
+        """Yield the windows that a piece completes, of each clip that goes on."""
+        for clip in heard:
+            clip.cutter = clip.cutter or Cutter(clip.shape, self._max_windows)
+            try:
+                for window in clip.cutter.cut(samples, channel, last=last):
+                    if not clip.goes_on:
+                        break
+                    yield clip, window
+            except errors.TooLong as error:
+                clip.fail(error)
 
     def _place_windows(self, decoding: _Decoding) -> None:
         """Copy windows into the arena until it is full; end the clip if they were its last."""
-        clip = decoding.clips[0]
-        try:
-            while window := self._next_window(decoding):
-                samples = window.samples
-                offset = self._take_extent(decoding, len(samples))
-                if offset is None:
-                    return
+        while found := self._next_window(decoding):
+            clip, window = found
+            samples = window.samples
+            try:
+                offset = self._take_extent(decoding, clip.shape, len(samples))
+            except errors.TooLong as error:
+                clip.fail(error)
                 decoding.window = None
-                self._room.samples[offset : offset + len(samples)] = samples
-                clip.windows += 1
-                self._send_window(clip, offset, window)
-        except errors.TooLong as error:
-            self._replace(decoding, error)
-            return
+                continue
+            if offset is None:
+                return
+            decoding.window = None
+            self._room.samples[offset : offset + len(samples)] = samples
+            clip.windows += 1
+            self._send_window(clip, offset, window)
         if decoding.end is not None:
             self._end_decoding(decoding, decoding.end)
+        elif decoding.clips[0].is_moot:
+            self._end_clip(decoding)
+            self._replace(decoding)
 
-    def _next_window(self, decoding: _Decoding) -> Cut | None:
+    def _next_window(self, decoding: _Decoding) -> tuple[DealtClip, Cut] | None:
         if decoding.window is None and decoding.windows is not None:
             decoding.window = next(decoding.windows, None)
         return decoding.window
@@ -251,19 +273,32 @@ class Decodings:
         self._report.window(clip.deal, offset, samples, start, heard, window.channel)
 
     def _end_decoding(self, decoding: _Decoding, end: AudioFacts | errors.DecodeError) -> None:
-        clip = decoding.clips.popleft()
-        now = time.perf_counter()
-        clip.decode_ms = (now - clip.waits_since - clip.room_s) * 1000
-        if isinstance(end, errors.DecodeError):
-            clip.fail(end)
-            self._report.end(clip)
-        else:
-            self._report.decoded(clip, end)
-        decoding.end = decoding.windows = None
+        self._end_clip(decoding, end)
         if decoding.clips:
-            decoding.clips[0].begun_at = now
-        if isinstance(end, errors.DecoderMemory) or (decoding.clips and decoding.clips[0].dropped):
+            decoding.clips[0].begun_at = time.perf_counter()
+        if isinstance(end, errors.DecoderMemory) or (decoding.clips and decoding.clips[0].is_moot):
             self._replace(decoding)
+
+    def _end_clip(
+        self, decoding: _Decoding, end: AudioFacts | errors.DecodeError | None = None
+    ) -> None:
+        """Tell the end of the clips that were heard; the file goes on to those of other rates."""
+        first = decoding.clips.popleft()
+        decoding.end = decoding.windows = decoding.window = None
+        heard = first.heard
+        decode_ms = (time.perf_counter() - first.waits_since - first.room_s) * 1000
+        if left := first.left([clip for clip in first.others if clip not in heard]):
+            left.waits_since = time.perf_counter()
+            self._fetched.appendleft(left)
+        for clip in heard:
+            clip.waits_since, clip.begun_at = first.waits_since, first.begun_at
+            clip.decode_ms, clip.room_s = decode_ms, first.room_s
+            if isinstance(end, errors.DecodeError) and clip.end is None:
+                clip.fail(end)
+            if clip.end is not None:
+                self._report.end(clip)
+            elif isinstance(end, AudioFacts) and not clip.dropped:
+                self._report.decoded(clip, end)
 
     def _bury(self, decoding: _Decoding) -> None:
         """Replace a decoder that is dead, or late: that costs the clip it was at."""
@@ -287,9 +322,7 @@ class Decodings:
         self._free_extent(decoding)
         decoding.decoder.stop()
         if error is not None and decoding.clips:
-            clip = decoding.clips.popleft()
-            clip.fail(error)
-            self._report.end(clip)
+            self._end_clip(decoding, error)
         self._fetched.extendleft(reversed(decoding.clips))
         self._start(decoding)
 
@@ -299,9 +332,8 @@ class Decodings:
 
     # room in the arena -----------------------------------------------------------------------
 
-    def _take_extent(self, decoding: _Decoding, samples: int) -> int | None:
-        """Return where so many samples of its clip have room, or have it wait for some."""
-        shape = decoding.clips[0].shape
+    def _take_extent(self, decoding: _Decoding, shape: Shape, samples: int) -> int | None:
+        """Return where a window of so many samples has room, or have it wait for some."""
         needed = max(samples, shape.least)
         if needed > len(self._room.samples):
             longest_s = len(self._room.samples) / shape.sample_rate

@@ -100,6 +100,7 @@ def _add_pauses() -> None:
     op.add_column("runs", sa.Column("stop_at", sa.Double(), server_default="0.2", nullable=False))
     op.add_column("runs", sa.Column("paused", sa.String()))
     op.add_column("runs", sa.Column("resumed_at", sa.Double(), server_default="0", nullable=False))
+    op.add_column("runs", sa.Column("pass_id", sa.Integer()))
     op.create_table(
         "workers",
         sa.Column("name", sa.String(), nullable=False),
@@ -115,7 +116,7 @@ def _add_pauses() -> None:
 
 def _drop_pauses() -> None:
     op.drop_table("workers")
-    for column in ("stop_at", "paused", "resumed_at"):
+    for column in ("stop_at", "paused", "resumed_at", "pass_id"):
         op.drop_column("runs", column)
     op.drop_column("clips", "given_back_by")
 

@@ -19,7 +19,16 @@ from earmark.core.clips import EACH, Part, Postponed
 from earmark.core.settings import Settings
 from tests.servers import upgraded
 from tests.workers.decoding import bad_audio
-from tests.workers.loading.world import SHAPE, Clip, Queue, job, score_all, settings_for, until
+from tests.workers.loading.world import (
+    SHAPE,
+    Clip,
+    Queue,
+    deal,
+    job,
+    score_all,
+    settings_for,
+    until,
+)
 from workers.loading import loaders as loading
 from workers.loading.loaders import Loaders
 from workers.loading.process import Suspected
@@ -93,7 +102,7 @@ def test_a_command_line_names_no_token(make: Any) -> None:
 def test_each_clip_comes_with_its_samples_and_its_facts(make: Any, tmp_path: Path) -> None:
     loaders, queue = make()
     clips = sounds(tmp_path, 20)
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     score_all(loaders, queue, clips)
     for clip in clips:
         (samples,) = clip.scores
@@ -111,15 +120,15 @@ def test_copies_of_a_clip_at_work_in_any_loader_name_it(make: Any, tmp_path: Pat
     page = tmp_path / "page.wav"
     page.write_text("<html>")
     failing, again = Clip(17, str(page)), Clip(18, str(page))
-    loaders.deal(job(joins=True), [first])
+    deal(loaders, job(joins=True), [first])
     until(lambda: queue.waiting)
-    loaders.deal(job(joins=True), [*clips, span, other, failing])
+    deal(loaders, job(joins=True), [*clips, span, other, failing])
     until(lambda: all(clip.end for clip in (*clips, failing)))
     assert {clip.end.clip_id for clip in clips} == {first.clip_id}
     assert {clip.deals[0].loader for clip in clips} == set(loaders._loaders)
-    loaders.deal(job(joins=False), clips[:1])
-    loaders.deal(job(joins=True), [again])
-    loaders.deal(job(run_id=2, joins=True), clips[1:2])
+    deal(loaders, job(joins=False), clips[:1])
+    deal(loaders, job(joins=True), [again])
+    deal(loaders, job(run_id=2, joins=True), clips[1:2])
     score_all(loaders, queue, [first, other, span, *clips[:2]])
     assert clips[0].facts is not None
     assert clips[0].facts.source == clips[2].end.source
@@ -144,8 +153,8 @@ def test_thirty_two_channels_come_window_by_window_through_little_memory(
     loaders, queue = one
     uri = choir(tmp_path, 32, 4.5)
     clips = [Clip(1, uri), Clip(2, uri, Part(2.0, 3.5)), Clip(3, choir(tmp_path, 1, 0.5))]
-    loaders.deal(job(channels=EACH), clips)
-    loaders.deal(job(channels=31), [only := Clip(4, uri)])
+    deal(loaders, job(channels=EACH), clips)
+    deal(loaders, job(channels=31), [only := Clip(4, uri)])
     score_all(loaders, queue, [*clips, only])
     starts = []
     for clip in (*clips, only):
@@ -168,8 +177,8 @@ def test_the_windows_of_all_channels_count_and_a_channel_too_many_is_an_error(
     loaders, queue = make(audio={"max_windows": 9})
     stereo = choir(tmp_path, 2, 4.5)
     clips = [Clip(1, stereo), Clip(2, stereo)]
-    loaders.deal(job(channels=EACH), clips[:1])
-    loaders.deal(job(channels=3), clips[1:])
+    deal(loaders, job(channels=EACH), clips[:1])
+    deal(loaders, job(channels=3), clips[1:])
     until(lambda: queue.score(loaders) >= 0 and all(clip.end for clip in clips))
     assert str(clips[0].end.error).endswith("4 s (EARMARK_AUDIO__MAX_WINDOWS).")
     assert clips[1].end.error.facts == {"reason": "2 channel(s), so no channel 3 (--channels)"}
@@ -181,7 +190,7 @@ def test_the_windows_of_all_channels_count_and_a_channel_too_many_is_an_error(
 def test_a_long_clip_comes_in_windows_through_little_memory(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     clip = sound(tmp_path, 1, 300.5)
-    loaders.deal(job(), [clip])
+    deal(loaders, job(), [clip])
     score_all(loaders, queue, [clip])
     by_start = {}
     for window, samples in zip(clip.windows, clip.scores, strict=True):
@@ -196,7 +205,7 @@ def test_a_span_comes_in_windows_at_the_times_of_its_file(one: Any, tmp_path: Pa
     loaders, queue = one
     clips = [sound(tmp_path, number, 90) for number in (1, 2, 3)]
     clips[0].part, clips[1].part, clips[2].part = Part(40.0, 42.5), Part(0.0, 0.5), Part(90.0)
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     score_all(loaders, queue, clips[:2])
     assert sorted(window.span for window in clips[0].windows) == [(40, 41), (41, 42), (41.5, 42.5)]
     assert [window.span for window in clips[1].windows] == [(0, 0.5)]
@@ -210,7 +219,7 @@ def test_a_span_comes_in_windows_at_the_times_of_its_file(one: Any, tmp_path: Pa
 def test_a_decoder_that_waits_for_a_slow_model_has_all_the_time(make: Any, tmp_path: Path) -> None:
     loaders, queue = make(worker={"in_flight_bytes": 4 * WINDOW}, audio={"decode_timeout_s": 1.0})
     clip = sound(tmp_path, 1, 200)
-    loaders.deal(job(), [clip])
+    deal(loaders, job(), [clip])
     until(lambda: len(queue.waiting) == 4)
     (decoder,) = children("decoding.child")
     slept = decoder.cpu_times()
@@ -226,7 +235,7 @@ def test_a_decoder_that_waits_for_a_slow_model_has_all_the_time(make: Any, tmp_p
 def test_a_clip_of_too_many_windows_names_the_setting(make: Any, tmp_path: Path) -> None:
     loaders, queue = make(audio={"max_windows": 3})
     clips = [sound(tmp_path, 1, 4), sound(tmp_path, 2, 3)]
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     score_all(loaders, queue, clips[1:])
     until(lambda: clips[0].end)
     assert "EARMARK_AUDIO__MAX_WINDOWS" in str(clips[0].end.error)
@@ -236,12 +245,12 @@ def test_a_window_beyond_the_memory_names_the_setting(one: Any, tmp_path: Path) 
     loaders, queue = one
     wide = job(SHAPE._replace(size=5 * SHAPE.size, hop=SHAPE.size))
     clips = [sound(tmp_path, 1, 4.5), sound(tmp_path, 2, 6)]
-    loaders.deal(wide, clips)
+    deal(loaders, wide, clips)
     for clip in clips:
         until(lambda clip=clip: clip.end)
         assert "EARMARK_WORKER__IN_FLIGHT_BYTES" in str(clip.end.error)
     last = sound(tmp_path, 3, 1)
-    loaders.deal(job(), [last])
+    deal(loaders, job(), [last])
     score_all(loaders, queue, [last])
 
 
@@ -300,7 +309,7 @@ def test_the_loaders_of_a_worker_keep_to_its_connections_to_a_host(
     )
     url = f"http://127.0.0.1:{server.server_port}"
     clips = [Clip(number, f"{url}/{number}") for number in range(1, 31)]
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     score_all(loaders, queue, clips)
     server.shutdown()
     server.server_close()
@@ -335,9 +344,9 @@ def test_connections_are_divided_without_a_rest(
 def test_a_decoder_that_dies_costs_the_clip_it_was_at(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     long, *others = sound(tmp_path, 100, 200), *sounds(tmp_path, 4)
-    loaders.deal(job(), [long])
+    deal(loaders, job(), [long])
     until(lambda: len(queue.waiting) == 4)
-    loaders.deal(job(), others)
+    deal(loaders, job(), others)
     children("decoding.child")[0].kill()
     score_all(loaders, queue, others)
     until(lambda: long.end)
@@ -348,7 +357,7 @@ def test_a_decoder_that_hangs_costs_the_clip_it_was_at(make: Any, tmp_path: Path
     loaders, queue = make(audio={"decode_timeout_s": 1.0})
     children("decoding.child")[0].suspend()
     clips = sounds(tmp_path, 4)
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     until(lambda: clips[0].end)
     assert clips[0].end.error.code == "decoder_timeout"
     score_all(loaders, queue, clips[1:])
@@ -359,7 +368,7 @@ def test_a_decoder_that_swells_costs_the_clip_it_was_at(make: Any, tmp_path: Pat
     path = tmp_path / "wide.wav"
     path.write_bytes(bad_audio.wav(bytes(1024 * 8000), channels=1024, bits=8))
     wide, *others = Clip(100, str(path)), *sounds(tmp_path, 4)
-    loaders.deal(job(), [wide, *others])
+    deal(loaders, job(), [wide, *others])
     score_all(loaders, queue, others)
     until(lambda: wide.end)
     assert wide.end.error.code == "decoder_memory"
@@ -370,7 +379,7 @@ def test_a_loader_that_dies_is_replaced_and_its_clips_are_dealt_again(
 ) -> None:
     loaders, queue = make(worker={"loaders": 2, "decoders": 2, "in_flight_bytes": 8 * WINDOW})
     clips = [*sounds(tmp_path, 30, 1.0), sound(tmp_path, 100, 60), sound(tmp_path, 101, 60)]
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     until(lambda: len(queue.waiting) == 8)
     children("loading.loader")[0].kill()
     score_all(loaders, queue, clips)
@@ -385,7 +394,7 @@ def test_a_loader_that_dies_is_replaced_and_its_clips_are_dealt_again(
 def test_a_clip_that_loaders_die_of_is_suspected(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     clip = sound(tmp_path, 1, 60)
-    loaders.deal(job(), [clip])
+    deal(loaders, job(), [clip])
     for deals in (1, 2):
         until(lambda deals=deals: len(clip.deals) == deals and len(queue.waiting) == 4)
         children("loading.loader")[0].kill()
@@ -402,7 +411,7 @@ def test_a_loader_that_hangs_is_replaced(
     loaders, queue = make()
     children("loading.loader")[0].suspend()
     clips = sounds(tmp_path, 4)
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     score_all(loaders, queue, clips)
     assert [len(clip.deals) for clip in clips] == [2] * 4
 
@@ -421,7 +430,7 @@ def test_a_loader_that_cannot_be_replaced_at_once_is_replaced_later(
     monkeypatch.setattr(loading.arena, "new_memory", scarce_memory)
     children("loading.loader")[0].kill()
     clips = sounds(tmp_path, 2)
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     score_all(loaders, queue, clips)
     assert not failures
 
@@ -468,20 +477,20 @@ def test_no_memory_is_lost_whatever_happens(make: Any, tmp_path: Path) -> None:
     short = sound(tmp_path, 51, 0.05)
     too_long, canceled = sound(tmp_path, 52, 30), sound(tmp_path, 53, 9)
     lost = [Clip(50, str(broken)), short, too_long, Clip(54, str(tmp_path / "missing.wav"))]
-    loaders.deal(job(), [*lost, canceled])
+    deal(loaders, job(), [*lost, canceled])
     until(lambda: queue.score(loaders) or all(clip.end for clip in lost))
     until(lambda: len(queue.waiting) == 4)
     canceled.deals[0].cancel()
     loaders.forget([canceled])
     whole = sound(tmp_path, 55, 4)
-    loaders.deal(job(SHAPE._replace(size=4 * SHAPE.size)), [whole])
+    deal(loaders, job(SHAPE._replace(size=4 * SHAPE.size)), [whole])
     score_all(loaders, queue, [whole])
 
 
 def test_when_the_memory_is_full_decoders_wait(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     clips = sounds(tmp_path, 12, seconds=1.0)
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     until(lambda: len(queue.waiting) == 4)
     queue.score(loaders, 1)
     until(lambda: len(queue.waiting) == 4)
@@ -493,15 +502,15 @@ def test_when_the_memory_is_full_decoders_wait(one: Any, tmp_path: Path) -> None
 def test_a_draining_worker_gets_back_what_is_at_no_decoder(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     long, *others = sound(tmp_path, 100, 20), *sounds(tmp_path, 8)
-    loaders.deal(job(), [long])
+    deal(loaders, job(), [long])
     until(lambda: len(queue.waiting) == 4)
-    loaders.deal(job(), others)
+    deal(loaders, job(), others)
     loaders.drain()
     until(lambda: sum(clip.end is not None for clip in others) >= 7)
     for clip in others:
         assert clip.end in (None, Postponed(clip.clip_id, 0.0))
     late = sound(tmp_path, 101, 1)
-    loaders.deal(job(), [late])
+    deal(loaders, job(), [late])
     until(lambda: late.end)
     score_all(loaders, queue, [clip for clip in (long, *others) if clip.end is None])
 
@@ -509,7 +518,7 @@ def test_a_draining_worker_gets_back_what_is_at_no_decoder(one: Any, tmp_path: P
 def test_without_a_database_clips_are_put_off(make: Any, tmp_path: Path) -> None:
     loaders, _ = make(database={"url": "postgresql://127.0.0.1:1/none"})
     clips = sounds(tmp_path, 3)
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     until(lambda: all(clip.end for clip in clips))
     assert {type(clip.end) for clip in clips} == {Postponed}
     assert {clip.end.delay_s for clip in clips} == {10.0}
@@ -518,11 +527,11 @@ def test_without_a_database_clips_are_put_off(make: Any, tmp_path: Path) -> None
 def test_a_clip_dealt_again_begins_anew(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     clip = sound(tmp_path, 1, 20)
-    loaders.deal(job(), [clip])
+    deal(loaders, job(), [clip])
     until(lambda: len(queue.waiting) == 4)
     queue.score(loaders, 3)
     clip.deals[0].cancel()
-    loaders.deal(job(), [clip])
+    deal(loaders, job(), [clip])
     score_all(loaders, queue, [clip])
     assert sorted(window.start // 8000 for window in clip.windows) == list(range(20))
 
