@@ -58,11 +58,11 @@ ON CONFLICT (clip_id) DO UPDATE
 SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
-#: The same clips in the other runs of a pass. A suspect is worked on alone, in each run.
+#: The same clips, in the other runs of a pass, as those that are due. A suspect is worked on alone, in each run.
 SELECT_SAME_CLIPS = """
 SELECT same.id FROM runs mine
 JOIN runs theirs ON theirs.pass_id = mine.pass_id AND theirs.id <> mine.id
-JOIN clips own ON own.id IN {ids} AND own.crashes = 0
+JOIN clips own ON own.id IN {ids} AND own.crashes = 0 AND own.not_before <= {now}
 JOIN clips same ON same.run_id = theirs.id AND same.uri_key = own.uri_key AND same.crashes = 0
 WHERE mine.id = :run_id
 """

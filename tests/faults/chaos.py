@@ -65,10 +65,11 @@ def have_chaos(world: World, clips: int, count: int) -> str:
         strike(world, fault)
     world.until_final(END_S)
     broken = broken_promises(world)
-    share = world.classified_again / clips
+    share = world.classified_again / (clips * len(world.runs))
     ends = ", ".join(f"{len(found)} {promise}" for promise, found in broken.items())
     told = (
-        f"{clips} clips, {count} faults ({amid} before the end), {time.monotonic() - started:.0f} s"
+        f"{clips} clips, {len(world.runs)} models, {count} faults ({amid} before the end),"
+        f" {time.monotonic() - started:.0f} s"
     )
     assert not any(broken.values()), broken
     assert share <= MOST_AGAIN, f"{share:.1%} classified again"

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +31,14 @@ from tests.workers.loading.world import (
     until,
 )
 from workers.loading import loaders as loading
+from workers.loading.cutter import Shape
 from workers.loading.loaders import Loaders
 from workers.loading.process import Suspected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from workers.loading.process import Job
 
 #: The bytes of a window.
 WINDOW = SHAPE.size * 4
@@ -254,6 +258,101 @@ def test_a_window_beyond_the_memory_names_the_setting(one: Any, tmp_path: Path) 
     score_all(loaders, queue, [last])
 
 
+# several models -----------------------------------------------------------------------------------
+
+
+def heard_together(clip: Clip, *jobs: Job) -> list[tuple[Clip, Job]]:
+    """Return a clip of each job, all of one file."""
+    return [
+        (Clip(clip.clip_id + 100 * n, clip.uri, clip.part), each) for n, each in enumerate(jobs)
+    ]
+
+
+def test_a_file_is_fetched_once_for_all_models_and_decoded_once_for_each_rate(
+    make: Any, host: Host, tmp_path: Path
+) -> None:
+    fetch = {"ports": [host.server_port], "allow_networks": ["127.0.0.0/8"]}
+    loaders, queue = make(fetch=fetch, audio={"clips_per_decoder": 24})
+    half = SHAPE._replace(size=4000, hop=2000)
+    slow = Shape(4000, 2000, 2000, 1)
+    jobs = [job(), job(half, 2), job(slow, 3), job(slow._replace(size=4000), 4)]
+    clips = []
+    for number in range(12):
+        clips += heard_together(Clip(number, f"{host.url}/{number}"), *jobs)
+    (decoder,) = children("decoding.child")
+    loaders.deal(clips)
+    score_all(loaders, queue, [clip for clip, _ in clips])
+    assert host.asked == {f"/{number}": 1 for number in range(12)}
+    # It has decoded 12 files at two rates, which is all that a decoder may: it was asked no more.
+    assert [child.pid for child in children("decoding.child")] == [decoder.pid]
+    windows = {each.run_id: [] for each in jobs}
+    for clip, each in clips:
+        assert clip.facts is not None
+        assert clip.facts.audio.duration_s == 1
+        windows[each.run_id].append([window.span for window in sorted_windows(clip)])
+    assert windows[1] == [[(0, 1)]] * 12
+    assert windows[2] == [[(0, 0.5), (0.25, 0.75), (0.5, 1)]] * 12
+    assert windows[3] == [[(0, 0.5), (0.5, 1)]] * 12
+    assert windows[4] == [[(0, 1)]] * 12
+
+
+def sorted_windows(clip: Clip) -> list[Any]:
+    return sorted(clip.windows, key=lambda window: window.start)
+
+
+def test_what_goes_wrong_with_a_clip_of_one_model_leaves_the_others(
+    make: Any, tmp_path: Path
+) -> None:
+    loaders, queue = make(worker={"in_flight_bytes": 4 * WINDOW}, audio={"max_windows": 30})
+    long = sound(tmp_path, 1, 20)
+    narrow, wide = SHAPE._replace(hop=400), SHAPE._replace(size=5 * SHAPE.size)
+    slow = Shape(4000, 4000, 4000, 1)
+    jobs = [job(narrow), job(wide, 2), job(run_id=3), job(run_id=4), job(slow, 5)]
+    (many, _), (large, _), (canceled, _), (whole, _), (other, _) = clips = heard_together(
+        long, *jobs
+    )
+    loaders.deal(clips)
+    until(lambda: canceled.deals and len(queue.waiting) == 4)
+    canceled.deals[0].cancel()
+    score_all(loaders, queue, [whole, other])
+    until(lambda: many.end and large.end)
+    assert "EARMARK_AUDIO__MAX_WINDOWS" in str(many.end.error)
+    assert "EARMARK_WORKER__IN_FLIGHT_BYTES" in str(large.end.error)
+    assert canceled.facts is canceled.end is None
+    for clip in (whole, other):
+        assert [window.span[0] for window in sorted_windows(clip)] == list(range(20))
+        assert clip.end is None
+
+
+def test_a_file_that_fails_fails_for_each_model(make: Any, tmp_path: Path) -> None:
+    loaders, _ = make()
+    page, missing = tmp_path / "page.wav", tmp_path / "missing.wav"
+    page.write_text("<html>")
+    jobs = [job(), job(run_id=2), job(Shape(4000, 4000, 4000, 1), 3)]
+    clips = [
+        *heard_together(Clip(1, str(page)), *jobs),
+        *heard_together(Clip(2, str(missing)), *jobs),
+    ]
+    loaders.deal(clips)
+    until(lambda: all(clip.end for clip, _ in clips))
+    codes = [clip.end.error.code for clip, _ in clips]
+    assert codes == ["not_audio"] * 3 + ["file_not_found"] * 3
+
+
+def test_a_loader_that_dies_has_the_clips_of_all_models_dealt_again(
+    make: Any, tmp_path: Path
+) -> None:
+    loaders, queue = make(worker={"in_flight_bytes": 4 * WINDOW})
+    jobs = [job(), job(run_id=2), job(Shape(4000, 4000, 4000, 1), 3)]
+    clips = [each for clip in sounds(tmp_path, 6, 3.0) for each in heard_together(clip, *jobs)]
+    loaders.deal(clips)
+    until(lambda: len(queue.waiting) >= 4)
+    children("loading.loader")[0].kill()
+    score_all(loaders, queue, [clip for clip, _ in clips])
+    for clip, _ in clips:
+        assert [window.span for window in sorted_windows(clip)] == [(0, 1), (1, 2), (2, 3)]
+
+
 # manners ------------------------------------------------------------------------------------------
 
 
@@ -266,6 +365,8 @@ class Host(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.lock = threading.Lock()
         self.open = self.most_open = self.robots = 0
+        self.asked: Counter[str] = Counter()
+        self.url = f"http://127.0.0.1:{self.server_port}"
 
     def finish_request(self, *arguments: Any) -> None:
         with self.lock:
@@ -284,6 +385,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         robots = self.path == "/robots.txt"
+        self.server.asked[self.path] += 1
         self.server.robots += robots
         time.sleep(0.02)
         body = b"" if robots else bad_audio.wav(bytes(16000), rate=8000)
@@ -296,23 +398,28 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("robots", [False, True])
-def test_the_loaders_of_a_worker_keep_to_its_connections_to_a_host(
-    make: Any, *, robots: bool
-) -> None:
+@pytest.fixture
+def host() -> Iterator[Host]:
     server = Host()
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("robots", [False, True])
+def test_the_loaders_of_a_worker_keep_to_its_connections_to_a_host(
+    make: Any, host: Host, *, robots: bool
+) -> None:
+    server = host
     fetch = {"ports": [server.server_port], "host_concurrency": 2, "robots": robots}
     loaders, queue = make(
         fetch={**fetch, "allow_networks": ["127.0.0.0/8"]},
         worker={"loaders": 3, "decoders": 3},
     )
-    url = f"http://127.0.0.1:{server.server_port}"
-    clips = [Clip(number, f"{url}/{number}") for number in range(1, 31)]
+    clips = [Clip(number, f"{server.url}/{number}") for number in range(1, 31)]
     deal(loaders, job(), clips)
     score_all(loaders, queue, clips)
-    server.shutdown()
-    server.server_close()
     assert server.most_open <= 2
     assert server.robots == robots
     users = {clip.deals[0].loader for clip in clips}
