@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from earmark.core import clips as words
 
 
@@ -43,9 +45,14 @@ class Claim:
     #: How many of its clips ended with which error so far.
     errors: Counter[str] = field(default_factory=Counter, compare=False)
 
-    def by_run(self) -> dict[int, tuple[Claimed, ...]]:
-        """Return its clips by run."""
-        runs: dict[int, tuple[Claimed, ...]] = {}
+    @property
+    def ids(self) -> set[int]:
+        return {clip.id for clip in self.clips}
+
+    def by_run(self) -> Iterator[Claim]:
+        """Yield the part of each run."""
+        runs: dict[int, list[Claimed]] = defaultdict(list)
         for clip in self.clips:
-            runs[clip.run_id] = (*runs.get(clip.run_id, ()), clip)
-        return runs
+            runs[clip.run_id].append(clip)
+        for run_id, clips in runs.items():
+            yield replace(self, clips=tuple(clips), run_id=run_id)

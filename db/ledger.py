@@ -58,7 +58,8 @@ ON CONFLICT (clip_id) DO UPDATE
 SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
-#: The same clips, in the other runs of a pass, as those that are due. A suspect is worked on alone, in each run.
+#: Those clips of the other runs of a pass that are the same as clips that are due. A suspect is
+#: worked on alone, in each run.
 SELECT_SAME_CLIPS = """
 SELECT same.id FROM runs mine
 JOIN runs theirs ON theirs.pass_id = mine.pass_id AND theirs.id <> mine.id
@@ -172,11 +173,14 @@ def add_listed(
     new = dict.fromkeys(sorted(run_ids), rows)
     if mostly_known:
         with reading(engine) as connection:
-            new = {run_id: missing(connection, run_id, rows) for run_id in new}
-    if not any(new.values()):
-        return 0
-    with writing(engine) as connection:
-        return max(insert(connection, run_id, added) for run_id, added in new.items())
+            for run_id in new:
+                new[run_id] = missing(connection, run_id, rows)
+    most = 0
+    if any(new.values()):
+        with writing(engine) as connection:
+            for run_id, added in new.items():
+                most = max(most, insert(connection, run_id, added))
+    return most
 
 
 def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> int:

@@ -11,17 +11,18 @@ from db.ledger import open_run
 from db.models import Run
 from db.session import writing
 from earmark.core.errors import UsageError
+from earmark.core.options import RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from db.runs import RunRow
-    from earmark.core.options import RunOptions
 
 
-def short_name(model: str) -> str:
+def short_name(options: RunOptions) -> str:
     """Return what a run of a pass is called by its model: the last part of its path."""
-    return re.sub(r"[^\w.-]+", "-", model.rstrip("/").rpartition("/")[2]).strip(".-") or "model"
+    last = options.model.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^\w.-]+", "-", last).strip(".-") or "model"
 
 
 def base_name(run: RunRow) -> str:
@@ -30,7 +31,7 @@ def base_name(run: RunRow) -> str:
 
 
 def open_runs(
-    engine: sa.Engine, name: str | None, options: Sequence[RunOptions], **kept: Any
+    engine: sa.Engine, name: str | None, options: RunOptions | Sequence[RunOptions], **kept: Any
 ) -> list[int]:
     """Return the ids of runs, one for each model, made now unless they exist.
 
@@ -40,9 +41,11 @@ def open_runs(
     Raises:
         UsageError: two models have the same short name, or a run exists with other options.
     """
+    if isinstance(options, RunOptions):
+        options = [options]
     if len(options) == 1:
         return [open_run(engine, name, options[0], **kept)]
-    models = [short_name(each.model) for each in options]
+    models = list(map(short_name, options))
     if len(set(models)) < len(models):
         raise UsageError(reason=f"Two of the models would be called the same: {', '.join(models)}.")
     if name is None:

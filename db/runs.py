@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -133,7 +134,7 @@ def in_pass(engine: sa.Engine, run: RunRow) -> list[RunRow]:
     same = sa.select(Run.id).where(Run.pass_id == run.pass_id).order_by(Run.id)
     with reading(engine) as connection:
         ids = connection.scalars(same).all()
-    return [get_run(engine, run_id) for run_id in ids]
+    return list(map(partial(get_run, engine), ids))
 
 
 def is_going(engine: sa.Engine, run_id: int) -> bool:

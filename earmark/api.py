@@ -239,8 +239,6 @@ def run(
 ) -> Run:
     """Classify every clip of the sources with a queue and workers here; return the finished run.
 
-    Of several models each makes a run: it returns the first, which knows the others (`together`).
-
     Args:
         sources: URLs, audio files, folders, globs and lists, or one of them.
         workers: worker processes.
@@ -249,31 +247,20 @@ def run(
         quiet: show no progress.
         watch: take new files of the sources, which are folders, until Ctrl-C.
         notify: a webhook to tell when every clip has ended, or the run is stopped.
-        options: as those of `earmark run`: `model`, `top_k`, `name`, `url_col` and so on.
+        options: as those of `earmark run`: `model`, `top_k`, `name`, `url_col` and so on. With
+            several models, the run of the first is returned; `together` has them all.
 
     Raises:
         UsageError: a source cannot be read or holds no clip, or an option is wrong.
         ServiceError: the database cannot be used, or the workers cannot work.
     """
+    how: Any = {"workers": workers, "quiet": quiet, "watch": watch, "notify": notify}
     scoring, submission = _split(options)
-    ended = run_here(
-        _listed(sources),
-        _settings(settings, db),
-        scoring,
-        workers=workers,
-        quiet=quiet,
-        watch=watch,
-        notify=notify,
-        **submission,
-    )
-    return _unless_paused(ended)
-
-
-def _unless_paused(run: Run) -> Run:
-    for each in run.together:
+    ended = run_here(_listed(sources), _settings(settings, db), scoring, **how, **submission)
+    for each in ended.together:
         if paused := each.progress().paused:
             raise ServiceError(reason=paused)
-    return run
+    return ended
 
 
 def submit(
@@ -359,7 +346,7 @@ def classify(
 def run_here(
     sources: Sequence[str | Clip],
     settings: Settings,
-    options: RunOptions | Sequence[RunOptions],
+    options: Sequence[RunOptions],
     *,
     workers: int = 1,
     roots: Sequence[Path] | None = None,
@@ -377,7 +364,6 @@ def run_here(
         submission: further arguments of `producer.submit.submit`.
     """
     growth = Growth(map(str, sources)) if watch else None
-    options = [options] if isinstance(options, RunOptions) else options
     _check(settings, options, notify)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
@@ -391,15 +377,30 @@ def run_here(
         if growth:
             _grow(growth, here, engine, look, notify, quiet, options=options, **submission)
         submitted = submit_sources(sources, engine, here.settings, options=options, **submission)
-        failed = 0
-        for run_id in submitted.run_ids:
-            with webhook.telling(notify, engine, run_id, settings):
-                state = progress.watch(engine, run_id, settings, meanwhile=look, quiet=quiet)
-            failed += state.states[State.failed]
-    if not failed and not here.restarts:
+        _watch(engine, submitted.run_ids, settings, notify, look, quiet=quiet)
+    run = Run(engine, runs.get_run(engine, submitted.run_id), submitted)
+    if not here.restarts and not any(map(_has_failures, run.together)):
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
-    return Run(engine, runs.get_run(engine, submitted.run_id), submitted)
+    return run
+
+
+def _watch(
+    engine: sa.Engine,
+    run_ids: Iterable[int],
+    settings: Settings,
+    notify: str | None,
+    meanwhile: Callable[[], object],
+    *,
+    quiet: bool,
+) -> None:
+    for run_id in run_ids:
+        with webhook.telling(notify, engine, run_id, settings):
+            progress.watch(engine, run_id, settings, meanwhile=meanwhile, quiet=quiet)
+
+
+def _has_failures(run: Run) -> bool:
+    return bool(run.progress().states[State.failed])
 
 
 def _check(settings: Settings, options: Sequence[RunOptions], notify: str | None) -> None:
@@ -446,9 +447,7 @@ def _grow(
         return submitted.run_ids
 
     while True:
-        for run_id in take():
-            with webhook.telling(notify, engine, run_id, here.settings):
-                progress.watch(engine, run_id, here.settings, meanwhile=take, quiet=quiet)
+        _watch(engine, take(), here.settings, notify, take, quiet=quiet)
         time.sleep(LOOK_S)
 
 

@@ -6,7 +6,6 @@ import math
 import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +23,7 @@ from producer.tally import Tally
 from workers.scoring import hub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from db.pace import Measured
     from earmark.api import Run
@@ -94,9 +93,7 @@ def plan(
     """
     folders.check_temporary()
     tally, chosen = _sampled(sources, listing, limit, sample)
-    with _tried(chosen, settings, options, folders.file_roots(sources)) as first:
-        # All models are as quick as the slowest: they share one pass.
-        run = max(first.together, key=lambda each: each.progress().seconds)
+    with _tried(chosen, settings, options, folders.file_roots(sources)) as run:
         seen = measure(run.engine, run.id)
         hosts = list(charts.hosts(run.engine, run.id))
         errors = charts.top_errors(run.engine, run.id)
@@ -116,19 +113,22 @@ def plan(
         **_decoding(seen, settings),
         hosts=hosts,
         errors=[dict(zip(("code", "clips", "example"), error, strict=True)) for error in errors],
-        license=_of_each(options, hub.license_of),
-        cheaper=_of_each(options, partial(catalog.cheaper, settings=settings))
-        if seen.done
-        else None,
+        **_of_models(options, settings if seen.done else None),
     )
 
 
-def _of_each(
-    options: Sequence[RunOptions], find: Callable[[str, str | None], str | None]
-) -> str | None:
-    """Return what is found of the models, as one text; None if there is nothing."""
-    found = [find(each.model, each.revision) for each in options]
-    return "; ".join(filter(None, found)) or None
+def _of_models(options: Sequence[RunOptions], settings: Settings | None) -> dict[str, Any]:
+    """Return the models' licences, and with settings which cheaper models there are."""
+    licenses, cheaper = [], []
+    for each in options:
+        licenses.append(hub.license_of(each.model, each.revision))
+        if settings:
+            cheaper.append(catalog.cheaper(each.model, each.revision, settings))
+    stated = ", ".join(each or "not stated" for each in licenses)
+    return {
+        "license": stated if any(licenses) else None,
+        "cheaper": "; ".join(filter(None, cheaper)) or None,
+    }
 
 
 def _sampled(
@@ -175,7 +175,8 @@ def _tried(
             on_interrupt="Stopped; nothing is kept.",
         )
         try:
-            yield run
+            # All models are as quick as the slowest, since they share one pass.
+            yield max(run.together, key=lambda each: each.progress().seconds)
         finally:
             run.engine.dispose()
 

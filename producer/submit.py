@@ -53,7 +53,6 @@ WRITERS = {"sqlite": 1, "postgresql": 2}
 #: Thread switch interval (GIL) while a list is submitted. The writer takes the GIL about ten times
 #: a statement; at Python's 5 ms it would wait longer for the reader than for the database.
 SWITCH_INTERVAL_S = 0.0005
-DEFAULTS = RunOptions()
 
 
 class KeptOptions(TypedDict, total=False):
@@ -143,7 +142,7 @@ def submit(
     engine: sa.Engine | None = None,
     settings: Settings | None = None,
     *,
-    options: RunOptions | Sequence[RunOptions] = DEFAULTS,
+    options: RunOptions | Sequence[RunOptions] | None = None,
     name: str | None = None,
     listing: Listing | None = None,
     duplicates: Duplicates = "merge",
@@ -158,7 +157,6 @@ def submit(
         engine: the ledger's database; default: the one of the settings, or of the environment.
         options: of several models, each makes a run of its own, and one pass serves all.
         name: if a run of this name exists, the list's new clips are added to it.
-        listing: how the sources are read.
         duplicates: `keep` makes each row a clip of its own, with about 100 bytes in memory.
         again: clips whose local file has changed go back to work.
         tell: gets a sentence if no worker that is up may read the files of the list.
@@ -175,8 +173,7 @@ def submit(
     settings, queue = _with_broker(settings, engine)
     if tell and (sentence := unreadable(first, registry.up(engine, queue))):
         tell(sentence)
-    several = [options] if isinstance(options, RunOptions) else options
-    run_ids = passes.open_runs(engine, name, several, queue=queue, **kept)
+    run_ids = passes.open_runs(engine, name, options or RunOptions(), queue=queue, **kept)
     writer = _Writer(run_ids, engine, Feeder(engine, settings), settings.ledger.feed_every_s, again)
     added = _add(map(listed, clips) if duplicates == "merge" else _each_row(clips), writer)
     return Submitted(run_ids, tally, added, writer.differing, again)

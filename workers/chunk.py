@@ -54,7 +54,9 @@ class Work(Protocol):
 
 
 class ChunkInProgress:
-    """The clips of one claim, from their start to their outcomes; `plans` are by run.
+    """The clips of one claim, from their start to their outcomes.
+
+    Those of runs that are not among the `plans` are left out.
 
     Use one per claim, from one thread: `run` it for as long as you can wait, `collect` the
     outcomes to record them, and `give_back` the rest. A clip whose host wants a longer pause is
@@ -109,6 +111,8 @@ class ChunkInProgress:
         clips = []
         files: dict[tuple[str, Part | None], list[ClipInWork]] = defaultdict(list)
         for claimed in self.claim.clips:
+            if claimed.run_id not in self.plans:
+                continue
             clip = ClipInWork(claimed, self.plans[claimed.run_id], self._lock, self._end)
             clip.beside = files[clip.uri, clip.part]
             clip.beside.append(clip)

@@ -118,9 +118,8 @@ class WorkerState:
             with self._claiming(ids) as token:
                 claim = self._without_returned(self._claim(chunk, token))
                 self.foreign.note_own_chunk()
-                claimed = [clip.id for clip in claim.clips]
-                counts = Counter(skipped=len(set(ids) - set(claimed)))
-                ids += set(claimed) - set(ids)
+                counts = Counter(skipped=len(set(ids) - claim.ids))
+                ids += claim.ids
                 if claim.clips:
                     counts += self._begin(claim)
                 else:
@@ -245,43 +244,33 @@ class WorkerState:
 
     def _begin(self, claim: Claim) -> Counter[str]:
         with ExitStack() as cleanup:
-            plans, failures = self._take_plans(claim, cleanup)
-            counts = self._record(claim, failures, plans)
-            failed = {failure.clip_id for failure in failures}
-            left = [clip for clip in claim.clips if clip.id not in failed]
-            if not left:
+            plans: dict[int, RunPlan] = {}
+            failures: list[Outcome] = []
+            for part in claim.by_run():
+                try:
+                    plans[part.run_id] = self._take_plan(part.run_id, cleanup)
+                except DatabaseError:
+                    raise
+                except (ServiceError, ModelError) as error:
+                    failures += _without_model(part, error)
+            if not plans:
+                counts = self._record(claim, failures, plans)
                 self._held.discard(claim.token)
                 return counts
-            running = ChunkInProgress(
-                replace(claim, clips=tuple(left)), plans, self._deadline_s, self
-            )
+            running = ChunkInProgress(claim, plans, self._deadline_s, self)
             cleanup.callback(self._let_go, running)
             running.run(PATIENCE_S, self.draining)
-            counts += self._record(claim, running.collect(), plans)
+            counts = self._record(claim, failures + running.collect(), plans)
             late = running.unfinished and not self.draining.is_set()
             if late and self._late_free.acquire(blocking=False):
                 self._late.submit(copy_context().run, self._end_late, running, cleanup.pop_all())
                 return counts + Counter(late=len(claim.clips) - counts.total())
             return counts + self._end(running)
 
-    def _take_plans(
-        self, claim: Claim, cleanup: ExitStack
-    ) -> tuple[dict[int, RunPlan], list[Outcome]]:
-        """Return the plans of the claim's runs; the clips of a run that has none fail."""
-        plans: dict[int, RunPlan] = {}
-        failures: list[Outcome] = []
-        for run_id, clips in claim.by_run().items():
-            try:
-                plan = self._through_outage(run_id, partial(self._models.take, run_id))
-            except DatabaseError:
-                raise
-            except (ServiceError, ModelError) as error:
-                reason = error if isinstance(error, ModelError) else ModelError(reason=str(error))
-                failures += [Failure(clip.id, reason) for clip in clips]
-            else:
-                cleanup.callback(self._models.give_back, plan)
-                plans[run_id] = plan
-        return plans, failures
+    def _take_plan(self, run_id: int, cleanup: ExitStack) -> RunPlan:
+        plan = self._through_outage(run_id, partial(self._models.take, run_id))
+        cleanup.callback(self._models.give_back, plan)
+        return plan
 
     def _end_late(self, running: ChunkInProgress, cleanup: ExitStack) -> None:
         try:
@@ -319,17 +308,16 @@ class WorkerState:
     def _record(
         self, claim: Claim, outcomes: list[Outcome], plans: Mapping[int, RunPlan]
     ) -> Counter[str]:
-        """Record outcomes, those of each run of a pass by themselves."""
+        outcomes = self.fitness.judge(claim, outcomes)
         counts: Counter[str] = Counter()
-        for run_id, clips in claim.by_run().items():
-            ids = {clip.id for clip in clips}
-            own = replace(claim, clips=clips, run_id=run_id)
-            judged = self.fitness.judge(own, [each for each in outcomes if each.clip_id in ids])
-            for outcome in judged:
-                if isinstance(outcome, Failure):
-                    claim.errors[outcome.error.code] += 1
-            label_ids = plans[run_id].model.label_ids if run_id in plans else ()
-            counts += self._write(own, judged, label_ids)
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                claim.errors[outcome.error.code] += 1
+        for part in claim.by_run():
+            ids = part.ids
+            own = [outcome for outcome in outcomes if outcome.clip_id in ids]
+            plan = plans.get(part.run_id)
+            counts += self._write(part, own, plan.model.label_ids if plan else ())
         return counts
 
     def _write(
@@ -443,6 +431,12 @@ class WorkerState:
             logger.warning("no network: taking no chunks for now", extra={"action": "offline"})
         while self._loaders.offline and not self.draining.wait(CHECK_EVERY_S):
             pass
+
+
+def _without_model(claim: Claim, error: ServiceError | ModelError) -> list[Outcome]:
+    """Return the failures of clips whose model cannot be had."""
+    reason = error if isinstance(error, ModelError) else ModelError(reason=str(error))
+    return [Failure(clip.id, reason) for clip in claim.clips]
 
 
 def _log_recorded(counts: Counter[str], stages: dict[str, float]) -> None:

@@ -70,11 +70,13 @@ def submit(submission: o.Submission, watch: o.Watch = False) -> None:
             submission.sources, settings=settings, tell=progress.tell, **submission.arguments
         )
     progress.tell_all(run.report())
-    sys.stdout.writelines(f"{each.id}\n" for each in run.together)
+    for each in run.together:
+        sys.stdout.write(f"{each.id}\n")
     if watch:
-        states = [progress.follow(run.engine, each.row, settings) for each in run.together]
-        for each, state in zip(run.together, states, strict=True):
-            progress.summarise(run.engine, each.row, state, settings)
+        states = []
+        for each in run.together:
+            states.append(progress.follow(run.engine, each.row, settings))
+            progress.summarise(run.engine, each.row, states[-1], settings)
         for state in states:
             progress.exit_by_outcome(state, strict=submission.strict)
 

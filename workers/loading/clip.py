@@ -73,6 +73,11 @@ class DealtClip:
         return self.end is None and not self.dropped
 
     @property
+    def going(self) -> list[DealtClip]:
+        """The clips of its file that are not at their end."""
+        return [clip for clip in self.together if clip.goes_on]
+
+    @property
     def is_moot(self) -> bool:
         """Whether nobody waits for its samples any more."""
         return not any(clip.goes_on for clip in self.heard)

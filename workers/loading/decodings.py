@@ -105,7 +105,8 @@ class Decodings:
         deals: set[int] = set()
         for decoding in self._decodings:
             for clip in decoding.clips:
-                deals.update(each.deal for each in clip.heard)
+                for each in clip.heard:
+                    deals.add(each.deal)
         return deals
 
     def drop(self) -> None:
@@ -144,7 +145,7 @@ class Decodings:
         return decoding.decoder.usable
 
     def _give(self, decoding: _Decoding, fetched: DealtClip) -> None:
-        clip = fetched.left([each for each in fetched.together if each.goes_on])
+        clip = fetched.left(fetched.going)
         if clip is None:
             return
         assert clip.file is not None

@@ -101,7 +101,7 @@ class Downloads:
             fetch_ms = (time.perf_counter() - began) * 1000
             for each in clip.together:
                 each.source, each.fetch_ms = clip.source, fetch_ms
-            if any(each.end is None for each in clip.together):
+            if clip.going:
                 self._to_look_up.put(clip)
             else:
                 self._pass(clip)
@@ -124,14 +124,13 @@ class Downloads:
                 pass
             groups = defaultdict(list)
             for clip in clips:
-                for each in clip.together:
-                    if each.end is None:
-                        groups[each.job.run_id, each.source is None].append(each)
+                for each in clip.going:
+                    groups[each.job.run_id, each.source is None].append(each)
             for (run_id, _), group in groups.items():
                 with logs.about(run_id=run_id):
                     self._look_up(run_id, group)
             for clip in clips:
-                if clip.source is None and any(each.end is None for each in clip.together):
+                if clip.source is None and clip.going:
                     self._to_fetch.put(clip)
                 else:
                     self._pass(clip)

@@ -163,19 +163,23 @@ class Loader:
             self._backlog.append(heappop(self._parked)[2])
         while self._backlog and self._downloading + self._decodings.waiting_clips < self._at_once:
             clip = self._backlog.popleft()
-            if any(each.goes_on for each in clip.together):
+            if clip.going:
                 self._downloading += 1
                 self._downloads.begin(clip)
 
     def _take_downloads(self) -> None:
         while fetched := self._downloads.take():
             self._downloading -= 1
-            clips = [clip for clip in fetched.together if not clip.dropped]
-            if going := fetched.left([clip for clip in clips if clip.end is None]):
-                self._decodings.put(going)
-            parked = [clip for clip in clips if self._is_parked(clip)]
+            clips, going = fetched.together, fetched.going
+            if first := fetched.left(going):
+                self._decodings.put(first)
+            parked = []
             for clip in clips:
-                if clip.end is not None and clip not in parked:
+                if clip.dropped or clip in going:
+                    continue
+                if self._is_parked(clip):
+                    parked.append(clip)
+                else:
                     self._report.end(clip)
             if parked:
                 self._park(parked)
