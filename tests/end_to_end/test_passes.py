@@ -137,4 +137,4 @@ def test_a_plan_of_two_models_is_that_of_both(earmark: Earmark) -> None:
     words = ("plan", str(EXAMPLES), "--model", "starter", "--model", "./other", "--format", "json")
     planned = json.loads(earmark(*words).stdout)
     assert planned["sampled"] == 10
-    assert planned["license"] == "cc-by-4.0, mit"
+    assert planned["license"] == "not stated, mit"
