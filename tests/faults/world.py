@@ -95,6 +95,11 @@ class World:
             assert process.returncode == 0, log
         return process
 
+    def use_two_models(self) -> None:
+        """Have lists submitted for two models, which are done in one pass."""
+        self.runs = "run/starter", f"run/{OTHER_MODEL}"
+        graphs.save(self.folder / OTHER_MODEL)
+
     def start_workers(self, count: int = 2, **environment: str) -> None:
         for _ in range(count):
             self.workers.append(
@@ -220,9 +225,6 @@ def running_world(
         world = World(
             folder, settings, nursery, files, valkey, postgres, random.Random(seed), seed % 2 == 1
         )
-        if seed % 4 == 3:
-            world.runs = "run/starter", f"run/{OTHER_MODEL}"
-            graphs.save(folder / OTHER_MODEL)
         stack.callback(world.end)
         yield world
 
