@@ -100,7 +100,7 @@ def _sentences(comparison: Comparison) -> list[str]:
 def cut(
     run: o.Run,
     folder: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
-    label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
+    label: o.Label = None,
     min_score: Annotated[float, typer.Option(help="The score that an event must reach.")] = 0.5,
     pad: Annotated[float, typer.Option(min=0, help="Seconds kept before and after it.")] = 1.0,
     sample: Annotated[
