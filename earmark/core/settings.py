@@ -6,7 +6,7 @@ import json
 import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import quote
 
 from platformdirs import user_data_path
@@ -64,24 +64,9 @@ Ports = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Cores = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_core_numbers)]
 Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)]
-HostHeaders = Annotated[
-    dict[str, dict[str, str]],
-    NoDecode,
-    BeforeValidator(credentials.by_host),
-    AfterValidator(credentials.check_headers),
-]
-HostTokens = Annotated[
-    dict[str, str],
-    NoDecode,
-    BeforeValidator(credentials.by_host),
-    AfterValidator(credentials.check_tokens),
-]
-HostLogins = Annotated[
-    dict[str, str],
-    NoDecode,
-    BeforeValidator(credentials.by_host),
-    AfterValidator(credentials.check_logins),
-]
+V = TypeVar("V")
+#: JSON with a value for each host pattern.
+ByHost = Annotated[dict[str, V], NoDecode, BeforeValidator(credentials.by_host), Field(repr=False)]
 
 
 class Group(BaseModel):
@@ -171,11 +156,11 @@ class Fetch(Group):
     #: Folders a worker may read; unset: none.
     file_roots: Folders = ()
     #: Headers by host, as JSON; a host means https unless it begins with http://.
-    headers: HostHeaders = Field({}, repr=False)
+    headers: Annotated[ByHost[dict[str, str]], AfterValidator(credentials.check_headers)] = {}
     #: Bearer tokens by host, as JSON.
-    tokens: HostTokens = Field({}, repr=False)
+    tokens: Annotated[ByHost[str], AfterValidator(credentials.check_tokens)] = {}
     #: USER:PASSWORD by host, as JSON.
-    basic_auth: HostLogins = Field({}, repr=False)
+    basic_auth: Annotated[ByHost[str], AfterValidator(credentials.check_logins)] = {}
     #: HTTP proxy for clips, as http://HOST:PORT; it must allow CONNECT.
     proxy: Annotated[str | None, AfterValidator(credentials.check_proxy)] = Field(None, repr=False)
     #: Leave names to the proxy, and what they lead to. Addresses are checked here.
