@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from db.models import Clip, Label, Run, state_is
 from db.rows import ROWS_AT_ONCE, Rows
-from db.session import reading
+from db.session import fetch_column, reading
 from earmark.core.clips import Part, State
 from earmark.core.errors import UsageError
 
@@ -270,5 +270,4 @@ def _by_clip(
 def label_choices(engine: sa.Engine, model_id: int | None) -> list[str]:
     """Return the labels of a run's model by name; none before a worker has loaded the model."""
     labels = sa.select(Label.name).where(Label.model_id == model_id).order_by(Label.name)
-    with reading(engine) as connection:
-        return list(connection.scalars(labels))
+    return fetch_column(engine, labels)

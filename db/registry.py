@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from db.dialects import dialect_of, now
 from db.models import Run, Worker
-from db.session import reading, writing
+from db.session import fetch, writing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,10 +82,8 @@ def up_for(engine: sa.Engine, run_id: int) -> list[WorkerUp]:
 def _up(engine: sa.Engine, condition: sa.ColumnElement[bool]) -> list[WorkerUp]:
     statement = sa.select(Worker.__table__, (now() - Worker.paused_at).label("paused_s"))
     statement = statement.where(Worker.seen_at > now() - UP_S, condition).order_by(Worker.name)
-    with reading(engine) as connection:
-        rows = connection.execute(statement).all()
     workers = []
-    for row in rows:
+    for row in fetch(engine, statement):
         pause = Pause(row.paused, row.paused_run_id) if row.paused else None
         workers.append(WorkerUp(row.name, tuple(row.file_roots), pause, row.paused_s or 0.0))
     return workers

@@ -21,7 +21,7 @@ from db.dialects import dialect_of, for_driver, prepared
 from earmark.core.errors import DatabaseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy.engine import ExceptionContext
 
@@ -174,6 +174,21 @@ def execute(
 ) -> sa.CursorResult[*tuple[Any, ...]]:
     """Execute plain SQL, spelled as this database has it."""
     return connection.execute(prepared(statement, dialect_of(connection)), values)
+
+
+def fetch(
+    engine: sa.Engine, statement: str | sa.Executable, **values: Any
+) -> Sequence[Any]:
+    """Return the rows of one read, which all fit in memory; of plain SQL as in `execute`."""
+    with reading(engine) as connection:
+        if isinstance(statement, str):
+            return execute(connection, statement, **values).all()
+        return connection.execute(statement, values).all()
+
+
+def fetch_column(engine: sa.Engine, statement: str | sa.Executable, **values: Any) -> list[Any]:
+    """Return the first column of the rows of one read."""
+    return [row[0] for row in fetch(engine, statement, **values)]
 
 
 def ask(engine: sa.Engine, statement: str, values: dict[str, Any]) -> Any:

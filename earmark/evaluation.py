@@ -10,6 +10,7 @@ import polars as pl
 from scipy.special import betaincinv, expit, logit
 
 from db import decisions
+from db.session import fetch
 from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def evaluate(engine: sa.Engine, run: RunRow, truth: str) -> Evaluation:
             reason=f"No clip of {run.name} that is done has a truth in {truth!r}: name a column of"
             " its list, or `reviews`."
         )
-    names = dict(map(tuple, decisions.rows(engine, decisions.SELECT_LABELS, run_id=run.id)))
+    names = dict(map(tuple, fetch(engine, decisions.SELECT_LABELS, run_id=run.id)))
     columns = ("id", "best", "ids", "scores", "truth")
     clips = pl.DataFrame(rows, schema=columns, orient="row", infer_schema_length=None)
     if clips["ids"].dtype == pl.String:

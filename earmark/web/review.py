@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from db import browse, charts, decisions, reviews, runs
 from db.compare import compare
+from db.session import fetch
 from earmark.core.errors import EarmarkError, UsageError
 from earmark.evaluation import evaluate
 from earmark.sampling import Band, Clips
@@ -126,14 +127,14 @@ class Reviewing:
 
     def _read_clips(self, run_id: int, label: str, _done: int) -> Clips:
         about = {"run_id": run_id, "label": label}
-        return Clips.of(decisions.rows(self._engine, decisions.SELECT_CLIPS, **about))
+        return Clips.of(fetch(self._engine, decisions.SELECT_CLIPS, **about))
 
     def _find_nearest(self, run: runs.RunRow, label: str, like: int) -> list[tuple[int, Nothing]]:
         found = similar(self._engine, run, self._settings, str(like), NEAREST, label=label)
         return [(row["clip_id"], ()) for row in found]
 
     def _state(self, run: runs.RunRow) -> dict[str, Any]:
-        found = decisions.rows(self._engine, SELECT_THRESHOLDS, run_id=run.id)
+        found = fetch(self._engine, SELECT_THRESHOLDS, run_id=run.id)
         thresholds = {row.label: row.min_score for row in found}
         said = reviews.counts(self._engine, run.id)
         return {"run": run, "said": said, "thresholds": thresholds, "planned": PLANNED}
