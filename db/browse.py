@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from db.models import Clip, Label, Run, state_is
 from db.rows import ROWS_AT_ONCE, Rows
 from db.session import fetch_column, reading
-from earmark.core.clips import Part, State
+from earmark.core.clips import State
 from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,40 +30,15 @@ READ_FOR_FACETS = 100_000
 VALUES = 8
 
 _SHOWN = (
-    Clip.id,
-    Clip.display_uri.label("display_uri"),
-    Label.name.label("label"),
-    Clip.state,
-    Clip.score,
-    Clip.duration_s,
-    Clip.meta,
-    Clip.recorded_at,
-    Clip.error_code,
-    Clip.error_stage,
-    Clip.error,
-    Clip.finished_at,
-)
-_DETAILS = (
-    Clip.run_id,
-    Clip.uri,
-    *(getattr(Clip, name) for name in Part.__slots__),
-    Clip.channel,
-    Clip.source_sample_rate,
-    Clip.channels,
-    Clip.codec,
-    Clip.bytes,
-    Clip.truncated,
-    Clip.silent,
-    Clip.over_scale,
-    Clip.cancelling,
-    Clip.recorded_from,
-    Clip.reused,
-    Clip.attempts,
-    Clip.worker,
-    Clip.fetch_ms,
-    Clip.decode_ms,
-    Clip.classify_ms,
-)
+    Clip.id, Clip.display_uri.label("display_uri"), Label.name.label("label"), Clip.state,
+    Clip.score, Clip.duration_s, Clip.meta, Clip.recorded_at,
+    Clip.error_code, Clip.error_stage, Clip.error, Clip.finished_at,
+)  # fmt: skip
+_LEFT_OUT = {
+    *(column.key for column in _SHOWN), "uri_key", "sha256", "tags", "label_id", "label_ids",
+    "scores", "not_before", "given_back_by",
+}  # fmt: skip
+_DETAILS = [column for column in Clip.__table__.c if column.key not in _LEFT_OUT]
 SELECT_TOP_K = "SELECT clip_id, label, score FROM top_k WHERE clip_id IN :ids ORDER BY rank"
 SELECT_BEST_OF_WINDOWS = """
 SELECT clip_id, channel, start_s, end_s, label, score FROM windows

@@ -176,9 +176,7 @@ def execute(
     return connection.execute(prepared(statement, dialect_of(connection)), values)
 
 
-def fetch(
-    engine: sa.Engine, statement: str | sa.Executable, **values: Any
-) -> Sequence[Any]:
+def fetch(engine: sa.Engine, statement: str | sa.Executable, **values: Any) -> Sequence[Any]:
     """Return the rows of one read, which all fit in memory; of plain SQL as in `execute`."""
     with reading(engine) as connection:
         if isinstance(statement, str):
