@@ -32,7 +32,7 @@ SELECT * FROM (
 #: Windows with the score of each label they have, clip by clip.
 SELECT_HEARD = """
 SELECT clip_id, uri, member, channel, start_s, end_s, label, score FROM windows
-WHERE run_id = :run_id AND score >= :min_score
+WHERE run_id = :run_id
 """
 SELECT_TOP_K = "SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank"
 SELECT_EMBEDDINGS = "SELECT * FROM embeddings WHERE run_id = :run_id ORDER BY clip_id, start_s"
@@ -221,12 +221,10 @@ def _at_any_rank(engine: sa.Engine) -> str:
 
 def heard(engine: sa.Engine, run_id: int, *, label: str | None, min_score: float) -> Rows:
     """Return each window's labels, of any rank, with at least this score, in order of time."""
-    statement = SELECT_HEARD
-    values: dict[str, Any] = {"run_id": run_id, "min_score": min_score}
     if label is not None:
         _check_label(engine, run_id, label)
-        statement += " AND label = :label"
-        values["label"] = label
+    values: dict[str, Any] = {"run_id": run_id}
+    statement = SELECT_HEARD + _conditions(values, label, min_score, None)
     return select(engine, f"{statement} ORDER BY clip_id, start_s, channel", **values)
 
 

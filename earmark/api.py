@@ -189,8 +189,7 @@ class Run:
         An event reaches `min_score`, goes on down to `low` (else `min_score`), and has no gap
         longer than `gap_s` seconds.
         """
-        rule = Rule(min_score, min_score if low is None else low, gap_s)
-        return events(self.engine, self.row, rule, label=label)
+        return events(self.engine, self.row, Rule(min_score, low, gap_s), label=label)
 
     def failures(self) -> Rows:
         """Yield the clips that failed, each with its error, as in the view `failures`."""

@@ -21,15 +21,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).with_name("examples")
 CLIPS = (
-    "dog.ogg",
-    "siren.wav",
-    "piano.flac",
-    "music.mp3",
-    "speech.wav",
-    "mixed.m4a",
-    "broken.wav",
+    "dog.ogg", "siren.wav", "piano.flac", "music.mp3", "speech.wav", "mixed.m4a", "broken.wav",
     "missing.wav",
-)
+)  # fmt: skip
 #: The window in which the mixed clip's two sounds are apart.
 WINDOW_S = 5.0
 

@@ -34,7 +34,8 @@ class Rule:
     """
 
     min_score: float
-    low: float
+    #: None: `min_score`.
+    low: float | None = None
     gap_s: float = 0.0
 
 
@@ -47,7 +48,8 @@ def events(engine: sa.Engine, run: RunRow, rule: Rule, *, label: str | None = No
     Args:
         label: only this label's events; else every label's.
     """
-    windows = results.heard(engine, run.id, label=label, min_score=rule.low)
+    low = rule.min_score if rule.low is None else rule.low
+    windows = results.heard(engine, run.id, label=label, min_score=low)
     return Rows(_lines(windows, rule))
 
 

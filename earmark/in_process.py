@@ -29,11 +29,9 @@ if TYPE_CHECKING:
 
 
 class Observer(guard.Observer, Protocol):
-    """Sees every request for a clip, and the clip between its stages."""
+    """Sees every request for a clip, and its file."""
 
     def fetched(self, fetched: Fetched) -> None: ...
-
-    def decoded(self, waveform: Waveform) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +81,7 @@ def classified(
             plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
             way = single.SingleClip(fetcher, decoders, settings.audio.max_windows, clip)
             outcome = way.classify(Claimed(0, uri, attempts=1, crashes=0, part=part), plan)
-            waveform = clip.waveform(card.sample_rate)
-            if observer and waveform:
-                observer.decoded(waveform)
-            yield Classified(outcome, card.labels, batcher, waveform)
+            yield Classified(outcome, card.labels, batcher, clip.waveform(card.sample_rate))
         finally:
             batcher.close()
     finally:

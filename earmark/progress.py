@@ -133,7 +133,7 @@ def exit_by_outcome(state: runs.Progress, *, strict: bool) -> None:
 
 def delays(engine: sa.Engine, run_id: int) -> list[str]:
     """Return what holds some clips of a run up: workers that pause, errors tried again later."""
-    paused = [worker for worker in registry.up_for(engine, run_id) if worker.pause]
+    paused = [worker for worker in registry.up(engine, registry.queue_of(run_id)) if worker.pause]
     sentences = []
     for worker in paused[:WORKERS_ON_SCREEN]:
         assert worker.pause
@@ -164,7 +164,7 @@ def interruptible(how_to_go_on: Callable[[], str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be closed
-            screen.print(how_to_go_on(), markup=False, soft_wrap=True)
+            tell(how_to_go_on())
         raise
 
 

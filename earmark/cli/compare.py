@@ -115,9 +115,8 @@ def cut(
 
     settings = read_settings(db)
     engine, row = find_run(settings, run)
-    found: Iterable[dict[str, Any]] = events.events(
-        engine, row, events.Rule(min_score, min_score), label=label
-    )
+    heard = events.events(engine, row, events.Rule(min_score), label=label)
+    found: Iterable[dict[str, Any]] = heard
     if sample:
         found = sampled(found, sample)
     with Listener(settings, at_once=AT_ONCE) as listener:

@@ -98,8 +98,7 @@ def show_events(
 ) -> None:
     """Print when each label is heard, also where another one is louder."""
     engine, row = find_run(read_settings(db), run)
-    rule = events.Rule(min_score, min_score if low is None else low, gap_s)
-    rows = events.events(engine, row, rule, label=label)
+    rows = events.events(engine, row, events.Rule(min_score, low, gap_s), label=label)
     _write(engine, row, rows, format, file, empty=f"Nothing is heard like that in {row.name}.")
 
 
@@ -183,7 +182,7 @@ def report(
     settings = read_settings(db)
     engine, row = find_run(settings, run)
     shown = reporting.write(engine, row, settings, file, most=clips, truth=truth)
-    progress.screen.print(f"{file}: {shown} clips to see and hear.", markup=False, soft_wrap=True)
+    progress.tell(f"{file}: {shown} clips to see and hear.")
 
 
 @commands.command(epilog="Example: earmark ui --port 5556")
