@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from db import registry
 from db.dialects import now
 from db.models import Clip, Lease, Run, state_is
+from db.registry import WorkerUp
 from db.session import fetch, writing
 from earmark.core.clips import State
-
-if TYPE_CHECKING:
-    from db.registry import WorkerUp
 
 #: A run with this limit is never paused.
 NEVER = 1.0

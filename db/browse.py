@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -14,9 +15,6 @@ from db.rows import ROWS_AT_ONCE, Rows
 from db.session import fetch_column, reading
 from earmark.core.clips import State
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 #: Clips on a page.
 PAGE = 50

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
+import sqlalchemy as sa
 from more_itertools import chunked
 from sqlalchemy.exc import DBAPIError
 
 from db.session import execute
-from earmark.core.clips import KEY_BYTES, Part, clip_key, display_uri
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import sqlalchemy as sa
-
-    from earmark.core.clips import Clip
+from earmark.core.clips import KEY_BYTES, Clip, Part, clip_key, display_uri
 
 #: A clip as submitted: its key, its URI, its meta as JSON, its part of the file, whether another
 #: row of this key may bring another URL. A plain tuple, since the garbage collector looks at any

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
 from db.models import Clip, state_is
-from db.rows import select
+from db.rows import Rows, select
 from db.session import fetch
 from earmark.core.clips import State
-
-if TYPE_CHECKING:
-    from db.rows import Rows
 
 SELECT_FAILING_HOSTS = """
 SELECT {host} AS host, count(*) AS failed FROM failures WHERE run_id = :run_id

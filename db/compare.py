@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import sqlalchemy as sa
 
 from db.rows import Rows, select
+from db.runs import RunRow
 from db.session import fetch
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
 
 #: Clips with one key have one URI, span and channel. This is one pass over both runs, in the order
 #: of the first one's rows, which is the second one's too if their lists are the same.

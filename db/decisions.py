@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
 
 from db.rows import Rows, select
 from db.session import execute, fetch, writing
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import sqlalchemy as sa
 
 #: The truth that reviews are, and the label of a clip for which they name none.
 REVIEWS, OTHER = "reviews", "(another)"

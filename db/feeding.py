@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -11,9 +11,7 @@ from db.dialects import now
 from db.models import Lease, Run
 from db.session import execute, fetch, fetch_column, writing
 from earmark.core.options import CHUNK_SIZE
-
-if TYPE_CHECKING:
-    from earmark.core.settings import Ledger
+from earmark.core.settings import Ledger
 
 #: Due at once, ahead of clips that were never begun. A worker's death is no try of the clip's own.
 TAKE_BACK = """

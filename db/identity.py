@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import sqlalchemy as sa
 
 from db.models import LedgerIdentity, Run
 from db.session import fetch, fetch_column, writing
-
-if TYPE_CHECKING:
-    from earmark.core.settings import Settings
+from earmark.core.settings import Settings
 
 #: The queue of every ledger in Earmark 0.1.0.
 OLD_QUEUE = "clips"

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import sqlalchemy as sa
+
+from db.claims import Claimed
 from db.dialects import dialect_of, spelled
 from db.session import execute
+from earmark.core import clips as words
 from earmark.core import recorded
-from earmark.core.clips import AudioFacts, State, Success, Timings
-from earmark.core.errors import Cause
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    import sqlalchemy as sa
-
-    from db.claims import Claimed
-    from earmark.core import clips as words
-    from earmark.core.clips import Failure, Outcome
-    from earmark.core.errors import ClipError
-    from earmark.core.settings import Ledger
+from earmark.core.clips import AudioFacts, Failure, Outcome, State, Success, Timings
+from earmark.core.errors import Cause, ClipError
+from earmark.core.settings import Ledger
 
 #: Columns that an outcome sets. Missing ones become NULL.
 OUTCOME_COLUMNS = (

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from db.access import is_standby
 from db.dialects import now
 from db.models import Clip, Lease, Run
+from db.runs import Progress
 from db.session import fetch
 from earmark.core.clips import State
 from earmark.core.options import CHUNK_SIZE
-
-if TYPE_CHECKING:
-    from db.runs import Progress
 
 #: Clips to look at: enough to even out bursts, few enough for a look each half second.
 LAST_CLIPS = 10_000

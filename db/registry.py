@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
 from db.dialects import dialect_of, now
 from db.models import Run, Worker
 from db.session import fetch, writing
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 #: A worker that was not seen for so long is not up: six of its beats.
 UP_S = 30.0

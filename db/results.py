@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
 from db.access import is_standby
 from db.models import Clip, Label, Model, Run
 from db.rows import Rows, select
+from db.runs import RunRow
 from db.session import fetch, fetch_column
 from earmark.core.errors import UsageError
 from earmark.core.spelling import did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from db.runs import RunRow
 
 SELECT_RESULTS = "SELECT * FROM results WHERE run_id = :run_id"
 SELECT_WINDOWS = "SELECT * FROM windows WHERE run_id = :run_id AND rank <= :rank"

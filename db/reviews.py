@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
 from pydantic import BaseModel, BeforeValidator, FiniteFloat, StringConstraints
 
 from db.models import ReviewLog
-from db.rows import select
+from db.rows import Rows, select
 from db.session import execute, fetch, writing
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from db.rows import Rows
 
 #: A clip that is shown to one person is not shown to another for so long.
 HELD_S = 600

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
@@ -11,16 +10,13 @@ from db.access import NO_LEASES, is_standby
 from db.brake import in_a_sentence
 from db.dialects import now
 from db.models import Run
-from db.rows import select
+from db.rows import Rows, select
 from db.schema import view_query
 from db.session import fetch, fetch_column, reading
 from earmark.core.clips import FINAL_STATES, STATES, State
 from earmark.core.errors import UsageError
 from earmark.core.options import RunOptions
 from earmark.core.spelling import did_you_mean
-
-if TYPE_CHECKING:
-    from db.rows import Rows
 
 #: One statement, so that each clip is counted in one state. Leased clips are among the pending.
 COUNT_BY_STATE = """

@@ -7,25 +7,21 @@ import logging
 import math
 import sqlite3
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from db import sqlite_file, urls
 from db.database_errors import ANOTHER_FILE, connection_is_lost, in_a_sentence, sqlstate
 from db.dialects import dialect_of, for_driver, prepared
 from earmark.core.errors import DatabaseError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from sqlalchemy.engine import ExceptionContext
-
-    from earmark.core.settings import Database
+from earmark.core.settings import Database
 
 logger = logging.getLogger(__name__)
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
+import sqlalchemy as sa
 from scipy.special import betaincinv, expit, logit
 
 from db import decisions
+from db.runs import RunRow
 from db.session import fetch
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
 
 #: Intervals hold the true value in 95% of cases.
 OUTSIDE, Z = 0.05, 1.96

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import sqlalchemy as sa
 
 from db import results
 from db.rows import Rows
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
+from db.runs import RunRow
 
 COLUMNS = (
     "clip_id", "uri", "member", "channel", "label", "start_s", "end_s", "score", "windows",

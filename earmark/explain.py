@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+import sqlalchemy as sa
+
 from earmark import folders
 from earmark.core import formats
-from earmark.core.clips import Failure, Success, display_uri
+from earmark.core.clips import Failure, Part, Success, display_uri
 from earmark.core.credentials import DEFAULT_PORTS, Credentials, Proxy
 from earmark.core.errors import ClipError
-from earmark.in_process import classified
+from earmark.core.options import RunOptions
+from earmark.core.settings import Settings
+from earmark.in_process import Classified, classified
 from earmark.sound import peaks
 from earmark.tables import bar
 from workers.fetching import guard, names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
-    import sqlalchemy as sa
     from urllib3 import BaseHTTPResponse
 
-    from earmark.core.clips import Part
-    from earmark.core.options import RunOptions
-    from earmark.core.settings import Settings
-    from earmark.in_process import Classified
     from workers.fetching.fetch import Fetched
 
     #: Takes the name of a step and a text about it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -10,21 +11,17 @@ import numpy as np
 
 from db.claims import Claimed
 from earmark import folders
-from earmark.core.clips import Failure, Postponed, Success, Waveform
+from earmark.core.clips import Failure, Part, Postponed, Prediction, Success, Waveform
 from earmark.core.errors import ServiceError
+from earmark.core.options import RunOptions
+from earmark.core.settings import Settings
 from workers import single
 from workers.decoding.pool import Decoders
 from workers.fetching import guard
-from workers.fetching.fetch import Fetcher
+from workers.fetching.fetch import Fetched, Fetcher
 from workers.models import LoadedModel, RunPlan, open_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from earmark.core.clips import Part, Prediction
-    from earmark.core.options import RunOptions
-    from earmark.core.settings import Settings
-    from workers.fetching.fetch import Fetched
     from workers.scoring.batcher import Batcher
 
 

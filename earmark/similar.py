@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 from more_itertools import chunked
 
 from db import results
 from db.identity import ledger_id
 from db.rows import select
+from db.runs import RunRow
 from db.session import fetch
 from earmark import files, folders, vector_index
 from earmark.core import vectors
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
-    from earmark.core.settings import Settings
+from earmark.core.settings import Settings
 
 SELECT_ENDED = """
 SELECT coalesce(sum(clips), 0) AS clips, coalesce(max(finished_at), 0) AS finished_at

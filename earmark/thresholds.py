@@ -10,23 +10,19 @@ tried.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 from more_itertools import map_reduce
 from scipy.special import gammaln
 
 from db import decisions
+from db.runs import RunRow
 from db.session import fetch
 from earmark.core.errors import UsageError
 from earmark.sampling import Clips, sample
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
 
 #: The chance that a threshold's promise is wrong.
 ERROR = 0.05

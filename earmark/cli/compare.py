@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path  # noqa: TC003 - Typer reads it
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
 from db import compare as comparing
 from db import runs
+from db.compare import Comparison
+from db.rows import Rows
 from earmark import events, output, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.core.clips import State
 from earmark.database import find_run, read_settings
 from earmark.files import ParquetOptions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from db.compare import Comparison
-    from db.rows import Rows
 
 commands = typer.Typer()
 OtherRun = Annotated[str, typer.Argument(help="Another run's id or name.")]

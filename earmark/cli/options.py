@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from earmark.core.options import BOUNDS, STOP_AT, Duplicates, Listing, RunOptions
 from earmark.output import Format
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def _workers(text: str | int) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import sqlalchemy as sa
 import typer
 
 from db import results, runs
+from db.rows import Rows
+from db.runs import RunRow
 from earmark import events, files, label_files, output, progress, tables
 from earmark.cli import options as o
 from earmark.core.errors import UsageError
@@ -15,12 +18,6 @@ from earmark.database import find_run, known_labels, open_database, read_setting
 from earmark.files import ParquetOptions
 from earmark.label_files import LabelFormat  # noqa: TC001
 from earmark.output import EXAMPLE_QUERY
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from db.rows import Rows
-    from db.runs import RunRow
 
 commands = typer.Typer()
 NO_RUN = "There is no run yet: `earmark run YOUR_FOLDER` makes one."

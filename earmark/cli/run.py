@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from db import urls
+from db.runs import Progress
 from earmark import progress
 from earmark.cli import options as o
 from earmark.core.clips import State
+from earmark.core.settings import Settings
 from earmark.database import read_settings
 from earmark.output import EXAMPLE_QUERY
 
 if TYPE_CHECKING:
-    from db.runs import Progress
     from earmark.api import Run
-    from earmark.core.settings import Settings
 
 commands = typer.Typer()
 

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import getpass
 import json
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import chain, islice, repeat, zip_longest
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import sqlalchemy as sa
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import HTMLResponse, PlainTextResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from db import browse, charts, decisions, reviews, runs
 from db.compare import compare
 from db.session import fetch
 from earmark.core.errors import EarmarkError, UsageError
+from earmark.core.settings import Settings
 from earmark.evaluation import evaluate
 from earmark.sampling import Band, Clips
 from earmark.similar import similar
 from earmark.web.report import card, colours, render
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    import sqlalchemy as sa
     from starlette.requests import Request
-    from starlette.responses import Response
 
-    from earmark.core.settings import Settings
 
 #: Reviews of a label that are planned: about five minutes, and one of them may be wrong.
 PLANNED = 96
