@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,33 @@ EARMARK = (sys.executable, "-P", "-m", "earmark")
 
 
 def start(
-    command: list[str], *, log: Any, environment: dict[str, str] | None = None
+    command: list[str], log: Path, environment: dict[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a child that ends with this process and writes to an open file."""
-    # A session of its own: Ctrl-C reaches only us, and we stop the children in the right order.
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-        preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509 - one call, no locks
-    )
+    """Start a child that ends with this process and adds to a log."""
+    with log.open("ab") as file:
+        # A session of its own: Ctrl-C reaches only us, and we stop children in the right order.
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509 - one call, no locks
+        )
+
+
+@contextmanager
+def running(
+    command: list[str], log: Path, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a child with a new log, and stop it at the end."""
+    log.unlink(missing_ok=True)
+    process = start(command, log, environment)
+    try:
+        yield process
+    finally:
+        stop(process)
 
 
 def stop(*processes: subprocess.Popen[bytes]) -> None:

@@ -90,10 +90,7 @@ class Worker:
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as log:
-            return children.start(
-                [*children.EARMARK, "worker"], environment=self._environment, log=log
-            )
+        return children.start([*children.EARMARK, "worker"], self._log, self._environment)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from db.identity import with_queue
-from earmark import children, flower, folders, machine, progress
+from earmark import children, folders, machine, progress
 from earmark.core.broker import EMBEDDED_NOTE
 from earmark.core.settings import Settings
 from earmark.database import open_database
@@ -34,8 +34,9 @@ def up(
         assert here.settings.broker.url is not None
         note.write_text(here.settings.broker.url)
         environment = children.environment(here.settings)
+        command = [*children.EARMARK, "flower", "--port", str(flower_port)]
         try:
-            with flower.running(environment, flower_port, settings.data_dir):
+            with children.running(command, settings.data_dir / "flower.log", environment):
                 _tell_up(workers, flower_port)
                 _wait_for_ctrl_c(here)
         finally:
