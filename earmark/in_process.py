@@ -19,7 +19,7 @@ from workers import single
 from workers.decoding.pool import Decoders
 from workers.fetching import guard
 from workers.fetching.fetch import Fetched, Fetcher
-from workers.models import LoadedModel, RunPlan, open_model
+from workers.models import plan_alone
 
 if TYPE_CHECKING:
     from workers.scoring.batcher import Batcher
@@ -73,9 +73,9 @@ def classified(
     clip = _Clip(observer)
     decoders = Decoders(settings.audio, 1)
     try:
-        card, batcher = open_model(options.model_key, settings, single.scored)
+        plan = plan_alone(options, settings, single.scored)
+        card, batcher = plan.model.card, plan.model.batcher
         try:
-            plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
             way = single.SingleClip(fetcher, decoders, settings.audio.max_windows, clip)
             outcome = way.classify(Claimed(0, uri, attempts=1, crashes=0, part=part), plan)
             yield Classified(outcome, card.labels, batcher, clip.waveform(card.sample_rate))

@@ -22,7 +22,7 @@ from earmark.core.settings import Settings
 from workers import single
 from workers.decoding.pool import Decoders
 from workers.fetching.polite import PoliteFetcher
-from workers.models import LoadedModel, RunPlan, open_model
+from workers.models import RunPlan, plan_alone
 from workers.single import SingleClip
 
 if TYPE_CHECKING:
@@ -87,6 +87,5 @@ def _classify_alone(clip: Claimed, options: RunOptions) -> Outcome | Postponed:
 
 @cache
 def _equipment(options: RunOptions) -> tuple[PoliteFetcher, Decoders, RunPlan]:
-    card, batcher = open_model(options.model_key, _here.settings, single.scored)
-    plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
+    plan = plan_alone(options, _here.settings, single.scored)
     return PoliteFetcher(_here.settings), Decoders(_here.settings.audio, 1), plan
