@@ -98,7 +98,7 @@ def _changed_variables(settings: Settings) -> Iterator[tuple[str, str | None]]:
 def _as_text(value: Any) -> str | None:
     if isinstance(value, list):
         # As JSON, since the name of a folder may have a comma.
-        return json.dumps([str(part) for part in value])
+        return json.dumps(list(map(str, value)))
     if isinstance(value, dict):
         return json.dumps(value)
     return None if value is None else str(value)

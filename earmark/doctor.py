@@ -83,7 +83,7 @@ def _broker(settings: Settings) -> str:
     if not info:
         return f"Redis of unknown version, as its user may not run INFO; {_waiting()}"
     version = str(info["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_REDIS:
         raise ServiceError(reason=f"Redis {version} is too old; Celery needs 6.2 or newer.")
     policy = info.get("maxmemory_policy", "unknown")
     if policy not in ("noeviction", "unknown"):
@@ -170,7 +170,9 @@ def _without_names(reason: str, settings: Settings) -> str:
 def _proxy(settings: Settings) -> str:
     proxies = ("http_proxy", "https_proxy", "all_proxy")
     names = ", ".join(sorted(name for name in os.environ if name.lower() in proxies))
-    parts = [f"{names}: used for models only"] if names else []
+    parts = []
+    if names:
+        parts.append(f"{names}: used for models only")
     if settings.fetch.proxy:
         proxy = Proxy.parse(settings.fetch.proxy)
         parts.append(f"clips are fetched through {proxy.host}:{proxy.port}")

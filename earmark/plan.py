@@ -196,5 +196,4 @@ def sentences(plan: Plan, within: str | None) -> Iterator[str]:
     time_left = progress.in_words(plan.eta_s)
     yield f"speed: {plan.clips_per_s:.1f} clips/s by one worker here, {time_left} for all"
     if plan.workers:
-        plural = "s" if plan.workers > 1 else ""
-        yield f"within {within}: {plan.workers} such worker{plural}"
+        yield f"within {within}: {progress.count_of(plan.workers, 'such worker')}"

@@ -28,7 +28,7 @@ def up(
     queue = str(with_queue(settings, engine).broker.queue)
     note = settings.data_dir / EMBEDDED_NOTE
     if files:
-        roots = [folder.absolute() for folder in files]
+        roots = list(map(Path.absolute, files))
         settings = settings.changed(fetch={"file_roots": roots})
     with progress.terminable(), machine.running(settings, queue=queue, workers=workers) as here:
         assert here.settings.broker.url is not None

@@ -16,6 +16,7 @@ from earmark.cli import options as o
 from earmark.core.clips import Part
 from earmark.core.errors import SERVICE_EXIT, UsageError
 from earmark.core.options import Listing, RunOptions
+from earmark.core.spelling import printable
 from earmark.database import open_database, read_settings
 
 commands = typer.Typer()
@@ -133,7 +134,6 @@ def plot(
 
 
 def _say(step: str, text: str) -> None:
-    # A server's words must not steer the terminal.
-    shown = Text("".join(char if char.isprintable() else "?" for char in text))
+    shown = Text(printable(text))
     shown.highlight_regex("[▁-▏]+", "green")
     Console(highlight=False).print(Text.assemble((f"{step:<11}  ", "bold"), shown), soft_wrap=True)

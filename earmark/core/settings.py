@@ -303,7 +303,7 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             first = error.errors()[0]
-            name = "EARMARK_" + "__".join(str(part) for part in first["loc"][:2]).upper()
+            name = "EARMARK_" + "__".join(map(str, first["loc"][:2])).upper()
             reason = first["msg"].removeprefix("Value error, ")
             if first["type"] == "extra_forbidden":
                 reason = "there is no such setting"
