@@ -198,7 +198,7 @@ def wide(engine: sa.Engine, run: RunRow) -> Rows:
 
 def made_by(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
     """Return what made a run's results: its options and, once it is loaded, its model."""
-    model = next(select(engine, SELECT_MODEL, run_id=run.id), {})
+    model, *_ = [*select(engine, SELECT_MODEL, run_id=run.id), {}]
     return {"run": run.name, "options": run.options.as_json(), **model}
 
 
