@@ -21,6 +21,7 @@ from earmark.database import open_database, read_settings, with_database
 from earmark.events import Rule, events
 from earmark.growth import Growth
 from earmark.machine import find_broker
+from producer.submit import KeptOptions
 from producer.submit import submit as submit_sources
 from workers.scoring import heads, hub
 
@@ -62,7 +63,7 @@ class Scoring(TypedDict, total=False):
     channels: str | int
 
 
-class Submission(Scoring, total=False):
+class Submission(Scoring, KeptOptions, total=False):
     """How a list is read and becomes a run: the arguments of `producer.submit.submit`."""
 
     name: str | None
@@ -80,10 +81,6 @@ class Submission(Scoring, total=False):
     duplicates: Duplicates
     again: bool
     limit: int | None
-    chunk_size: int | None
-    priority: int
-    reuse_urls: bool
-    stop_at: float
 
 
 class Conditions(TypedDict, total=False):
