@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, Unpack
 
 from db import compare as comparing
-from db import results, runs
+from db import results, runs, urls
 from earmark import folders, frames, machine, progress
 from earmark import notify as webhook
 from earmark.core.clips import State
@@ -451,8 +451,8 @@ def split(given: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
 def _look_after(here: Machine, engine: sa.Engine) -> Callable[[], None]:
     """Return a function for between two looks at a run: restart workers, check the disks."""
     written = [here.settings.data_dir]
-    if engine.dialect.name == "sqlite":
-        written.append(Path(str(engine.url.database)).absolute().parent)
+    if file := urls.file_of(engine.url):
+        written.append(file.absolute().parent)
     disks = folders.DiskWatch(written, progress.tell)
 
     def look() -> None:

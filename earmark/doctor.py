@@ -105,9 +105,8 @@ def _waiting() -> str:
 def _with_own_queue(settings: Settings) -> Settings:
     """Name the queue after the ledger, as far as the database can tell."""
     engine = connect_to(settings)
-    if settings.broker.queue or (
-        engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file()
-    ):
+    file = urls.file_of(engine.url)
+    if settings.broker.queue or (file and not file.is_file()):
         return settings
     try:
         return machine.use_broker(settings, queue=own_queue(ledger_id(engine)))
@@ -117,21 +116,21 @@ def _with_own_queue(settings: Settings) -> Settings:
 
 def _database(settings: Settings) -> str:
     engine = connect_to(settings)
-    where = urls.shown(engine.url)
-    if engine.dialect.name == "sqlite" and broker.is_elsewhere(settings):
+    where, file = urls.shown(engine.url), urls.file_of(engine.url)
+    if file and broker.is_elsewhere(settings):
         cure = "set EARMARK_DATABASE__URL to the PostgreSQL that the other machines use"
         raise ServiceError(
             reason=f"{where} is a file of this machine alone, and the broker is elsewhere: {cure}."
         )
-    if engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file():
+    if file and not file.is_file():
         return f"{where} is not there yet; the first run makes it"
-    if engine.dialect.name == "sqlite" and schema.current(engine) in schema.versions()[:-1]:
+    if file and schema.current(engine) in schema.versions()[:-1]:
         return f"{where} is of an earlier version; the next run upgrades it"
     access.check_writable(engine)
     schema.check(engine)
     with reading(engine) as connection:
         took = [_ms(lambda: connection.scalar(now().select())) for _ in range(PROBES)]
-        pooled = engine.dialect.name == "postgresql" and not prepares(connection)
+        pooled = not (file or prepares(connection))
     speed = f"{median(took):.1f} ms a question"
     if median(took) > SLOW_MS:
         raise ServiceError(
