@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from earmark.core.processes import end_with_parent
-from earmark.core.settings import Settings
+from earmark.core.settings import PREFIX, Settings
 
 #: A worker lets its running clips end: seconds, unless a download has just begun.
 STOP_S = 15.0
@@ -73,32 +72,14 @@ def environment(settings: Settings) -> dict[str, str]:
     """Return the environment of a child that works with these settings."""
     # Several processes share the cores, and a worker sets its own number of threads.
     variables = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    for name, value in _changed_variables(settings):
-        if value is None:
-            variables.pop(name, None)
-        else:
-            variables[name] = value
-    variables["EARMARK_DATABASE__URL"] = settings.database_url
-    return variables
-
-
-def _changed_variables(settings: Settings) -> Iterator[tuple[str, str | None]]:
-    """Yield the variables of the settings that a child would not read by itself."""
     inherited = Settings().model_dump(mode="json")
     for group, values in settings.model_dump(mode="json").items():
-        if not isinstance(values, dict):
-            if values != inherited[group]:
-                yield f"EARMARK_{group}".upper(), str(values)
-            continue
-        for name, value in values.items():
-            if value != inherited[group][name]:
-                yield f"EARMARK_{group}__{name}".upper(), _as_text(value)
-
-
-def _as_text(value: Any) -> str | None:
-    if isinstance(value, list):
-        # As JSON, since the name of a folder may have a comma.
-        return json.dumps(list(map(str, value)))
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return None if value is None else str(value)
+        if values != inherited[group]:
+            own = f"{PREFIX}{group}".upper()
+            # A variable of one setting would go before that of its group.
+            for name in list(variables):
+                if name.upper().startswith(f"{own}__"):
+                    del variables[name]
+            variables[own] = values if isinstance(values, str) else json.dumps(values)
+    variables["EARMARK_DATABASE__URL"] = settings.database_url
+    return variables
