@@ -62,7 +62,9 @@ def similar(
     with reading(engine) as connection:
         found = execute(connection, SELECT_SHOWN, ids=[window[0] for window in windows])
         shown = {row["clip_id"]: dict(row) for row in found.mappings()}
-    for rank, (window, cosine) in enumerate(zip(windows, cosines.tolist(), strict=True), 1):
+    # Stored vectors are rounded, so a product may pass 1.
+    scores = np.minimum(cosines, 1.0).tolist()
+    for rank, (window, cosine) in enumerate(zip(windows, scores, strict=True), 1):
         clip, channel, start_s, end_s = window
         where = {"channel": channel or None, "start_s": start_s, "end_s": end_s}
         yield {"rank": rank, "score": round(cosine, 4), **where, **shown.get(clip, {})}
