@@ -28,9 +28,10 @@ def plan(
     task: o.Task,
     sample: Annotated[int, typer.Option(min=1, help="Clips tried, chosen at random.")] = 200,
     within: Annotated[
-        str | None, typer.Option(help="How many workers do it in this time: 90s, 30min, 8h, 2d?")
+        str | None,
+        typer.Option(help="Tell how many workers finish in this time: 90s, 30min, 8h, 2d."),
     ] = None,
-    format: o.OutputFormat = None,
+    format: o.TextFormat = None,
 ) -> None:
     """Try a random sample of a list, keep nothing, and estimate the whole list."""
     from earmark import plan as planning
@@ -53,8 +54,8 @@ def plan(
 
 
 @commands.command(epilog="Example: EARMARK_DATABASE__URL=postgresql://db/earmark earmark doctor")
-def doctor(format: o.OutputFormat = None, db: o.Db = None) -> None:
-    """Check all that a run needs here, and name the cure for what fails; exit with 3 then."""
+def doctor(format: o.TextFormat = None, db: o.Db = None) -> None:
+    """Check what a run needs on this machine, and name each cure; exit with 3 after a fault."""
     from earmark.doctor import examine
 
     rows = []
@@ -77,7 +78,7 @@ def models(
     ] = None,
     format: o.OutputFormat = None,
 ) -> None:
-    """Load the models on this machine, say what they hear, and measure 5 s of sound with each."""
+    """Load the models on this machine, list their labels, and time each on 5 s of sound."""
     from earmark import catalog
 
     with progress.screen.status("Loading and measuring models"):
@@ -99,7 +100,7 @@ def explain(
     channels: o.Channels = "mix",
     db: o.Db = None,
 ) -> None:
-    """Fetch and classify one clip in this process and tell each step; exit with 1 if it fails."""
+    """Fetch and classify one clip in this process and show each step; exit with 1 if it fails."""
     from earmark import explain, folders
 
     settings = read_settings(db)
@@ -125,7 +126,7 @@ def plot(
     window_s: o.WindowS = None,
     labels: o.Labels = None,
 ) -> None:
-    """Draw one clip: waveform, mel spectrogram, what is heard when, and the best labels."""
+    """Draw one clip: waveform, mel spectrogram, labels over time, and the best labels."""
     from earmark import folders, plots
 
     uri = folders.uri_of(file)

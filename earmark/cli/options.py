@@ -69,20 +69,28 @@ UiToken = Annotated[
     str | None,
     typer.Option("--token", envvar="EARMARK_UI_TOKEN", help="The password asked for."),
 ]
-_truth = typer.Option(help="A column of the list that says what is there, or `reviews`.")
+_truth = typer.Option(help="The list's column with the true label, or `reviews`.")
 Truth = Annotated[str, _truth]
 MaybeTruth = Annotated[str | None, _truth]
 Run = Annotated[str, typer.Argument(help="A run's id or name.")]
-LatestRun = Annotated[str | None, typer.Argument(help="A run's id or name; default: the newest.")]
-OutputFormat = Annotated[
-    Format | None, typer.Option("--format", help="Default: a table on a terminal, CSV elsewhere.")
+LatestRun = Annotated[
+    str | None, typer.Argument(help="A run's id or name; default: all, or with --watch the newest.")
 ]
+OutputFormat = Annotated[
+    Format | None,
+    typer.Option(
+        "--format",
+        help="Default: by the output file's name, else a table on a terminal and CSV elsewhere.",
+    ),
+]
+TextFormat = Annotated[Format | None, typer.Option("--format", help="Default: text.")]
 OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")]
 
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="URLs, audio files, folders, globs, lists (txt, csv, tsv, json, parquet), - for stdin."
+        help="URLs, audio files, folders, globs, containers (tar, zip), lists (txt, csv, tsv, json,"
+        " parquet), - for stdin."
     ),
 ]
 Model = Annotated[str, typer.Option(help="starter, a Hugging Face id, or a model directory.")]
@@ -90,7 +98,7 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a h
 TopK = Annotated[int, typer.Option(min=1, help="Labels kept per clip.")]
 FunctionToApply = Annotated[
     options.FunctionToApply | None,
-    typer.Option(help="What turns logits into scores. Default: what the checkpoint asks for."),
+    typer.Option(help="Function from logits to scores. Default: the checkpoint's own."),
 ]
 WindowS = Annotated[
     float | None,
@@ -103,7 +111,7 @@ Combine = Annotated[options.Combine, typer.Option(help="How a long clip's window
 MinScore = Annotated[float, typer.Option(help="Predictions below it are not stored.")]
 Labels = Annotated[
     str | None,
-    typer.Option(help="For a zero-shot (CLAP) model: what to listen for, comma-separated."),
+    typer.Option(help="Labels for a zero-shot (CLAP) model, comma-separated."),
 ]
 Channels = Annotated[
     str,
@@ -120,7 +128,7 @@ Head = Annotated[
     str | None, typer.Option(help="A folder that `earmark train` wrote, on top of --model.")
 ]
 InputFormat = Annotated[
-    options.InputFormat, typer.Option(help="How the list is written, where its name does not tell.")
+    options.InputFormat, typer.Option(help="Format of the list, if its name does not tell.")
 ]
 UrlCol = Annotated[
     str | None,
@@ -130,11 +138,11 @@ UrlCol = Annotated[
     ),
 ]
 Delimiter = Annotated[
-    str | None, typer.Option(help="Of a table: a character, or tab. Default: found.")
+    str | None, typer.Option(help="Of a table: a character, or tab. Default: found by the header.")
 ]
 Encoding = Annotated[
     str | None,
-    typer.Option(help="Of a list, as cp1252. Default: UTF-8, or UTF-16 where it is seen."),
+    typer.Option(help="Of a list, such as cp1252. Default: UTF-8, or UTF-16 if recognised."),
 ]
 NoHeader = Annotated[
     bool,
@@ -157,7 +165,7 @@ StartCol = Annotated[
 ]
 EndCol = Annotated[
     str | None,
-    typer.Option(help="The column with its end, or with its length if named duration."),
+    typer.Option(help="The column with the span's end, or with its length if named duration."),
 ]
 KeyCol = Annotated[
     str | None, typer.Option(help="The column that identifies a clip in place of its URL.")
@@ -186,13 +194,13 @@ ReuseUrls = Annotated[
     bool,
     typer.Option(
         "--reuse-urls",
-        help="Skip the download of what another run with this model and options has.",
+        help="Take results of other runs with this model and options, without a download.",
     ),
 ]
 _STOP_AT = typer.Option(
     parser=_share,
     metavar="SHARE|off",
-    help="Pause if more than this share fails on every worker, and not by the clips' fault.",
+    help="Pause if more than this share of clips fails on every worker, by no fault of theirs.",
 )
 StopAt = Annotated[float, _STOP_AT]
 MaybeStopAt = Annotated[float | None, _STOP_AT]
@@ -200,8 +208,7 @@ Strict = Annotated[
     bool,
     typer.Option(
         "--strict",
-        help="Exit with 1 if a clip failed, not only if all did; each file of a folder has to be"
-        " one.",
+        help="Exit with 1 if any clip failed; take each file of a folder as a clip.",
     ),
 ]
 

@@ -63,11 +63,12 @@ def status(
 def show_results(
     run: o.Run,
     label: Label = None,
-    rank: Annotated[int, typer.Option(min=1, help="Up to this rank; 1 is the best label.")] = 1,
+    rank: Annotated[int, typer.Option(min=1, help="Labels up to this rank; 1 is the best.")] = 1,
     min_score: MinScore = None,
     max_score: Annotated[float | None, typer.Option(help="Only up to this score.")] = None,
     by_score: Annotated[
-        bool, typer.Option("--by-score", help="The highest score first, not as listed.")
+        bool,
+        typer.Option("--by-score", help="The highest score first. Default: the order of the list."),
     ] = False,
     windows: Windows = False,
     day: Day = None,
@@ -102,7 +103,9 @@ def show_events(
     ] = 0.5,
     low: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="The score down to which it goes on [--min-score]."),
+        typer.Option(
+            min=0, max=1, help="The score down to which an event goes on. Default: --min-score."
+        ),
     ] = None,
     gap_s: Annotated[
         float, typer.Option(min=0, help="Join events with a gap of at most so many seconds.")
@@ -235,7 +238,7 @@ def failures(
 def labels(
     model: Annotated[str, typer.Argument(help="A model's name.")] = "starter", db: o.Db = None
 ) -> None:
-    """Print the labels of a model that some worker has loaded."""
+    """Print a model's labels; a worker of this database must have loaded it before."""
     with files.opened(None) as out:
         for name in known_labels(read_settings(db), model):
             out.write(f"{name}\n")

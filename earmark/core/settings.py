@@ -106,7 +106,7 @@ class Broker(Group):
     )
     visibility_timeout_s: int = Field(
         7200,
-        description="Time to redelivery. A short one runs waiting chunks twice; leases recover.",
+        description="Time until Redis repeats a chunk: long, as leases recover lost clips sooner.",
     )
     connect_timeout_s: float = Field(
         5.0, description="Time to reach Redis: on the same network, milliseconds are enough."
@@ -140,7 +140,8 @@ class Ledger(Group):
     )
     retry_cap_s: float = Field(900.0, description="Longest pause, also for a server's Retry-After.")
     feed_every_s: float = Field(
-        0.5, description="Time between feeds of the queue, which holds seconds of work."
+        0.5,
+        description="Time between the feeder's looks at the queue, which holds seconds of work.",
     )
     queue_lease_s: float = Field(
         600.0, description="A queued clip that no worker claims within this is sent again."
@@ -159,7 +160,7 @@ class Ledger(Group):
 class Fetch(Group):
     max_bytes: ByteSize = Field(
         ByteSize(1024**3),
-        description="Largest download; an hour of 48 kHz WAV is 345 MB. It is no limit of files.",
+        description="Largest download; an hour of 48 kHz WAV is 345 MB. Local files have no limit.",
     )
     max_container_bytes: ByteSize = Field(
         ByteSize(8 * 1024**3),
@@ -216,7 +217,7 @@ class Fetch(Group):
     )
     proxy_resolves: bool = Field(
         False,
-        description="Leave names to the proxy, and what they lead to. Addresses are checked here.",
+        description="The proxy resolves names, and must itself refuse private addresses.",
     )
     contact: str = Field(
         "", description="An address or URL for site owners, sent in the User-Agent."
@@ -312,7 +313,8 @@ class Worker(Group):
         600.0, description="A clip that makes no progress for this long is given back."
     )
     metrics_port: int = Field(
-        0, description="Port for /metrics, /ready and /health; `up` counts upwards; 0: none."
+        0,
+        description="Port for /metrics, /ready and /health, and of `up` the first one; 0: none.",
     )
     metrics_address: str = Field(
         "127.0.0.1", description="No authentication: bind it to a private address."
