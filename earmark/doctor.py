@@ -65,8 +65,8 @@ def _settings(settings: Settings) -> str:
     if misspelt := settings.misspelt():
         raise ServiceError(reason=" ".join(misspelt))
     if _is_alone(settings):
-        return "of one machine: `run` brings a queue, a database and workers"
-    return "of one of many machines, with a broker or a database that they share"
+        return "for this machine alone: `run` brings a queue, a database and workers"
+    return "for many machines, which share a broker or a database"
 
 
 def _is_alone(settings: Settings) -> bool:

@@ -58,7 +58,9 @@ def similar(
     ids = index.windows["clip_id"][places].tolist()
     rows = select(engine, SELECT_SHOWN, ids=ids)
     shown = {row["clip_id"]: row for row in rows}
-    for rank, (window, cosine) in enumerate(zip(windows, cosines.tolist(), strict=True), 1):
+    # Stored vectors are rounded, so a product may pass 1.
+    scores = np.minimum(cosines, 1.0).tolist()
+    for rank, (window, cosine) in enumerate(zip(windows, scores, strict=True), 1):
         clip, channel, start_s, end_s = window
         where = {"channel": channel or None, "start_s": start_s, "end_s": end_s}
         yield {"rank": rank, "score": round(cosine, 4), **where, **shown.get(clip, {})}

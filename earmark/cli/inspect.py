@@ -29,9 +29,10 @@ def plan(
     given: dict[str, Any],
     sample: Annotated[int, typer.Option(min=1, help="Clips tried, chosen at random.")] = 200,
     within: Annotated[
-        str | None, typer.Option(help="How many workers do it in this time: 90s, 30min, 8h, 2d?")
+        str | None,
+        typer.Option(help="Tell how many workers finish in this time: 90s, 30min, 8h, 2d."),
     ] = None,
-    format: o.OutputFormat = None,
+    format: o.TextFormat = None,
 ) -> None:
     """Try a random sample of a list, keep nothing, and estimate the whole list."""
     from earmark import plan as planning
@@ -54,8 +55,8 @@ def plan(
 
 
 @commands.command(epilog="Example: EARMARK_DATABASE__URL=postgresql://db/earmark earmark doctor")
-def doctor(format: o.OutputFormat = None, db: o.Db = None) -> None:
-    """Check all that a run needs here, and name the cure for what fails; exit with 3 then."""
+def doctor(format: o.TextFormat = None, db: o.Db = None) -> None:
+    """Check what a run needs on this machine, and name each cure; exit with 3 after a fault."""
     from earmark.doctor import examine
 
     rows = []
@@ -78,7 +79,7 @@ def models(
     ] = None,
     format: o.OutputFormat = None,
 ) -> None:
-    """Load the models on this machine, say what they hear, and measure 5 s of sound with each."""
+    """Load the models on this machine, list their labels, and time each on 5 s of sound."""
     from earmark import catalog
 
     with progress.screen.status("Loading and measuring models"):
@@ -98,7 +99,7 @@ def explain(
     given: dict[str, Any],
     db: o.Db = None,
 ) -> None:
-    """Fetch and classify one clip in this process and tell each step; exit with 1 if it fails."""
+    """Fetch and classify one clip in this process and show each step; exit with 1 if it fails."""
     from earmark import explain, folders
 
     settings = read_settings(db)
@@ -121,7 +122,7 @@ def plot(
     picture: Annotated[Path, typer.Option("--output", "-o", help="A .png, .svg or .pdf file.")],
     given: dict[str, Any],
 ) -> None:
-    """Draw one clip: waveform, mel spectrogram, what is heard when, and the best labels."""
+    """Draw one clip: waveform, mel spectrogram, labels over time, and the best labels."""
     from earmark import folders, plots
 
     uri = folders.uri_of(file)
