@@ -88,12 +88,13 @@ class Loader:
             self._decodings.find_room()
             self._begin_downloads()
             self._decodings.hand_out()
-            self._report.send_rows(at_once=not events)
+            self._note_hunger()
+            self._report.send_rows(at_once=not (events or self._room.is_fed))
             if time.monotonic() >= self._beat_at:
                 self._beat()
 
     def _idle_s(self) -> float:
-        if self._report.has_rows:
+        if self._report.has_rows and not self._room.is_fed:
             return 0.0
         due_at = self._beat_at
         if self._parked:
@@ -171,6 +172,12 @@ class Loader:
             if not clip.dropped:
                 self._downloading += 1
                 self._downloads.begin(clip)
+
+    def _note_hunger(self) -> None:
+        if self._decodings.are_fed:
+            self._downloads.hungry.clear()
+        else:
+            self._downloads.hungry.set()
 
     def _take_downloads(self) -> None:
         while clip := self._downloads.take():
