@@ -104,7 +104,7 @@ class Downloads:
             with logs.about(run_id=clip.run_id):
                 self._fetch(clip)
             clip.fetch_ms = (time.perf_counter() - began) * 1000
-            if clip.end is None:
+            if clip.end is None and clip.run_id:
                 self._to_look_up.put(clip)
             else:
                 self._pass(clip)
