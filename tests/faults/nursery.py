@@ -268,6 +268,7 @@ def _become_earmark(
     elif words[0] == "worker":
         os.environ["FAULT_WORKER"] = str(os.getpid())
         process._start = _fork_nursery().start_loader  # type: ignore[assignment]
+        del os.environ["FAULT_WORKER"]  # those of a quarantine are real, and name theirs
     sys.argv = ["earmark", *words]
     _run(cli.main)
 
