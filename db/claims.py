@@ -6,10 +6,10 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from earmark.core import clips as words
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from earmark.core import clips as words
 
 
 @dataclass(frozen=True, slots=True)

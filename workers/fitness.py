@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -13,15 +14,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from db.registry import Pause
-from earmark.core.clips import Failure
-from earmark.core.errors import Cause, FileNotFound
+from earmark.core.clips import Failure, Outcome
+from earmark.core.errors import Cause, DatabaseError, FileNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from db.claims import Claim, Claimed
-    from earmark.core.clips import Outcome
-    from earmark.core.errors import DatabaseError
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from db.models import Clip
 from db.session import reading, writing
 from earmark.core.clips import Clip as Listed
 from earmark.core.clips import Failure
-from earmark.core.errors import ModelError, ServerFailed, UsageError
+from earmark.core.errors import ModelError, ServerError, UsageError
 from earmark.core.options import RunOptions, of_each_model
 from earmark.core.settings import Ledger
 from tests.db.facts import chunk_of, expire_leases, labels, row, submit, success
@@ -147,7 +147,7 @@ def test_a_model_that_fails_fails_its_own_run_and_is_retried_alone(both: Pass) -
 
 def test_a_clip_that_pauses_before_its_next_try_is_taken_along(both: Pass) -> None:
     claim = both.claim(both.first[:1])
-    outcomes = [Failure(clip.id, ServerFailed(status=500)) for clip in claim.clips]
+    outcomes = [Failure(clip.id, ServerError(status=500)) for clip in claim.clips]
     ledger.finish(both.engine, claim, outcomes, (), Ledger(retry_base_s=3600))
     assert both.claim(both.first[:1]).clips == ()
     with writing(both.engine) as connection:

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 #: Clips that one statement looks up.
 LOOKED_UP_AT_ONCE = 64
+#: A statement for several clips costs hardly more than for one, so they wait for each other as long
+#: as the decoders have enough to do.
+GATHER_S = 0.1
 
 
 class ClipFetcher(Protocol):
@@ -78,6 +81,8 @@ class Downloads:
         self._to_fetch: SimpleQueue[DealtClip] = SimpleQueue()
         self._to_look_up: SimpleQueue[DealtClip] = SimpleQueue()
         self._through: deque[DealtClip] = deque()
+        #: Set while decoders may soon have nothing to do.
+        self.hungry = threading.Event()
         targets = [self._fetch_clips] * threads + [self._look_up_clips]
         for target in targets:
             threading.Thread(target=target, daemon=True).start()
@@ -101,7 +106,7 @@ class Downloads:
             fetch_ms = (time.perf_counter() - began) * 1000
             for each in clip.together:
                 each.source, each.fetch_ms = clip.source, fetch_ms
-            if clip.going:
+            if clip.going and clip.job.run_id:
                 self._to_look_up.put(clip)
             else:
                 self._pass(clip)
@@ -117,6 +122,7 @@ class Downloads:
     def _look_up_clips(self) -> None:
         while True:
             clips = [self._to_look_up.get()]
+            self.hungry.wait(GATHER_S)
             try:
                 while len(clips) < LOOKED_UP_AT_ONCE:
                     clips.append(self._to_look_up.get_nowait())
