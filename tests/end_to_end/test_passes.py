@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -130,11 +129,3 @@ def test_what_cannot_be_for_several_models_is_refused_before_the_run(earmark: Ea
     assert "./mute gives no embeddings: its earmark.json names no such output." in refused
     twice = ("run", str(EXAMPLES), "--model", "./mute", "--model", "./mute")
     assert "would be called the same: mute, mute" in earmark(*twice, status=2).stderr
-
-
-def test_a_plan_of_two_models_is_that_of_both(earmark: Earmark) -> None:
-    graphs.save(earmark.folder / "other")
-    words = ("plan", str(EXAMPLES), "--model", "starter", "--model", "./other", "--format", "json")
-    planned = json.loads(earmark(*words).stdout)
-    assert planned["sampled"] == 10
-    assert planned["license"] == "not stated, mit"

@@ -6,12 +6,17 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from earmark.core.errors import ClipError, ModelError, ServiceError
+from earmark.core.errors import ClipError, ModelError, ServiceError, TooLong
 from workers.fetching.polite import HostBusyError
+from workers.loading.cutter import Cutter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
     from earmark.core.clips import Part, Source
-    from workers.loading.cutter import Cutter, Shape
+    from workers.loading.cutter import Cut, Shape
     from workers.loading.process import Job
     from workers.loading.spans import Span
 
@@ -81,6 +86,20 @@ class DealtClip:
     def is_moot(self) -> bool:
         """Whether nobody waits for its samples any more."""
         return not any(clip.goes_on for clip in self.heard)
+
+    def cut(
+        self, samples: np.ndarray, channel: int, most: int, *, last: bool
+    ) -> Iterator[tuple[DealtClip, Cut]]:
+        """Yield the windows that a piece completes, of each clip that is heard from it."""
+        for clip in self.heard:
+            clip.cutter = clip.cutter or Cutter(clip.shape, most)
+            try:
+                for window in clip.cutter.cut(samples, channel, last=last):
+                    if not clip.goes_on:
+                        break
+                    yield clip, window
+            except TooLong as error:
+                clip.fail(error)
 
     def left(self, clips: list[DealtClip]) -> DealtClip | None:
         """Return the first of these clips of its file, with the file and the others.

@@ -15,13 +15,12 @@ import numpy as np
 
 from earmark.core import errors
 from earmark.core.clips import AudioFacts
-from workers.decoding.decoder import BROKEN, Decoder
+from workers.decoding.decoder import BROKEN
 from workers.loading.clip import SERVICE_PAUSE_S
-from workers.loading.cutter import Cut, Cutter
+from workers.loading.cutter import Cut
+from workers.loading.decoding import Decoding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from earmark.core.settings import Audio
     from workers.decoding.decoder import Piece
     from workers.loading.arena import Room
@@ -36,30 +35,6 @@ DEPTH = 2
 #: A decoder that does not start is started again after this.
 DECODER_PAUSE_S = 5.0
 WINDOW_TOO_LONG = "a window must fit into a loader's part of EARMARK_WORKER__IN_FLIGHT_BYTES"
-
-
-class _Decoding:
-    """A decoder with the clips that it was given, the first of them at work."""
-
-    def __init__(self, audio_settings: Audio) -> None:
-        self._settings = audio_settings
-        self.start()
-
-    def start(self) -> None:
-        """Start a decoder, which has no clips."""
-        self.decoder = Decoder(self._settings)
-        self.clips: deque[DealtClip] = deque()
-        #: The extent into which the clip's only window is received.
-        self.extent: int | None = None
-        #: Windows that are cut, each for a clip that is heard, and the one that waits for room.
-        self.windows: Iterator[tuple[DealtClip, Cut]] | None = None
-        self.window: tuple[DealtClip, Cut] | None = None
-        #: The end of the clip, which comes before its last windows have room.
-        self.end: AudioFacts | errors.DecodeError | None = None
-        #: Since when it waits for room.
-        self.room_since: float | None = None
-        #: When to start it again, if it did not start.
-        self.rests_until = math.inf
 
 
 class Decodings:
@@ -83,9 +58,9 @@ class Decodings:
         self._fetched: deque[DealtClip] = deque()
         self._room = room
         #: Decoders that wait for room, and the one whose turn it is.
-        self._waiting: deque[_Decoding] = deque()
-        self._served: _Decoding | None = None
-        self._decodings = [_Decoding(audio_settings) for _ in range(decoders)]
+        self._waiting: deque[Decoding] = deque()
+        self._served: Decoding | None = None
+        self._decodings = [Decoding(audio_settings) for _ in range(decoders)]
         for decoding in self._decodings:
             decoding.decoder.wait_until_ready()
             self._watch(decoding)
@@ -141,7 +116,7 @@ class Decodings:
         if all(decoding.rests_until < math.inf for decoding in self._decodings):
             self._put_off_fetched()
 
-    def _is_usable(self, decoding: _Decoding) -> bool:
+    def _is_usable(self, decoding: Decoding) -> bool:
         if not decoding.decoder.ready:
             return False
         if not decoding.decoder.usable and not decoding.clips:
@@ -149,7 +124,7 @@ class Decodings:
             return False
         return decoding.decoder.usable
 
-    def _give(self, decoding: _Decoding, fetched: DealtClip) -> None:
+    def _give(self, decoding: Decoding, fetched: DealtClip) -> None:
         clip = fetched.left(fetched.going)
         if clip is None:
             return
@@ -170,11 +145,11 @@ class Decodings:
 
     # samples from decoders -------------------------------------------------------------------
 
-    def _watch(self, decoding: _Decoding) -> None:
+    def _watch(self, decoding: Decoding) -> None:
         receive = partial(self._receive, decoding)
         self._selector.register(decoding.decoder.socket, selectors.EVENT_READ, receive)
 
-    def _receive(self, decoding: _Decoding) -> None:
+    def _receive(self, decoding: Decoding) -> None:
         decoder = decoding.decoder
         try:
             if not decoder.ready:
@@ -191,7 +166,7 @@ class Decodings:
         except BROKEN:
             self._bury(decoding)
 
-    def _array(self, decoding: _Decoding, samples: int, last: bool) -> np.ndarray | None:
+    def _array(self, decoding: Decoding, samples: int, last: bool) -> np.ndarray | None:
         """Return where a piece is received: the arena itself, if it is the clip's only window."""
         clip = decoding.clips[0]
         if clip.others or clip.span or clip.cutter or not last or samples > clip.shape.size:
@@ -201,7 +176,7 @@ class Decodings:
             return None
         return self._room.samples[decoding.extent : decoding.extent + samples]
 
-    def _take_piece(self, decoding: _Decoding, piece: Piece) -> None:
+    def _take_piece(self, decoding: Decoding, piece: Piece) -> None:
         clip = decoding.clips[0]
         decoding.end = piece.end
         if isinstance(piece.end, errors.DecodeError):
@@ -214,7 +189,7 @@ class Decodings:
             self._cut(decoding, piece)
         self._place_windows(decoding)
 
-    def _cut(self, decoding: _Decoding, piece: Piece) -> None:
+    def _cut(self, decoding: Decoding, piece: Piece) -> None:
         clip, samples = decoding.clips[0], piece.samples
         if clip.span:
             samples = clip.span.cut(samples, piece.channel)
@@ -225,23 +200,9 @@ class Decodings:
                 decoding.end = error
                 return
         last = piece.end is not None
-        decoding.windows = self._windows(clip.heard, samples, piece.channel, last=last)
+        decoding.windows = clip.cut(samples, piece.channel, self._max_windows, last=last)
 
-    def _windows(
-        self, heard: list[DealtClip], samples: np.ndarray, channel: int, *, last: bool
-    ) -> Iterator[tuple[DealtClip, Cut]]:
-        """Yield the windows that a piece completes, of each clip that goes on."""
-        for clip in heard:
-            clip.cutter = clip.cutter or Cutter(clip.shape, self._max_windows)
-            try:
-                for window in clip.cutter.cut(samples, channel, last=last):
-                    if not clip.goes_on:
-                        break
-                    yield clip, window
-            except errors.TooLong as error:
-                clip.fail(error)
-
-    def _place_windows(self, decoding: _Decoding) -> None:
+    def _place_windows(self, decoding: Decoding) -> None:
         """Copy windows into the arena until it is full; end the clip if they were its last."""
         while found := self._next_window(decoding):
             clip, window = found
@@ -264,7 +225,7 @@ class Decodings:
             self._end_clip(decoding)
             self._replace(decoding)
 
-    def _next_window(self, decoding: _Decoding) -> tuple[DealtClip, Cut] | None:
+    def _next_window(self, decoding: Decoding) -> tuple[DealtClip, Cut] | None:
         if decoding.window is None and decoding.windows is not None:
             decoding.window = next(decoding.windows, None)
         return decoding.window
@@ -278,7 +239,7 @@ class Decodings:
             start += clip.span.start
         self._report.window(clip.deal, offset, samples, start, heard, window.channel)
 
-    def _end_decoding(self, decoding: _Decoding, end: AudioFacts | errors.DecodeError) -> None:
+    def _end_decoding(self, decoding: Decoding, end: AudioFacts | errors.DecodeError) -> None:
         self._end_clip(decoding, end)
         if decoding.clips:
             decoding.clips[0].begun_at = time.perf_counter()
@@ -286,7 +247,7 @@ class Decodings:
             self._replace(decoding)
 
     def _end_clip(
-        self, decoding: _Decoding, end: AudioFacts | errors.DecodeError | None = None
+        self, decoding: Decoding, end: AudioFacts | errors.DecodeError | None = None
     ) -> None:
         """Tell the end of the clips that were heard; the file goes on to those of other rates."""
         first = decoding.clips.popleft()
@@ -306,7 +267,7 @@ class Decodings:
             elif isinstance(end, AudioFacts) and not clip.dropped:
                 self._report.decoded(clip, end)
 
-    def _bury(self, decoding: _Decoding) -> None:
+    def _bury(self, decoding: Decoding) -> None:
         """Replace a decoder that is dead, or late: that costs the clip it was at."""
         if decoding.decoder.ready:
             self._replace(decoding, decoding.decoder.post_mortem())
@@ -319,7 +280,7 @@ class Decodings:
         decoding.decoder.deadline = math.inf
         decoding.rests_until = time.monotonic() + DECODER_PAUSE_S
 
-    def _replace(self, decoding: _Decoding, error: errors.DecodeError | None = None) -> None:
+    def _replace(self, decoding: Decoding, error: errors.DecodeError | None = None) -> None:
         """Start another decoder; the clips that this one was not at go to the next free one."""
         if decoding.room_since is None:
             self._selector.unregister(decoding.decoder.socket)
@@ -332,13 +293,13 @@ class Decodings:
         self._fetched.extendleft(reversed(decoding.clips))
         self._start(decoding)
 
-    def _start(self, decoding: _Decoding) -> None:
+    def _start(self, decoding: Decoding) -> None:
         decoding.start()
         self._watch(decoding)
 
     # room in the arena -----------------------------------------------------------------------
 
-    def _take_extent(self, decoding: _Decoding, shape: Shape, samples: int) -> int | None:
+    def _take_extent(self, decoding: Decoding, shape: Shape, samples: int) -> int | None:
         """Return where a window of so many samples has room, or have it wait for some."""
         needed = max(samples, shape.least)
         if needed > len(self._room.samples):
@@ -375,7 +336,7 @@ class Decodings:
                 break
         self._room.freed, self._served = False, None
 
-    def _free_extent(self, decoding: _Decoding) -> None:
+    def _free_extent(self, decoding: Decoding) -> None:
         if decoding.extent is not None:
             self._room.give_back(decoding.extent)
             decoding.extent = None
