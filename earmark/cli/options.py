@@ -157,7 +157,7 @@ SOURCES = typer.Argument(
 MODELS = typer.Option(
     "--model",
     help="starter, a Hugging Face id, or a model directory. With several each clip is fetched once,"
-    " and each model has a run NAME/MODEL. Default: starter.",
+    " and each model has a run NAME/MODEL.",
 )
 SCORING = parameters(
     RunOptions,
@@ -209,8 +209,8 @@ TASK: Parameters = {
     "model": inspect.Parameter(
         "model",
         inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[list[str] | None, MODELS],
+        default=[RunOptions().model],
+        annotation=Annotated[list[str], MODELS],
     ),
     **LISTING,
     **LIMIT,
