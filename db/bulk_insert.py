@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import psycopg
@@ -91,7 +91,7 @@ def insert(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
 
 def missing(connection: sa.Connection, run_id: int, rows: list[Listed]) -> list[Listed]:
     """Return the rows that a run does not have yet."""
-    keys = b"".join(row[0] for row in rows)
+    keys = b"".join(map(itemgetter(0), rows))
     values = {"run_id": run_id, "keys": keys, "size": KEY_BYTES, "count": len(rows)}
     positions = execute(connection, SELECT_MISSING, **values).scalars()
     return [rows[position] for position in positions]

@@ -174,12 +174,8 @@ def _tell_scores(predictions: list[tuple[str, float]], say: Say) -> None:
 
 def _tell_timings(outcome: Success | Failure, say: Say) -> None:
     took = outcome.timings
-    stages = (
-        f"fetch {took.fetch_ms:.0f} ms",
-        f"decode {took.decode_ms:.0f} ms",
-        f"classify {took.classify_ms:.0f} ms",
-    )
-    say("took", ", ".join(stages))
+    loaded = f"fetch {took.fetch_ms:.0f} ms, decode {took.decode_ms:.0f} ms"
+    say("took", f"{loaded}, classify {took.classify_ms:.0f} ms")
 
 
 def in_words(predictions: list[tuple[str, float]]) -> str:

@@ -11,7 +11,7 @@ from earmark.core.errors import WorkerLost
 from workers.clip import ClipInWork, WindowQueue
 from workers.loading.loaders import Loaders
 from workers.loading.process import Known, Suspected
-from workers.models import LoadedModel, RunPlan, open_model
+from workers.models import plan_alone
 
 if TYPE_CHECKING:
     from db.claims import Claimed
@@ -43,11 +43,10 @@ class Alone:
         one = settings.changed(worker={"loaders": 1, "decoders": 1})
         self._loaders = Loaders(one, queue or WindowQueue(), observer)
         try:
-            card, batcher = open_model(options.model_key, settings, self._loaders.scored)
+            self.plan = plan_alone(options, settings, self._loaders.scored)
         except BaseException:
             self._loaders.close()
             raise
-        self.plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
         try:
             self._loaders.wait_until_ready()
         except BaseException:
