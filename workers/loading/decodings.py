@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 DEPTH = 2
 #: A decoder that does not start is started again after this.
 DECODER_PAUSE_S = 5.0
+#: Of each decoder: samples of long recordings that wait, 32 MB. They come faster than a model on a
+#: CPU scores them, and would fill all memory.
+LONG_AHEAD = 2**23
 WINDOW_TOO_LONG = "a window must fit into a loader's part of EARMARK_WORKER__IN_FLIGHT_BYTES"
 
 
@@ -77,6 +80,7 @@ class Decodings:
         selector: selectors.BaseSelector,
     ) -> None:
         self._max_windows = audio_settings.max_windows
+        self._long_ahead = LONG_AHEAD * decoders
         self._report = report
         self._selector = selector
         self._fetched: deque[DealtClip] = deque()
@@ -309,7 +313,10 @@ class Decodings:
         # Nobody takes the room that those who wait longer wait for.
         offset = None
         if not self._waiting or self._served is decoding:
-            offset = self._room.take(needed)
+            most = len(self._room.samples)
+            if decoding.clips[0].cutter:
+                most = self._long_ahead
+            offset = self._room.take(needed, most)
         if offset is None:
             decoding.room_since = time.perf_counter()
             decoding.decoder.hold()
