@@ -199,9 +199,7 @@ def _failure_values(failure: Failure, clip: Claimed, worker: str, limits: Ledger
     return values
 
 
-def _window_rows(
-    successes: list[Success], label_ids: Sequence[int]
-) -> Iterator[dict[str, Any]]:
+def _window_rows(successes: list[Success], label_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
     for success in successes:
         for each in success.windows:
             yield {**_place(success, each), **_top_k(each, label_ids)}

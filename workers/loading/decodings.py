@@ -16,6 +16,7 @@ import numpy as np
 from earmark.core import errors
 from earmark.core.clips import AudioFacts
 from workers.decoding.decoder import BROKEN, Decoder
+from workers.decoding.wire import Request
 from workers.loading.clip import SERVICE_PAUSE_S
 from workers.loading.cutter import Cut, Cutter
 
@@ -154,7 +155,8 @@ class Decodings:
         if len(decoding.clips) == 1:
             clip.begun_at = time.perf_counter()
         with suppress(OSError):  # it is dead, which is heard next
-            decoding.decoder.begin(clip.file.fileno(), clip.shape.sample_rate, clip.channels)
+            request = Request(clip.shape.sample_rate, clip.channels)
+            decoding.decoder.begin(clip.file.fileno(), request)
 
     def _put_off_fetched(self) -> None:
         for clip in self._fetched:

@@ -16,7 +16,7 @@ from earmark.core import errors
 from workers.scoring import hub, regression, zero_shot
 
 # Only the losses of object detectors need scipy, which takes 23 MB of a worker.
-with mock.patch.object(transformers.utils, "is_scipy_available", lambda: False):
+with mock.patch.object(transformers.utils, "is_scipy_available", return_value=False):
     import transformers.modeling_utils
 
 if TYPE_CHECKING:
