@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, groupby, zip_longest
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import soundfile
+import sqlalchemy as sa
 from more_itertools import chunked
 
 from db import results
@@ -21,11 +24,6 @@ from earmark.core.errors import ClipError, Corrupt, UsageError
 from earmark.label_files import file_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
-
-    import sqlalchemy as sa
-
     from earmark.sound import Listener, Recording
     from workers.decoding.decoder import Piece
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,8 +18,9 @@ import soundfile
 import soxr
 from PIL import Image
 
-from earmark.core.clips import AudioFacts
+from earmark.core.clips import AudioFacts, Part
 from earmark.core.errors import TooShort, Unsupported
+from earmark.core.settings import Settings
 from earmark.core.sparse import Sparse
 from workers.decoding.meter import downmix
 from workers.decoding.pool import Decoders
@@ -26,10 +28,6 @@ from workers.fetching.fetch import Fetcher
 from workers.loading.spans import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from earmark.core.clips import Part
-    from earmark.core.settings import Settings
     from workers.decoding.decoder import Piece
 
 #: Hz. Speech and most sounds are well told below 8 kHz, and a spectrogram needs no more.
@@ -116,12 +114,12 @@ class Listener:
     """
 
     def __init__(self, settings: Settings, *, at_once: int = 1) -> None:
-        limits = settings.fetch
+        fetch = settings.fetch
         quick: dict[str, Any] = {
-            "connect_timeout_s": min(CONNECT_S, limits.connect_timeout_s),
-            "timeout_s": min(TIMEOUT_S, limits.timeout_s),
+            "connect_timeout_s": min(CONNECT_S, fetch.connect_timeout_s),
+            "timeout_s": min(TIMEOUT_S, fetch.timeout_s),
         }
-        if settings.database_url.startswith("sqlite") and not limits.file_roots:
+        if settings.database_url.startswith("sqlite") and not fetch.file_roots:
             # A SQLite ledger names files of this machine; a shared ledger may name any.
             quick["file_roots"] = (Path("/"),)
         self._fetcher = Fetcher(settings.changed(fetch=quick).fetch)

@@ -35,7 +35,7 @@ def check_status(answer: BaseHTTPResponse) -> None:
     if status == 429:
         raise errors.RateLimited(retry_after_s=_retry_after_s(answer))
     if status >= 500 or status in PASSING:
-        raise errors.ServerFailed(status=status, retry_after_s=_retry_after_s(answer))
+        raise errors.ServerError(status=status, retry_after_s=_retry_after_s(answer))
     if status not in (200, 203):
         raise errors.HttpError(reason=f"HTTP {status}")
 
