@@ -28,10 +28,8 @@ class Fetcher:
 
 
 def clips(count: int, run_id: int = 1) -> list[DealtClip]:
-    made = []
-    for number in range(1, count + 1):
-        made.append(DealtClip(number, number, f"{number:064x}", job(run_id=run_id)))
-    return made
+    own = job(run_id=run_id)
+    return [DealtClip(number, number, f"{number:064x}", own) for number in range(1, count + 1)]
 
 
 @pytest.fixture
