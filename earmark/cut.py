@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain, groupby, zip_longest
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile

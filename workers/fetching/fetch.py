@@ -97,8 +97,7 @@ class Fetcher:
             return self.fetch(uri, part).file
         if _is_web(uri):
             self._check_robots(uri)
-            file = ranges.open_url(self._guard, uri, self._max_bytes)
-            return file or self._download(uri).file
+            return ranges.open_url(self._guard, uri, self._max_bytes) or self._download(uri).file
         if self._is_stored(uri):
             return self.fetch(uri, part).file
         path = _path(uri)
