@@ -97,7 +97,8 @@ class Fetcher:
             return self.fetch(uri, part).file
         if _is_web(uri):
             self._check_robots(uri)
-            return ranges.open_url(self._guard, uri, self._max_bytes) or self._download(uri).file
+            sparse = ranges.open_url(self._guard, uri, self._max_bytes)
+            return sparse or self._download(uri).file
         if self._is_stored(uri):
             return self.fetch(uri, part).file
         path = _path(uri)
