@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from db import registry
 from db.dialects import now
 from db.models import Clip, Lease, Run, state_is
-from db.session import execute, reading, writing
+from db.registry import WorkerUp
+from db.session import fetch, writing
 from earmark.core.clips import State
-
-if TYPE_CHECKING:
-    from db.registry import WorkerUp
+from earmark.core.spelling import printable
 
 #: A run with this limit is never paused.
 NEVER = 1.0
@@ -57,8 +55,7 @@ WHERE queue = :queue AND paused IS NULL AND stop_at < :never AND (
 
 def pause_failing(engine: sa.Engine, queue: str) -> list[str]:
     """Pause the runs of a queue whose clips fail on every worker; return a sentence for each."""
-    with reading(engine) as connection:
-        runs = execute(connection, SELECT_GOING, queue=queue, never=NEVER).all()
+    runs = fetch(engine, SELECT_GOING, queue=queue, never=NEVER)
     if not runs:
         return []
     up = registry.up(engine, queue)
@@ -72,11 +69,9 @@ def pause_failing(engine: sa.Engine, queue: str) -> list[str]:
 
 def in_a_sentence(name: str, reason: str) -> str:
     """Return what there is to say about a paused run."""
-    # A server's words must not steer the terminal.
-    shown = "".join(char if char.isprintable() else "?" for char in reason)
     return (
-        f"The run {name} is paused: {shown} Cure that, then `earmark resume {name}`; with"
-        " `--stop-at off` it goes on whatever fails."
+        f"The run {name} is paused: {printable(reason)} Cure that, then `earmark resume {name}`;"
+        " with `--stop-at off` it goes on whatever fails."
     )
 
 
@@ -91,8 +86,7 @@ def nobody_is_fit(up: list[WorkerUp], run_id: int) -> str | None:
 
 
 def _too_many_fail(engine: sa.Engine, run_id: int, limit: float) -> str | None:
-    with reading(engine) as connection:
-        rows = execute(connection, SELECT_LAST, run_id=run_id, last=LAST_CLIPS).all()
+    rows = fetch(engine, SELECT_LAST, run_id=run_id, last=LAST_CLIPS)
     clips = sum(row.clips for row in rows)
     failed = sum(row.failed for row in rows)
     if clips < LEAST_CLIPS or not clearly_more(failed, clips, limit):
@@ -100,9 +94,8 @@ def _too_many_fail(engine: sa.Engine, run_id: int, limit: float) -> str | None:
     for row in rows:
         if row.clips >= LEAST_OF_A_WORKER and row.failed <= limit * row.clips:
             return None
-    with reading(engine) as connection:
-        if execute(connection, SELECT_FRESH, run_id=run_id).first() is None:
-            return None
+    if not fetch(engine, SELECT_FRESH, run_id=run_id):
+        return None
     example = max(row.error for row in rows if row.error)
     return (
         f"{failed} of its last {clips} clips failed for a reason that may be the workers' or the"

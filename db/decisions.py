@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
 
 from db.rows import Rows, select
-from db.session import execute, reading, writing
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import sqlalchemy as sa
+from db.session import execute, fetch, writing
 
 #: The truth that reviews are, and the label of a clip for which they name none.
 REVIEWS, OTHER = "reviews", "(another)"
@@ -65,12 +63,6 @@ SELECT l.id, l.name FROM labels l JOIN runs r ON r.model_id = l.model_id WHERE r
 """
 
 
-def rows(engine: sa.Engine, statement: str, **values: Any) -> Sequence[Any]:
-    """Return all rows of one of the statements above."""
-    with reading(engine) as connection:
-        return execute(connection, statement, **values).all()
-
-
 def keep(engine: sa.Engine, run_id: int, found: dict[str, Any], error: float) -> float:
     """Keep a label's threshold in place of the one before; return the confidence that is left."""
     with writing(engine) as connection:
@@ -80,7 +72,7 @@ def keep(engine: sa.Engine, run_id: int, found: dict[str, Any], error: float) ->
 
 def truths(engine: sa.Engine, run_id: int, truth: str) -> Sequence[Any]:
     """Return the clips that are done and have a truth, in a column of the list or by reviews."""
-    return rows(engine, _statement(truth), run_id=run_id, truth=truth)
+    return fetch(engine, _statement(truth), run_id=run_id, truth=truth)
 
 
 def cell(engine: sa.Engine, run_id: int, truth: str, true: str | None, label: str = "") -> Rows:

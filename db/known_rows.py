@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from operator import itemgetter
+from typing import Any
 
 import sqlalchemy as sa
 
 from db import ledger
+from db.bulk_insert import Listed
 from db.models import Clip
+from db.rows import parsed
 from db.session import execute, reading, writing
 from earmark.core.clips import KEY_BYTES, State
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from db.bulk_insert import Listed
 
 #: The keys are looked up one by one, for the same reason as in `bulk_insert.SELECT_MISSING`.
 SELECT_IDS = """
@@ -86,12 +85,11 @@ def _may_differ(row: Listed) -> bool:
 
 
 def _differences(engine: sa.Engine, run_id: int, rows: list[Listed]) -> _Differences:
-    keys = b"".join(row[0] for row in rows)
+    keys = b"".join(map(itemgetter(0), rows))
     values = {"run_id": run_id, "keys": keys, "size": KEY_BYTES, "count": len(rows)}
     with reading(engine) as connection:
         ids = execute(connection, SELECT_IDS, **values).scalars().all()
-        known = [clip_id for clip_id in ids if clip_id is not None]
-        stored = execute(connection, SELECT_STORED, ids=known).all()
+        stored = execute(connection, SELECT_STORED, ids=list(filter(None, ids))).all()
     clips = {clip[0]: clip for clip in stored}
     found = _Differences()
     for clip_id, row in zip(ids, rows, strict=True):
@@ -114,9 +112,7 @@ def _compare(row: Listed, clip: Sequence[Any], found: _Differences) -> None:
 def _same_meta(listed: str | None, stored: Any) -> bool:
     if listed is None or stored is None:
         return listed is stored
-    if isinstance(stored, str):
-        stored = json.loads(stored)
-    return bool(json.loads(listed) == stored)
+    return bool(json.loads(listed) == parsed(stored))
 
 
 def _changed(path: str, size: int | None, finished_at: float) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, Unpack
 
 from db import compare as comparing
-from db import results, runs
+from db import results, runs, urls
 from earmark import folders, frames, machine, progress
 from earmark import notify as webhook
 from earmark.core.clips import State
@@ -21,6 +21,7 @@ from earmark.database import open_database, read_settings, with_database
 from earmark.events import Rule, events
 from earmark.growth import Growth
 from earmark.machine import find_broker
+from producer.submit import KeptOptions
 from producer.submit import submit as submit_sources
 from workers.scoring import heads, hub
 
@@ -62,7 +63,7 @@ class Scoring(TypedDict, total=False):
     channels: str | int
 
 
-class Submission(Scoring, total=False):
+class Submission(Scoring, KeptOptions, total=False):
     """How a list is read and becomes a run: the arguments of `producer.submit.submit`."""
 
     name: str | None
@@ -80,10 +81,6 @@ class Submission(Scoring, total=False):
     duplicates: Duplicates
     again: bool
     limit: int | None
-    chunk_size: int | None
-    priority: int
-    reuse_urls: bool
-    stop_at: float
 
 
 class Conditions(TypedDict, total=False):
@@ -189,8 +186,7 @@ class Run:
         An event reaches `min_score`, goes on down to `low` (else `min_score`), and has no gap
         longer than `gap_s` seconds.
         """
-        rule = Rule(min_score, min_score if low is None else low, gap_s)
-        return events(self.engine, self.row, rule, label=label)
+        return events(self.engine, self.row, Rule(min_score, low, gap_s), label=label)
 
     def failures(self) -> Rows:
         """Yield the clips that failed, each with its error, as in the view `failures`."""
@@ -246,7 +242,7 @@ def run(
         UsageError: a source cannot be read or holds no clip, or an option is wrong.
         ServiceError: the database cannot be used, or the workers cannot work.
     """
-    scoring, submission = _split(options)
+    scoring, submission = split(options)
     ended = run_here(
         _listed(sources),
         _settings(settings, db),
@@ -286,7 +282,7 @@ def submit(
         UsageError: a source cannot be read or holds no clip, or an option is wrong.
         ServiceError: the broker or the database cannot be used.
     """
-    scoring, submission = _split(options)
+    scoring, submission = split(options)
     hub.check(scoring.model, scoring.revision, scoring.labels, here=False)
     reachable = find_broker(_settings(settings, db))
     engine = open_database(reachable, create=True)
@@ -338,7 +334,7 @@ def classify(
     # Imported here because it loads what a worker loads.
     from earmark.in_process import classified
 
-    scoring, _ = _split(options)
+    scoring, _ = split(options)
     uri = folders.uri_of(str(clip))
     with classified(uri, folders.readable(uri, _settings(settings)), scoring) as ended:
         predictions = ended.named(ended.success.predictions)
@@ -444,7 +440,7 @@ def _listed(sources: str | Iterable[str]) -> list[str]:
     return [sources] if isinstance(sources, str) else list(sources)
 
 
-def _split(given: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
+def split(given: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
     """Return the options of a run, and the other arguments of `producer.submit.submit`."""
     taken = {*RunOptions.__slots__, *Listing.__slots__}
     others = {name: value for name, value in given.items() if name not in taken}
@@ -455,8 +451,8 @@ def _split(given: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
 def _look_after(here: Machine, engine: sa.Engine) -> Callable[[], None]:
     """Return a function for between two looks at a run: restart workers, check the disks."""
     written = [here.settings.data_dir]
-    if engine.dialect.name == "sqlite":
-        written.append(Path(str(engine.url.database)).absolute().parent)
+    if file := urls.file_of(engine.url):
+        written.append(file.absolute().parent)
     disks = folders.DiskWatch(written, progress.tell)
 
     def look() -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from db import access, results, runs, schema
+import sqlalchemy as sa
+
+from db import access, results, runs, schema, urls
+from db.runs import RunRow
 from db.session import connect
 from earmark.core.errors import ServiceError, UsageError
 from earmark.core.settings import Settings, sqlite_url
 from earmark.core.spelling import did_you_mean
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
 
 
 def read_settings(db: str | None = None) -> Settings:
@@ -56,14 +53,13 @@ def open_database(settings: Settings, *, create: bool = False) -> sa.Engine:
     engine = connect_to(settings)
     if create:
         access.check_writable(engine)
-    if engine.dialect.name != "sqlite":
+    file = urls.file_of(engine.url)
+    if file is None:
         schema.check(engine)
-    elif create or Path(str(engine.url.database)).is_file():
+    elif create or file.is_file():
         schema.upgrade(engine)
     else:
-        raise ServiceError(
-            reason=f"There is no database at {engine.url.database} yet: `earmark run` makes one."
-        )
+        raise ServiceError(reason=f"There is no database at {file} yet: `earmark run` makes one.")
     return engine
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
+import sqlalchemy as sa
 from scipy.special import betaincinv, expit, logit
 
 from db import decisions
+from db.runs import RunRow
+from db.session import fetch
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
 
 #: Intervals hold the true value in 95% of cases.
 OUTSIDE, Z = 0.05, 1.96
@@ -47,7 +45,7 @@ def evaluate(engine: sa.Engine, run: RunRow, truth: str) -> Evaluation:
             reason=f"No clip of {run.name} that is done has a truth in {truth!r}: name a column of"
             " its list, or `reviews`."
         )
-    names = dict(map(tuple, decisions.rows(engine, decisions.SELECT_LABELS, run_id=run.id)))
+    names = dict(map(tuple, fetch(engine, decisions.SELECT_LABELS, run_id=run.id)))
     columns = ("id", "best", "ids", "scores", "truth")
     clips = pl.DataFrame(rows, schema=columns, orient="row", infer_schema_length=None)
     if clips["ids"].dtype == pl.String:

@@ -2,51 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+import sqlalchemy as sa
+
 from earmark import folders
-from earmark.core import formats
-from earmark.core.clips import Failure, Success, display_uri
+from earmark.core.clips import Failure, Part, Success, display_uri
 from earmark.core.credentials import DEFAULT_PORTS, Credentials, Proxy
 from earmark.core.errors import ClipError
-from earmark.in_process import classified
+from earmark.core.options import RunOptions
+from earmark.core.settings import Settings
+from earmark.in_process import Classified, classified
 from earmark.sound import peaks
 from earmark.tables import bar
 from workers.fetching import guard, names
 
 if TYPE_CHECKING:
     import numpy as np
-    import sqlalchemy as sa
-    from urllib3 import BaseHTTPResponse
 
-    from earmark.core.clips import Part, Waveform
-    from earmark.core.options import RunOptions
-    from earmark.core.settings import Settings
-    from earmark.in_process import Classified
-    from workers.fetching.fetch import Fetched
+    #: Takes the name of a step and a text about it.
+    Say = Callable[[str, str], None]
 
 HEADERS = (
-    "Content-Type",
-    "Content-Length",
-    "Content-Encoding",
-    "Server",
-    "Last-Modified",
-    "ETag",
+    "Content-Type", "Content-Length", "Content-Encoding", "Server", "Last-Modified", "ETag",
     "Retry-After",
-)
+)  # fmt: skip
 #: Labels shown of each window.
 LABELS_SHOWN = 3
 MARKS = ("truncated", "silent", "over_scale", "cancelling")
 #: With the names of the steps they fit 80 columns.
 SPARKS, BLOCKS = 60, "▁▂▃▄▅▆▇█"
-
-
-class Say(Protocol):
-    """Takes the name of a step and a text about it."""
-
-    def __call__(self, step: str, text: str) -> None: ...
 
 
 def explain(
@@ -64,6 +52,8 @@ def explain(
             "none are set: `run` and this command read the file, a worker of a cluster would not",
         )
     with classified(uri, allowed, options, Steps(allowed, say), part) as ended:
+        if ended.waveform:
+            say("waveform", sparkline(ended.waveform.samples))
         _tell(ended, say)
         return isinstance(ended.outcome, Success)
 
@@ -78,7 +68,7 @@ def tell_row(row: sa.Row[Any], say: Say) -> None:
 
 
 class Steps:
-    """An observer that tells each request, its answer, the file and the waveform."""
+    """An observer that tells each request, its answer and the file."""
 
     def __init__(self, settings: Settings, say: Say) -> None:
         self._say = say
@@ -88,7 +78,16 @@ class Steps:
             settings.fetch.headers, settings.fetch.tokens, settings.fetch.basic_auth
         )
 
-    def sending(self, url: str) -> None:
+    def seen(self, step: str, *facts: Any) -> None:
+        match step:
+            case "sending":
+                self._sending(*facts)
+            case "answered":
+                self._answered(*facts)
+            case "fetched":
+                self._fetched(*facts)
+
+    def _sending(self, url: str) -> None:
         parts = urlsplit(url)
         port = parts.port or DEFAULT_PORTS[parts.scheme]
         self._say("asked", display_uri(url))
@@ -106,24 +105,18 @@ class Steps:
             ):
                 self._say("address", f"{place[0]}, {self._verdict(place[0])}")
 
-    def answered(self, url: str, answer: BaseHTTPResponse) -> None:
-        self._say("answer", f"HTTP {answer.status}")
+    def _answered(self, url: str, status: int, headers: dict[str, str]) -> None:
+        self._say("answer", f"HTTP {status}")
+        sent = {name.lower(): value for name, value in headers.items()}
         for name in HEADERS:
-            if value := answer.headers.get(name):
+            if value := sent.get(name.lower()):
                 self._say("", f"{name}: {value}")
-        if location := answer.headers.get("Location"):
+        if location := sent.get("location"):
             self._say("", f"Location: {display_uri(urljoin(url, location))}")
 
-    def fetched(self, fetched: Fetched) -> None:
-        self._say("fetched", f"{fetched.source.bytes} bytes, sha256 {fetched.source.sha256}")
-        try:
-            kind = formats.recognise(fetched.file.fileno()).name
-        except ClipError as error:
-            kind = str(error)
+    def _fetched(self, size: int, sha256: str, kind: str) -> None:
+        self._say("fetched", f"{size} bytes, sha256 {sha256}")
         self._say("first bytes", kind)
-
-    def decoded(self, waveform: Waveform) -> None:
-        self._say("waveform", sparkline(waveform.samples))
 
     def _verdict(self, address: str) -> str:
         try:
@@ -181,12 +174,8 @@ def _tell_scores(predictions: list[tuple[str, float]], say: Say) -> None:
 
 def _tell_timings(outcome: Success | Failure, say: Say) -> None:
     took = outcome.timings
-    stages = (
-        f"fetch {took.fetch_ms:.0f} ms",
-        f"decode {took.decode_ms:.0f} ms",
-        f"classify {took.classify_ms:.0f} ms",
-    )
-    say("took", ", ".join(stages))
+    loaded = f"fetch {took.fetch_ms:.0f} ms, decode {took.decode_ms:.0f} ms"
+    say("took", f"{loaded}, classify {took.classify_ms:.0f} ms")
 
 
 def in_words(predictions: list[tuple[str, float]]) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from more_itertools import divide
 
@@ -15,14 +17,8 @@ from earmark import children, valkey
 from earmark.core import broker
 from earmark.core.broker import EMBEDDED_NOTE
 from earmark.core.errors import SERVICE_EXIT, ServiceError
+from earmark.core.settings import Settings, cores, memory
 from earmark.core.settings import Worker as WorkerSettings
-from earmark.core.settings import cores, memory
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
-    from earmark.core.settings import Settings
 
 #: Decoded audio that waits takes at most one in so many parts of the machine's memory.
 IN_FLIGHT_PART = 8
@@ -94,10 +90,7 @@ class Worker:
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as log:
-            return children.start(
-                [*children.EARMARK, "worker"], environment=self._environment, log=log
-            )
+        return children.start([*children.EARMARK, "worker"], self._log, self._environment)
 
 
 @contextmanager
@@ -141,8 +134,9 @@ def _core_blocks(count: int) -> list[list[int]]:
     if not hasattr(os, "sched_getaffinity"):
         return []
     usable = sorted(os.sched_getaffinity(0))
-    blocks = [list(block) for block in divide(count, usable)]
-    return blocks if len(usable) >= count else []
+    if len(usable) < count:
+        return []
+    return list(map(list, divide(count, usable)))
 
 
 def gpus() -> list[str]:
@@ -155,7 +149,7 @@ def gpus() -> list[str]:
         ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
     ).stdout
     count = sum(line.startswith("GPU ") for line in listed.splitlines())
-    return [str(number) for number in range(count)]
+    return list(map(str, range(count)))
 
 
 def find_broker(settings: Settings) -> Settings:

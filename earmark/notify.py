@@ -6,21 +6,17 @@ The URL is the secret of most webhooks, so no more than its host is shown.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+import sqlalchemy as sa
 
 from db import runs
 from earmark import progress
 from earmark.core.clips import State
 from earmark.core.errors import DownloadError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import sqlalchemy as sa
-
-    from earmark.core.settings import Settings
+from earmark.core.settings import Settings
 
 
 def check(url: str, settings: Settings) -> None:
@@ -36,14 +32,13 @@ def check(url: str, settings: Settings) -> None:
 @contextmanager
 def telling(url: str | None, engine: sa.Engine, run_id: int, settings: Settings) -> Iterator[None]:
     """Tell a webhook, if there is one, whether the run finished, paused or was stopped."""
-    stopped = True
+    event = "stopped"
     try:
         yield
-        stopped = False
+        event = "finished"
     finally:
         if url:
             state = runs.progress(engine, run_id)
-            event = "stopped" if stopped else "finished"
             if state.paused:
                 event = "paused"
             _post(url, runs.get_run(engine, run_id).name, event, state, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -15,21 +16,18 @@ from more_itertools import sample as sampled
 from pydantic import ByteSize
 
 from db import charts
-from db.pace import measure
+from db.pace import Measured, measure
 from earmark import api, catalog, folders, progress, speed
+from earmark.core.clips import Clip
 from earmark.core.errors import UsageError
+from earmark.core.options import Listing, RunOptions
+from earmark.core.settings import Settings
 from producer.sources import read_clips
 from producer.tally import Tally
 from workers.scoring import hub
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from db.pace import Measured
     from earmark.api import Run
-    from earmark.core.clips import Clip
-    from earmark.core.options import Listing, RunOptions
-    from earmark.core.settings import Settings
 
 #: Small enough that clips are recorded steadily, which shows the speed of a small sample.
 CHUNK_SIZE = 4
@@ -189,8 +187,8 @@ def sentences(plan: Plan, within: str | None) -> Iterator[str]:
     volume = ByteSize(plan.bytes).human_readable(decimal=True)
     yield f"volume: {volume}, {plan.audio_s / 3600:.1f} hours of audio"
     if plan.core_clips_s is not None:
-        gpu = f"a GPU that scores {GPU_CLIPS_S} wants {plan.gpu_cores} cores"
-        yield f"decoding: {plan.core_clips_s:.0f} such clips/s by a core, as Ogg Vorbis; {gpu}"
+        gpu = f"a GPU of {GPU_CLIPS_S} clips/s needs {plan.gpu_cores} cores"
+        yield f"decoding: {plan.core_clips_s:.0f} clips/s by a core, as Ogg Vorbis; {gpu}"
     if plan.clips_per_s is None or plan.eta_s is None:
         few = f"{plan.sampled} clips are too few, or too quick, to tell"
         yield f"speed: {few}; a larger --sample may"
@@ -198,5 +196,4 @@ def sentences(plan: Plan, within: str | None) -> Iterator[str]:
     time_left = progress.in_words(plan.eta_s)
     yield f"speed: {plan.clips_per_s:.1f} clips/s by one worker here, {time_left} for all"
     if plan.workers:
-        plural = "s" if plan.workers > 1 else ""
-        yield f"within {within}: {plan.workers} such worker{plural}"
+        yield f"within {within}: {progress.count_of(plan.workers, 'such worker')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from db.rows import plain
+from earmark.core.spelling import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from rich.console import Console
 
 #: Rows that a table on a terminal shows; a file or a pipe gets all.
@@ -144,8 +144,7 @@ def _cell(name: str, value: Any) -> Text:
             return Text(f"{value:.1f}")
         case float():
             return Text(f"{value:.3f}")
-    # A server's words must not steer the terminal.
-    text = "".join(char if char.isprintable() else " " for char in str(plain(value)))
+    text = printable(str(plain(value)), " ")
     return Text(text, style={"label": "bold", "error_code": "red"}.get(name, ""))
 
 

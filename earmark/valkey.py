@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,6 @@ from earmark.core.errors import ServiceError
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator
 
 #: Valkey answers in a tenth of a second; loading an append-only file takes longer.
 START_S = 20.0
@@ -34,15 +34,11 @@ def running(folder: Path) -> Iterator[str]:
     short = "/tmp" if len(tempfile.gettempdir()) > LONGEST_FOLDER else None  # noqa: S108 - private
     with tempfile.TemporaryDirectory(prefix="earmark-", dir=short) as private:
         socket = Path(private, "valkey.sock")
-        with (folder / "valkey.log").open("wb") as log:
-            server = children.start(
-                [*_command(), "--unixsocket", str(socket), "--dir", str(folder)], log=log
-            )
-        try:
-            _wait_until_it_answers(server, socket, folder / "valkey.log")
+        command = [*_command(), "--unixsocket", str(socket), "--dir", str(folder)]
+        log = folder / "valkey.log"
+        with children.running(command, log) as server:
+            _wait_until_it_answers(server, socket, log)
             yield f"redis+socket://{socket}?virtual_host=0"
-        finally:
-            children.stop(server)
 
 
 def _command() -> list[str]:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path  # noqa: TC003 - Typer reads it
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
 from db import compare as comparing
 from db import runs
+from db.compare import Comparison
+from db.rows import Rows
 from earmark import events, output, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.core.clips import State
 from earmark.database import find_run, read_settings
 from earmark.files import ParquetOptions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from db.compare import Comparison
-    from db.rows import Rows
 
 commands = typer.Typer()
 OtherRun = Annotated[str, typer.Argument(help="Another run's id or name.")]
@@ -40,13 +37,15 @@ def compare(
     ] = "label",
     truth: Annotated[
         str | None,
-        typer.Option(help="Each label's precision and recall: a column of the lists, or reviews."),
+        typer.Option(
+            help="Show precision and recall by this column of the lists, or by `reviews`."
+        ),
     ] = None,
     format: o.OutputFormat = None,
     file: o.OutputFile = None,
     db: o.Db = None,
 ) -> None:
-    """Compare what two runs heard in the same clips: with two models, or with other options."""
+    """Compare the labels of two runs over the same clips."""
     engine, before = find_run(read_settings(db), a)
     after = runs.find_run(engine, b)
     with progress.screen.status(f"Comparing {before.name} and {after.name}"):
@@ -100,24 +99,25 @@ def _sentences(comparison: Comparison) -> list[str]:
 def cut(
     run: o.Run,
     folder: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
-    label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
+    label: o.Label = None,
     min_score: Annotated[float, typer.Option(help="The score that an event must reach.")] = 0.5,
-    pad: Annotated[float, typer.Option(min=0, help="Seconds kept before and after it.")] = 1.0,
+    pad: Annotated[
+        float, typer.Option(min=0, help="Seconds kept before and after each event.")
+    ] = 1.0,
     sample: Annotated[
         int | None, typer.Option(min=1, help="Only so many, spread over the scores.")
     ] = None,
     format: Annotated[Literal["flac", "wav"], typer.Option(help="The files' format.")] = "flac",
     db: o.Db = None,
 ) -> None:
-    """Cut the sound of events out of the recordings: a file each, and a table beside them."""
+    """Cut events out of the recordings: a sound file for each, and a table of them."""
     from earmark.cut import AT_ONCE, Cutter, sampled
     from earmark.sound import Listener
 
     settings = read_settings(db)
     engine, row = find_run(settings, run)
-    found: Iterable[dict[str, Any]] = events.events(
-        engine, row, events.Rule(min_score, min_score), label=label
-    )
+    heard = events.events(engine, row, events.Rule(min_score), label=label)
+    found: Iterable[dict[str, Any]] = heard
     if sample:
         found = sampled(found, sample)
     with Listener(settings, at_once=AT_ONCE) as listener:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +15,8 @@ from earmark import output, progress
 from earmark.cli import options as o
 from earmark.core.clips import Part
 from earmark.core.errors import SERVICE_EXIT, UsageError
-from earmark.core.options import Listing
+from earmark.core.options import Listing, RunOptions
+from earmark.core.spelling import printable
 from earmark.database import open_database, read_settings
 
 commands = typer.Typer()
@@ -23,26 +24,27 @@ HOSTS_SHOWN = 10
 
 
 @commands.command(epilog="Example: earmark plan urls.csv --url-col link --within 8h")
-@o.spread
+@o.spread(o.TASK)
 def plan(
-    task: o.Task,
+    given: dict[str, Any],
     sample: Annotated[int, typer.Option(min=1, help="Clips tried, chosen at random.")] = 200,
     within: Annotated[
-        str | None, typer.Option(help="How many workers do it in this time: 90s, 30min, 8h, 2d?")
+        str | None,
+        typer.Option(help="Tell how many workers finish in this time: 90s, 30min, 8h, 2d."),
     ] = None,
-    format: o.OutputFormat = None,
+    format: o.TextFormat = None,
 ) -> None:
     """Try a random sample of a list, keep nothing, and estimate the whole list."""
     from earmark import plan as planning
 
     estimate = planning.plan(
-        task.sources,
+        given["sources"],
         read_settings(),
-        options=task.options,
+        options=RunOptions.from_arguments(given),
         sample=sample,
         within_s=planning.seconds_in(within) if within else None,
-        limit=task.limit,
-        listing=Listing(**task.reading),
+        limit=given["limit"],
+        listing=Listing.from_arguments(given),
     )
     if format:
         output.write_record(estimate.as_json(), format)
@@ -53,8 +55,8 @@ def plan(
 
 
 @commands.command(epilog="Example: EARMARK_DATABASE__URL=postgresql://db/earmark earmark doctor")
-def doctor(format: o.OutputFormat = None, db: o.Db = None) -> None:
-    """Check all that a run needs here, and name the cure for what fails; exit with 3 then."""
+def doctor(format: o.TextFormat = None, db: o.Db = None) -> None:
+    """Check what a run needs on this machine, and name each cure; exit with 3 after a fault."""
     from earmark.doctor import examine
 
     rows = []
@@ -77,7 +79,7 @@ def models(
     ] = None,
     format: o.OutputFormat = None,
 ) -> None:
-    """Load the models on this machine, say what they hear, and measure 5 s of sound with each."""
+    """Load the models on this machine, list their labels, and time each on 5 s of sound."""
     from earmark import catalog
 
     with progress.screen.status("Loading and measuring models"):
@@ -88,23 +90,20 @@ def models(
 @commands.command(
     epilog="Example: earmark explain 1234, or: earmark explain https://example.org/a.wav"
 )
+@o.spread(o.SCORING, "model", "revision", "labels", "channels")
 def explain(
     clip: Annotated[
         str,
         typer.Argument(help="A clip's id, as `results` and `failures` give it, or a URL or path."),
     ],
-    model: o.Model = "starter",
-    revision: o.Revision = None,
-    labels: o.Labels = None,
-    channels: o.Channels = "mix",
+    given: dict[str, Any],
     db: o.Db = None,
 ) -> None:
-    """Fetch and classify one clip in this process and tell each step; exit with 1 if it fails."""
+    """Fetch and classify one clip in this process and show each step; exit with 1 if it fails."""
     from earmark import explain, folders
 
     settings = read_settings(db)
-    task = o.Task(sources=[], model=model, revision=revision, labels=labels, channels=channels)
-    options = task.options
+    options = RunOptions.from_arguments(given)
     uri, part = folders.uri_of(clip), None
     if clip.isascii() and clip.isdigit():
         engine = open_database(settings)
@@ -117,28 +116,25 @@ def explain(
 
 
 @commands.command(epilog="Example: earmark plot siren.wav -o siren.png")
+@o.spread(o.SCORING, "model", "revision", "window_s", "labels")
 def plot(
     file: Annotated[str, typer.Argument(help="An audio file or its URL.")],
     picture: Annotated[Path, typer.Option("--output", "-o", help="A .png, .svg or .pdf file.")],
-    model: o.Model = "starter",
-    revision: o.Revision = None,
-    window_s: o.WindowS = None,
-    labels: o.Labels = None,
+    given: dict[str, Any],
 ) -> None:
-    """Draw one clip: waveform, mel spectrogram, what is heard when, and the best labels."""
+    """Draw one clip: waveform, mel spectrogram, labels over time, and the best labels."""
     from earmark import folders, plots
 
     uri = folders.uri_of(file)
     if "://" not in file and not Path(uri).is_file():
         raise UsageError(reason=f"There is no file {uri}.")
-    task = o.Task(sources=[], model=model, revision=revision, window_s=window_s, labels=labels)
-    drawn = plots.plot_clip(uri, folders.readable(uri, read_settings()), task.options)
+    options = RunOptions.from_arguments(given)
+    drawn = plots.plot_clip(uri, folders.readable(uri, read_settings()), options)
     plots.save(drawn, picture)
     typer.echo(str(picture))
 
 
 def _say(step: str, text: str) -> None:
-    # A server's words must not steer the terminal.
-    shown = Text("".join(char if char.isprintable() else "?" for char in text))
+    shown = Text(printable(text))
     shown.highlight_regex("[▁-▏]+", "green")
     Console(highlight=False).print(Text.assemble((f"{step:<11}  ", "bold"), shown), soft_wrap=True)

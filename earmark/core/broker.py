@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
@@ -20,11 +21,7 @@ from earmark.core import broker_errors
 from earmark.core.broker_url import for_redis_py
 from earmark.core.clips import Chunk
 from earmark.core.errors import MessageError, ServiceError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from earmark.core.settings import Broker, Settings
+from earmark.core.settings import Broker, Settings
 
 TASK = "earmark.classify"
 MESSAGE_VERSION = 2
@@ -45,6 +42,7 @@ SHOWN_URIS = 3
 
 #: In the data folder, the URL of the embedded Valkey that `earmark up` runs there.
 EMBEDDED_NOTE = "broker.url"
+#: The addresses and names that lead to this machine from itself alone.
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 #: Settings of Celery that are the same with every broker.

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from earmark.core import clips
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 FunctionToApply = Literal["softmax", "sigmoid", "none"]
 Combine = Literal["mean", "max"]
@@ -103,7 +101,7 @@ class RunOptions:
             UsageError: a value is out of bounds, or none of its choices.
         """
         check_arguments(given)
-        chosen = {name: given[name] for name in cls.__slots__ if name in given}
+        chosen = _chosen(cls, given)
         labels = chosen.get("labels") or ()
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",")]
@@ -114,7 +112,7 @@ class RunOptions:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunOptions:
-        known = {name: values[name] for name in cls.__slots__ if name in values}
+        known = _chosen(cls, values)
         return cls(**{**known, "labels": tuple(known.get("labels", ()))})
 
 
@@ -146,7 +144,11 @@ class Listing:
     @classmethod
     def from_arguments(cls, given: Mapping[str, Any]) -> Listing:
         """Return the options of this kind among a person's arguments."""
-        return cls(**{name: given[name] for name in cls.__slots__ if name in given})
+        return cls(**_chosen(cls, given))
+
+
+def _chosen(kind: type[RunOptions | Listing], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in kind.__slots__ if name in given}
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:

@@ -5,12 +5,9 @@ In 768 dimensions that is 772 bytes, a quarter of float32, and finds the same ne
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SCALE_BYTES = 4
 #: The largest value of a signed byte.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import time
 from base64 import b64decode
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from io import StringIO
@@ -13,6 +14,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+import sqlalchemy as sa
 import uvicorn
 from rich.markup import escape
 from starlette.applications import Starlette
@@ -24,10 +26,13 @@ from starlette.staticfiles import StaticFiles
 
 from db import browse, query, results, runs, schema
 from db.pace import pace
+from db.rows import Rows
 from earmark import output, similar
+from earmark.core.broker import LOOPBACK
 from earmark.core.clips import Part
 from earmark.core.errors import BY_CODE, ClipError, EarmarkError, UsageError
-from earmark.ports import HERE, check_port
+from earmark.core.settings import Settings
+from earmark.ports import check_port
 from earmark.progress import screen
 from earmark.sound import Listener
 from earmark.web import report
@@ -35,13 +40,8 @@ from earmark.web.report import TEMPLATES, UNCERTAIN, Card, card, charts, colours
 from earmark.web.review import Reviewing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
-    import sqlalchemy as sa
     from starlette.requests import Request
 
-    from db.rows import Rows
-    from earmark.core.settings import Settings
 
 #: Runs on the first page.
 RUNS = 100
@@ -88,7 +88,7 @@ def serve(
         UsageError: it would be open to other machines without a token, or its port is taken.
     """
     token = token or settings.ui_token
-    if address not in HERE and not token:
+    if address not in LOOPBACK and not token:
         reason = "it shows every run, and its SQL reads every row."
         raise UsageError(reason=f"The page on {address} needs --token: {reason}")
     check_port(address, port)
@@ -141,7 +141,7 @@ def _guard(token: str | None) -> Callable[[Request, Any], Awaitable[Response]]:
             challenge = {"WWW-Authenticate": 'Basic realm="Earmark: the password is the token"'}
             return PlainTextResponse("A token is needed.", 401, challenge)
         # DNS rebinding: an attacker's name may resolve to this machine.
-        if not token and request.url.hostname not in HERE:
+        if not token and request.url.hostname not in LOOPBACK:
             return PlainTextResponse("This page is for this machine only.", 421)
         # Another site must not start queries or downloads here, though it can write nothing.
         if request.headers.get("sec-fetch-site") == "cross-site" and request.url.path != "/":

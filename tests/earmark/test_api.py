@@ -18,7 +18,7 @@ import pytest
 import earmark
 from db import ledger
 from earmark import api, children, frames, machine
-from earmark.cli.options import Submission
+from earmark.cli.options import SUBMISSION
 from earmark.core import broker
 from earmark.core.errors import NotAudio, ServiceError, UsageError
 from earmark.core.options import Listing, RunOptions
@@ -118,7 +118,7 @@ except Exception as error:
 
 
 def test_run_and_submit_take_every_option_of_the_command_line() -> None:
-    of_the_verb = set(inspect.signature(Submission).parameters) - {"sources", "db"}
+    of_the_verb = set(SUBMISSION) - {"sources"}
     of_the_producer = set(inspect.signature(submit).parameters)
     of_the_producer -= {"sources", "engine", "settings", "options", "listing", "tell", "kept"}
     of_the_producer |= set(KeptOptions.__annotations__)
@@ -164,7 +164,7 @@ def test_a_submitted_run_is_waited_for(folder: Path) -> None:
         run = earmark.submit(["list.csv"], url_col="link", top_k=2, settings=settings)
         assert run.options.top_k == 2
         assert run.report() == [
-            "Of the list's 4 lines: 2 new, 1 known already, 1 header or further line of a cell."
+            "Of 4 lines or files: 2 new, 1 known already, 1 header or further line of a cell."
         ]
         with pytest.raises(TimeoutError, match="0 of 2 clips"):
             run.wait(timeout_s=0)

@@ -270,10 +270,10 @@ def forking(nursery: Nursery) -> Callable[..., Any]:
     """Return a `children.start` that forks workers: each would import torch for 4 s."""
     start = children.start
 
-    def start_or_fork(command: list[str], *, log: Any, environment: Any = None) -> Any:
+    def start_or_fork(command: list[str], log: Path, environment: Any = None) -> Any:
         if tuple(command) != (*children.EARMARK, "worker"):
-            return start(command, log=log, environment=environment)
-        files = [Path(os.devnull), Path(log.name), Path(log.name)]
+            return start(command, log, environment)
+        files = [Path(os.devnull), log, log]
         return nursery.start(
             "worker", folder=Path.cwd(), environment=environment, files=files, group=True
         )
@@ -347,6 +347,7 @@ def _become_earmark(
     elif words[0] == "worker":
         os.environ["FAULT_WORKER"] = str(os.getpid())
         process._start = _fork_nursery().start_loader  # type: ignore[assignment]
+        del os.environ["FAULT_WORKER"]  # those of a quarantine are real, and name theirs
     sys.argv = ["earmark", *words]
     _run(cli.main)
 

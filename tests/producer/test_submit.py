@@ -85,7 +85,7 @@ def test_the_report_accounts_for_every_line(
     path.write_text("n,url\n1,https://h.org/a\n2\n3,https://h.org/a\n\n")
     submitted = submit(str(path), engine, settings)
     assert submitted.report() == [
-        "Of the list's 5 lines: 1 new, 1 known already, 1 blank or comment, 1 refused, "
+        "Of 5 lines or files: 1 new, 1 known already, 1 blank or comment, 1 refused, "
         "1 header or further line of a cell.",
         f"  {path}, line 3: it has 1 cells, and 'url' is number 2",
         "Rows with other columns for a clip that is known, dropped: 1; --duplicates keep makes"
@@ -170,15 +170,14 @@ def test_a_database_lost_during_an_insert_raises_one_sentence(
     engine = connect(postgres_url, Database())
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=16)
 
-    def cut_off(*_: object) -> bytes:
+    def cut_off(*_: object) -> None:
         with reading(engine) as connection:
             others = "pid <> pg_backend_pid() AND datname = current_database()"
             execute(
                 connection, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"
             )
-        return b""
 
-    monkeypatch.setattr(bulk_insert, "_copied", cut_off)
+    monkeypatch.setattr(bulk_insert, "_shown", cut_off)
     with pytest.raises(DatabaseError, match="cannot be used"):
         ledger.add_clips(engine, run_id, [ListedClip("https://h.org/a")])
     engine.dispose()
