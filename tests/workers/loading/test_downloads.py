@@ -10,9 +10,10 @@ import pytest
 
 from db import reuse
 from earmark.core.clips import Source
-from tests.workers.loading.world import job, until
+from tests.workers.loading.world import SHAPE, until
 from workers.loading import downloads
 from workers.loading.clip import DealtClip
+from workers.loading.process import Job
 
 
 class Fetcher:
@@ -28,8 +29,11 @@ class Fetcher:
 
 
 def clips(count: int, run_id: int = 1) -> list[DealtClip]:
-    own = job(run_id=run_id)
-    return [DealtClip(number, number, f"{number:064x}", own) for number in range(1, count + 1)]
+    made = []
+    for number in range(1, count + 1):
+        job = Job(run_id, SHAPE, by_url=False, channels=0)
+        made.append(DealtClip(number, number, f"{number:064x}", job))
+    return made
 
 
 @pytest.fixture
