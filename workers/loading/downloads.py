@@ -8,7 +8,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from db import reuse
 from earmark.core.errors import DatabaseError, ServiceError
@@ -18,7 +18,9 @@ from workers.decoding.pool import check_regular
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from workers.fetching.polite import PoliteFetcher
+    from earmark.core.clips import Part
+    from workers.fetching.breaker import Breaker
+    from workers.fetching.fetch import Fetched
     from workers.loading.clip import DealtClip
     from workers.loading.copies import Copies
 
@@ -29,6 +31,17 @@ LOOKED_UP_AT_ONCE = 64
 #: A statement for several clips costs hardly more than for one, so they wait for each other as long
 #: as the decoders have enough to do.
 GATHER_S = 0.1
+
+
+class ClipFetcher(Protocol):
+    """Fetches a clip; a worker's is a `PoliteFetcher`."""
+
+    @property
+    def breaker(self) -> Breaker: ...
+
+    def fetch(self, uri: str, part: Part | None = None) -> Fetched: ...
+
+    def close(self) -> None: ...
 
 
 class Bell:
@@ -59,7 +72,7 @@ class Downloads:
     """
 
     def __init__(
-        self, fetcher: PoliteFetcher, engine: sa.Engine, copies: Copies, threads: int, bell: Bell
+        self, fetcher: ClipFetcher, engine: sa.Engine, copies: Copies, threads: int, bell: Bell
     ) -> None:
         self._fetcher = fetcher
         self._engine = engine
