@@ -11,7 +11,6 @@ import pytest
 
 from earmark.demo import EXAMPLES
 from earmark.plan import Plan, sentences
-from tests.end_to_end.conftest import left_running
 from tests.workers.scoring import graphs
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def test_a_plan_estimates_the_list_and_leaves_no_files(
     left = {file.suffix for file in (tmp_path / "temporary").glob("earmark*")}
     assert left <= {".lock"}
     assert not (earmark.folder / "data").exists()
-    assert left_running() == []
+    assert earmark.left_running() == []
 
 
 def test_a_plan_of_a_few_clips_and_a_container_has_no_speed(earmark: Earmark) -> None:

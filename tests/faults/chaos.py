@@ -126,7 +126,8 @@ def main() -> None:
     parser.add_argument("--each", action="store_true")
     arguments = parser.parse_args()
     with ExitStack() as stack:
-        nursery = stack.enter_context(running_nursery())
+        shared = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="earmark-nursery-")))
+        nursery = stack.enter_context(running_nursery(shared))
         postgres = None
         if arguments.database == "postgresql":
             postgres = Postgres()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from itertools import groupby, product
 from typing import TYPE_CHECKING
@@ -29,6 +26,7 @@ from producer import submit as submit_module
 from producer.sources import read_clips
 from producer.submit import submit
 from tests import containers
+from tests.producer.races import FORKED, LONGEST_S, submit_one
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,23 +137,15 @@ def test_a_killed_and_repeated_submission_has_each_clip_once(
 ) -> None:
     path = tmp_path / "list.txt"
     path.write_text("".join(f"https://h.org/{n}\n" for n in range(ROWS)))
-    program = (
-        "import sys; from producer.submit import submit; print(flush=True);"
-        " submit(sys.argv[1], name='mine')"
-    )
-    environment = {
-        **os.environ,
-        "EARMARK_DATABASE__URL": str(settings.database.url),
-        "EARMARK_BROKER__URL": str(settings.broker.url),
-    }
     moment = random.Random(seed)
     for _ in range(3):
-        command = [sys.executable, "-c", program, str(path)]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as child:
-            assert child.stdout
-            child.stdout.readline()
-            time.sleep(moment.uniform(0, 0.8))
-            child.send_signal(signal.SIGKILL)
+        start = FORKED.Barrier(2)
+        child = FORKED.Process(target=submit_one, args=(start, settings, "mine", str(path)))
+        child.start()
+        start.wait(LONGEST_S)
+        time.sleep(moment.uniform(0, 0.8))
+        child.kill()
+        child.join()
     again = submit(str(path), engine, settings, name="mine")
     assert count(engine, again.run_id) == (ROWS, ROWS)
     assert runs.progress(engine, again.run_id).total == ROWS

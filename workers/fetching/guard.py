@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import os
 import re
 import socket
 import ssl
@@ -11,7 +12,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,6 +46,8 @@ HEADER_BYTES = 256 * 1024
 ADDRESSES_TRIED = 2
 #: Hosts kept connected: with 8 connections each, within the usual limit of 1,024 descriptors.
 HOSTS_KEPT = 64
+#: By these variables OpenSSL finds the system's authorities.
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 USER_INFO = re.compile(r"[^/]*//[^/?#]*@")
@@ -445,6 +448,15 @@ class _TlsContext(ssl.SSLContext):
         return SSLTransport(sock, self, server_hostname)
 
 
+@cache
+def _tls_context(*_: str | None) -> _TlsContext:
+    """Read the certificates of authorities, which takes 20 ms, once while the variables stay."""
+    context = _TlsContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_default_certs()
+    context.load_verify_locations(certifi.where())
+    return context
+
+
 class _Answer(http.client.HTTPResponse):
     def _read_next_chunk_size(self) -> int:
         size: int = super()._read_next_chunk_size()  # type: ignore[misc]
@@ -474,9 +486,7 @@ class _HttpsPool(HTTPSConnectionPool):
 
 class _Adapter(requests.adapters.HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        context = _TlsContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_default_certs()
-        context.load_verify_locations(certifi.where())
+        context = _tls_context(*map(os.environ.get, CERTIFICATES))
         super().init_poolmanager(*args, **kwargs, ssl_context=context)
         self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 

@@ -18,7 +18,7 @@ import pytest
 
 from earmark.core.clips import EACH, Part, Postponed
 from earmark.core.settings import Settings
-from tests.servers import upgraded
+from tests.servers import copied_sqlite
 from tests.workers.decoding import bad_audio
 from tests.workers.loading.world import (
     SHAPE,
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from workers.loading.process import Job
 
+pytestmark = pytest.mark.slow
+
 #: The bytes of a window.
 WINDOW = SHAPE.size * 4
 
@@ -48,7 +50,7 @@ WINDOW = SHAPE.size * 4
 def make(tmp_path: Path) -> Iterator[Callable[..., tuple[Loaders, Queue]]]:
     """Start loaders with settings of a test's own."""
     made: list[Loaders] = []
-    url = upgraded(f"sqlite:///{tmp_path}/earmark.db")
+    url = copied_sqlite(tmp_path / "earmark.db")
 
     def start(**groups: Any) -> tuple[Loaders, Queue]:
         queue = Queue()
@@ -558,7 +560,7 @@ ORPHANS = """
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_loaders_and_decoders_of_a_killed_worker_end(tmp_path: Path, *, stopped: bool) -> None:
-    url = upgraded(f"sqlite:///{tmp_path}/earmark.db")
+    url = copied_sqlite(tmp_path / "earmark.db")
     worker = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(ORPHANS), url],
         stdout=subprocess.PIPE,
