@@ -8,6 +8,8 @@ import threading
 from io import FileIO
 from typing import TYPE_CHECKING
 
+from earmark.core import errors
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -32,12 +34,17 @@ class Sparse(FileIO):
         """Fetch a block, by its number, unless it is here.
 
         Raises:
-            DownloadError: it cannot be fetched.
+            DownloadError: it cannot be fetched, or the disk is full.
         """
         with self._lock:
             first = block * BLOCK_BYTES
             if block in self._here or not 0 <= first < self._size:
                 return
             content = self._fetch(first, min(first + BLOCK_BYTES, self._size))
-            os.pwrite(self.fileno(), content, first)
+            try:
+                written = os.pwrite(self.fileno(), content, first)
+            except OSError:
+                written = 0
+            if written < len(content):
+                raise errors.NoSpace
             self._here.add(block)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LEAST_BYTES = 16 * BLOCK_BYTES
 #: Those that libsndfile reads from anywhere, with a few looks at other places.
 FORMATS = ("flac", "wav")
-_RANGE = re.compile(r"bytes 0-\d+/(\d{1,18})")
+_RANGE = re.compile(r"bytes 0-\d+/(\d{1,12})")
 
 
 def open_url(guard: Guard, url: str, max_bytes: int) -> Sparse | None:
