@@ -199,7 +199,7 @@ def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_new_clips(
         csv.writer(file).writerows([("link", "city"), *rows])
     words = ("run", "list.csv", "--url-col", "link", "--name", "mine", "--top_k", "2")
     first = earmark(*words)
-    assert "6 lines: 3 new, 1 known already, 1 refused" in first.stderr
+    assert "6 lines or files: 3 new, 1 known already, 1 refused" in first.stderr
     query = "SELECT uri, label, json_extract(meta, '$.city') AS city FROM results ORDER BY uri"
     found = [
         json.loads(line)
