@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -112,8 +113,8 @@ class Earmark:
     def left_running(self) -> list[str]:
         """Return the names of Valkey processes that commands have left behind."""
         assert self.nursery
-        names = [child.name() for child in self.nursery.descendants()]
-        return [name for name in names if "valkey" in name]
+        running = [*psutil.Process().children(recursive=True), *self.nursery.descendants()]
+        return [child.name() for child in running if "valkey" in child.name()]
 
     def end(self) -> None:
         """End the background commands, and print their output if the test has failed."""

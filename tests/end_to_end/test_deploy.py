@@ -19,6 +19,8 @@ from tests.servers import answers, behind_tls, free_port, port_of, running_valke
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.faults.nursery import Nursery
+
 PAGE = Path(__file__).parents[2] / "docs/guides/many_machines.md"
 
 
@@ -29,7 +31,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def data(tmp_path: Path, postgres: str) -> Iterator[Earmark]:
+def data(tmp_path: Path, postgres: str, nursery: Nursery) -> Iterator[Earmark]:
     """The machine `data`, set up as the page says, and the environment of every other machine."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -50,7 +52,7 @@ def data(tmp_path: Path, postgres: str) -> Iterator[Earmark]:
         )
         settings = dict(line.split("=", 1) for line in said.splitlines())
         # The page's machines can look up names of the internet.
-        everywhere = Earmark({**settings, "HF_ENDPOINT": "http://localhost"}, tmp_path)
+        everywhere = Earmark({**settings, "HF_ENDPOINT": "http://localhost"}, tmp_path, nursery)
         try:
             yield everywhere
         finally:

@@ -31,13 +31,15 @@ from tests.workers.loading.world import (
     until,
 )
 from workers.loading import loaders as loading
+from workers.loading import process
 from workers.loading.cutter import Shape
 from workers.loading.loaders import Loaders
 from workers.loading.process import Suspected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from tests.faults.nursery import Nursery
     from workers.loading.process import Job
 
 pytestmark = pytest.mark.slow
@@ -46,8 +48,26 @@ pytestmark = pytest.mark.slow
 WINDOW = SHAPE.size * 4
 
 
+#: The loaders of a test, forked or not.
+STARTED: list[int] = []
+START = process._start
+
+
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., tuple[Loaders, Queue]]]:
+def forked(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have loaders forked: each would import the database for a second."""
+    STARTED.clear()
+
+    def start(*descriptors: int) -> Any:
+        child = nursery.start_loader(*descriptors)
+        STARTED.append(child.pid)
+        return child
+
+    monkeypatch.setattr(process, "_start", start)
+
+
+@pytest.fixture
+def make(tmp_path: Path, forked: None) -> Iterator[Callable[..., tuple[Loaders, Queue]]]:
     """Start loaders with settings of a test's own."""
     made: list[Loaders] = []
     url = copied_sqlite(tmp_path / "earmark.db")
@@ -70,13 +90,16 @@ def one(make: Any) -> tuple[Loaders, Queue]:
     return loaders, queue
 
 
-def children(name: str) -> list[psutil.Process]:
-    """Return our loaders or decoders."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE and name in " ".join(child.cmdline())
-    ]
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    return [each for each in processes if each.status() != psutil.STATUS_ZOMBIE]
+
+
+def loader_processes() -> list[psutil.Process]:
+    return alive(psutil.Process(pid) for pid in STARTED if psutil.pid_exists(pid))
+
+
+def decoder_processes() -> list[psutil.Process]:
+    return [each for loader in loader_processes() for each in alive(loader.children())]
 
 
 def sound(folder: Path, number: int, seconds: float) -> Clip:
@@ -98,11 +121,14 @@ def sounds(folder: Path, count: int, seconds: float = 0.5) -> list[Clip]:
     return clips
 
 
-def test_a_command_line_names_no_token(make: Any) -> None:
+def test_a_command_line_names_no_token(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_start", START)
     make(fetch={"tokens": {"https://clips.test": "secret"}}, worker={"decoders": 1})
+    started = alive(psutil.Process().children(recursive=True))
+    lines = [" ".join(each.cmdline()) for each in started]
     for name in ("workers.loading.loader", "workers.decoding.child"):
-        (process,) = children(name)
-        assert "secret" not in " ".join(process.cmdline())
+        (line,) = [line for line in lines if name in line]
+        assert "secret" not in line
 
 
 def test_each_clip_comes_with_its_samples_and_its_facts(make: Any, tmp_path: Path) -> None:
@@ -227,7 +253,7 @@ def test_a_decoder_that_waits_for_a_slow_model_has_all_the_time(make: Any, tmp_p
     clip = sound(tmp_path, 1, 200)
     deal(loaders, job(), [clip])
     until(lambda: len(queue.waiting) == 4)
-    (decoder,) = children("decoding.child")
+    (decoder,) = decoder_processes()
     slept = decoder.cpu_times()
     for _ in range(5):  # three seconds in which nothing is scored, and then some
         with pytest.raises(psutil.TimeoutExpired):
@@ -281,12 +307,12 @@ def test_a_file_is_fetched_once_for_all_models_and_decoded_once_for_each_rate(
     clips = []
     for number in range(12):
         clips += heard_together(Clip(number, f"{host.url}/{number}"), *jobs)
-    (decoder,) = children("decoding.child")
+    (decoder,) = decoder_processes()
     loaders.deal(clips)
     score_all(loaders, queue, [clip for clip, _ in clips])
     assert host.asked == {f"/{number}": 1 for number in range(12)}
     # It has decoded 12 files at two rates, which is all that a decoder may: it was asked no more.
-    assert [child.pid for child in children("decoding.child")] == [decoder.pid]
+    assert [child.pid for child in decoder_processes()] == [decoder.pid]
     windows = {each.run_id: [] for each in jobs}
     for clip, each in clips:
         assert clip.facts is not None
@@ -349,7 +375,7 @@ def test_a_loader_that_dies_has_the_clips_of_all_models_dealt_again(
     clips = [each for clip in sounds(tmp_path, 6, 3.0) for each in heard_together(clip, *jobs)]
     loaders.deal(clips)
     until(lambda: len(queue.waiting) >= 4)
-    children("loading.loader")[0].kill()
+    loader_processes()[0].kill()
     score_all(loaders, queue, [clip for clip, _ in clips])
     for clip, _ in clips:
         assert [window.span for window in sorted_windows(clip)] == [(0, 1), (1, 2), (2, 3)]
@@ -456,7 +482,7 @@ def test_a_decoder_that_dies_costs_the_clip_it_was_at(one: Any, tmp_path: Path) 
     deal(loaders, job(), [long])
     until(lambda: len(queue.waiting) == 4)
     deal(loaders, job(), others)
-    children("decoding.child")[0].kill()
+    decoder_processes()[0].kill()
     score_all(loaders, queue, others)
     until(lambda: long.end)
     assert long.end.error.code == "decoder_crashed"
@@ -464,7 +490,7 @@ def test_a_decoder_that_dies_costs_the_clip_it_was_at(one: Any, tmp_path: Path) 
 
 def test_a_decoder_that_hangs_costs_the_clip_it_was_at(make: Any, tmp_path: Path) -> None:
     loaders, queue = make(audio={"decode_timeout_s": 1.0})
-    children("decoding.child")[0].suspend()
+    decoder_processes()[0].suspend()
     clips = sounds(tmp_path, 4)
     deal(loaders, job(), clips)
     until(lambda: any(clip.end for clip in clips))
@@ -491,14 +517,14 @@ def test_a_loader_that_dies_is_replaced_and_its_clips_are_dealt_again(
     clips = [*sounds(tmp_path, 30, 1.0), sound(tmp_path, 100, 60), sound(tmp_path, 101, 60)]
     deal(loaders, job(), clips)
     until(lambda: len(queue.waiting) == 8)
-    children("loading.loader")[0].kill()
+    loader_processes()[0].kill()
     score_all(loaders, queue, clips)
     deals = [len(clip.deals) for clip in clips]
     assert set(deals) == {1, 2}
     for clip in clips:
         starts = [window.start for window in clip.windows]
         assert len(starts) == len(set(starts))
-    assert len(children("loading.loader")) == 2
+    assert len(loader_processes()) == 2
 
 
 def test_a_clip_that_loaders_die_of_is_suspected(one: Any, tmp_path: Path) -> None:
@@ -507,7 +533,7 @@ def test_a_clip_that_loaders_die_of_is_suspected(one: Any, tmp_path: Path) -> No
     deal(loaders, job(), [clip])
     for deals in (1, 2):
         until(lambda deals=deals: len(clip.deals) == deals and len(queue.waiting) == 4)
-        children("loading.loader")[0].kill()
+        loader_processes()[0].kill()
     until(lambda: clip.end)
     assert clip.end == Suspected()
     assert not queue.waiting
@@ -519,7 +545,7 @@ def test_a_loader_that_hangs_is_replaced(
     monkeypatch.setattr(loading, "CHECK_EVERY_S", 0.2)
     monkeypatch.setattr(loading, "SILENT_CHECKS", 20)
     loaders, queue = make()
-    children("loading.loader")[0].suspend()
+    loader_processes()[0].suspend()
     clips = sounds(tmp_path, 4)
     deal(loaders, job(), clips)
     score_all(loaders, queue, clips)
@@ -538,7 +564,7 @@ def test_a_loader_that_cannot_be_replaced_at_once_is_replaced_later(
         return new_memory(samples)
 
     monkeypatch.setattr(loading.arena, "new_memory", scarce_memory)
-    children("loading.loader")[0].kill()
+    loader_processes()[0].kill()
     clips = sounds(tmp_path, 2)
     deal(loaders, job(), clips)
     score_all(loaders, queue, clips)
