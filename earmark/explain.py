@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from earmark import folders
-from earmark.core import formats
+from earmark.core import addresses, formats, names
 from earmark.core.clips import Failure, Success, display_uri
 from earmark.core.credentials import DEFAULT_PORTS, Credentials, Proxy
 from earmark.core.errors import ClipError
 from earmark.in_process import classified
 from earmark.sound import peaks
 from earmark.tables import bar
-from workers.fetching import guard, names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +81,7 @@ class Steps:
 
     def __init__(self, settings: Settings, say: Say) -> None:
         self._say = say
-        self._addresses = guard.Addresses(settings.fetch)
+        self._addresses = addresses.Addresses(settings.fetch)
         self._fetch = settings.fetch
         self._credentials = Credentials(
             settings.fetch.headers, settings.fetch.tokens, settings.fetch.basic_auth

@@ -10,11 +10,11 @@ import numpy as np
 
 from db.claims import Claimed
 from earmark import folders
+from earmark.core import guard
 from earmark.core.clips import Failure, Postponed, Success, Waveform
 from earmark.core.errors import ServiceError
 from workers import single
 from workers.decoding.pool import Decoders
-from workers.fetching import guard
 from workers.fetching.fetch import Fetcher
 from workers.models import LoadedModel, RunPlan, open_model
 

@@ -21,6 +21,7 @@ from producer.places import names_a_clip
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from earmark.core.settings import Fetch
     from producer.tally import Tally
 
 InputFormat = options.InputFormat
@@ -63,7 +64,7 @@ class ListReader:
     with its number and the reason; reading goes on with the next line.
     """
 
-    def __init__(self, place: str, tally: Tally, listing: options.Listing) -> None:
+    def __init__(self, place: str, tally: Tally, listing: options.Listing, fetch: Fetch) -> None:
         self.place = place
         self.shown = "standard input" if place == "-" else display_uri(place)
         #: The lines or rows read so far.
@@ -72,6 +73,7 @@ class ListReader:
         self.line = 0
         self._tally = tally
         self._listing = listing
+        self._fetch = fetch
 
     def rows(self) -> Iterator[Row]:
         """Yield the list's rows as they are read.
@@ -79,7 +81,7 @@ class ListReader:
         Raises:
             UsageError: the list cannot be opened, is of no known format, or lacks a column.
         """
-        with streams.opened(self.place, self.shown) as stream:
+        with streams.opened(self.place, self.shown, self._fetch) as stream:
             input_format = self._format_of(stream)
             if input_format == "parquet":
                 yield from self._parquet(stream)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from db.registry import WorkerUp
     from earmark.core.clips import Clip
+    from earmark.core.settings import Fetch
 
 #: The first clips of a list show whether the workers may read its files.
 LOOKED_AT = 100
@@ -164,7 +165,7 @@ def submit(
     engine = engine or _open(settings)
     access.check_writable(engine)
     tally = Tally()
-    first, clips = _read(sources, listing, limit, tally)
+    first, clips = _read(sources, listing, limit, tally, settings.fetch)
     settings, queue = _with_broker(settings, engine)
     if tell and (sentence := unreadable(first, registry.up(engine, queue))):
         tell(sentence)
@@ -179,10 +180,11 @@ def _read(
     listing: Listing | None,
     limit: int | None,
     tally: Tally,
+    fetch: Fetch,
 ) -> tuple[list[Clip], Iterator[Clip]]:
     """Return the first clips of the sources, and all of them."""
     sources = [sources] if isinstance(sources, str) else list(sources)
-    first, clips = spy(islice(read_clips(sources, listing, tally), limit), LOOKED_AT)
+    first, clips = spy(islice(read_clips(sources, listing, tally, fetch), limit), LOOKED_AT)
     if not first:
         reasons = "".join(f" {refused}." for refused in tally.examples)
         raise UsageError(reason=f"There is no clip in {', '.join(map(str, sources))}.{reasons}")

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
-import re
 import stat
 import tempfile
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from urllib3.exceptions import HTTPError
-
-from earmark.core import clips, errors, formats
-from workers.fetching import guard, object_stores, robots
-from workers.fetching.wholes import BLOCK_BYTES, Wholes, read_slice, unusable
+from earmark.core import addresses, answers, clips, errors, formats, guard
+from earmark.core.answers import BLOCK_BYTES
+from workers.fetching import object_stores, robots
+from workers.fetching.wholes import Wholes, read_slice, unusable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-    from urllib3 import BaseHTTPResponse
 
     from earmark.core import settings
 
@@ -35,12 +28,7 @@ if TYPE_CHECKING:
 IN_MEMORY_BYTES = 8 * 1024**2
 #: Unpacked at once: gzip grows to 1 MB at most.
 PACKED_BYTES = 1024
-#: Too slow, too early, not ready yet: states that pass.
-PASSING = (202, 408, 425)
-COMPRESSIONS = frozenset(["gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"])
-GZIP = (["gzip"], ["x-gzip"])
 GZIP_BITS = zlib.MAX_WBITS | 16
-SECONDS = re.compile(r"[0-9]{1,9}")
 # O_PATH (Linux) opens folders that may be entered but not listed.
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)
 # Without O_NONBLOCK, opening a pipe would wait for its writer.
@@ -91,7 +79,7 @@ class Fetcher:
             return self._member(uri, part)
         if uri[:8].lower().startswith(("http://", "https://")):
             if self._robots:
-                self._robots.check(guard.check_url(uri, self._settings))
+                self._robots.check(addresses.check_url(uri, self._settings))
             return self._download(uri)
         if self._is_stored(uri):
             file = _new_file(None)
@@ -120,12 +108,12 @@ class Fetcher:
 
     def _download(self, url: str) -> Fetched:
         with self._guard.open(url) as answer:
-            _check_status(answer)
-            declared = _declared_bytes(answer)
+            answers.check_status(answer)
+            declared = answers.declared_bytes(answer)
             if declared is not None and declared > self._max_bytes:
                 raise errors.TooLarge(max_bytes=self._max_bytes)
-            blocks = _received(answer, declared)
-            if _is_gzip(answer):
+            blocks = answers.received(answer, declared)
+            if answers.is_gzip(answer):
                 declared, blocks = None, _unpacked(blocks, GZIP_BITS)
             file = _new_file(declared)
             return self._fetched(file, _saved(blocks, file), self._max_bytes)
@@ -161,21 +149,21 @@ class Fetcher:
     def _ranged(self, url: str, part: clips.Part) -> Fetched:
         """Fetch a member alone, or the container once if the server knows no ranges."""
         if self._robots:
-            self._robots.check(guard.check_url(url, self._settings))
+            self._robots.check(addresses.check_url(url, self._settings))
         if not self._wholes.has(url):
             first = part.member_offset or 0
             last = first + (part.member_bytes or 0) - 1
             with self._guard.open(url, byte_range=f"{first}-{last}") as answer:
                 if answer.status != 200:
-                    _check_range(answer, first, last)
-                    return self._sliced(_received(answer, part.member_bytes), part)
+                    answers.check_range(answer, first, last)
+                    return self._sliced(answers.received(answer, part.member_bytes), part)
         return self._sliced(self._wholes.read(url, "", part), part)
 
     def _sliced(self, blocks: Iterable[bytes], part: clips.Part) -> Fetched:
         assert part.member_bytes is not None
         if not part.member_bytes:
             raise errors.Empty
-        blocks = _exactly(blocks, part.member_bytes)
+        blocks = answers.exactly(blocks, part.member_bytes)
         if part.packing != "deflate":
             file = _new_file(part.member_bytes)
         else:
@@ -186,8 +174,8 @@ class Fetcher:
         """Return a container as an open file."""
         if uri[:8].lower().startswith(("http://", "https://")):
             with self._whole_guard.open(uri) as answer:
-                _check_status(answer)
-                blocks = _received(answer, _declared_bytes(answer))
+                answers.check_status(answer)
+                blocks = answers.received(answer, answers.declared_bytes(answer))
                 return self._spooled(blocks)
         if self._is_stored(uri):
             return self._spooled(object_stores.read(uri, self._settings.timeout_s))
@@ -226,65 +214,6 @@ def _source(blocks: Iterable[bytes], max_bytes: int | None) -> clips.Source:
     return clips.Source(digest.hexdigest(), size)
 
 
-def _check_status(answer: BaseHTTPResponse) -> None:
-    status = answer.status
-    if status in (404, 410):
-        raise errors.NotFound(status=status)
-    if status in (401, 403):
-        raise errors.Forbidden(status=status)
-    if status == 429:
-        raise errors.RateLimited(retry_after_s=_retry_after_s(answer))
-    if status >= 500 or status in PASSING:
-        raise errors.ServerFailed(status=status, retry_after_s=_retry_after_s(answer))
-    if status not in (200, 203):
-        raise errors.HttpError(reason=f"HTTP {status}")
-
-
-def _retry_after_s(answer: BaseHTTPResponse) -> float | None:
-    text = answer.headers.get("Retry-After", "").strip()
-    if SECONDS.fullmatch(text):
-        return float(text)
-    try:
-        when = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
-
-
-def _declared_bytes(answer: BaseHTTPResponse) -> int | None:
-    transfer = answer.headers.get("Transfer-Encoding", "").strip().lower()
-    length = answer.headers.get("Content-Length")
-    if transfer not in ("", "chunked"):
-        raise errors.HttpError(reason="its Transfer-Encoding is unknown")
-    if transfer or length is None:
-        return None
-    if not (length.isascii() and length.isdigit()):
-        raise errors.HttpError(reason="its Content-Length is not a number")
-    return int(length)
-
-
-def _received(answer: BaseHTTPResponse, declared: int | None) -> Iterator[bytes]:
-    received = 0
-    with suppress(HTTPError, http.client.HTTPException, OSError, ValueError):
-        while block := answer.read(BLOCK_BYTES, decode_content=False):
-            received += len(block)
-            yield block
-        return
-    total = "an unknown number" if declared is None else str(declared)
-    raise errors.Incomplete(received=received, declared=total)
-
-
-def _is_gzip(answer: BaseHTTPResponse) -> bool:
-    """Return whether to unpack the body. A coding that does not compress leaves its bytes alone."""
-    names = answer.headers.get("Content-Encoding", "").lower().split(",")
-    used = [name.strip() for name in names if name.strip() in COMPRESSIONS]
-    if used and used not in GZIP:
-        raise errors.HttpError(reason=f"it is compressed with {', '.join(used)}, unasked")
-    return bool(used)
-
-
 def _unpacked(blocks: Iterable[bytes], bits: int) -> Iterator[bytes]:
     """Unpack gzip in small pieces, so that a bomb ends at the limit of bytes."""
     member = zlib.decompressobj(bits)
@@ -301,25 +230,6 @@ def _unpacked(blocks: Iterable[bytes], bits: int) -> Iterator[bytes]:
                 packed = member.unused_data
     if not member.eof:
         raise errors.HttpError(reason="its gzip ends early")
-
-
-def _check_range(answer: BaseHTTPResponse, first: int, last: int) -> None:
-    if answer.status != 206:
-        _check_status(answer)
-    expected = f"bytes {first}-{last}/"
-    if _is_gzip(answer) or not answer.headers.get("Content-Range", "").startswith(expected):
-        raise errors.HttpError(reason="it sent another range than the one asked for")
-
-
-def _exactly(blocks: Iterable[bytes], length: int) -> Iterator[bytes]:
-    received = 0
-    for block in blocks:
-        received += len(block)
-        if received > length:
-            break
-        yield block
-    if received != length:
-        raise errors.Incomplete(received=received, declared=str(length))
 
 
 def _new_file(declared: int | None) -> FileIO:
@@ -347,7 +257,7 @@ def _path(uri: str) -> str:
             here = parts.netloc.lower() in ("", "localhost")
             plain = here and not (parts.query or parts.fragment)
             path = unquote(parts.path) if plain else ""
-    if guard.CONTROL.search(uri + path) or not path.startswith("/"):
+    if addresses.CONTROL.search(uri + path) or not path.startswith("/"):
         raise errors.BadUrl(
             reason="it starts with neither http://, https:// nor /, or holds control characters"
         )
