@@ -120,7 +120,7 @@ SQLITE = Dialect(
     matching_clips="WHERE id = :id",
     copied_clips="FROM clips WHERE id = :id",
     window_rows="VALUES (:clip_id, :start_s, :end_s, :label_ids, :scores, :channel)",
-    embedding_rows="VALUES (:clip_id, :channel, :start_s, :end_s, :vector)",
+    embedding_rows="VALUES (:clip_id, :number, :vector)",
     timestamp="datetime({}, 'unixepoch')",
     hexadecimal="lower(hex({}))",
     json="{}",

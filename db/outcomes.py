@@ -201,12 +201,16 @@ def _window_rows(outcome: Outcome, label_ids: Sequence[int]) -> list[dict[str, A
 
 
 def _embedding_rows(success: Success) -> list[dict[str, Any]]:
-    return [{**_place(success, each), "vector": each.vector} for each in success.embeddings]
+    rows = []
+    ordered = sorted(success.embeddings, key=lambda each: (each.channel or 0, each.start_s))
+    for number, each in enumerate(ordered):
+        rows.append({"clip_id": success.clip_id, "number": number, "vector": each.vector})
+    return rows
 
 
-def _place(success: Success, part: words.WindowPredictions | words.Embedding) -> dict[str, Any]:
-    span = {"start_s": part.start_s, "end_s": part.end_s}
-    return {"clip_id": success.clip_id, "channel": part.channel or 0, **span}
+def _place(success: Success, window: words.WindowPredictions) -> dict[str, Any]:
+    span = {"start_s": window.start_s, "end_s": window.end_s}
+    return {"clip_id": success.clip_id, "channel": window.channel or 0, **span}
 
 
 def _values(record: AudioFacts | Timings) -> dict[str, Any]:

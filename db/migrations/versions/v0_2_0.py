@@ -143,12 +143,10 @@ def _add_embeddings() -> None:
     op.create_table(
         "window_embeddings",
         sa.Column("clip_id", v0_1_0.ID, autoincrement=False, nullable=False),
-        sa.Column("channel", sa.SmallInteger(), autoincrement=False, nullable=False),
-        sa.Column("start_s", sa.Double(), nullable=False),
-        sa.Column("end_s", sa.Double(), nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("vector", sa.LargeBinary(), nullable=False),
         sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
-        sa.PrimaryKeyConstraint("clip_id", "channel", "start_s"),
+        sa.PrimaryKeyConstraint("clip_id", "number"),
     )
 
 
