@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from db import brake, outcomes
-from db.bulk_insert import Listed, insert, listed, missing
+from db.bulk_insert import Listed, insert, listed
 from db.claims import Claim, Claimed
 from db.dialects import dialect_of, now
 from db.models import (
@@ -145,19 +145,11 @@ def add_clips(engine: sa.Engine, run_id: int, clips: Iterable[words.Clip]) -> in
     return add_listed(engine, run_id, [listed(clip) for clip in clips])
 
 
-def add_listed(
-    engine: sa.Engine, run_id: int, rows: list[Listed], *, mostly_known: bool = False
-) -> int:
+def add_listed(engine: sa.Engine, run_id: int, rows: list[Listed]) -> int:
     """Do the same as `add_clips`, for rows that are ready.
 
     Rows sorted by their key write each page of the index only once.
-
-    Args:
-        mostly_known: look first which are new: that costs a fraction of a failed insert.
     """
-    if mostly_known:
-        with reading(engine) as connection:
-            rows = missing(connection, run_id, rows)
     if not rows:
         return 0
     with writing(engine) as connection:

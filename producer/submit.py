@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING, TypedDict
 
 from more_itertools import spy
 
-from db import access, known_rows, ledger, registry, schema
+from db import access, known_rows, ledger, registry
 from db.bulk_insert import Listed, listed
 from db.identity import with_queue
 from db.known_rows import KnownRows
-from db.session import connect
 from earmark.core import broker
 from earmark.core.clips import KEY_BYTES
-from earmark.core.errors import ServiceError, UsageError
+from earmark.core.errors import UsageError
 from earmark.core.options import Duplicates, Listing, RunOptions
-from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from producer.sources import read_clips
 from producer.tally import Tally
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
 
     from db.registry import WorkerUp
     from earmark.core.clips import Clip
-    from earmark.core.settings import Fetch
+    from earmark.core.settings import Fetch, Settings
 
 #: The first clips of a list show whether the workers may read its files.
 LOOKED_AT = 100
@@ -135,8 +133,8 @@ class Submitted:
 
 def submit(
     sources: str | Iterable[str | Clip],
-    engine: sa.Engine | None = None,
-    settings: Settings | None = None,
+    engine: sa.Engine,
+    settings: Settings,
     *,
     options: RunOptions | None = None,
     name: str | None = None,
@@ -150,7 +148,6 @@ def submit(
     """Record every clip of the sources as a row, then start to queue them for workers.
 
     Args:
-        engine: the ledger's database; default: the one of the settings, or of the environment.
         name: if a run of this name exists, the list's new clips are added to it.
         listing: how the sources are read.
         duplicates: `keep` makes each row a clip of its own, with about 100 bytes in memory.
@@ -161,8 +158,6 @@ def submit(
         UsageError: a source cannot be read, or no source holds a clip.
         ServiceError: the database or the broker is out of reach, or the database is read-only.
     """
-    settings = settings or Settings()
-    engine = engine or _open(settings)
     access.check_writable(engine)
     tally = Tally()
     first, clips = _read(sources, listing, limit, tally, settings.fetch)
@@ -213,15 +208,6 @@ def unreadable(clips: Iterable[Clip], up: Sequence[WorkerUp]) -> str | None:
 
 def _may_read(worker: WorkerUp, clip: Clip) -> bool:
     return any(Path(clip.uri).is_relative_to(root) for root in worker.file_roots)
-
-
-def _open(settings: Settings) -> sa.Engine:
-    if settings.broker.url is None:
-        raise ServiceError(reason="No broker is known: set EARMARK_BROKER__URL.")
-    engine = connect(settings.database_url, settings.database)
-    if engine.dialect.name == "sqlite":
-        schema.upgrade(engine)
-    return engine
 
 
 def _each_row(clips: Iterable[Clip]) -> Iterator[Listed]:
@@ -283,11 +269,14 @@ class _Writer:
     mostly_known: bool = False
 
     def write(self, rows: list[Listed]) -> int:
-        new = ledger.add_listed(self.engine, self.run_id, rows, mostly_known=self.mostly_known)
+        added = compared = rows
+        if self.mostly_known:
+            added, compared = known_rows.unlike(self.engine, self.run_id, rows)
+        new = ledger.add_listed(self.engine, self.run_id, added)
         self.mostly_known = new < len(rows) / 2
         differing = KnownRows()
-        if new < len(rows):
-            differing = known_rows.settle(self.engine, self.run_id, rows, again=self.again)
+        if new < len(compared):
+            differing = known_rows.settle(self.engine, self.run_id, compared, again=self.again)
         with self.feeding:
             self.differing.add(differing)
             if time.monotonic() - self.fed > self.feed_every_s:

@@ -140,8 +140,9 @@ def test_a_killed_and_repeated_submission_has_each_clip_once(
     path = tmp_path / "list.txt"
     path.write_text("".join(f"https://h.org/{n}\n" for n in range(ROWS)))
     program = (
-        "import sys; from producer.submit import submit; print(flush=True);"
-        " submit(sys.argv[1], name='mine')"
+        "import sys; from earmark.database import open_database, read_settings;"
+        " from producer.submit import submit; print(flush=True); settings = read_settings();"
+        " submit(sys.argv[1], open_database(settings), settings, name='mine')"
     )
     environment = {
         **os.environ,
@@ -168,7 +169,7 @@ def test_rows_added_by_another_submitter_meanwhile_are_skipped(
     rows = [bulk_insert.listed(ListedClip(f"https://h.org/{n}", {"n": n})) for n in range(10)]
     assert ledger.add_listed(engine, run_id, [*rows[:5], rows[0]]) == 5
     # Looked at a moment before the other's commit, all of them are new.
-    monkeypatch.setattr(bulk_insert, "missing", lambda *_: rows)
+    monkeypatch.setattr(bulk_insert, "unlike", lambda *_: rows)
     assert ledger.add_listed(engine, run_id, rows) == 5
     assert count(engine, run_id) == (10, 10)
     assert runs.progress(engine, run_id).total == 10
