@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from earmark.core import answers
+from earmark.core.addresses import is_http
 from earmark.core.errors import DownloadError, UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Ranged:
 @contextmanager
 def stream(url: str, fetch: Fetch) -> Iterator[io.BufferedReader]:
     """Yield a remote file from its beginning."""
-    if not _is_http(url):
+    if not is_http(url):
         import fsspec
 
         with fsspec.open(url, "rb") as file:
@@ -57,7 +58,7 @@ def stream(url: str, fetch: Fetch) -> Iterator[io.BufferedReader]:
 @contextmanager
 def ranges(url: str, fetch: Fetch) -> Iterator[Ranged | None]:
     """Yield a remote file to read by ranges; None if its server sends none."""
-    if not _is_http(url):
+    if not is_http(url):
         import fsspec
 
         # Without a cache no byte is read that nobody asks for.
@@ -103,10 +104,6 @@ def why(place: str, error: Exception) -> str:
     if isinstance(error, DownloadError) or "://" not in place:
         return str(error).partition("\n")[0].removesuffix(".") or type(error).__name__
     return type(error).__name__  # its text may quote the URL with its signature
-
-
-def _is_http(url: str) -> bool:
-    return url[:8].lower().startswith(("http://", "https://"))
 
 
 def _guard(fetch: Fetch) -> closing[Guard]:

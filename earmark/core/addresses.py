@@ -42,6 +42,11 @@ PUBLIC_IPV6 = ip_network("2000::/3")
 TRANSLATED = {"::ffff:0:0/96": 0, "::ffff:0:0:0/96": 0, "64:ff9b::/96": 0, "2002::/16": 80}
 
 
+def is_http(uri: str) -> bool:
+    """Return whether a URI is one to ask a web server for."""
+    return uri[:8].lower().startswith(("http://", "https://"))
+
+
 def check_url(url: str, fetch_settings: settings.Fetch) -> str:
     """Return the URL in canonical form, or raise BadUrl."""
     if len(url) > fetch_settings.max_url_chars:

@@ -223,13 +223,15 @@ def test_a_parquet_row_without_a_url_is_refused_and_any_type_becomes_meta(tmp_pa
 
 
 @pytest.mark.parametrize("compression", [".gz", ".bz2", ".zst"])
-@pytest.mark.parametrize("format_", ["txt", "csv", "jsonl"])
+@pytest.mark.parametrize("format_", ["txt", "csv", "jsonl", "json"])
 def test_a_truncated_compressed_list_gives_its_complete_lines(
     tmp_path: Path, format_: str, compression: str
 ) -> None:
     urls = [f"https://h.org/{os.urandom(40).hex()}" for _ in range(40_000)]
     lines = [json.dumps(url) for url in urls] if format_ == "jsonl" else urls
     content = "\n".join(["url", *lines] if format_ == "csv" else lines).encode()
+    if format_ == "json":
+        content = json.dumps(urls).encode()
     whole = COMPRESSIONS[compression](content)
     (tmp_path / f"list.{format_}{compression}").write_bytes(whole[: len(whole) * 3 // 4])
     clips, tally = read(tmp_path / f"list.{format_}{compression}")

@@ -77,7 +77,7 @@ class Fetcher:
         """
         if part and part.member_offset is not None:
             return self._member(uri, part)
-        if uri[:8].lower().startswith(("http://", "https://")):
+        if addresses.is_http(uri):
             if self._robots:
                 self._robots.check(addresses.check_url(uri, self._settings))
             return self._download(uri)
@@ -139,7 +139,7 @@ class Fetcher:
         packing = part.packing or ""
         if packing not in ("", "deflate"):
             return self._sliced(self._wholes.read(uri, packing, part), part)
-        if uri[:8].lower().startswith(("http://", "https://")):
+        if addresses.is_http(uri):
             return self._ranged(uri, part)
         if self._is_stored(uri):
             return self._sliced(object_stores.read(uri, self._settings.timeout_s, part), part)
@@ -172,7 +172,7 @@ class Fetcher:
 
     def _container(self, uri: str) -> FileIO:
         """Return a container as an open file."""
-        if uri[:8].lower().startswith(("http://", "https://")):
+        if addresses.is_http(uri):
             with self._whole_guard.open(uri) as answer:
                 answers.check_status(answer)
                 blocks = answers.received(answer, answers.declared_bytes(answer))
