@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, groupby, zip_longest
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 import soundfile
@@ -18,16 +18,19 @@ from db import results
 from db.rows import Rows
 from earmark.core.clips import AudioFacts, Part
 from earmark.core.errors import ClipError, Corrupt, UsageError
+from earmark.events import Rule, events
 from earmark.label_files import file_name
+from earmark.sound import Listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
-    from typing import BinaryIO
+    from typing import BinaryIO, Unpack
 
     import sqlalchemy as sa
 
-    from earmark.sound import Listener
+    from db.runs import RunRow
+    from earmark.core.settings import Settings
     from workers.decoding.decoder import Piece
 
 #: Clips that are fetched and decoded at once, and those whose events are held in memory.
@@ -44,6 +47,43 @@ HEARD = ("label", "score", "start_s", "end_s", "clip_id", "uri", "member", "chan
 COLUMNS = ("file_name", "cut_start_s", "cut_end_s", *HEARD)
 
 
+@contextmanager
+def cutting(
+    engine: sa.Engine,
+    run: RunRow,
+    settings: Settings,
+    folder: Path,
+    *,
+    label: str | None = None,
+    min_score: float = 0.5,
+    sample: int | None = None,
+    **form: Unpack[Form],
+) -> Iterator[tuple[Rows, list[str]]]:
+    """Yield a row for each event's file as it is written, and why others are missing.
+
+    Args:
+        label: only events of this label.
+        sample: only so many, spread over the scores.
+
+    Raises:
+        UsageError: the folder is there already, so that nothing is overwritten.
+    """
+    found: Iterable[dict[str, Any]] = events(engine, run, Rule(min_score, min_score), label=label)
+    if sample:
+        found = sampled(found, sample)
+    with Listener(settings, at_once=AT_ONCE) as listener:
+        cutter = Cutter(engine=engine, listener=listener, folder=folder, **form)
+        yield cutter.cut(found), cutter.missing
+
+
+class Form(TypedDict, total=False):
+    """How events are cut."""
+
+    #: Seconds before and after each event.
+    pad_s: float
+    format: Literal["flac", "wav"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cutter:
     """Cuts events out of their recordings into a new folder, at their own rate and channels."""
@@ -53,8 +93,7 @@ class Cutter:
     folder: Path
     #: Seconds before and after each event.
     pad_s: float = 1.0
-    #: `flac` or `wav`.
-    format: str = "flac"
+    format: Literal["flac", "wav"] = "flac"
     #: Why events are missing, a sentence for each clip.
     missing: list[str] = field(default_factory=list)
 
