@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import MutableMapping
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -10,9 +10,6 @@ import sqlalchemy as sa
 from db import sqlite_file, urls
 from db.session import reading
 from earmark.core.errors import ServiceError
-
-if TYPE_CHECKING:
-    from collections.abc import MutableMapping
 
 #: In place of `leases` on a standby: the table is UNLOGGED, and PostgreSQL does not send it there.
 NO_LEASES = (

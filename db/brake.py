@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from db import registry
 from db.dialects import now
 from db.models import Clip, Lease, Run, state_is
-from db.session import execute, reading, writing
+from db.registry import WorkerUp
+from db.session import fetch, writing
 from earmark.core.clips import State
-
-if TYPE_CHECKING:
-    from db.registry import WorkerUp
 
 #: A run with this limit is never paused.
 NEVER = 1.0
@@ -57,8 +54,7 @@ WHERE queue = :queue AND paused IS NULL AND stop_at < :never AND (
 
 def pause_failing(engine: sa.Engine, queue: str) -> list[str]:
     """Pause the runs of a queue whose clips fail on every worker; return a sentence for each."""
-    with reading(engine) as connection:
-        runs = execute(connection, SELECT_GOING, queue=queue, never=NEVER).all()
+    runs = fetch(engine, SELECT_GOING, queue=queue, never=NEVER)
     if not runs:
         return []
     up = registry.up(engine, queue)
@@ -91,8 +87,7 @@ def nobody_is_fit(up: list[WorkerUp], run_id: int) -> str | None:
 
 
 def _too_many_fail(engine: sa.Engine, run_id: int, limit: float) -> str | None:
-    with reading(engine) as connection:
-        rows = execute(connection, SELECT_LAST, run_id=run_id, last=LAST_CLIPS).all()
+    rows = fetch(engine, SELECT_LAST, run_id=run_id, last=LAST_CLIPS)
     clips = sum(row.clips for row in rows)
     failed = sum(row.failed for row in rows)
     if clips < LEAST_CLIPS or not clearly_more(failed, clips, limit):
@@ -100,9 +95,8 @@ def _too_many_fail(engine: sa.Engine, run_id: int, limit: float) -> str | None:
     for row in rows:
         if row.clips >= LEAST_OF_A_WORKER and row.failed <= limit * row.clips:
             return None
-    with reading(engine) as connection:
-        if execute(connection, SELECT_FRESH, run_id=run_id).first() is None:
-            return None
+    if not fetch(engine, SELECT_FRESH, run_id=run_id):
+        return None
     example = max(row.error for row in rows if row.error)
     return (
         f"{failed} of its last {clips} clips failed for a reason that may be the workers' or the"

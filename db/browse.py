@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
 from db.models import Clip, Label, Run, state_is
 from db.rows import ROWS_AT_ONCE, Rows
-from db.session import reading
-from earmark.core.clips import Part, State
+from db.session import fetch_column, reading
+from earmark.core.clips import State
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 #: Clips on a page.
 PAGE = 50
@@ -30,40 +28,15 @@ READ_FOR_FACETS = 100_000
 VALUES = 8
 
 _SHOWN = (
-    Clip.id,
-    Clip.display_uri.label("display_uri"),
-    Label.name.label("label"),
-    Clip.state,
-    Clip.score,
-    Clip.duration_s,
-    Clip.meta,
-    Clip.recorded_at,
-    Clip.error_code,
-    Clip.error_stage,
-    Clip.error,
-    Clip.finished_at,
-)
-_DETAILS = (
-    Clip.run_id,
-    Clip.uri,
-    *(getattr(Clip, name) for name in Part.__slots__),
-    Clip.channel,
-    Clip.source_sample_rate,
-    Clip.channels,
-    Clip.codec,
-    Clip.bytes,
-    Clip.truncated,
-    Clip.silent,
-    Clip.over_scale,
-    Clip.cancelling,
-    Clip.recorded_from,
-    Clip.reused,
-    Clip.attempts,
-    Clip.worker,
-    Clip.fetch_ms,
-    Clip.decode_ms,
-    Clip.classify_ms,
-)
+    Clip.id, Clip.display_uri.label("display_uri"), Label.name.label("label"), Clip.state,
+    Clip.score, Clip.duration_s, Clip.meta, Clip.recorded_at,
+    Clip.error_code, Clip.error_stage, Clip.error, Clip.finished_at,
+)  # fmt: skip
+_LEFT_OUT = {
+    *(column.key for column in _SHOWN), "uri_key", "sha256", "tags", "label_id", "label_ids",
+    "scores", "not_before", "given_back_by",
+}  # fmt: skip
+_DETAILS = [column for column in Clip.__table__.c if column.key not in _LEFT_OUT]
 SELECT_TOP_K = "SELECT clip_id, label, score FROM top_k WHERE clip_id IN :ids ORDER BY rank"
 SELECT_BEST_OF_WINDOWS = """
 SELECT clip_id, channel, start_s, end_s, label, score FROM windows
@@ -270,5 +243,4 @@ def _by_clip(
 def label_choices(engine: sa.Engine, model_id: int | None) -> list[str]:
     """Return the labels of a run's model by name; none before a worker has loaded the model."""
     labels = sa.select(Label.name).where(Label.model_id == model_id).order_by(Label.name)
-    with reading(engine) as connection:
-        return list(connection.scalars(labels))
+    return fetch_column(engine, labels)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
-from db.dialects import dialect_of, spelled
 from db.models import Clip, state_is
-from db.rows import select
-from db.session import reading
+from db.rows import Rows, select
+from db.session import fetch
 from earmark.core.clips import State
-
-if TYPE_CHECKING:
-    from db.rows import Rows
 
 SELECT_FAILING_HOSTS = """
 SELECT {host} AS host, count(*) AS failed FROM failures WHERE run_id = :run_id
@@ -47,15 +43,13 @@ def top_errors(
         # Clips that failed before have a time, which the index knows.
         statement = statement.where(Clip.not_before > 0)
     statement = statement.where(Clip.error_code.is_not(None)).group_by(Clip.error_code)
-    with reading(engine) as connection:
-        rows = connection.execute(statement.order_by(clips.desc(), Clip.error_code))
-        return [(str(code), count, str(example)) for code, count, example in rows]
+    rows = fetch(engine, statement.order_by(clips.desc(), Clip.error_code))
+    return [(str(code), count, str(example)) for code, count, example in rows]
 
 
 def failing_hosts(engine: sa.Engine, run_id: int, limit: int = 5) -> list[tuple[str, int]]:
     """Return (host, failures) of a run, those with the most first."""
-    statement = spelled(SELECT_FAILING_HOSTS, dialect_of(engine))
-    rows = select(engine, statement, run_id=run_id, limit=limit)
+    rows = select(engine, SELECT_FAILING_HOSTS, run_id=run_id, limit=limit)
     return [(row["host"], row["failed"]) for row in rows if row["host"]]
 
 
@@ -80,8 +74,7 @@ def throughput(engine: sa.Engine, run_id: int, bins: int) -> tuple[float, list[i
     """Return the seconds from the first final clip to the last, and the clips in each part."""
     ended = sa.and_(Clip.run_id == run_id, Clip.finished_at.is_not(None))
     ends = sa.select(sa.func.min(Clip.finished_at), sa.func.max(Clip.finished_at)).where(ended)
-    with reading(engine) as connection:
-        first, last = connection.execute(ends).one()
+    ((first, last),) = fetch(engine, ends)
     if first is None or last is None or last == first:
         return 0.0, []
     position = (Clip.finished_at - first) / (last - first) * bins
@@ -94,8 +87,7 @@ def _histogram(
     # Rounded, since a cast to integer rounds on PostgreSQL and cuts on SQLite.
     number = sa.cast(sa.func.round(sa.cast(position - 0.5, sa.Double)), sa.Integer)
     counts = [0] * bins
-    with reading(engine) as connection:
-        groups = sa.select(number, sa.func.count()).where(where).group_by(number)
-        for part, clips in connection.execute(groups):
-            counts[min(max(part, 0), bins - 1)] += clips
+    groups = sa.select(number, sa.func.count()).where(where).group_by(number)
+    for part, clips in fetch(engine, groups):
+        counts[min(max(part, 0), bins - 1)] += clips
     return counts

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from earmark.core import clips as words
+from earmark.core import clips as words
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from db.dialects import dialect_of, spelled
+import sqlalchemy as sa
+
 from db.rows import Rows, select
-from db.session import execute, reading
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
+from db.runs import RunRow
+from db.session import fetch
 
 #: Clips with one key have one URI, span and channel. This is one pass over both runs, in the order
 #: of the first one's rows, which is the second one's too if their lists are the same.
@@ -53,7 +51,7 @@ class Comparison:
     a: RunRow
     b: RunRow
     #: (label_a, label_b, clips).
-    pairs: list[sa.Row[Any]]
+    pairs: Sequence[sa.Row[Any]]
 
     @property
     def clips(self) -> int:
@@ -94,12 +92,9 @@ class Comparison:
 
     def changed(self) -> Rows:
         """Return the clips with another best label, those with the highest two scores first."""
-        statement = spelled(SELECT_CHANGED, dialect_of(self.engine))
-        return select(self.engine, statement, a=self.a.id, b=self.b.id)
+        return select(self.engine, SELECT_CHANGED, a=self.a.id, b=self.b.id)
 
 
 def compare(engine: sa.Engine, a: RunRow, b: RunRow) -> Comparison:
     """Compare the clips that are done in two runs, by one statement that reads each clip once."""
-    with reading(engine) as connection:
-        pairs = execute(connection, SELECT_PAIRS, a=a.id, b=b.id).all()
-    return Comparison(engine, a, b, list(pairs))
+    return Comparison(engine, a, b, fetch(engine, SELECT_PAIRS, a=a.id, b=b.id))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from db import urls
 from earmark.core.errors import DatabaseError
-
-if TYPE_CHECKING:
-    from sqlalchemy.exc import DBAPIError
 
 ANOTHER_FILE = "Name a file that can be written with --db, or a folder with EARMARK_DATA_DIR."
 #: SQLSTATEs, or their first characters, after which PostgreSQL connections are replaced: connection

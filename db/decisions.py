@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import sqlalchemy as sa
 
 from db.rows import Rows, select
-from db.session import execute, reading, writing
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import sqlalchemy as sa
+from db.session import execute, writing
 
 #: The truth that reviews are, and the label of a clip for which they name none.
 REVIEWS, OTHER = "reviews", "(another)"
@@ -63,12 +60,6 @@ ORDER BY r.score DESC, r.clip_id
 SELECT_LABELS = """
 SELECT l.id, l.name FROM labels l JOIN runs r ON r.model_id = l.model_id WHERE r.id = :run_id
 """
-
-
-def rows(engine: sa.Engine, statement: str, **values: Any) -> Sequence[Any]:
-    """Return all rows of one of the statements above."""
-    with reading(engine) as connection:
-        return execute(connection, statement, **values).all()
 
 
 def keep(engine: sa.Engine, run_id: int, found: dict[str, Any], error: float) -> float:

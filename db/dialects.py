@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sqlalchemy.sql.compiler import SQLCompiler
 
 #: A parameter as statements write it. A cast of PostgreSQL has two colons.
 PARAMETER = re.compile(r"(?<!:):(\w+)")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
 from db.dialects import now
 from db.models import Lease, Run
-from db.session import execute, reading, writing
+from db.session import execute, fetch, fetch_column, writing
 from earmark.core.options import CHUNK_SIZE
-
-if TYPE_CHECKING:
-    from earmark.core.settings import Ledger
+from earmark.core.settings import Ledger
 
 #: Due at once, ahead of clips that were never begun. A worker's death is no try of the clip's own.
 TAKE_BACK = """
@@ -122,14 +120,12 @@ def take_back_queued(engine: sa.Engine, queue: str, within_s: float) -> int:
 def queued_chunks(engine: sa.Engine, queue: str, chunk_size: int) -> int:
     """Return about how many chunks of this ledger are in a queue."""
     sizes = {"queue": queue, "chunk_size": chunk_size}
-    with reading(engine) as connection:
-        return int(execute(connection, COUNT_QUEUED_CHUNKS, **sizes).scalar_one())
+    return int(fetch_column(engine, COUNT_QUEUED_CHUNKS, **sizes)[0])
 
 
 def waiting(engine: sa.Engine, queue: str) -> Waiting:
     """Return how long clips of a queue wait, and how many of its runs are paused."""
-    with reading(engine) as connection:
-        runs = execute(connection, SELECT_OLDEST, queue=queue).all()
+    runs = fetch(engine, SELECT_OLDEST, queue=queue)
     oldest_s = max((run.due_s for run in runs if run.paused is None), default=0.0)
     return Waiting(max(0.0, oldest_s), sum(run.paused is not None for run in runs))
 
@@ -138,9 +134,8 @@ def _take_back(engine: sa.Engine, queue: str, ended: sa.ColumnElement[bool]) -> 
     runs = sa.select(Run.id).where(Run.queue == queue)
     leases = sa.select(Lease.clip_id, Lease.token).where(ended, Lease.run_id.in_(runs))
     # Most feeders find nothing, and on SQLite there is one writer.
-    with reading(engine) as connection:
-        if connection.execute(leases.limit(1)).first() is None:
-            return 0
+    if not fetch(engine, leases.limit(1)):
+        return 0
     locked = leases.order_by(Lease.clip_id).with_for_update(skip_locked=True)
     with writing(engine) as connection:
         rows = connection.execute(locked).all()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import sqlalchemy as sa
 
 from db.models import LedgerIdentity, Run
-from db.session import reading, writing
-
-if TYPE_CHECKING:
-    from earmark.core.settings import Settings
+from db.session import fetch, fetch_column, writing
+from earmark.core.settings import Settings
 
 #: The queue of every ledger in Earmark 0.1.0.
 OLD_QUEUE = "clips"
@@ -21,8 +17,8 @@ NAME_CHARS = 8
 
 def ledger_id(engine: sa.Engine) -> str:
     """Return the identity of a database's ledger: random, and never changed."""
-    with reading(engine) as connection:
-        return str(connection.execute(sa.select(LedgerIdentity.id)).scalar_one())
+    (identity,) = fetch_column(engine, sa.select(LedgerIdentity.id))
+    return str(identity)
 
 
 def own_queue(ledger_id: str) -> str:
@@ -44,14 +40,11 @@ def with_queue(settings: Settings, engine: sa.Engine) -> Settings:
 
 def has_runs(engine: sa.Engine) -> bool:
     """Say whether anything was ever submitted to this ledger and is still there."""
-    with reading(engine) as connection:
-        return connection.execute(sa.select(Run.id).limit(1)).first() is not None
+    return bool(fetch(engine, sa.select(Run.id).limit(1)))
 
 
 def _move_old_runs(engine: sa.Engine, queue: str) -> None:
     old = Run.queue == OLD_QUEUE
-    with reading(engine) as connection:
-        if connection.execute(sa.select(Run.id).where(old).limit(1)).first() is None:
-            return
-    with writing(engine) as connection:
-        connection.execute(sa.update(Run).where(old).values(queue=queue))
+    if fetch(engine, sa.select(Run.id).where(old).limit(1)):
+        with writing(engine) as connection:
+            connection.execute(sa.update(Run).where(old).values(queue=queue))

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
 from db import bulk_insert, ledger
+from db.bulk_insert import Listed
 from db.models import Clip
 from db.session import execute, reading, writing
 from earmark.core.clips import KEY_BYTES, State
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from db.bulk_insert import Listed
 
 #: The keys are looked up one by one, for the same reason as in `bulk_insert.SELECT_MISSING`.
 SELECT_IDS = """

@@ -30,7 +30,7 @@ from db.models import (
     state_is,
 )
 from db.outcomes import error_values
-from db.session import execute, reading, writing
+from db.session import execute, fetch_column, writing
 from earmark.core import clips as words
 from earmark.core.clips import State
 from earmark.core.errors import Cancelled, UsageError
@@ -174,9 +174,8 @@ def redo_done(engine: sa.Engine, run_id: int) -> int:
     redone = last = 0
     done = sa.select(Clip.id).where(Clip.run_id == run_id, state_is(State.done)).order_by(Clip.id)
     while True:
-        with reading(engine) as connection:
-            # Behind the last one, since workers end clips meanwhile.
-            ids = connection.scalars(done.where(Clip.id > last).limit(PRUNED_AT_ONCE)).all()
+        # Behind the last one, since workers end clips meanwhile.
+        ids = fetch_column(engine, done.where(Clip.id > last).limit(PRUNED_AT_ONCE))
         if not ids:
             return redone
         last = ids[-1]
@@ -256,8 +255,7 @@ def _tables_with(column: str) -> list[sa.Table]:
 def _unfinished(engine: sa.Engine, run_id: int) -> int:
     clips = sa.select(sa.func.coalesce(sa.func.sum(RunCount.clips), 0))
     pending = clips.where(RunCount.run_id == run_id, RunCount.state == State.pending)
-    with reading(engine) as connection:
-        return int(connection.execute(pending).scalar_one())
+    return int(fetch_column(engine, pending)[0])
 
 
 def _delete_clips(engine: sa.Engine, run_id: int) -> int:

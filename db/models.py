@@ -6,41 +6,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    REAL,
-    BigInteger,
-    CheckConstraint,
-    ColumnElement,
-    Double,
-    ForeignKey,
-    Index,
-    Integer,
-    LargeBinary,
-    SmallInteger,
-    TextClause,
-    UniqueConstraint,
-    func,
-    literal,
-    literal_column,
-    text,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column
 
 from earmark.core.clips import KEY_BYTES, State
 
 # SQLite counts rows only in a column that is exactly INTEGER.
-Id = BigInteger().with_variant(Integer, "sqlite")
-Json = JSON().with_variant(JSONB, "postgresql")
+Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+Json = sa.JSON().with_variant(JSONB, "postgresql")
 # A clip's top-k, best first, in two lists of its row: rows of their own would take five times the
 # disk and the writing.
-Ids = JSON().with_variant(ARRAY(Integer), "postgresql")
-Scores = JSON().with_variant(ARRAY(REAL), "postgresql")
+Ids = sa.JSON().with_variant(ARRAY(sa.Integer), "postgresql")
+Scores = sa.JSON().with_variant(ARRAY(sa.REAL), "postgresql")
 #: The builtin by another name, since a column is called `bytes`.
 Digest = bytes
 #: The start of a digest, for an index: enough to find a file, in a quarter of the room.
-DIGEST_START = text("substr(sha256, 1, 7)")
+DIGEST_START = sa.text("substr(sha256, 1, 7)")
 #: The state of a clip that has a lease.
 SELECT_LEASED_STATE = (
     "(SELECT CASE WHEN token IS NULL THEN 'queued' ELSE 'running' END FROM leases"
@@ -48,8 +30,8 @@ SELECT_LEASED_STATE = (
 )
 
 
-def _partial_index(name: str, *columns: str | TextClause, where: str) -> Index:
-    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+def _partial_index(name: str, *columns: str | sa.TextClause, where: str) -> sa.Index:
+    return sa.Index(name, *columns, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
 
 
 class Base(DeclarativeBase):
@@ -60,7 +42,7 @@ class Base(DeclarativeBase):
 
     type_annotation_map = {  # noqa: RUF012 - read by SQLAlchemy
         dict[str, Any]: Json,
-        float: Double(),
+        float: sa.Double(),
     }
 
 
@@ -76,7 +58,7 @@ class Model(Base):
     """A checkpoint as it was loaded: the same name with other weights is another model."""
 
     __tablename__ = "models"
-    __table_args__ = (UniqueConstraint("name", "revision", "sha256"),)
+    __table_args__ = (sa.UniqueConstraint("name", "revision", "sha256"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
@@ -93,10 +75,10 @@ class Label(Base):
     """One label of a model, at its position in the model's scores."""
 
     __tablename__ = "labels"
-    __table_args__ = (UniqueConstraint("model_id", "position"),)
+    __table_args__ = (sa.UniqueConstraint("model_id", "position"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    model_id: Mapped[int] = mapped_column(sa.ForeignKey("models.id"))
     position: Mapped[int]
     #: Indexed, or SQLite would go through a run's clips instead of through a label's.
     name: Mapped[str] = mapped_column(index=True)
@@ -110,7 +92,7 @@ class Run(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     #: What the first worker of the run loaded.
-    model_id: Mapped[int | None] = mapped_column(ForeignKey("models.id"))
+    model_id: Mapped[int | None] = mapped_column(sa.ForeignKey("models.id"))
     options: Mapped[dict[str, Any]]
     #: The Celery queue of its chunks.
     queue: Mapped[str]
@@ -119,7 +101,7 @@ class Run(Base):
     #: Its share of the queue, in proportion to the other runs'.
     priority: Mapped[int] = mapped_column(server_default="1")
     #: Take the result that a comparable run has for the same URL, without a download.
-    reuse_urls: Mapped[bool] = mapped_column(server_default=text("false"))
+    reuse_urls: Mapped[bool] = mapped_column(server_default=sa.text("false"))
     created_at: Mapped[float]
     #: The run pauses if more than this share of its last clips fail on every worker; 1: never.
     stop_at: Mapped[float] = mapped_column(server_default="0.2")
@@ -134,12 +116,14 @@ class Clip(Base):
 
     __tablename__ = "clips"
     __table_args__ = (
-        UniqueConstraint("run_id", "uri_key"),
-        CheckConstraint("state IN ('pending', 'done', 'failed', 'cancelled')", name="clips_state"),
+        sa.UniqueConstraint("run_id", "uri_key"),
+        sa.CheckConstraint(
+            "state IN ('pending', 'done', 'failed', 'cancelled')", name="clips_state"
+        ),
         # The order in which the feeder picks.
         _partial_index("clips_pending", "run_id", "not_before", "id", where="state = 'pending'"),
         # A run's clips in the order of their ids, which is that of the file.
-        Index("clips_run", "run_id"),
+        sa.Index("clips_run", "run_id"),
         # The clips that ended last, for the pace of a run.
         _partial_index("clips_finished", "run_id", "finished_at", where="finished_at IS NOT NULL"),
         _partial_index("clips_failed", "run_id", where="state = 'failed'"),
@@ -150,7 +134,7 @@ class Clip(Base):
 
     # The widest columns first: PostgreSQL pads each to its own width.
     id: Mapped[int] = mapped_column(Id, primary_key=True)
-    bytes: Mapped[int | None] = mapped_column(BigInteger)
+    bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
     duration_s: Mapped[float | None]
     finished_at: Mapped[float | None]
     #: Null once a clip is final.
@@ -159,17 +143,17 @@ class Clip(Base):
     run_id: Mapped[int] = mapped_column(info={"of": "runs"})
     #: The best label and its score: the first of label_ids and scores, repeated for the index.
     label_id: Mapped[int | None] = mapped_column(info={"of": "labels"})
-    score: Mapped[float | None] = mapped_column(REAL)
+    score: Mapped[float | None] = mapped_column(sa.REAL)
     source_sample_rate: Mapped[int | None]
-    fetch_ms: Mapped[float | None] = mapped_column(REAL)
-    decode_ms: Mapped[float | None] = mapped_column(REAL)
-    classify_ms: Mapped[float | None] = mapped_column(REAL)
+    fetch_ms: Mapped[float | None] = mapped_column(sa.REAL)
+    decode_ms: Mapped[float | None] = mapped_column(sa.REAL)
+    classify_ms: Mapped[float | None] = mapped_column(sa.REAL)
     #: Tries that ended by the clip's own doing; crashes and drained tries are not among them.
-    attempts: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    attempts: Mapped[int] = mapped_column(sa.SmallInteger, server_default="0")
     #: Worker deaths while holding this clip.
-    crashes: Mapped[int] = mapped_column(SmallInteger, server_default="0")
-    channels: Mapped[int | None] = mapped_column(SmallInteger)
-    reused: Mapped[bool] = mapped_column(server_default=text("false"))
+    crashes: Mapped[int] = mapped_column(sa.SmallInteger, server_default="0")
+    channels: Mapped[int | None] = mapped_column(sa.SmallInteger)
+    reused: Mapped[bool] = mapped_column(server_default=sa.text("false"))
     truncated: Mapped[bool | None]
     silent: Mapped[bool | None]
     over_scale: Mapped[bool | None]
@@ -179,26 +163,26 @@ class Clip(Base):
     uri: Mapped[str] = mapped_column()
     _display_uri: Mapped[str | None] = mapped_column("display_uri")
     #: Hash of the normalised URI and the named part: unique within a run.
-    uri_key: Mapped[Digest] = mapped_column(LargeBinary(KEY_BYTES))
+    uri_key: Mapped[Digest] = mapped_column(sa.LargeBinary(KEY_BYTES))
     meta: Mapped[dict[str, Any] | None]
     worker: Mapped[str | None]
     error_code: Mapped[str | None]
     error_stage: Mapped[str | None]
     error: Mapped[str | None]
     codec: Mapped[str | None]
-    sha256: Mapped[Digest | None] = mapped_column(LargeBinary(32))
+    sha256: Mapped[Digest | None] = mapped_column(sa.LargeBinary(32))
     label_ids: Mapped[list[int] | None] = mapped_column(Ids)
     scores: Mapped[list[float] | None] = mapped_column(Scores)
     #: The channel that has these labels, 1-based; null for the mix of all.
-    channel: Mapped[int | None] = mapped_column(SmallInteger)
+    channel: Mapped[int | None] = mapped_column(sa.SmallInteger)
     #: The span of the file that the list's row names, in seconds; null for the whole file.
     start_s: Mapped[float | None]
     end_s: Mapped[float | None]
     #: The member of a container file, such as a ZIP.
     member: Mapped[str | None]
     #: Where the container has the member's bytes.
-    member_offset: Mapped[int | None] = mapped_column(BigInteger)
-    member_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    member_offset: Mapped[int | None] = mapped_column(sa.BigInteger)
+    member_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
     #: `deflate`; or the way in which the whole container is packed, to be undone first.
     packing: Mapped[str | None]
     #: Workers that gave the clip back, as the cause of their error may be their own: at most two.
@@ -209,10 +193,11 @@ class Clip(Base):
     recorded_at: Mapped[str | None]
     recorded_from: Mapped[str | None]
     #: The column is null where it would only repeat the URI.
-    display_uri: Mapped[str] = column_property(func.coalesce(_display_uri, uri))
+    display_uri: Mapped[str] = column_property(sa.func.coalesce(_display_uri, uri))
     #: The state, with `queued` and `running` taken from the lease.
     state_now: Mapped[str] = column_property(
-        func.coalesce(literal_column(SELECT_LEASED_STATE), state).label("state_now"), deferred=True
+        sa.func.coalesce(sa.literal_column(SELECT_LEASED_STATE), state).label("state_now"),
+        deferred=True,
     )
 
 
@@ -229,7 +214,7 @@ class Lease(Base):
         Id, primary_key=True, autoincrement=False, info={"of": "clips"}
     )
     until: Mapped[float] = mapped_column(index=True)
-    token: Mapped[int | None] = mapped_column(BigInteger)
+    token: Mapped[int | None] = mapped_column(sa.BigInteger)
     run_id: Mapped[int] = mapped_column(info={"of": "runs"})
     worker: Mapped[str | None]
 
@@ -243,12 +228,10 @@ class RunCount(Base):
     __tablename__ = "run_counts"
     __table_args__ = ({"sqlite_with_rowid": False},)
 
-    run_id: Mapped[int] = mapped_column(
-        ForeignKey("runs.id"), primary_key=True, autoincrement=False
-    )
+    run_id: Mapped[int] = mapped_column(sa.ForeignKey("runs.id"), primary_key=True)
     state: Mapped[str] = mapped_column(primary_key=True)
-    writer: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    clips: Mapped[int] = mapped_column(BigInteger)
+    writer: Mapped[int] = mapped_column(primary_key=True)
+    clips: Mapped[int] = mapped_column(sa.BigInteger)
     audio_s: Mapped[float]
     #: When the last of them became final; 0 where none did.
     finished_at: Mapped[float]
@@ -260,17 +243,13 @@ class WindowPrediction(Base):
     __tablename__ = "window_predictions"
     __table_args__ = ({"sqlite_with_rowid": False},)
 
-    clip_id: Mapped[int] = mapped_column(
-        Id, ForeignKey("clips.id"), primary_key=True, autoincrement=False
-    )
+    clip_id: Mapped[int] = mapped_column(Id, sa.ForeignKey("clips.id"), primary_key=True)
     start_s: Mapped[float] = mapped_column(primary_key=True)
     end_s: Mapped[float]
     label_ids: Mapped[list[int]] = mapped_column(Ids)
     scores: Mapped[list[float]] = mapped_column(Scores)
     #: 1-based; 0 for the mix, since a primary key cannot be null.
-    channel: Mapped[int] = mapped_column(
-        SmallInteger, primary_key=True, autoincrement=False, server_default="0"
-    )
+    channel: Mapped[int] = mapped_column(sa.SmallInteger, primary_key=True, server_default="0")
 
 
 class WindowEmbedding(Base):
@@ -278,13 +257,11 @@ class WindowEmbedding(Base):
 
     __tablename__ = "window_embeddings"
 
-    clip_id: Mapped[int] = mapped_column(
-        Id, ForeignKey("clips.id"), primary_key=True, autoincrement=False
-    )
+    clip_id: Mapped[int] = mapped_column(Id, sa.ForeignKey("clips.id"), primary_key=True)
     #: From 0, by channel and start, as the clip's `window_predictions` if there are several. With
     #: their columns in its place, a page of PostgreSQL would hold nine rows of 768 bytes, not ten.
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    vector: Mapped[Digest] = mapped_column(LargeBinary)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    vector: Mapped[Digest] = mapped_column(sa.LargeBinary)
 
 
 class Worker(Base):
@@ -309,18 +286,18 @@ class ReviewLog(Base):
 
     __tablename__ = "review_log"
     __table_args__ = (
-        Index("review_log_clip", "clip_id", "label"),
-        Index("review_log_run", "run_id", "label"),
+        sa.Index("review_log_clip", "clip_id", "label"),
+        sa.Index("review_log_run", "run_id", "label"),
     )
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
-    clip_id: Mapped[int] = mapped_column(Id, ForeignKey("clips.id"))
+    clip_id: Mapped[int] = mapped_column(Id, sa.ForeignKey("clips.id"))
     run_id: Mapped[int] = mapped_column(info={"of": "runs"})
     at: Mapped[float]
     #: The part of the clip that it is about; null for the whole clip, or all of its channels.
     start_s: Mapped[float | None]
     end_s: Mapped[float | None]
-    channel: Mapped[int | None] = mapped_column(SmallInteger)
+    channel: Mapped[int | None] = mapped_column(sa.SmallInteger)
     #: One of the model's, or one that a person typed.
     label: Mapped[str]
     #: `right`, `wrong` or `unsure`; `shown` while a person listens, so that nobody else gets it.
@@ -336,23 +313,21 @@ class Threshold(Base):
 
     __tablename__ = "thresholds"
 
-    run_id: Mapped[int] = mapped_column(
-        ForeignKey("runs.id"), primary_key=True, autoincrement=False
-    )
+    run_id: Mapped[int] = mapped_column(sa.ForeignKey("runs.id"), primary_key=True)
     label: Mapped[str] = mapped_column(primary_key=True)
     #: The share of right clips that is promised, and how sure that is.
     precision: Mapped[float]
     confidence: Mapped[float]
     at: Mapped[float]
     #: Null while the reviews do not suffice. As wide as `clips.score`, to compare alike.
-    min_score: Mapped[float | None] = mapped_column(REAL)
+    min_score: Mapped[float | None] = mapped_column(sa.REAL)
     #: Clips from `min_score` up, those of them in the random sample, and the right ones of these.
     clips: Mapped[int]
     reviews: Mapped[int]
     right: Mapped[int]
 
 
-def state_is(state: State) -> ColumnElement[bool]:
+def state_is(state: State) -> sa.ColumnElement[bool]:
     """Return the condition that a clip's state is this one."""
     # A literal, since SQLite uses a partial index only for its own condition.
-    return Clip.state == literal(state.value, literal_execute=True)
+    return Clip.state == sa.literal(state.value, literal_execute=True)

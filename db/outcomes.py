@@ -4,57 +4,27 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import sqlalchemy as sa
+
+from db.claims import Claimed
 from db.dialects import dialect_of, spelled
 from db.session import execute
+from earmark.core import clips as words
 from earmark.core import recorded
-from earmark.core.clips import State, Success
-from earmark.core.errors import Cause
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    import sqlalchemy as sa
-
-    from db.claims import Claimed
-    from earmark.core import clips as words
-    from earmark.core.clips import AudioFacts, Failure, Outcome, Timings
-    from earmark.core.errors import ClipError
-    from earmark.core.settings import Ledger
+from earmark.core.clips import AudioFacts, Failure, Outcome, State, Success, Timings
+from earmark.core.errors import Cause, ClipError
+from earmark.core.settings import Ledger
 
 #: Columns that an outcome sets. Missing ones become NULL.
 OUTCOME_COLUMNS = (
-    "state",
-    "attempts",
-    "worker",
-    "label_id",
-    "score",
-    "channel",
-    "sha256",
-    "bytes",
-    "duration_s",
-    "source_sample_rate",
-    "channels",
-    "codec",
-    "truncated",
-    "silent",
-    "over_scale",
-    "cancelling",
-    "tags",
-    "recorded_at",
-    "recorded_from",
-    "reused",
-    "fetch_ms",
-    "decode_ms",
-    "classify_ms",
-    "error_code",
-    "error_stage",
-    "error",
-    "label_ids",
-    "scores",
-    "given_back_by",
-)
+    "state", "attempts", "worker", "reused", "sha256", "bytes", "channel",
+    "label_id", "score", "label_ids", "scores",
+    "error_code", "error_stage", "error", "given_back_by",
+    *AudioFacts.__slots__, *Timings.__slots__,
+)  # fmt: skip
 #: By then a worker that fails every clip has paused, and another one takes the clip.
 GIVEN_BACK_PAUSE_S = 1.0
 #: In a row to write, `not_before` is the pause in seconds before a clip is tried again.

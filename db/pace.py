@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from db.access import is_standby
 from db.dialects import now
 from db.models import Clip, Lease, Run
-from db.session import reading
+from db.runs import Progress
+from db.session import fetch
 from earmark.core.clips import State
 from earmark.core.options import CHUNK_SIZE
-
-if TYPE_CHECKING:
-    from db.runs import Progress
 
 #: Clips to look at: enough to even out bursts, few enough for a look each half second.
 LAST_CLIPS = 10_000
@@ -138,8 +135,7 @@ def _recent(engine: sa.Engine, run_id: int) -> _Recent | None:
         sa.func.count(last.c.worker.distinct()).label("workers"),
         sa.select(_CHUNK_SIZE).where(Run.id == run_id).scalar_subquery().label("chunk_size"),
     ).where(last.c.finished_at > begin)
-    with reading(engine) as connection:
-        row = connection.execute(figures).one()
+    (row,) = fetch(engine, figures)
     if row.clips < LEAST_CLIPS or row.seconds < LEAST_S or not row.workers:
         return None
     return _Recent(**row._mapping)
@@ -153,8 +149,7 @@ def _others_at_work(engine: sa.Engine, run_id: int) -> bool:
     if is_standby(engine):
         return True  # Perhaps: a standby has no leases.
     running = sa.select(Lease.clip_id).where(Lease.run_id != run_id, Lease.token.is_not(None))
-    with reading(engine) as connection:
-        return connection.scalar(running.limit(1)) is not None
+    return bool(fetch(engine, running.limit(1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +168,7 @@ def measure(engine: sa.Engine, run_id: int) -> Measured:
     """Return the totals and the rate of a finished, small run: its clips are held in memory."""
     columns = Clip.finished_at, Clip.state, Clip.bytes, Clip.duration_s
     clips = sa.select(*columns).where(Clip.run_id == run_id).order_by(Clip.finished_at)
-    with reading(engine) as connection:
-        rows = connection.execute(clips).all()
+    rows = fetch(engine, clips)
     done = [row for row in rows if row.state == State.done]
     return Measured(
         clips=len(rows),

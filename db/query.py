@@ -5,21 +5,18 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
+import sqlalchemy as sa
 
 from db.rows import ROWS_AT_ONCE, Rows
 from db.sqlite_file import is_read_only, read_only_uri
 from earmark.core.errors import ServiceError, UsageError
 from earmark.core.spelling import did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping, Sequence
-
-    import sqlalchemy as sa
 
 #: SQLite's codes of what a query does; anything else is denied.
 READING = {

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
 from db.dialects import dialect_of, now
 from db.models import Run, Worker
-from db.session import reading, writing
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from db.session import fetch, writing
 
 #: A worker that was not seen for so long is not up: six of its beats.
 UP_S = 30.0
@@ -68,24 +66,17 @@ def leave(engine: sa.Engine, name: str) -> None:
         connection.execute(sa.delete(Worker).where(Worker.name == name))
 
 
-def up(engine: sa.Engine, queue: str) -> list[WorkerUp]:
+def queue_of(run_id: int) -> sa.ScalarSelect[str]:
+    """Return the queue of a run, for `up`."""
+    return sa.select(Run.queue).where(Run.id == run_id).scalar_subquery()
+
+
+def up(engine: sa.Engine, queue: str | sa.ScalarSelect[str]) -> list[WorkerUp]:
     """Return the workers of a queue that are up, by name."""
-    return _up(engine, Worker.queue == queue)
-
-
-def up_for(engine: sa.Engine, run_id: int) -> list[WorkerUp]:
-    """Return the workers that are up and may get clips of a run, by name."""
-    queue = sa.select(Run.queue).where(Run.id == run_id).scalar_subquery()
-    return _up(engine, Worker.queue == queue)
-
-
-def _up(engine: sa.Engine, condition: sa.ColumnElement[bool]) -> list[WorkerUp]:
     statement = sa.select(Worker.__table__, (now() - Worker.paused_at).label("paused_s"))
-    statement = statement.where(Worker.seen_at > now() - UP_S, condition).order_by(Worker.name)
-    with reading(engine) as connection:
-        rows = connection.execute(statement).all()
+    statement = statement.where(Worker.seen_at > now() - UP_S, Worker.queue == queue)
     workers = []
-    for row in rows:
+    for row in fetch(engine, statement.order_by(Worker.name)):
         pause = Pause(row.paused, row.paused_run_id) if row.paused else None
         workers.append(WorkerUp(row.name, tuple(row.file_roots), pause, row.paused_s or 0.0))
     return workers

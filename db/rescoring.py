@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import sqlalchemy as sa
 
 from db.models import Clip
 from db.outcomes import INSERT_WINDOWS, write_rows
 from db.session import execute, writing
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
 
 #: The columns that are given, and those that tell how the old result came about.
 GIVEN = ("run_id", "label_id", "score", "label_ids", "scores")

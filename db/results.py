@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
 from db.access import is_standby
 from db.models import Clip, Label, Model, Run
 from db.rows import Rows, select
-from db.session import reading
+from db.runs import RunRow
+from db.session import fetch, fetch_column
 from earmark.core.errors import UsageError
 from earmark.core.spelling import did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from db.runs import RunRow
 
 SELECT_RESULTS = "SELECT * FROM results WHERE run_id = :run_id"
 SELECT_WINDOWS = "SELECT * FROM windows WHERE run_id = :run_id AND rank <= :rank"
@@ -32,7 +29,7 @@ SELECT * FROM (
 #: Windows with the score of each label they have, clip by clip.
 SELECT_HEARD = """
 SELECT clip_id, uri, member, channel, start_s, end_s, label, score FROM windows
-WHERE run_id = :run_id AND score >= :min_score
+WHERE run_id = :run_id
 """
 SELECT_TOP_K = "SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, rank"
 SELECT_EMBEDDINGS = "SELECT * FROM embeddings WHERE run_id = :run_id ORDER BY clip_id, start_s"
@@ -165,8 +162,7 @@ def _hours(text: str) -> tuple[int, int]:
 
 def _check_label(engine: sa.Engine, run_id: int, label: str) -> None:
     model_id = sa.select(Run.model_id).where(Run.id == run_id).scalar_subquery()
-    with reading(engine) as connection:
-        known = set(connection.scalars(sa.select(Label.name).where(Label.model_id == model_id)))
+    known = fetch_column(engine, sa.select(Label.name).where(Label.model_id == model_id))
     # Before a worker has loaded the model, nobody knows its labels.
     if known and label not in known:
         raise UsageError(
@@ -180,8 +176,7 @@ def wide(engine: sa.Engine, run: RunRow) -> Rows:
     A score that was not stored, as it was not among the clip's best, is None.
     """
     named = sa.select(Label.id, Label.name).where(Label.model_id == run.model_id)
-    with reading(engine) as connection:
-        labels = {row.id: row.name for row in connection.execute(named.order_by(Label.position))}
+    labels = dict(map(tuple, fetch(engine, named.order_by(Label.position))))
     rows = select(engine, SELECT_WIDE, run_id=run.id)
     *columns, _, _ = rows.columns
     scores_of = [f"{SCORE_OF}{name}" for name in dict.fromkeys(labels.values())]
@@ -223,12 +218,10 @@ def _at_any_rank(engine: sa.Engine) -> str:
 
 def heard(engine: sa.Engine, run_id: int, *, label: str | None, min_score: float) -> Rows:
     """Return each window's labels, of any rank, with at least this score, in order of time."""
-    statement = SELECT_HEARD
-    values: dict[str, Any] = {"run_id": run_id, "min_score": min_score}
     if label is not None:
         _check_label(engine, run_id, label)
-        statement += " AND label = :label"
-        values["label"] = label
+    values: dict[str, Any] = {"run_id": run_id}
+    statement = SELECT_HEARD + _conditions(values, label, min_score, None)
     return select(engine, f"{statement} ORDER BY clip_id, start_s, channel", **values)
 
 
@@ -269,8 +262,7 @@ def clip(engine: sa.Engine, clip_id: int) -> sa.Row[Any]:
     """Return a clip's row with its true URI; raise UsageError if there is none."""
     state = Clip.state.label("state_now") if is_standby(engine) else Clip.state_now
     statement = sa.select(Clip.__table__, state).where(Clip.id == clip_id)
-    with reading(engine) as connection:
-        row = connection.execute(statement).first()
+    row: sa.Row[Any] | None = next(iter(fetch(engine, statement)), None)
     if row is None:
         raise UsageError(
             reason=f"There is no clip {clip_id}; `earmark results RUN` and `failures RUN` give"
@@ -283,11 +275,9 @@ def model_labels(engine: sa.Engine, model: str) -> list[str]:
     """Return the labels of a model in its order: the newest of that name that a worker loaded."""
     newest = sa.select(sa.func.max(Model.id)).where(Model.name == model).scalar_subquery()
     labels = sa.select(Label.name).where(Label.model_id == newest).order_by(Label.position)
-    with reading(engine) as connection:
-        return list(connection.scalars(labels))
+    return fetch_column(engine, labels)
 
 
 def models(engine: sa.Engine) -> list[str]:
     """Return the names of the models that workers loaded."""
-    with reading(engine) as connection:
-        return list(connection.scalars(sa.select(Model.name).distinct()))
+    return fetch_column(engine, sa.select(Model.name).distinct())

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
 from db.models import Clip, Label, WindowPrediction
 from db.session import ask, execute, reading
 from earmark.core import clips as words
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 #: For each clip: the same content, and the same part of it. `{same}` compares NULL as a value.
 SELECT_BY_CONTENT = """

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import sqlalchemy as sa
 from pydantic import BaseModel, BeforeValidator, FiniteFloat, StringConstraints
 
 from db.models import ReviewLog
-from db.rows import select
-from db.session import execute, reading, writing
+from db.rows import Rows, select
+from db.session import execute, fetch, writing
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from db.rows import Rows
 
 #: A clip that is shown to one person is not shown to another for so long.
 HELD_S = 600
@@ -106,8 +102,7 @@ def _insert(connection: sa.Connection, run_id: int, said: Sequence[Review]) -> N
 def say(engine: sa.Engine, run_id: int, review: Review, true_label: str = "") -> None:
     """Add what a person said of a clip that was shown, and the label that they typed."""
     key = {"clip_id": review.clip_id, "label": review.label}
-    with reading(engine) as connection:
-        low, high = execute(connection, SELECT_BAND, **key).first() or (None, None)
+    low, high = next(iter(fetch(engine, SELECT_BAND, **key)), (None, None))
     said = [review.model_copy(update={"sample_low": low, "sample_high": high})]
     if true_label not in ("", review.label):
         said.append(Review(**{**review.model_dump(), "label": true_label, "verdict": "right"}))

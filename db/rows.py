@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
+from db.dialects import dialect_of, prepared
 from db.session import reading
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 #: Rows of a large result held in memory at once.
 ROWS_AT_ONCE = 2000
@@ -41,13 +39,15 @@ class Rows(Iterator[dict[str, Any]]):
 
 
 def select(engine: sa.Engine, statement: str, **values: Any) -> Rows:
-    """Return the rows of plain SQL."""
-    return Rows(_lines(engine, sa.text(statement).bindparams(**values)))
+    """Return the rows of plain SQL, spelled as this database has it."""
+    return Rows(_lines(engine, prepared(statement, dialect_of(engine)), values))
 
 
-def _lines(engine: sa.Engine, statement: sa.TextClause) -> Iterator[Sequence[Any]]:
+def _lines(
+    engine: sa.Engine, statement: sa.TextClause, values: dict[str, Any]
+) -> Iterator[Sequence[Any]]:
     with reading(engine) as connection:
-        result = connection.execution_options(yield_per=ROWS_AT_ONCE).execute(statement)
+        result = connection.execution_options(yield_per=ROWS_AT_ONCE).execute(statement, values)
         yield tuple(result.keys())
         yield from result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
@@ -11,16 +10,13 @@ from db.access import NO_LEASES, is_standby
 from db.brake import in_a_sentence
 from db.dialects import now
 from db.models import Run
-from db.rows import select
+from db.rows import Rows, select
 from db.schema import view_query
-from db.session import execute, reading
+from db.session import fetch, fetch_column, reading
 from earmark.core.clips import FINAL_STATES, STATES, State
 from earmark.core.errors import UsageError
 from earmark.core.options import RunOptions
 from earmark.core.spelling import did_you_mean
-
-if TYPE_CHECKING:
-    from db.rows import Rows
 
 #: One statement, so that each clip is counted in one state. Leased clips are among the pending.
 COUNT_BY_STATE = """
@@ -107,27 +103,19 @@ def run_on_queue(engine: sa.Engine, queue: str) -> RunRow:
 
 
 def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], name: str) -> RunRow:
-    with reading(engine) as connection:
-        row = connection.execute(sa.select(Run.__table__).where(condition)).first()
-    if row is None:
-        with reading(engine) as connection:
-            meant = did_you_mean(name, connection.scalars(sa.select(Run.name)))
+    rows = fetch(engine, sa.select(Run.__table__).where(condition))
+    if not rows:
+        meant = did_you_mean(name, fetch_column(engine, sa.select(Run.name)))
         raise UsageError(reason=f"There is no run {name}; `earmark status` lists them.{meant}")
-    return RunRow(
-        row.id,
-        row.name,
-        RunOptions.from_json(row.options),
-        row.model_id,
-        row.reuse_urls,
-        row.paused,
-    )
+    (run,) = rows
+    options = RunOptions.from_json(run.options)
+    return RunRow(run.id, run.name, options, run.model_id, run.reuse_urls, run.paused)
 
 
 def is_going(engine: sa.Engine, run_id: int) -> bool:
     """Return whether there is such a run, and it is not paused."""
     going = sa.select(Run.id).where(Run.id == run_id, Run.paused.is_(None))
-    with reading(engine) as connection:
-        return connection.scalar(going) is not None
+    return bool(fetch(engine, going))
 
 
 def progress(engine: sa.Engine, run_id: int) -> Progress:
@@ -159,8 +147,7 @@ def progress(engine: sa.Engine, run_id: int) -> Progress:
 
 def waiting(engine: sa.Engine, run_id: int) -> tuple[int, float]:
     """Return how many clips wait for another try, at most 1,000, and the seconds to the next."""
-    with reading(engine) as connection:
-        row = execute(connection, COUNT_WAITING, run_id=run_id, most=MOST_WAITING).one()
+    (row,) = fetch(engine, COUNT_WAITING, run_id=run_id, most=MOST_WAITING)
     return row.clips, row.seconds or 0.0
 
 

@@ -7,25 +7,21 @@ import logging
 import math
 import sqlite3
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from db import sqlite_file, urls
 from db.database_errors import ANOTHER_FILE, connection_is_lost, in_a_sentence, sqlstate
 from db.dialects import dialect_of, for_driver, prepared
 from earmark.core.errors import DatabaseError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from sqlalchemy.engine import ExceptionContext
-
-    from earmark.core.settings import Database
+from earmark.core.settings import Database
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +170,19 @@ def execute(
 ) -> sa.CursorResult[*tuple[Any, ...]]:
     """Execute plain SQL, spelled as this database has it."""
     return connection.execute(prepared(statement, dialect_of(connection)), values)
+
+
+def fetch(engine: sa.Engine, statement: str | sa.Executable, **values: Any) -> Sequence[Any]:
+    """Return the rows of one read, which all fit in memory; of plain SQL as in `execute`."""
+    with reading(engine) as connection:
+        if isinstance(statement, str):
+            return execute(connection, statement, **values).all()
+        return connection.execute(statement, values).all()
+
+
+def fetch_column(engine: sa.Engine, statement: str | sa.Executable, **values: Any) -> list[Any]:
+    """Return the first column of the rows of one read."""
+    return [row[0] for row in fetch(engine, statement, **values)]
 
 
 def ask(engine: sa.Engine, statement: str, values: dict[str, Any]) -> Any:

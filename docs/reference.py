@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from itertools import groupby
 from pathlib import Path
 from textwrap import TextWrapper
@@ -22,10 +23,9 @@ from workers import metrics, metrics_server
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pydantic.fields import FieldInfo
-
 PAGES_FOLDER = Path(__file__).with_name("reference")
 MADE = "<!-- Made by `python -m docs.reference`; do not edit. -->\n"
+COMMENTED_FIELD = re.compile(r"((?: +#: .*\n)+) +(\w+): ")
 #: How workers make metrics.
 METRICS = {
     "Counter": "counter",
@@ -46,26 +46,36 @@ def settings_page() -> str:
     ]
     for group, settings in groupby(_settings(), key=lambda setting: setting[0]):
         parts.append(f"## {group.capitalize()}")
-        for _, name, field in settings:
-            parts += [f"### `{name}`", f"Default: {_shown(field.default)}. {_ended(field)}"]
+        for _, name, default, reason in settings:
+            parts += [f"### `{name}`", f"Default: {_shown(default)}. {_ended(reason)}"]
     return _page(parts)
 
 
-def _settings() -> Iterator[tuple[str, str, FieldInfo]]:
-    """Yield each setting's group, name and field, those without a group first."""
+def _settings() -> Iterator[tuple[str, str, object, str]]:
+    """Yield each setting's group, name, default and reason, those without a group first."""
+    reasons = _comments(Settings)
     grouped = []
     for group, field in Settings.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
+            inner_reasons = _comments(kind)
             for name, inner in kind.model_fields.items():
-                grouped.append((group, f"EARMARK_{group}__{name}".upper(), inner))
+                setting = f"EARMARK_{group}__{name}".upper()
+                grouped.append((group, setting, inner.default, inner_reasons[name]))
         else:
-            yield "everywhere", f"EARMARK_{group}".upper(), field
+            yield "everywhere", f"EARMARK_{group}".upper(), field.default, reasons[group]
     yield from grouped
 
 
-def _ended(field: FieldInfo) -> str:
-    text = field.description or ""
+def _comments(kind: type) -> dict[str, str]:
+    """Return the comments above the fields of a class."""
+    comments = {}
+    for lines, name in COMMENTED_FIELD.findall(inspect.getsource(kind)):
+        comments[name] = " ".join(lines.replace("#: ", "").split())
+    return comments
+
+
+def _ended(text: str) -> str:
     return text if text.endswith((".", ")")) else f"{text}."
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from db.pace import Workload
-    from earmark.core.settings import Worker
+from db.pace import Workload
+from earmark.core.settings import Worker
 
 #: A model that waits less than this share of the time has nothing to gain.
 WAITS = 0.1

@@ -197,8 +197,7 @@ class Run:
         An event reaches `min_score`, goes on down to `low` (else `min_score`), and has no gap
         longer than `gap_s` seconds.
         """
-        rule = Rule(min_score, min_score if low is None else low, gap_s)
-        return events(self.engine, self.row, rule, label=label)
+        return events(self.engine, self.row, Rule(min_score, low, gap_s), label=label)
 
     def failures(self) -> Rows:
         """Yield the clips that failed, each with its error, as in the view `failures`."""
@@ -323,7 +322,7 @@ def run(
         UsageError: a source cannot be read or holds no clip, or an option is wrong.
         ServiceError: the database cannot be used, or the workers cannot work.
     """
-    scoring, submission = _split(options)
+    scoring, submission = split(options)
     ended = run_here(
         _listed(sources),
         _settings(settings, db),
@@ -363,7 +362,7 @@ def submit(
         UsageError: a source cannot be read or holds no clip, or an option is wrong.
         ServiceError: the broker or the database cannot be used.
     """
-    scoring, submission = _split(options)
+    scoring, submission = split(options)
     hub.check(scoring.model, scoring.revision, scoring.labels, here=False)
     reachable = find_broker(_settings(settings, db))
     engine = open_database(reachable, create=True)
@@ -416,7 +415,7 @@ def classify(
     # Imported here because it loads what a worker loads.
     from earmark.in_process import classified
 
-    scoring, _ = _split(options)
+    scoring, _ = split(options)
     uri = folders.uri_of(str(clip))
     with classified(uri, folders.readable(uri, _settings(settings)), scoring) as ended:
         predictions = ended.named(ended.success.predictions)
@@ -522,7 +521,7 @@ def _listed(sources: str | Iterable[str]) -> list[str]:
     return [sources] if isinstance(sources, str) else list(sources)
 
 
-def _split(given: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
+def split(given: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
     """Return the options of a run, and the other arguments of `producer.submit.submit`."""
     taken = {*RunOptions.__slots__, *Listing.__slots__}
     others = {name: value for name, value in given.items() if name not in taken}

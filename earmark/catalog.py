@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from earmark import speed
 from earmark.core.errors import ServiceError
+from earmark.core.settings import Settings
 from workers.scoring import hub
 from workers.scoring.cache import Local, local_models
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from earmark.core.settings import Settings
 
 #: The columns of a table, the most important first.
 COLUMNS = ("model", "ms", "labels", "problem", "cheaper", "license", "mb", "window_s", "hears")

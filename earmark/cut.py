@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, groupby, zip_longest
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict, Unpack
 
 import numpy as np
 import soundfile
+import sqlalchemy as sa
 from more_itertools import chunked
 
 from db import results
 from db.rows import Rows
+from db.runs import RunRow
 from earmark.core.clips import AudioFacts, Part
 from earmark.core.errors import ClipError, Corrupt, UsageError
+from earmark.core.settings import Settings
 from earmark.events import Rule, events
 from earmark.label_files import file_name
 from earmark.sound import Listener
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
-    from typing import BinaryIO, Unpack
-
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
-    from earmark.core.settings import Settings
     from workers.decoding.decoder import Piece
 
 #: Clips that are fetched and decoded at once, and those whose events are held in memory.
@@ -68,7 +65,7 @@ def cutting(
     Raises:
         UsageError: the folder is there already, so that nothing is overwritten.
     """
-    found: Iterable[dict[str, Any]] = events(engine, run, Rule(min_score, min_score), label=label)
+    found: Iterable[dict[str, Any]] = events(engine, run, Rule(min_score), label=label)
     if sample:
         found = sampled(found, sample)
     with Listener(settings, at_once=AT_ONCE) as listener:

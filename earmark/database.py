@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
 
 from db import access, results, runs, schema
+from db.runs import RunRow
 from db.session import connect
 from earmark.core.errors import ServiceError, UsageError
 from earmark.core.settings import Settings, sqlite_url
 from earmark.core.spelling import did_you_mean
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
 
 
 def read_settings(db: str | None = None) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,25 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from earmark import api
 from earmark.core.options import RunOptions
+from earmark.core.settings import Settings
 from earmark.ports import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from earmark.api import Run
-    from earmark.core.settings import Settings
 
 EXAMPLES = Path(__file__).with_name("examples")
 CLIPS = (
-    "dog.ogg",
-    "siren.wav",
-    "piano.flac",
-    "music.mp3",
-    "speech.wav",
-    "mixed.m4a",
-    "broken.wav",
+    "dog.ogg", "siren.wav", "piano.flac", "music.mp3", "speech.wav", "mixed.m4a", "broken.wav",
     "missing.wav",
-)
+)  # fmt: skip
 #: The window in which the mixed clip's two sounds are apart.
 WINDOW_S = 5.0
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -23,14 +24,11 @@ from earmark.core import broker
 from earmark.core.credentials import Proxy
 from earmark.core.errors import EarmarkError, ServiceError
 from earmark.core.options import RunOptions
-from earmark.core.settings import cores
+from earmark.core.settings import Settings, cores
 from earmark.database import connect_to
 from earmark.demo import EXAMPLES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from earmark.core.settings import Settings
     from workers.scoring.classifier import Classifier
 
 #: Older ones lack what kombu asks for.

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
+import sqlalchemy as sa
 from more_itertools import chunked
 from scipy.special import betaincinv, expit, logit
 
 from db import decisions
+from db.runs import RunRow
+from db.session import fetch
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
 
 #: Intervals hold the true value in 95% of cases.
 OUTSIDE, Z = 0.05, 1.96
@@ -57,7 +55,7 @@ def evaluate(engine: sa.Engine, run: RunRow, truth: str) -> Evaluation:
             reason=f"No clip of {run.name} that is done has a truth in {truth!r}: name a column of"
             " its list, or `reviews`."
         )
-    names = dict(map(tuple, decisions.rows(engine, decisions.SELECT_LABELS, run_id=run.id)))
+    names = dict(map(tuple, fetch(engine, decisions.SELECT_LABELS, run_id=run.id)))
     clips = pl.concat(blocks).with_columns(_named("label_id", names))
     cells = clips.group_by("truth", "label").len("clips").sort("clips", "truth", descending=True)
     labels = _measures(cells, _average_precisions(clips, names))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import sqlalchemy as sa
 
 from db import results
 from db.rows import Rows
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
+from db.runs import RunRow
 
 COLUMNS = (
     "clip_id", "uri", "member", "channel", "label", "start_s", "end_s", "score", "windows",
@@ -34,7 +31,8 @@ class Rule:
     """
 
     min_score: float
-    low: float
+    #: None: `min_score`.
+    low: float | None = None
     gap_s: float = 0.0
 
 
@@ -47,7 +45,8 @@ def events(engine: sa.Engine, run: RunRow, rule: Rule, *, label: str | None = No
     Args:
         label: only this label's events; else every label's.
     """
-    windows = results.heard(engine, run.id, label=label, min_score=rule.low)
+    low = rule.min_score if rule.low is None else rule.low
+    windows = results.heard(engine, run.id, label=label, min_score=low)
     return Rows(_lines(windows, rule))
 
 

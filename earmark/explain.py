@@ -2,50 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
+
+import sqlalchemy as sa
 
 from earmark import folders
 from earmark.core import addresses, formats, names
-from earmark.core.clips import Failure, Success, display_uri
+from earmark.core.clips import Failure, Part, Success, display_uri
 from earmark.core.credentials import DEFAULT_PORTS, Credentials, Proxy
 from earmark.core.errors import ClipError
-from earmark.in_process import classified
+from earmark.core.options import RunOptions
+from earmark.core.settings import Settings
+from earmark.in_process import Classified, classified
 from earmark.sound import peaks
 from earmark.tables import bar
 
 if TYPE_CHECKING:
     import numpy as np
-    import sqlalchemy as sa
     from urllib3 import BaseHTTPResponse
 
-    from earmark.core.clips import Part, Waveform
-    from earmark.core.options import RunOptions
-    from earmark.core.settings import Settings
-    from earmark.in_process import Classified
     from workers.fetching.fetch import Fetched
 
+    #: Takes the name of a step and a text about it.
+    Say = Callable[[str, str], None]
+
 HEADERS = (
-    "Content-Type",
-    "Content-Length",
-    "Content-Encoding",
-    "Server",
-    "Last-Modified",
-    "ETag",
+    "Content-Type", "Content-Length", "Content-Encoding", "Server", "Last-Modified", "ETag",
     "Retry-After",
-)
+)  # fmt: skip
 #: Labels shown of each window.
 LABELS_SHOWN = 3
 MARKS = ("truncated", "silent", "over_scale", "cancelling")
 #: With the names of the steps they fit 80 columns.
 SPARKS, BLOCKS = 60, "▁▂▃▄▅▆▇█"
-
-
-class Say(Protocol):
-    """Takes the name of a step and a text about it."""
-
-    def __call__(self, step: str, text: str) -> None: ...
 
 
 def explain(
@@ -63,6 +55,8 @@ def explain(
             "none are set: `run` and this command read the file, a worker of a cluster would not",
         )
     with classified(uri, allowed, options, Steps(allowed, say), part) as ended:
+        if ended.waveform:
+            say("waveform", sparkline(ended.waveform.samples))
         _tell(ended, say)
         return isinstance(ended.outcome, Success)
 
@@ -77,7 +71,7 @@ def tell_row(row: sa.Row[Any], say: Say) -> None:
 
 
 class Steps:
-    """An observer that tells each request, its answer, the file and the waveform."""
+    """An observer that tells each request, its answer and the file."""
 
     def __init__(self, settings: Settings, say: Say) -> None:
         self._say = say
@@ -120,9 +114,6 @@ class Steps:
         except ClipError as error:
             kind = str(error)
         self._say("first bytes", kind)
-
-    def decoded(self, waveform: Waveform) -> None:
-        self._say("waveform", sparkline(waveform.samples))
 
     def _verdict(self, address: str) -> str:
         try:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from earmark import children
 from earmark.core.errors import UsageError
 from earmark.database import read_settings
 from earmark.machine import find_broker
 from earmark.ports import HERE, check_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 #: Finished chunks Flower remembers: 160,000 clips, some 50 MB.
 REMEMBERED_TASKS = 10_000

@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from earmark.core.errors import ServiceError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from earmark.core.settings import Settings
+from earmark.core.settings import Settings
 
 #: With less room, SQLite and Valkey refuse to write.
 FULL_BYTES = 1024**2

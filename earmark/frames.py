@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from itertools import chain
@@ -12,17 +13,14 @@ import polars
 from more_itertools import chunked
 
 from db.results import SCORE_OF
-from db.rows import plain
+from db.rows import Rows, plain
 from earmark.core import vectors
 from earmark.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     import pandas
     import pyarrow
 
-    from db.rows import Rows
 
 #: Rows held as Python objects at once: some 50 MB.
 ROWS_AT_ONCE = 20_000

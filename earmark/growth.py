@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from earmark.core.errors import UsageError
 from producer import walk
 from producer.places import AUDIO_SUFFIXES
 from producer.sources import holds_audio
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 #: A file is complete when it has not changed for this long: recorders write every second or so.
 SETTLED_S = 5.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -11,29 +12,23 @@ import numpy as np
 from db.claims import Claimed
 from earmark import folders
 from earmark.core import guard
-from earmark.core.clips import Failure, Postponed, Success, Waveform
+from earmark.core.clips import Failure, Part, Postponed, Prediction, Success, Waveform
 from earmark.core.errors import ServiceError
+from earmark.core.options import RunOptions
+from earmark.core.settings import Settings
 from workers import single
 from workers.decoding.pool import Decoders
-from workers.fetching.fetch import Fetcher
+from workers.fetching.fetch import Fetched, Fetcher
 from workers.models import LoadedModel, RunPlan, open_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from earmark.core.clips import Part, Prediction
-    from earmark.core.options import RunOptions
-    from earmark.core.settings import Settings
-    from workers.fetching.fetch import Fetched
     from workers.scoring.batcher import Batcher
 
 
 class Observer(guard.Observer, Protocol):
-    """Sees every request for a clip, and the clip between its stages."""
+    """Sees every request for a clip, and its file."""
 
     def fetched(self, fetched: Fetched) -> None: ...
-
-    def decoded(self, waveform: Waveform) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +78,7 @@ def classified(
             plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
             way = single.SingleClip(fetcher, decoders, settings.audio.max_windows, clip)
             outcome = way.classify(Claimed(0, uri, attempts=1, crashes=0, part=part), plan)
-            waveform = clip.waveform(card.sample_rate)
-            if observer and waveform:
-                observer.decoded(waveform)
-            yield Classified(outcome, card.labels, batcher, waveform)
+            yield Classified(outcome, card.labels, batcher, clip.waveform(card.sample_rate))
         finally:
             batcher.close()
     finally:

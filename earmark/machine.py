@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from more_itertools import divide
 
@@ -15,14 +17,8 @@ from earmark import children, valkey
 from earmark.core import broker
 from earmark.core.broker import EMBEDDED_NOTE
 from earmark.core.errors import SERVICE_EXIT, ServiceError
+from earmark.core.settings import Settings, cores, memory
 from earmark.core.settings import Worker as WorkerSettings
-from earmark.core.settings import cores, memory
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
-    from earmark.core.settings import Settings
 
 #: Decoded audio that waits takes at most one in so many parts of the machine's memory.
 IN_FLIGHT_PART = 8

@@ -6,21 +6,17 @@ The URL is the secret of most webhooks, so no more than its host is shown.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+import sqlalchemy as sa
 
 from db import runs
 from earmark import progress
 from earmark.core.clips import State
 from earmark.core.errors import DownloadError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import sqlalchemy as sa
-
-    from earmark.core.settings import Settings
+from earmark.core.settings import Settings
 
 
 def check(url: str, settings: Settings) -> None:

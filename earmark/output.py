@@ -8,11 +8,11 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from more_itertools import peekable
 from rich.console import Console
@@ -22,9 +22,6 @@ from db.rows import Rows, plain
 from earmark import progress, tables
 from earmark.core.errors import UsageError
 from earmark.files import ParquetOptions, opened
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 EXAMPLE_QUERY = 'query "SELECT label, count(*) FROM results GROUP BY label"'
 #: The file name that means standard output.

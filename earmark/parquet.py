@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars
+import sqlalchemy as sa
 from more_itertools import chunked
 
 from db import results, schema
+from db.runs import RunRow
 from earmark import files, frames
 from earmark.core.errors import UsageError
 from workers.scoring import hub
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
 
 #: The key of a file's metadata that says, as JSON, what made it.
 METADATA_KEY = "earmark"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -15,21 +16,18 @@ from more_itertools import sample as sampled
 from pydantic import ByteSize
 
 from db import charts
-from db.pace import measure
+from db.pace import Measured, measure
 from earmark import api, catalog, folders, progress, speed
+from earmark.core.clips import Clip
 from earmark.core.errors import UsageError
+from earmark.core.options import Listing, RunOptions
+from earmark.core.settings import Settings
 from producer.sources import read_clips
 from producer.tally import Tally
 from workers.scoring import hub
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from db.pace import Measured
     from earmark.api import Run
-    from earmark.core.clips import Clip
-    from earmark.core.options import Listing, RunOptions
-    from earmark.core.settings import Settings
 
 #: Small enough that clips are recorded steadily, which shows the speed of a small sample.
 CHUNK_SIZE = 4

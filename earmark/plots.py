@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import librosa
@@ -10,19 +12,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from earmark import files, sound
-from earmark.core.clips import display_uri
+from earmark.core.clips import Waveform, display_uri
 from earmark.core.errors import EarmarkError, UsageError
+from earmark.core.options import RunOptions
+from earmark.core.settings import Settings
 from earmark.in_process import classified
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from matplotlib.axes import Axes
 
-    from earmark.core.clips import Waveform
-    from earmark.core.options import RunOptions
-    from earmark.core.settings import Settings
     from earmark.sound import Segment
 
 ACCENT, QUIET = "#0b6e66", "#5f6368"

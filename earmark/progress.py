@@ -5,31 +5,26 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import sqlalchemy as sa
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from db import charts, registry, results, runs
 from db.pace import Pace, pace
+from db.runs import RunRow
 from earmark.advice import bottleneck
 from earmark.core.clips import State
 from earmark.core.errors import ServiceError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    import sqlalchemy as sa
-    from rich.console import RenderableType
-
-    from db.runs import RunRow
-    from earmark.core.settings import Settings
+from earmark.core.settings import Settings
 
 #: Quick enough to look alive, slow enough to cost a million-row run nothing.
 LOOK_S = 0.5
@@ -133,7 +128,7 @@ def exit_by_outcome(state: runs.Progress, *, strict: bool) -> None:
 
 def delays(engine: sa.Engine, run_id: int) -> list[str]:
     """Return what holds some clips of a run up: workers that pause, errors tried again later."""
-    paused = [worker for worker in registry.up_for(engine, run_id) if worker.pause]
+    paused = [worker for worker in registry.up(engine, registry.queue_of(run_id)) if worker.pause]
     sentences = []
     for worker in paused[:WORKERS_ON_SCREEN]:
         assert worker.pause
@@ -164,7 +159,7 @@ def interruptible(how_to_go_on: Callable[[], str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be closed
-            screen.print(how_to_go_on(), markup=False, soft_wrap=True)
+            tell(how_to_go_on())
         raise
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import sqlalchemy as sa
 
 from db import ledger, rescoring, results, runs
 from db.identity import with_queue
+from db.runs import RunRow
 from earmark import similar
+from earmark.core.options import RunOptions
+from earmark.core.settings import Settings
 from workers.scoring import heads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
-    from earmark.core.options import RunOptions
-    from earmark.core.settings import Settings
     from earmark.vector_index import Index
 
 #: Windows scored and written at once, and the rest of the last one's clip.

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import csv
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import sqlalchemy as sa
 from pydantic import ValidationError
 
 from db import reviews
 from db.rows import select
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import sqlalchemy as sa
 
 SELECT_URIS = "SELECT id, coalesce(display_uri, uri) AS uri FROM clips WHERE run_id = :run_id"
 

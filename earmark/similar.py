@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 from more_itertools import chunked
 
 from db import results
 from db.identity import ledger_id
 from db.rows import select
-from db.session import execute, reading
+from db.runs import RunRow
+from db.session import fetch
 from earmark import files, folders, vector_index
 from earmark.core import vectors
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
-    from earmark.core.settings import Settings
+from earmark.core.settings import Settings
 
 SELECT_ENDED = """
 SELECT coalesce(sum(clips), 0) AS clips, coalesce(max(finished_at), 0) AS finished_at
@@ -59,9 +55,8 @@ def similar(
         allowed &= np.isin(index.windows["clip_id"], [row["clip_id"] for row in rows])
     places, cosines = index.nearest(query, count, allowed)
     windows = index.windows[places].tolist()
-    with reading(engine) as connection:
-        found = execute(connection, SELECT_SHOWN, ids=[window[0] for window in windows])
-        shown = {row["clip_id"]: dict(row) for row in found.mappings()}
+    rows = select(engine, SELECT_SHOWN, ids=[window[0] for window in windows])
+    shown = {row["clip_id"]: row for row in rows}
     for rank, (window, cosine) in enumerate(zip(windows, cosines.tolist(), strict=True), 1):
         clip, channel, start_s, end_s = window
         where = {"channel": channel or None, "start_s": start_s, "end_s": end_s}
@@ -71,8 +66,7 @@ def similar(
 def opened(engine: sa.Engine, run: RunRow, settings: Settings) -> vector_index.Index:
     """Return a run's index, written now if it is missing or the run has changed."""
     results.check_embeddings(run)
-    with reading(engine) as connection:
-        ended = execute(connection, SELECT_ENDED, run_id=run.id).one()
+    (ended,) = fetch(engine, SELECT_ENDED, run_id=run.id)
     folder = _folder(engine, run, settings) / f"{ended.clips}-{ended.finished_at:.6f}"
     if not folder.is_dir():
         _write(engine, run, folder)

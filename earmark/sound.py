@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import groupby
@@ -14,18 +15,15 @@ import soundfile
 import soxr
 from PIL import Image
 
-from earmark.core.clips import AudioFacts
+from earmark.core.clips import AudioFacts, Part
 from earmark.core.errors import TooShort
+from earmark.core.settings import Settings
 from workers.decoding.meter import downmix
 from workers.decoding.pool import Decoders
 from workers.fetching.fetch import Fetcher
 from workers.loading.spans import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from earmark.core.clips import Part
-    from earmark.core.settings import Settings
     from workers.decoding.decoder import Piece
 
 #: Hz. Speech and most sounds are well told below 8 kHz, and a spectrogram needs no more.

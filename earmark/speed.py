@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from earmark.core.settings import Audio
 from earmark.demo import EXAMPLES
 
 if TYPE_CHECKING:
-    from earmark.core.settings import Audio
     from workers.scoring.classifier import Classifier
 
 #: An Ogg Vorbis file of five seconds, the commonest kind of clip.

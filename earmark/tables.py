@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,6 @@ from rich.text import Text
 from db.rows import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from rich.console import Console
 
 #: Rows that a table on a terminal shows; a file or a pipe gets all.

@@ -10,22 +10,19 @@ tried.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 from more_itertools import map_reduce
 from scipy.special import gammaln
 
 from db import decisions
+from db.runs import RunRow
+from db.session import fetch
 from earmark.core.errors import UsageError
 from earmark.sampling import Clips, sample
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
 
 #: The chance that a threshold's promise is wrong.
 ERROR = 0.05
@@ -48,7 +45,7 @@ def thresholds(
     Raises:
         UsageError: there are no reviews of clips that were drawn at random.
     """
-    rows = decisions.rows(engine, decisions.SELECT_DRAWN, run_id=run.id)
+    rows = fetch(engine, decisions.SELECT_DRAWN, run_id=run.id)
     drawn = map_reduce(rows, lambda row: row.label)
     if not drawn:
         raise UsageError(
@@ -57,10 +54,10 @@ def thresholds(
         )
     for each in drawn:
         about = {"run_id": run.id, "label": each}
-        clips = Clips.of(decisions.rows(engine, decisions.SELECT_CLIPS, **about))
+        clips = Clips.of(fetch(engine, decisions.SELECT_CLIPS, **about))
         if not len(clips.ids):
             continue  # it is the best label of no clip any more
-        right = [row[0] for row in decisions.rows(engine, decisions.SELECT_RIGHT, **about)]
+        right = [row[0] for row in fetch(engine, decisions.SELECT_RIGHT, **about)]
         heard = [tuple(row[1:]) for row in drawn[each]]
         drawn_here = sample(clips, heard, right)
         found = find(clips, *drawn_here, precision, ERROR / looks)

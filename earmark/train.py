@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import sqlalchemy as sa
 
 from db import results, reviews
 from db.rows import select
+from db.runs import RunRow
 from earmark import similar
 from earmark.core.errors import UsageError
+from earmark.core.settings import Settings
 from workers.scoring import heads
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
-    from earmark.core.settings import Settings
     from earmark.vector_index import Index
 
 REVIEWS = "reviews"

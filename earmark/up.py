@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from db.identity import with_queue
 from earmark import children, flower, folders, machine, progress
 from earmark.core.broker import EMBEDDED_NOTE
+from earmark.core.settings import Settings
 from earmark.database import open_database
 from earmark.ports import LOOPBACK, check_port
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from earmark.core.settings import Settings
     from earmark.machine import Machine
 
 

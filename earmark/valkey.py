@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,6 @@ from earmark.core.errors import ServiceError
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator
 
 #: Valkey answers in a tenth of a second; loading an append-only file takes longer.
 START_S = 20.0

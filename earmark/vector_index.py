@@ -6,14 +6,11 @@ candidates, and these are compared. The database has the truth: an index may alw
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
 
 #: Up to so many vectors all are compared.
 EXACT = 200_000

@@ -6,25 +6,22 @@ import io
 import json
 import re
 import socket
+from collections.abc import Iterator
 from contextlib import ExitStack
 from io import FileIO
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from earmark.core import unpacking
 from earmark.core.clips import Clip, Part, display_uri
 from earmark.core.containers import PACKINGS
 from earmark.core.errors import UsageError
+from earmark.core.settings import Fetch
 from producer import elsewhere
+from producer.elsewhere import Ranged
 from producer.lists import named_format
 from producer.places import AUDIO_SUFFIXES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from earmark.core.settings import Fetch
-    from producer.elsewhere import Ranged
-    from producer.tally import Tally
+from producer.tally import Tally
 
 KINDS = {".tar": "tar", ".tgz": "tar", ".tbz2": "tar", ".txz": "tar", ".zip": "zip"}
 COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst"})

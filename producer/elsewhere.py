@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -16,12 +17,10 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from earmark.core import answers
 from earmark.core.addresses import is_http
 from earmark.core.errors import DownloadError, UsageError
+from earmark.core.settings import Fetch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from earmark.core.guard import Guard
-    from earmark.core.settings import Fetch
 
 #: A list is read as fast as it is submitted: 200 million rows in this time.
 WHOLE_S = 3600.0

@@ -7,23 +7,20 @@ import io
 import json
 import re
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from earmark.core import options
 from earmark.core.clips import display_uri
 from earmark.core.errors import UsageError
+from earmark.core.settings import Fetch
 from producer import dialect, elsewhere, streams
 from producer.columns import Columns, Row, RowRefused
 from producer.places import names_a_clip
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from earmark.core.settings import Fetch
-    from producer.tally import Tally
+from producer.tally import Tally
 
 InputFormat = options.InputFormat
 

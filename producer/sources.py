@@ -5,13 +5,13 @@ from __future__ import annotations
 import glob
 import os
 import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from earmark.core import formats
-from earmark.core.clips import Clip, display_uri
+from earmark.core.clips import Clip, Part, display_uri
 from earmark.core.errors import NotAudio, UsageError
 from earmark.core.options import Listing
 from earmark.core.settings import Fetch
@@ -21,11 +21,6 @@ from producer.containers import Container, kind_of
 from producer.lists import ListReader, named_format
 from producer.places import AUDIO_SUFFIXES, Places, names_a_clip, short, storable
 from producer.tally import Tally
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from earmark.core.clips import Part
 
 #: Rows of a file in which a clip must be named, if the file may be a list.
 ROWS_TRIED = 10

@@ -8,18 +8,15 @@ import io
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from earmark.core.containers import zstd
 from earmark.core.errors import UsageError
+from earmark.core.settings import Fetch
 from producer import elsewhere
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from earmark.core.settings import Fetch
 
 
 @contextmanager

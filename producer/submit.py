@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,31 +14,24 @@ from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict, Unpack
 
+import sqlalchemy as sa
 from more_itertools import spy
 
 from db import access, known_rows, ledger, registry
 from db.bulk_insert import Listed, listed
 from db.identity import with_queue
 from db.known_rows import KnownRows
+from db.registry import WorkerUp
 from earmark.core import broker
-from earmark.core.clips import KEY_BYTES
+from earmark.core.clips import KEY_BYTES, Clip
 from earmark.core.errors import UsageError
 from earmark.core.options import Duplicates, Listing, RunOptions
+from earmark.core.settings import Fetch, Settings
 from producer.feeder import Feeder
 from producer.sources import read_clips
 from producer.tally import Tally
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Unpack
-
-    import sqlalchemy as sa
-
-    from db.registry import WorkerUp
-    from earmark.core.clips import Clip
-    from earmark.core.settings import Fetch, Settings
 
 #: The first clips of a list show whether the workers may read its files.
 LOOKED_AT = 100

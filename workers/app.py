@@ -6,10 +6,12 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import sqlalchemy as sa
 from celery import signals
 
 from db import brake, schema
@@ -25,11 +27,6 @@ from workers.clip import WindowQueue
 from workers.foreign import WrongDatabase
 from workers.loading.loaders import Loaders
 from workers.models import Models
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import sqlalchemy as sa
 
 logger = logging.getLogger(__name__)
 

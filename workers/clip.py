@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from db.claims import Claimed
-    from earmark.core.clips import Outcome, Part, Postponed, Prediction
+    from earmark.core.clips import AudioFacts, Outcome, Part, Postponed, Prediction, Source, Timings
     from earmark.core.options import RunOptions
     from workers.loading.process import Dealt, Facts, Known, LoadedWindow, Loading, Suspected
     from workers.models import RunPlan
@@ -53,19 +53,21 @@ class Scores:
         self._combined: dict[int, np.ndarray] = {}
         self._counts: Counter[int] = Counter()
         self._windows: list[WindowPredictions] = []
-        self.embeddings: list[Embedding] = []
+        self._embeddings: list[Embedding] = []
+        #: The BEST labels of a clip that is one window, and its channel.
+        self._best: tuple[np.ndarray, int] | None = None
 
-    def keep_embedding(
+    def add(
         self, span: tuple[float, float], outcome: np.ndarray | windows.Embedded, channel: int = 0
-    ) -> np.ndarray:
-        """Keep the embedding of a window's outcome, if it has one; return the scores."""
-        if not isinstance(outcome, windows.Embedded):
-            return outcome
-        self.embeddings.append(Embedding(*span, outcome.vector, channel or None))
-        return outcome.scores
-
-    def add(self, span: tuple[float, float], scores: np.ndarray, channel: int = 0) -> None:
-        """Add a window's scores, shape (labels,); the mix is channel 0."""
+    ) -> None:
+        """Add what the model made of a window: scores, shape (labels,); the mix is channel 0."""
+        scores = outcome
+        if isinstance(scores, windows.Embedded):
+            self._embeddings.append(Embedding(*span, scores.vector, channel or None))
+            scores = scores.scores
+        if scores.dtype == windows.BEST:
+            self._best = scores, channel
+            return
         best = windows.top_k(scores, self._options.top_k, self._options.min_score)
         self._windows.append(WindowPredictions(*span, best, channel or None))
         self._counts[channel] += 1
@@ -78,8 +80,17 @@ class Scores:
         else:
             combined += scores
 
+    def success(self, clip_id: int, source: Source, facts: AudioFacts, timings: Timings) -> Success:
+        """Return the outcome of the clip."""
+        embeddings = tuple(self._embeddings)
+        best, parts, channel = self.answer()
+        return Success(clip_id, source, facts, best, parts, timings, channel, embeddings=embeddings)
+
     def answer(self) -> Answer:
         """Return the best labels, of the channel that has the highest score."""
+        if self._best is not None:
+            scores, channel = self._best
+            return Answer(windows.predictions(scores, self._options.min_score), (), channel or None)
         if len(self._windows) == 1:
             (only,) = self._windows
             return Answer(only.predictions, (), only.channel)
@@ -114,9 +125,6 @@ class ClipInWork:
     _facts: Facts | None = None
     _scores: Scores | None = None
     _scored: int = 0
-    #: The BEST labels of a clip that is one window.
-    _best: np.ndarray | None = None
-    _channel: int = 0
     _decoded_at: float = 0.0
     _classify_ms: float = 0.0
     #: Copies of it, which wait for its end.
@@ -143,7 +151,7 @@ class ClipInWork:
     def begin(self, dealt: Dealt) -> None:
         with self.lock:
             self._dealt = dealt
-            self._facts = self._best = self._failure = None
+            self._facts = self._failure = None
             self._ended = False
             self._scores = Scores(self.plan.options)
             self._scored = 0
@@ -170,12 +178,7 @@ class ClipInWork:
                 self._close(Failure(self.clip_id, outcome, source or None))
                 return
             assert self._scores is not None
-            channel = window.channel
-            scores = self._scores.keep_embedding(window.span, outcome, channel)
-            if scores.dtype == windows.BEST:
-                self._best, self._channel = scores, channel
-            else:
-                self._scores.add(window.span, scores, channel)
+            self._scores.add(window.span, outcome, window.channel)
             self._scored += 1
             self._note_progress()
 
@@ -193,22 +196,8 @@ class ClipInWork:
         facts, scores = self._facts, self._scores
         assert facts is not None
         assert scores is not None
-        if self._best is not None:
-            best = windows.predictions(self._best, self.plan.options.min_score)
-            answer = Answer(best, (), self._channel or None)
-        else:
-            answer = scores.answer()
         timings = replace(facts.timings, classify_ms=facts.room_ms + self._classify_ms)
-        return Success(
-            self.clip_id,
-            facts.source,
-            facts.audio,
-            answer.predictions,
-            answer.windows,
-            timings,
-            answer.channel,
-            embeddings=tuple(scores.embeddings),
-        )
+        return scores.success(self.clip_id, facts.source, facts.audio, timings)
 
     def wait_for_end(self, copy: ClipInWork, known: Known) -> bool:
         """End a copy with `known` again when this clip ends; False if this is not at work."""

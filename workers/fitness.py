@@ -6,21 +6,18 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from db.registry import Pause
-from earmark.core.clips import Failure
-from earmark.core.errors import Cause, FileNotFound
+from earmark.core.clips import Failure, Outcome
+from earmark.core.errors import Cause, DatabaseError, FileNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from db.claims import Claim, Claimed
-    from earmark.core.clips import Outcome
-    from earmark.core.errors import DatabaseError
 
 logger = logging.getLogger(__name__)
 

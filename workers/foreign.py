@@ -6,16 +6,14 @@ import logging
 import os
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import sqlalchemy as sa
 
 from db import identity
 from earmark.core import broker
 from earmark.core.errors import BROKEN_EXIT
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from earmark.core.settings import Settings
+from earmark.core.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _PLAIN = frozenset([*vars(logging.makeLogRecord({})), "message", "asctime"])
 _about: ContextVar[dict[str, object]] = ContextVar("about", default={})  # noqa: B039 - never changed in place

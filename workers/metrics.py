@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Histogram
 
-from earmark.core.clips import Failure
+from earmark.core.clips import Failure, Outcome
 
 if TYPE_CHECKING:
     from collections import Counter as Counts
-    from collections.abc import Mapping, Sequence
 
-    from earmark.core.clips import Outcome
 
 _clips = Counter(
     "earmark_clips",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -14,13 +15,11 @@ from prometheus_client.registry import Collector
 from db import feeding
 from earmark.core import broker
 from earmark.core.errors import ServiceError
+from earmark.core.settings import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from prometheus_client.metrics_core import Metric
 
-    from earmark.core.settings import Worker
     from producer.feeder import Feeder
     from workers.tasks import WorkerState
 

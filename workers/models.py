@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+
 from db import ledger, runs
 from earmark.core.errors import ModelError
+from earmark.core.options import ModelKey, RunOptions
+from earmark.core.settings import Settings
 from workers.loading.cutter import Shape
 from workers.loading.process import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import sqlalchemy as sa
-
-    from earmark.core.options import ModelKey, RunOptions
-    from earmark.core.settings import Settings
     from workers.scoring.batcher import Batcher
     from workers.scoring.model import ModelCard
 

@@ -14,9 +14,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from earmark.core import broker
-from earmark.core.clips import Failure
+from earmark.core.clips import Failure, Outcome, Postponed
 from earmark.core.errors import EarmarkError, ModelError, WorkerLost
+from earmark.core.options import RunOptions
 from earmark.core.processes import end_with_parent
+from earmark.core.settings import Settings
 from workers import single
 from workers.decoding.pool import Decoders
 from workers.fetching.polite import PoliteFetcher
@@ -25,9 +27,6 @@ from workers.single import SingleClip
 
 if TYPE_CHECKING:
     from db.claims import Claimed
-    from earmark.core.clips import Outcome, Postponed
-    from earmark.core.options import RunOptions
-    from earmark.core.settings import Settings
 
 
 #: What the process of a quarantine keeps.

@@ -106,18 +106,7 @@ class SingleClip:
             if self._observer:
                 self._observer.fetched(fetched)
             facts, scores = self._decode(fetched, clip.part, plan)
-        best, parts, channel = scores.answer()
-        timings = Timings(**self._ms)
-        return Success(
-            clip.id,
-            fetched.source,
-            facts,
-            best,
-            parts,
-            timings,
-            channel,
-            embeddings=tuple(scores.embeddings),
-        )
+        return scores.success(clip.id, fetched.source, facts, Timings(**self._ms))
 
     def _decode(
         self, fetched: Fetched, part: Part | None, plan: RunPlan
@@ -174,4 +163,4 @@ def _score(cut: list[Cut], first: int, plan: RunPlan, scores: Scores) -> None:
             raise outcome
         assert outcome is not None
         span = shape.span(first + window.start, len(window.samples))
-        scores.add(span, scores.keep_embedding(span, outcome, window.channel), window.channel)
+        scores.add(span, outcome, window.channel)

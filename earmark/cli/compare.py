@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import sys
 from itertools import islice
-from pathlib import Path  # noqa: TC003 - Typer reads it
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
 from db import compare as comparing
 from db import runs
+from db.compare import Comparison
+from db.rows import Rows
 from earmark import output, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.core.clips import State
 from earmark.database import find_run, read_settings
 from earmark.files import ParquetOptions
-
-if TYPE_CHECKING:
-    from db.compare import Comparison
-    from db.rows import Rows
 
 commands = typer.Typer()
 OtherRun = Annotated[str, typer.Argument(help="Another run's id or name.")]
@@ -98,7 +96,7 @@ def _sentences(comparison: Comparison) -> list[str]:
 def cut(
     run: o.Run,
     folder: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
-    label: Annotated[str | None, typer.Option(help="Only this label.")] = None,
+    label: o.Label = None,
     min_score: Annotated[float, typer.Option(help="The score that an event must reach.")] = 0.5,
     pad: Annotated[float, typer.Option(min=0, help="Seconds kept before and after it.")] = 1.0,
     sample: Annotated[

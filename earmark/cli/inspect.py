@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from earmark import output, progress
 from earmark.cli import options as o
 from earmark.core.clips import Part
 from earmark.core.errors import SERVICE_EXIT, UsageError
-from earmark.core.options import Listing
+from earmark.core.options import Listing, RunOptions
 from earmark.database import open_database, read_settings
 
 commands = typer.Typer()
@@ -23,9 +23,9 @@ HOSTS_SHOWN = 10
 
 
 @commands.command(epilog="Example: earmark plan urls.csv --url-col link --within 8h")
-@o.spread
+@o.spread(o.TASK)
 def plan(
-    task: o.Task,
+    given: dict[str, Any],
     sample: Annotated[int, typer.Option(min=1, help="Clips tried, chosen at random.")] = 200,
     within: Annotated[
         str | None, typer.Option(help="How many workers do it in this time: 90s, 30min, 8h, 2d?")
@@ -36,13 +36,13 @@ def plan(
     from earmark import plan as planning
 
     estimate = planning.plan(
-        task.sources,
+        given["sources"],
         read_settings(),
-        options=task.options,
+        options=RunOptions.from_arguments(given),
         sample=sample,
         within_s=planning.seconds_in(within) if within else None,
-        limit=task.limit,
-        listing=Listing(**task.reading),
+        limit=given["limit"],
+        listing=Listing.from_arguments(given),
     )
     if format:
         output.write_record(estimate.as_json(), format)
@@ -88,23 +88,20 @@ def models(
 @commands.command(
     epilog="Example: earmark explain 1234, or: earmark explain https://example.org/a.wav"
 )
+@o.spread(o.SCORING, "model", "revision", "labels", "channels")
 def explain(
     clip: Annotated[
         str,
         typer.Argument(help="A clip's id, as `results` and `failures` give it, or a URL or path."),
     ],
-    model: o.Model = "starter",
-    revision: o.Revision = None,
-    labels: o.Labels = None,
-    channels: o.Channels = "mix",
+    given: dict[str, Any],
     db: o.Db = None,
 ) -> None:
     """Fetch and classify one clip in this process and tell each step; exit with 1 if it fails."""
     from earmark import explain, folders
 
     settings = read_settings(db)
-    task = o.Task(sources=[], model=model, revision=revision, labels=labels, channels=channels)
-    options = task.options
+    options = RunOptions.from_arguments(given)
     uri, part = folders.uri_of(clip), None
     if clip.isascii() and clip.isdigit():
         engine = open_database(settings)
@@ -117,13 +114,11 @@ def explain(
 
 
 @commands.command(epilog="Example: earmark plot siren.wav -o siren.png")
+@o.spread(o.SCORING, "model", "revision", "window_s", "labels")
 def plot(
     file: Annotated[str, typer.Argument(help="An audio file or its URL.")],
     picture: Annotated[Path, typer.Option("--output", "-o", help="A .png, .svg or .pdf file.")],
-    model: o.Model = "starter",
-    revision: o.Revision = None,
-    window_s: o.WindowS = None,
-    labels: o.Labels = None,
+    given: dict[str, Any],
 ) -> None:
     """Draw one clip: waveform, mel spectrogram, what is heard when, and the best labels."""
     from earmark import folders, plots
@@ -131,8 +126,8 @@ def plot(
     uri = folders.uri_of(file)
     if "://" not in file and not Path(uri).is_file():
         raise UsageError(reason=f"There is no file {uri}.")
-    task = o.Task(sources=[], model=model, revision=revision, window_s=window_s, labels=labels)
-    drawn = plots.plot_clip(uri, folders.readable(uri, read_settings()), task.options)
+    options = RunOptions.from_arguments(given)
+    drawn = plots.plot_clip(uri, folders.readable(uri, read_settings()), options)
     plots.save(drawn, picture)
     typer.echo(str(picture))
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from db import runs
 from earmark import output, progress
-from earmark.cli import options as o  # noqa: TC001 - Typer reads it
-from earmark.cli.results import Day, Hours, Label, MinScore  # noqa: TC001 - the same
+from earmark.cli import options as o
+from earmark.cli.results import CONDITIONS
 from earmark.database import find_run, read_settings
 
 commands = typer.Typer()
@@ -19,16 +19,14 @@ SIMILAR = ("rank", "score", "clip_id", "uri", "start_s", "end_s", "channel", "la
 
 
 @commands.command(epilog="Example: earmark similar march --to siren.wav -n 20")
+@o.spread(CONDITIONS, "label", "min_score", "day", "hours")
 def similar(
     run: o.Run,
     to: Annotated[
         str, typer.Option(help="A clip's id, a file, a URL, or words if the model is a CLAP one.")
     ],
+    given: dict[str, Any],
     count: Annotated[int, typer.Option("-n", min=1, help="Windows shown.")] = 50,
-    label: Label = None,
-    min_score: MinScore = None,
-    day: Day = None,
-    hours: Hours = None,
     format: o.OutputFormat = None,
     file: o.OutputFile = None,
     db: o.Db = None,
@@ -38,8 +36,7 @@ def similar(
 
     settings = read_settings(db)
     engine, row = find_run(settings, run)
-    chosen = {"label": label, "min_score": min_score, "day": day, "hours": hours}
-    rows = similar.similar(engine, row, settings, to, count, **chosen)
+    rows = similar.similar(engine, row, settings, to, count, **given)
     output.write(rows, format, file, columns=SIMILAR, empty="The run has no such window.")
 
 

@@ -107,4 +107,4 @@ def db_check(db: o.Db = None) -> None:
 
     engine = connect_to(read_settings(db))
     schema.check(engine)
-    progress.screen.print(f"{urls.shown(engine.url)} is ready.", markup=False, soft_wrap=True)
+    progress.tell(f"{urls.shown(engine.url)} is ready.")

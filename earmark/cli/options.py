@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from earmark.core import options
-from earmark.core.options import STOP_AT, Listing, RunOptions
+from earmark.core.options import BOUNDS, STOP_AT, Duplicates, Listing, RunOptions
 from earmark.output import Format
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def _workers(text: str | int) -> int:
@@ -42,6 +39,17 @@ def _share(text: str | float) -> float:
     return share
 
 
+#: By name, options as typer reads them.
+Parameters = dict[str, inspect.Parameter]
+STOPPING: Any = {"parser": _share, "metavar": "SHARE|off", "min": None, "max": None}
+#: What an option has beside its help, type, default and bounds.
+MORE: dict[str, Any] = {
+    "channels": {"metavar": "mix|each|first|N"},
+    "stop_at": STOPPING,
+    "rank": {"min": 1},
+}
+PAUSE_HELP = "Pause if more than this share fails on every worker, and not by the clips' fault."
+MaybeStopAt = Annotated[float | None, typer.Option(help=PAUSE_HELP, **STOPPING)]
 Db = Annotated[
     str | None,
     typer.Option(help="Database URL. Default: EARMARK_DATABASE__URL, else a SQLite file."),
@@ -74,232 +82,133 @@ Truth = Annotated[str, _truth]
 MaybeTruth = Annotated[str | None, _truth]
 Run = Annotated[str, typer.Argument(help="A run's id or name.")]
 LatestRun = Annotated[str | None, typer.Argument(help="A run's id or name; default: the newest.")]
+Label = Annotated[str | None, typer.Option(help="Only this label.")]
 OutputFormat = Annotated[
     Format | None, typer.Option("--format", help="Default: a table on a terminal, CSV elsewhere.")
 ]
 OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")]
 
-Sources = Annotated[
-    list[str],
-    typer.Argument(
-        help="URLs, audio files, folders, globs, lists (txt, csv, tsv, json, parquet), - for stdin."
-    ),
-]
-Model = Annotated[str, typer.Option(help="starter, a Hugging Face id, or a model directory.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-TopK = Annotated[int, typer.Option(min=1, help="Labels kept per clip.")]
-FunctionToApply = Annotated[
-    options.FunctionToApply | None,
-    typer.Option(help="What turns logits into scores. Default: what the checkpoint asks for."),
-]
-WindowS = Annotated[
-    float | None,
-    typer.Option(min=0.01, help="Seconds the model sees at once. Default: the model's."),
-]
-HopS = Annotated[
-    float | None, typer.Option(min=0.01, help="Seconds between windows. Default: the window.")
-]
-Combine = Annotated[options.Combine, typer.Option(help="How a long clip's windows are combined.")]
-MinScore = Annotated[float, typer.Option(help="Predictions below it are not stored.")]
-Labels = Annotated[
-    str | None,
-    typer.Option(help="For a zero-shot (CLAP) model: what to listen for, comma-separated."),
-]
-Channels = Annotated[
-    str,
-    typer.Option(
-        metavar="mix|each|first|N",
-        help="Which channels are heard: their mix, each by itself, the first, or the Nth.",
-    ),
-]
-Embeddings = Annotated[
-    bool,
-    typer.Option("--embeddings", help="Keep each window's vector, for `similar` and `train`."),
-]
-Head = Annotated[
-    str | None, typer.Option(help="A folder that `earmark train` wrote, on top of --model.")
-]
-InputFormat = Annotated[
-    options.InputFormat, typer.Option(help="How the list is written, where its name does not tell.")
-]
-UrlCol = Annotated[
-    str | None,
-    typer.Option(
-        help="The column with the URL or path; all others are kept as meta. Default: url, or"
-        " another usual name."
-    ),
-]
-Delimiter = Annotated[
-    str | None, typer.Option(help="Of a table: a character, or tab. Default: found.")
-]
-Encoding = Annotated[
-    str | None,
-    typer.Option(help="Of a list, as cp1252. Default: UTF-8, or UTF-16 where it is seen."),
-]
-NoHeader = Annotated[
-    bool,
-    typer.Option("--no-header", help="The table has no header; its columns are 1, 2, 3."),
-]
-Base = Annotated[
-    str | None,
-    typer.Option(help="Folder or URL that names are relative to. Default: the list's own."),
-]
-Template = Annotated[
-    str | None,
-    typer.Option(help="Names made of columns: 'audio/fold{fold}/{name}.wav'."),
-]
-StartCol = Annotated[
-    str | None,
-    typer.Option(
-        help="The column with a span's start in seconds. Default: start_s, start_seconds or"
-        " offset; '' for whole files."
-    ),
-]
-EndCol = Annotated[
-    str | None,
-    typer.Option(help="The column with its end, or with its length if named duration."),
-]
-KeyCol = Annotated[
-    str | None, typer.Option(help="The column that identifies a clip in place of its URL.")
-]
-Duplicates = Annotated[
-    options.Duplicates,
-    typer.Option(help="Rows of the same clip: one clip with the first row's columns, or one each."),
-]
-Again = Annotated[
-    bool, typer.Option("--again", help="Redo local files that have changed since their result.")
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many clips.")]
-Name = Annotated[
-    str | None, typer.Option(help="The run's name; the same name again goes on where it stopped.")
-]
-ChunkSize = Annotated[
-    int | None,
-    typer.Option(
-        min=1, max=1000, help="Clips in one queue message; unset: 16, or a GPU's batch of 64."
-    ),
-]
-Priority = Annotated[
-    int, typer.Option(min=1, max=100, help="Share of the workers beside other runs.")
-]
-ReuseUrls = Annotated[
-    bool,
-    typer.Option(
-        "--reuse-urls",
-        help="Skip the download of what another run with this model and options has.",
-    ),
-]
-_STOP_AT = typer.Option(
-    parser=_share,
-    metavar="SHARE|off",
-    help="Pause if more than this share fails on every worker, and not by the clips' fault.",
-)
-StopAt = Annotated[float, _STOP_AT]
-MaybeStopAt = Annotated[float | None, _STOP_AT]
-Strict = Annotated[
-    bool,
-    typer.Option(
-        "--strict",
-        help="Exit with 1 if a clip failed, not only if all did; each file of a folder has to be"
-        " one.",
-    ),
-]
-
-
-DEFAULTS = RunOptions()
-
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """The options of a verb that classifies: its sources, and how they are scored."""
+class _Submission:
+    """What `producer.submit.submit` takes beside the options of a run and of a list."""
 
-    sources: Sources
-    model: Model = DEFAULTS.model
-    revision: Revision = DEFAULTS.revision
-    top_k: TopK = DEFAULTS.top_k
-    function_to_apply: FunctionToApply = DEFAULTS.function_to_apply
-    window_s: WindowS = DEFAULTS.window_s
-    hop_s: HopS = DEFAULTS.hop_s
-    combine: Combine = DEFAULTS.combine
-    min_score: MinScore = DEFAULTS.min_score
-    labels: Labels = None
-    channels: Channels = DEFAULTS.channels
-    embeddings: Embeddings = False
-    head: Head = None
-    input_format: InputFormat = "auto"
-    url_col: UrlCol = None
-    delimiter: Delimiter = None
-    encoding: Encoding = None
-    no_header: NoHeader = False
-    base: Base = None
-    template: Template = None
-    start_col: StartCol = None
-    end_col: EndCol = None
-    key_col: KeyCol = None
-    limit: Limit = None
-    strict: Strict = False
-
-    @property
-    def options(self) -> RunOptions:
-        """The options that decide the scores."""
-        return RunOptions.from_arguments(self.scoring)
-
-    @property
-    def scoring(self) -> dict[str, Any]:
-        """The same, as `earmark.run` takes them."""
-        return {field.name: getattr(self, field.name) for field in fields(RunOptions)}
-
-    @property
-    def reading(self) -> dict[str, Any]:
-        """The options that say how a list is read."""
-        return {field.name: getattr(self, field.name) for field in fields(Listing)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Submission(Task):
-    """The options of a verb that makes a run."""
-
-    name: Name = None
-    chunk_size: ChunkSize = None
-    priority: Priority = 1
-    reuse_urls: ReuseUrls = False
-    stop_at: StopAt = STOP_AT
+    limit: int | None = None
+    name: str | None = None
+    chunk_size: int | None = None
+    priority: int = 1
+    reuse_urls: bool = False
+    stop_at: float = STOP_AT
     duplicates: Duplicates = "merge"
-    again: Again = False
-    db: Db = None
-
-    @property
-    def submission(self) -> dict[str, Any]:
-        """How the list becomes a run, as `producer.submit.submit` takes it."""
-        return {"listing": Listing(**self.reading), **self._own}
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """All that `earmark.run` and `earmark.submit` take beside the sources."""
-        return {**self.scoring, **self.reading, **self._own}
-
-    @property
-    def _own(self) -> dict[str, Any]:
-        names = {field.name for field in fields(Submission)} - {
-            field.name for field in fields(Task)
-        }
-        return {name: getattr(self, name) for name in ["limit", *sorted(names - {"db"})]}
+    again: bool = False
 
 
-def spread(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb, in place of its first parameter, every option of that parameter's class."""
-    first, *others = inspect.signature(verb, eval_str=True).parameters.values()
-    options_class = first.annotation
-    hints = get_type_hints(options_class, include_extras=True)
-    parameters = []
-    for name, field in inspect.signature(options_class).parameters.items():
-        parameters.append(field.replace(annotation=hints[name]))
-    parameters += [other.replace(kind=inspect.Parameter.KEYWORD_ONLY) for other in others]
+def parameters(of: Callable[..., Any], helps: dict[str, str]) -> Parameters:
+    """Return an option for some fields of a class, or arguments of a function, with their help."""
+    hints, fields = get_type_hints(of), inspect.signature(of).parameters
+    options = {}
+    for name, text in helps.items():
+        kind: Any = hints[name]
+        default = fields[name].default
+        if kind == tuple[str, ...]:
+            kind, default = str | None, None  # a text with commas
+        flags = [f"--{name.replace('_', '-')}"] if kind is bool else []
+        least, most = BOUNDS.get(name, (None, None))
+        more = {"min": least, "max": most, **MORE.get(name, {})}
+        annotation = Annotated[kind, typer.Option(*flags, help=text, **more)]
+        options[name] = inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )
+    return options
 
-    @functools.wraps(verb)
-    def spread_verb(**values: Any) -> None:
-        chosen = {name: values.pop(name) for name in hints}
-        verb(options_class(**chosen), **values)
 
-    spread_verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return spread_verb
+def spread(options: Parameters, *names: str) -> Callable[[Callable[..., None]], Any]:
+    """Give a verb some options, or all of these, in place of its argument `given`, a dictionary."""
+    chosen = {name: options[name] for name in names or options}
+
+    def with_options(verb: Callable[..., None]) -> Callable[..., None]:
+        taken: list[inspect.Parameter] = []
+        for parameter in inspect.signature(verb, eval_str=True).parameters.values():
+            own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            taken += chosen.values() if parameter.name == "given" else [own]
+
+        @functools.wraps(verb)
+        def spread_verb(**values: Any) -> None:
+            given = {name: values.pop(name) for name in chosen}
+            verb(given=given, **values)
+
+        spread_verb.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+        return spread_verb
+
+    return with_options
+
+
+SOURCES = typer.Argument(
+    help="URLs, audio files, folders, globs, lists (txt, csv, tsv, json, parquet), - for stdin."
+)
+SCORING = parameters(
+    RunOptions,
+    {
+        "model": "starter, a Hugging Face id, or a model directory.",
+        "revision": "Branch, tag or commit of a hub model.",
+        "top_k": "Labels kept per clip.",
+        "function_to_apply": "What turns logits into scores. Default: what the checkpoint asks"
+        " for.",
+        "window_s": "Seconds the model sees at once. Default: the model's.",
+        "hop_s": "Seconds between windows. Default: the window.",
+        "combine": "How a long clip's windows are combined.",
+        "min_score": "Predictions below it are not stored.",
+        "labels": "For a zero-shot (CLAP) model: what to listen for, comma-separated.",
+        "channels": "Which channels are heard: their mix, each by itself, the first, or the Nth.",
+        "embeddings": "Keep each window's vector, for `similar` and `train`.",
+        "head": "A folder that `earmark train` wrote, on top of --model.",
+    },
+)
+LISTING = parameters(
+    Listing,
+    {
+        "input_format": "How the list is written, where its name does not tell.",
+        "url_col": "The column with the URL or path; all others are kept as meta. Default: url, or"
+        " another usual name.",
+        "delimiter": "Of a table: a character, or tab. Default: found.",
+        "encoding": "Of a list, as cp1252. Default: UTF-8, or UTF-16 where it is seen.",
+        "no_header": "The table has no header; its columns are 1, 2, 3.",
+        "base": "Folder or URL that names are relative to. Default: the list's own.",
+        "template": "Names made of columns: 'audio/fold{fold}/{name}.wav'.",
+        "start_col": "The column with a span's start in seconds. Default: start_s, start_seconds or"
+        " offset; '' for whole files.",
+        "end_col": "The column with its end, or with its length if named duration.",
+        "key_col": "The column that identifies a clip in place of its URL.",
+    },
+)
+LIMIT = parameters(_Submission, {"limit": "Stop after so many clips."})
+STRICT = parameters(
+    Listing,
+    {
+        "strict": "Exit with 1 if a clip failed, not only if all did; each file of a folder has to"
+        " be one.",
+    },
+)
+#: The options of a verb that classifies: its sources, and how they are scored.
+TASK: Parameters = {
+    "sources": inspect.Parameter(
+        "sources", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[list[str], SOURCES]
+    ),
+    **SCORING,
+    **LISTING,
+    **LIMIT,
+    **STRICT,
+}
+#: Those of a verb that makes a run.
+SUBMISSION = TASK | parameters(
+    _Submission,
+    {
+        "name": "The run's name; the same name again goes on where it stopped.",
+        "chunk_size": "Clips in one queue message; unset: 16, or a GPU's batch of 64.",
+        "priority": "Share of the workers beside other runs.",
+        "reuse_urls": "Skip the download of what another run with this model and options has.",
+        "stop_at": PAUSE_HELP,
+        "duplicates": "Rows of the same clip: one clip with the first row's columns, or one each.",
+        "again": "Redo local files that have changed since their result.",
+    },
+)

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import sqlalchemy as sa
 import typer
 
 from db import results, runs
+from db.rows import Rows
+from db.runs import RunRow
 from earmark import events, files, label_files, output, progress, tables
-from earmark.cli import options as o  # noqa: TC001 - Typer reads it
+from earmark.cli import options as o
 from earmark.core.errors import UsageError
 from earmark.database import find_run, known_labels, open_database, read_settings
 from earmark.files import ParquetOptions
 from earmark.label_files import LabelFormat  # noqa: TC001
 from earmark.output import EXAMPLE_QUERY
 
-if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from db.rows import Rows
-    from db.runs import RunRow
-
 commands = typer.Typer()
 NO_RUN = "There is no run yet: `earmark run YOUR_FOLDER` makes one."
-Label = Annotated[str | None, typer.Option(help="Only this label.")]
-MinScore = Annotated[float | None, typer.Option(help="Only from this score up.")]
-Windows = Annotated[bool, typer.Option("--windows", help="Every window's best label.")]
-Day = Annotated[
-    str | None, typer.Option(help="Only recorded on this day (2026-05-01) or in this month.")
-]
-Hours = Annotated[
-    str | None, typer.Option(help="Only recorded in these hours of the day, such as 22-3.")
-]
+CONDITIONS = o.parameters(
+    results.results,
+    {
+        "label": "Only this label.",
+        "rank": "Up to this rank; 1 is the best label.",
+        "min_score": "Only from this score up.",
+        "max_score": "Only up to this score.",
+        "by_score": "The highest score first, not as listed.",
+        "windows": "Every window's best label.",
+        "day": "Only recorded on this day (2026-05-01) or in this month.",
+        "hours": "Only recorded in these hours of the day, such as 22-3.",
+    },
+)
 
 
 @commands.command(epilog="Example: earmark status march --watch")
@@ -60,43 +61,24 @@ def status(
 @commands.command(
     "results", epilog="Example: earmark results march --label siren --min-score 0.6 -o sirens.csv"
 )
+@o.spread(CONDITIONS)
 def show_results(
     run: o.Run,
-    label: Label = None,
-    rank: Annotated[int, typer.Option(min=1, help="Up to this rank; 1 is the best label.")] = 1,
-    min_score: MinScore = None,
-    max_score: Annotated[float | None, typer.Option(help="Only up to this score.")] = None,
-    by_score: Annotated[
-        bool, typer.Option("--by-score", help="The highest score first, not as listed.")
-    ] = False,
-    windows: Windows = False,
-    day: Day = None,
-    hours: Hours = None,
+    given: dict[str, Any],
     format: o.OutputFormat = None,
     file: o.OutputFile = None,
     db: o.Db = None,
 ) -> None:
     """Print a run's results: each clip with its best label."""
     engine, row = find_run(read_settings(db), run)
-    rows = results.results(
-        engine,
-        row.id,
-        label=label,
-        rank=rank,
-        min_score=min_score,
-        max_score=max_score,
-        by_score=by_score,
-        windows=windows,
-        day=day,
-        hours=hours,
-    )
+    rows = results.results(engine, row.id, **given)
     _write(engine, row, rows, format, file, empty=f"No clip of {row.name} has such a result.")
 
 
 @commands.command("events", epilog="Example: earmark events march --label siren --min-score 0.3")
 def show_events(
     run: o.Run,
-    label: Label = None,
+    label: o.Label = None,
     min_score: Annotated[
         float, typer.Option(min=0, max=1, help="The score that an event must reach.")
     ] = 0.5,
@@ -113,22 +95,20 @@ def show_events(
 ) -> None:
     """Print when each label is heard, also where another one is louder."""
     engine, row = find_run(read_settings(db), run)
-    rule = events.Rule(min_score, min_score if low is None else low, gap_s)
-    rows = events.events(engine, row, rule, label=label)
+    rows = events.events(engine, row, events.Rule(min_score, low, gap_s), label=label)
     _write(engine, row, rows, format, file, empty=f"Nothing is heard like that in {row.name}.")
 
 
 @commands.command(epilog="Example: earmark export march -o march.parquet")
+@o.spread(CONDITIONS, "label", "min_score", "windows")
 def export(
     run: o.Run,
     file: Annotated[
         Path,
         typer.Option("--output", "-o", help="A file; with --parts or --labels audacity a folder."),
     ],
+    given: dict[str, Any],
     format: o.OutputFormat = None,
-    label: Label = None,
-    min_score: MinScore = None,
-    windows: Windows = False,
     top_k: Annotated[
         int, typer.Option(min=1, help="A row for each of a clip's best labels, so many.")
     ] = 1,
@@ -146,18 +126,17 @@ def export(
 ) -> None:
     """Write all of a run's results to a file, however many."""
     engine, row = find_run(read_settings(db), run)
-    conditions: dict[str, Any] = {"label": label, "min_score": min_score}
     if labels:
-        rows = results.results(engine, row.id, in_sequence=True, **conditions)
+        rows = results.results(engine, row.id, in_sequence=True, **given)
         label_files.write(rows, labels, file)
         return
     if wide or embeddings:
-        chosen = windows or top_k > 1 or label or min_score is not None
-        if chosen or (wide and embeddings):
+        conditions = {"label": None, "min_score": None, "windows": False}
+        if given != conditions or top_k > 1 or (wide and embeddings):
             raise UsageError(reason="--wide or --embeddings goes with no other choice.")
         rows = results.wide(engine, row) if wide else results.embeddings(engine, row)
     else:
-        rows = results.results(engine, row.id, windows=windows, rank=top_k, **conditions)
+        rows = results.results(engine, row.id, rank=top_k, **given)
     _write(engine, row, rows, output.Format.parquet if parts else format, file, parts=parts)
 
 
@@ -200,7 +179,7 @@ def report(
     settings = read_settings(db)
     engine, row = find_run(settings, run)
     shown = reporting.write(engine, row, settings, file, most=clips, truth=truth)
-    progress.screen.print(f"{file}: {shown} clips to see and hear.", markup=False, soft_wrap=True)
+    progress.tell(f"{file}: {shown} clips to see and hear.")
 
 
 @commands.command(epilog="Example: earmark ui --port 5556")

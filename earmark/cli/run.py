@@ -7,74 +7,68 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from db import urls
+from db.runs import Progress
 from earmark import progress
 from earmark.cli import options as o
 from earmark.core.clips import State
+from earmark.core.settings import Settings
 from earmark.database import read_settings
 from earmark.output import EXAMPLE_QUERY
 
 if TYPE_CHECKING:
-    from db.runs import Progress
     from earmark.api import Run
-    from earmark.core.settings import Settings
 
 commands = typer.Typer()
 
 
 @commands.command(epilog="Example: earmark run recordings/ --db labels.db --top-k 3")
-@o.spread
+@o.spread(o.SUBMISSION)
 def run(
-    submission: o.Submission,
+    given: dict[str, Any],
     workers: o.Workers = 1,
     watch: Annotated[
         bool,
         typer.Option("--watch", help="Take new files of the folders as they come, until Ctrl-C."),
     ] = False,
     notify: o.Notify = None,
+    db: o.Db = None,
 ) -> None:
     """Classify everything on this machine: embedded Valkey, worker, progress, results."""
     from earmark import api
 
-    settings = read_settings(submission.db)
+    settings, sources = read_settings(db), given.pop("sources")
+    options, submission = api.split(given)
     finished = api.run_here(
-        submission.sources,
-        settings,
-        submission.options,
-        workers=workers,
-        watch=watch,
-        notify=notify,
-        **submission.submission,
+        sources, settings, options, workers=workers, watch=watch, notify=notify, **submission
     )
-    _show(finished, settings, submission.db, strict=submission.strict)
+    _show(finished, settings, db, strict=given["strict"])
 
 
 @commands.command(epilog="Example: earmark submit urls.csv --url-col link --name march --watch")
-@o.spread
-def submit(submission: o.Submission, watch: o.Watch = False) -> None:
+@o.spread(o.SUBMISSION)
+def submit(given: dict[str, Any], watch: o.Watch = False, db: o.Db = None) -> None:
     """Put lists into the ledger and the queue; print the run's id."""
     from earmark import api
 
-    settings = read_settings(submission.db)
+    settings = read_settings(db)
     name = "the --name that `earmark status` shows"
-    if submission.name:
-        name = f"--name {submission.name}"
+    if given["name"]:
+        name = f"--name {given['name']}"
     with progress.interruptible(
         lambda: f"Not all is submitted; the same command with {name} goes on."
     ):
-        run = api.submit(
-            submission.sources, settings=settings, tell=progress.tell, **submission.arguments
-        )
+        run = api.submit(settings=settings, tell=progress.tell, **given)
     progress.tell_all(run.report())
     sys.stdout.write(f"{run.id}\n")
     if watch:
         state = progress.follow(run.engine, run.row, settings)
         progress.summarise(run.engine, run.row, state, settings)
-        progress.exit_by_outcome(state, strict=submission.strict)
+        progress.exit_by_outcome(state, strict=given["strict"])
 
 
 @commands.command(

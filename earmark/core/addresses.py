@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 from urllib3.util import parse_url
 
-from earmark.core import errors
+from earmark.core import errors, settings
 from earmark.core.credentials import DEFAULT_PORTS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from earmark.core import settings
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 USER_INFO = re.compile(r"[^/]*//[^/?#]*@")

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import http.client
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
 
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
 from earmark.core import errors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from urllib3 import BaseHTTPResponse
 
 BLOCK_BYTES = 64 * 1024
 #: Too slow, too early, not ready yet: states that pass.
@@ -35,7 +31,7 @@ def check_status(answer: BaseHTTPResponse) -> None:
     if status == 429:
         raise errors.RateLimited(retry_after_s=_retry_after_s(answer))
     if status >= 500 or status in PASSING:
-        raise errors.ServerFailed(status=status, retry_after_s=_retry_after_s(answer))
+        raise errors.ServerError(status=status, retry_after_s=_retry_after_s(answer))
     if status not in (200, 203):
         raise errors.HttpError(reason=f"HTTP {status}")
 

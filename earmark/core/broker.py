@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
@@ -20,11 +21,7 @@ from earmark.core import broker_errors
 from earmark.core.broker_url import for_redis_py
 from earmark.core.clips import Chunk
 from earmark.core.errors import MessageError, ServiceError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from earmark.core.settings import Broker, Settings
+from earmark.core.settings import Broker, Settings
 
 TASK = "earmark.classify"
 MESSAGE_VERSION = 2

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from redis import exceptions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _CLUSTER = (
     exceptions.ClusterCrossSlotError,

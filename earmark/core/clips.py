@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
@@ -11,13 +12,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from earmark.core import signatures
+from earmark.core.errors import ClipError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy as np
-
-    from earmark.core.errors import ClipError
 
 
 class State(StrEnum):

@@ -23,14 +23,12 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from importlib import import_module
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from earmark.core import processes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 CONTAINER = 0
 #: The longest description of a member, such as a WebDataset's JSON.

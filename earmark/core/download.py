@@ -7,22 +7,17 @@ import socket
 import ssl
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from earmark.core import errors
-from earmark.core.addresses import literal
+from requests.cookies import RequestsCookieJar
+
+from earmark.core import errors, settings
+from earmark.core.addresses import Addresses, literal
 from earmark.core.credentials import Proxy
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from requests.cookies import RequestsCookieJar
-
-    from earmark.core import settings
-    from earmark.core.addresses import Addresses
-    from earmark.core.names import Names
+from earmark.core.names import Names
 
 #: The most that headers, chunk sizes and trailers may add to twice the largest body.
 HEADER_BYTES = 256 * 1024

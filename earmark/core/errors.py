@@ -17,6 +17,7 @@ EarmarkError
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Any, ClassVar, dataclass_transform
 
@@ -64,8 +65,6 @@ class ServiceError(EarmarkError):
 
 
 class DatabaseError(ServiceError):
-    sentence = "{reason}"
-    reason: str
     #: The statement itself is wrong: waiting does not help.
     bug: bool = False
 
@@ -86,12 +85,16 @@ class Cause(StrEnum):
 class ClipError(EarmarkError):
     """One clip has no result."""
 
+    #: The name of the class, as `not_found` of NotFound.
     code: ClassVar[str]
     stage: ClassVar[str]
     #: If it may not be the clip's own, another worker tries the clip as well.
     cause: ClassVar[Cause] = Cause.clip
     #: Trying again later may help.
     transient: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        cls.code = re.sub(r"\B(?=[A-Z])", "_", cls.__name__).lower()
 
 
 # download -----------------------------------------------------------------------------------------
@@ -104,7 +107,6 @@ class DownloadError(ClipError):
 
 
 class BlockedAddress(DownloadError):
-    code = "blocked_address"
     cause = Cause.worker
     sentence = (
         "The URL leads to {address}, which is not a public address; EARMARK_FETCH__ALLOW_NETWORKS"
@@ -114,19 +116,16 @@ class BlockedAddress(DownloadError):
 
 
 class BadUrl(DownloadError):
-    code = "bad_url"
     sentence = "This is neither a usable URL nor a file path: {reason}."
     reason: str
 
 
 class NotFound(DownloadError):
-    code = "not_found"
     sentence = "The server says there is nothing at this URL (HTTP {status})."
     status: int
 
 
 class Forbidden(DownloadError):
-    code = "forbidden"
     sentence = (
         "The server refuses to give this clip to us (HTTP {status}): a signed URL may have expired;"
         " EARMARK_FETCH__TOKENS, __BASIC_AUTH and __HEADERS log in."
@@ -135,29 +134,24 @@ class Forbidden(DownloadError):
 
 
 class HttpError(DownloadError):
-    code = "http_error"
     sentence = "The server answered in a way that cannot be used: {reason}."
     reason: str
 
 
 class TooLarge(DownloadError):
-    code = "too_large"
     sentence = "The download is larger than {max_bytes} bytes (EARMARK_FETCH__MAX_BYTES)."
     max_bytes: int
 
 
 class Empty(DownloadError):
-    code = "empty"
     sentence = "The clip has no bytes."
 
 
 class Robots(DownloadError):
-    code = "robots"
     sentence = "The site's robots.txt asks not to fetch this clip."
 
 
 class FileNotAllowed(DownloadError):
-    code = "file_not_allowed"
     cause = Cause.worker
     sentence = (
         "The file is outside the folders that this worker may read; add {folder} to"
@@ -168,13 +162,11 @@ class FileNotAllowed(DownloadError):
 
 
 class FileNotFound(DownloadError):
-    code = "file_not_found"
     cause = Cause.worker
     sentence = "There is no readable file at this path on the worker's machine."
 
 
 class Dns(DownloadError):
-    code = "dns"
     cause = Cause.network
     transient = True
     sentence = "The host name {host} cannot be resolved."
@@ -182,7 +174,6 @@ class Dns(DownloadError):
 
 
 class Connect(DownloadError):
-    code = "connect"
     cause = Cause.network
     transient = True
     sentence = "The server cannot be reached: {reason}."
@@ -190,7 +181,6 @@ class Connect(DownloadError):
 
 
 class Tls(DownloadError):
-    code = "tls"
     cause = Cause.network
     transient = True
     sentence = "No trusted secure connection to the server: {reason}."
@@ -198,14 +188,12 @@ class Tls(DownloadError):
 
 
 class Timeout(DownloadError):
-    code = "timeout"
     transient = True
     sentence = "The download took longer than {timeout_s:g} s (EARMARK_FETCH__TIMEOUT_S)."
     timeout_s: float
 
 
-class ServerFailed(DownloadError):
-    code = "server_error"
+class ServerError(DownloadError):
     transient = True
     sentence = "The server failed (HTTP {status})."
     status: int
@@ -214,7 +202,6 @@ class ServerFailed(DownloadError):
 
 
 class RateLimited(DownloadError):
-    code = "rate_limited"
     transient = True
     sentence = "The server asks us to slow down (HTTP 429)."
     #: Seconds the server asks us to wait.
@@ -222,7 +209,6 @@ class RateLimited(DownloadError):
 
 
 class Incomplete(DownloadError):
-    code = "incomplete"
     transient = True
     sentence = "The download ended early: {received} of {declared} bytes came."
     received: int
@@ -230,7 +216,6 @@ class Incomplete(DownloadError):
 
 
 class NoSpace(DownloadError):
-    code = "no_space"
     cause = Cause.worker
     transient = True
     sentence = "The worker's disk is full."
@@ -246,50 +231,42 @@ class DecodeError(ClipError):
 
 
 class NotAudio(DecodeError):
-    code = "not_audio"
     sentence = "The file is not audio: it looks like {kind}."
     kind: str
 
 
 class Unsupported(DecodeError):
-    code = "unsupported"
     sentence = "The audio format is not supported: {reason}."
     reason: str
 
 
 class Corrupt(DecodeError):
-    code = "corrupt"
     sentence = "The audio is damaged: {reason}."
     reason: str
 
 
 class TooLong(DecodeError):
-    code = "too_long"
     sentence = "The audio is longer than {max_duration_s:g} s ({setting})."
     max_duration_s: float
     setting: str
 
 
 class TooShort(DecodeError):
-    code = "too_short"
     sentence = "The audio is shorter than {min_duration_s:g} s ({setting})."
     min_duration_s: float
     setting: str
 
 
 class NotFinite(DecodeError):
-    code = "not_finite"
     sentence = "The audio holds samples that are not sound: {reason}."
     reason: str
 
 
 class DecoderCrashed(DecodeError):
-    code = "decoder_crashed"
     sentence = "The audio decoder crashed on this file."
 
 
 class DecoderTimeout(DecodeError):
-    code = "decoder_timeout"
     sentence = (
         "The audio decoder did not finish within {timeout_s:g} s (EARMARK_AUDIO__DECODE_TIMEOUT_S)."
     )
@@ -297,7 +274,6 @@ class DecoderTimeout(DecodeError):
 
 
 class DecoderMemory(DecodeError):
-    code = "decoder_memory"
     sentence = (
         "The audio decoder needs more memory for this file than EARMARK_AUDIO__DECODE_MEMORY."
     )
@@ -313,14 +289,12 @@ class ClassifyError(ClipError):
 
 
 class OutOfMemory(ClassifyError):
-    code = "out_of_memory"
     cause = Cause.worker
     transient = True
     sentence = "The device has not enough memory for a single window."
 
 
 class ModelError(ClassifyError):
-    code = "model_error"
     cause = Cause.worker
     sentence = "The model failed on this clip: {reason}."
     reason: str
@@ -336,14 +310,12 @@ class WorkerError(ClipError):
 
 
 class WorkerLost(WorkerError):
-    code = "worker_lost"
     sentence = (
         "The worker process died each time it worked on this clip, in the end on this clip alone."
     )
 
 
 class Cancelled(WorkerError):
-    code = "cancelled"
     sentence = "The run was cancelled before this clip came to its end."
 
 

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import http.client
 import logging
+import socket
 import ssl
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import urljoin
 
 import certifi
 import requests
 import requests.adapters
 from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.ssltransport import SSLTransport
 
-from earmark.core import errors
+from earmark.core import errors, settings
 from earmark.core.addresses import Addresses, check_url
 from earmark.core.credentials import Credentials
 from earmark.core.download import Download, current
 from earmark.core.names import Names
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Iterator
-
-    from urllib3 import BaseHTTPResponse
-
-    from earmark.core import settings
 
 REDIRECTS = (301, 302, 303, 307, 308)
 #: Hosts kept connected: with 8 connections each, within the usual limit of 1,024 descriptors.

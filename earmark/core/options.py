@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from earmark.core import clips
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 FunctionToApply = Literal["softmax", "sigmoid", "none"]
 Combine = Literal["mean", "max"]

@@ -8,14 +8,11 @@ import resource
 import signal
 import site
 import sys
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from earmark.core.errors import ServiceError
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 PR_SET_PDEATHSIG = 1
 #: Our packages. Their names are so common that a user's project may have them as well.

@@ -6,7 +6,7 @@ import json
 import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import quote
 
 from platformdirs import user_data_path
@@ -59,26 +59,14 @@ ALIKE = 0.8
 #: A file of variables, mounted by Docker or Kubernetes: no container description shows passwords.
 SECRETS = "/run/secrets/earmark.env"
 
-Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
-Ports = Annotated[tuple[int, ...], BeforeValidator(_split)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Cores = Annotated[tuple[int, ...], BeforeValidator(_core_numbers)]
-Folders = Annotated[tuple[Path, ...], BeforeValidator(_split)]
-HostHeaders = Annotated[
-    dict[str, dict[str, str]],
-    BeforeValidator(credentials.by_host),
-    AfterValidator(credentials.check_headers),
-]
-HostTokens = Annotated[
-    dict[str, str],
-    BeforeValidator(credentials.by_host),
-    AfterValidator(credentials.check_tokens),
-]
-HostLogins = Annotated[
-    dict[str, str],
-    BeforeValidator(credentials.by_host),
-    AfterValidator(credentials.check_logins),
-]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)]
+Ports = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_split)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Cores = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_core_numbers)]
+Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_split)]
+V = TypeVar("V")
+#: JSON with a value for each host pattern.
+ByHost = Annotated[dict[str, V], NoDecode, BeforeValidator(credentials.by_host), Field(repr=False)]
 
 
 class Group(BaseModel):
@@ -89,247 +77,171 @@ class Group(BaseModel):
 
 
 class Broker(Group):
-    url: Annotated[str | None, AfterValidator(_broker_url)] = Field(
-        None, description="Redis or Valkey URL; unset: the embedded Valkey of `run` and `up`."
-    )
-    queue: str | None = Field(
-        None,
-        description="Name of the queue; unset: the ledger's own. So ledgers can share a Redis.",
-    )
-    high_water: int = Field(
-        64,
-        description="Chunks kept in Redis: 1,000 clips ahead of the workers, 4,000 with GPUs; at"
-        " most 2 MB of memory.",
-    )
-    pool_limit: int = Field(
-        16, description="Connections to Redis: Flower inspects workers in parallel and needs 10."
-    )
-    visibility_timeout_s: int = Field(
-        7200,
-        description="Time to redelivery. A short one runs waiting chunks twice; leases recover.",
-    )
-    connect_timeout_s: float = Field(
-        5.0, description="Time to reach Redis: on the same network, milliseconds are enough."
-    )
+    #: Redis or Valkey URL; unset: the embedded Valkey of `run` and `up`.
+    url: Annotated[str | None, AfterValidator(_broker_url)] = None
+    #: Name of the queue; unset: the ledger's own. So ledgers can share a Redis.
+    queue: str | None = None
+    #: Chunks kept in Redis: 1,000 clips ahead of the workers, 4,000 with GPUs; at most 2 MB of
+    #: memory.
+    high_water: int = 64
+    #: Connections to Redis: Flower inspects workers in parallel and needs 10.
+    pool_limit: int = 16
+    #: Time to redelivery. A short one runs waiting chunks twice; leases recover.
+    visibility_timeout_s: int = 7200
+    #: Time to reach Redis: on the same network, milliseconds are enough.
+    connect_timeout_s: float = 5.0
 
 
 class Database(Group):
-    url: str | None = Field(
-        None, description="SQLAlchemy URL; unset: a SQLite file in the user data folder."
-    )
-    busy_timeout_s: float = Field(
-        30.0, description="Time that one SQLite writer waits for another."
-    )
-    connect_timeout_s: int = Field(
-        10, description="Time to reach PostgreSQL: it accepts within this, even when busy."
-    )
-    pool_size: int = Field(
-        12, description="Connections: each chunk, the lease renewal and the feeder use one."
-    )
+    #: SQLAlchemy URL; unset: a SQLite file in the user data folder.
+    url: str | None = None
+    #: Time that one SQLite writer waits for another.
+    busy_timeout_s: float = 30.0
+    #: Time to reach PostgreSQL: it accepts within this, even when busy.
+    connect_timeout_s: int = 10
+    #: Connections: each chunk, the lease renewal and the feeder use one.
+    pool_size: int = 12
 
 
 class Ledger(Group):
-    lease_s: float = Field(
-        60.0, description="A dead worker's clips are taken back after this; renewed at a third."
-    )
-    max_attempts: int = Field(
-        3, description="Tries per clip: a third catches most passing faults; more load the host."
-    )
-    retry_base_s: float = Field(
-        5.0, description="First pause (backoff) after a transient failure; it doubles each time."
-    )
-    retry_cap_s: float = Field(900.0, description="Longest pause, also for a server's Retry-After.")
-    feed_every_s: float = Field(
-        0.5, description="Time between feeds of the queue, which holds seconds of work."
-    )
-    queue_lease_s: float = Field(
-        600.0, description="A queued clip that no worker claims within this is sent again."
-    )
-    lost_after_s: float = Field(
-        10.0, description="Queued clips older than this are sent again if the queue is empty."
-    )
-    settle_s: float = Field(
-        5.0, description="After a database outage, workers have this long to renew their leases."
-    )
-    outage_s: float = Field(
-        60.0, description="Results wait this long for a database that is out of reach."
-    )
+    #: A dead worker's clips are taken back after this; renewed at a third.
+    lease_s: float = 60.0
+    #: Tries per clip: a third catches most passing faults; more load the host.
+    max_attempts: int = 3
+    #: First pause (backoff) after a transient failure; it doubles each time.
+    retry_base_s: float = 5.0
+    #: Longest pause, also for a server's Retry-After.
+    retry_cap_s: float = 900.0
+    #: Time between feeds of the queue, which holds seconds of work.
+    feed_every_s: float = 0.5
+    #: A queued clip that no worker claims within this is sent again.
+    queue_lease_s: float = 600.0
+    #: Queued clips older than this are sent again if the queue is empty.
+    lost_after_s: float = 10.0
+    #: After a database outage, workers have this long to renew their leases.
+    settle_s: float = 5.0
+    #: Results wait this long for a database that is out of reach.
+    outage_s: float = 60.0
 
 
 class Fetch(Group):
-    max_bytes: ByteSize = Field(
-        ByteSize(1024**3),
-        description="Largest download; an hour of 48 kHz WAV is 345 MB. It is no limit of files.",
-    )
-    max_container_bytes: ByteSize = Field(
-        ByteSize(8 * 1024**3),
-        description="Largest container that has to be unpacked as a whole; a worker keeps two.",
-    )
-    timeout_s: float = Field(60.0, description="Time for a whole download: 60 MB at 1 MB/s.")
-    connect_timeout_s: float = Field(
-        10.0, description="Time to connect: enough after two lost SYN packets."
-    )
-    max_redirects: int = Field(5, description="Redirects followed: storage hosts need one or two.")
-    max_url_chars: int = Field(4096, description="Longest URL: signed storage URLs reach 2,000.")
-    allow_networks: Annotated[Networks, NoDecode] = Field(
-        (), description="Networks (CIDR) that may be dialled although they are not public."
-    )
-    deny_networks: Annotated[Networks, NoDecode] = Field(
-        (), description="Networks (CIDR) that are never dialled, such as your own ranges."
-    )
-    ports: Annotated[Ports, NoDecode] = Field(
-        (80, 443), description="Ports that may be dialled: others are mostly internal services."
-    )
-    host_rate: float = Field(
-        0.0, description="Requests a second to one host, all workers together; 0: no limit."
-    )
-    host_concurrency: int = Field(
-        8, description="Connections of one worker to one host, as browsers have."
-    )
-    host_slots: int = Field(
-        0, description="Downloads from one host at once, all workers together; 0: no limit."
-    )
-    stores: Annotated[Names, NoDecode] = Field(
-        (), description="Object stores to read, such as s3,gs,hf; unset: none."
-    )
-    robots: bool = Field(
-        False, description="Obey robots.txt. Off, because a list is no crawl: its clips are chosen."
-    )
-    file_roots: Annotated[Folders, NoDecode] = Field(
-        (), description="Folders a worker may read; unset: none."
-    )
-    headers: Annotated[HostHeaders, NoDecode] = Field(
-        {},
-        repr=False,
-        description="Headers by host, as JSON; a host means https unless it begins with http://.",
-    )
-    tokens: Annotated[HostTokens, NoDecode] = Field(
-        {}, repr=False, description="Bearer tokens by host, as JSON."
-    )
-    basic_auth: Annotated[HostLogins, NoDecode] = Field(
-        {}, repr=False, description="USER:PASSWORD by host, as JSON."
-    )
-    proxy: Annotated[str | None, AfterValidator(credentials.check_proxy)] = Field(
-        None,
-        repr=False,
-        description="HTTP proxy for clips, as http://HOST:PORT; it must allow CONNECT.",
-    )
-    proxy_resolves: bool = Field(
-        False,
-        description="Leave names to the proxy, and what they lead to. Addresses are checked here.",
-    )
-    contact: str = Field(
-        "", description="An address or URL for site owners, sent in the User-Agent."
-    )
+    #: Largest download; an hour of 48 kHz WAV is 345 MB. It is no limit of files.
+    max_bytes: ByteSize = ByteSize(1024**3)
+    #: Largest container that has to be unpacked as a whole; a worker keeps two.
+    max_container_bytes: ByteSize = ByteSize(8 * 1024**3)
+    #: Time for a whole download: 60 MB at 1 MB/s.
+    timeout_s: float = 60.0
+    #: Time to connect: enough after two lost SYN packets.
+    connect_timeout_s: float = 10.0
+    #: Redirects followed: storage hosts need one or two.
+    max_redirects: int = 5
+    #: Longest URL: signed storage URLs reach 2,000.
+    max_url_chars: int = 4096
+    #: Networks (CIDR) that may be dialled although they are not public.
+    allow_networks: Networks = ()
+    #: Networks (CIDR) that are never dialled, such as your own ranges.
+    deny_networks: Networks = ()
+    #: Ports that may be dialled: others are mostly internal services.
+    ports: Ports = (80, 443)
+    #: Requests a second to one host, all workers together; 0: no limit.
+    host_rate: float = 0.0
+    #: Connections of one worker to one host, as browsers have.
+    host_concurrency: int = 8
+    #: Downloads from one host at once, all workers together; 0: no limit.
+    host_slots: int = 0
+    #: Object stores to read, such as s3,gs,hf; unset: none.
+    stores: Names = ()
+    #: Obey robots.txt. Off, because a list is no crawl: its clips are chosen.
+    robots: bool = False
+    #: Folders a worker may read; unset: none.
+    file_roots: Folders = ()
+    #: Headers by host, as JSON; a host means https unless it begins with http://.
+    headers: Annotated[ByHost[dict[str, str]], AfterValidator(credentials.check_headers)] = {}
+    #: Bearer tokens by host, as JSON.
+    tokens: Annotated[ByHost[str], AfterValidator(credentials.check_tokens)] = {}
+    #: USER:PASSWORD by host, as JSON.
+    basic_auth: Annotated[ByHost[str], AfterValidator(credentials.check_logins)] = {}
+    #: HTTP proxy for clips, as http://HOST:PORT; it must allow CONNECT.
+    proxy: Annotated[str | None, AfterValidator(credentials.check_proxy)] = Field(None, repr=False)
+    #: Leave names to the proxy, and what they lead to. Addresses are checked here.
+    proxy_resolves: bool = False
+    #: An address or URL for site owners, sent in the User-Agent.
+    contact: str = ""
 
 
 class Audio(Group):
-    max_duration_s: float = Field(
-        90_000.0, description="Longest clip: a day's recording; the longest day has 25 hours."
-    )
-    min_duration_s: float = Field(
-        0.05, description="Shortest clip: models hear nothing in a shorter click."
-    )
-    max_samples: int = Field(
-        20_000_000_000, description="Samples of all channels: a day of 96 kHz stereo."
-    )
-    max_windows: int = Field(
-        100_000, description="Windows of a clip: eleven days side by side, a day 0.9 s apart."
-    )
-    max_channels: int = Field(
-        32, description="Channels: the widest microphone arrays in public data."
-    )
-    min_sample_rate: int = Field(
-        100, description="Seismic and infrasound recorders go down to this."
-    )
-    max_sample_rate: int = Field(
-        1_000_000, description="Bat detectors reach 576 kHz; a higher rate is a false header."
-    )
-    decode_timeout_s: float = Field(
-        60.0,
-        description="A decoder ends if it gives nothing for this long; half an hour of Opus takes"
-        " 30 s on a slow core.",
-    )
-    decode_memory: ByteSize = Field(
-        ByteSize(2 * 1024**3),
-        description="Address space of a decoder: several times what any real file takes.",
-    )
-    clips_per_decoder: int = Field(
-        2000, description="A decoder process is replaced after this, so that leaks stay small."
-    )
+    #: Longest clip: a day's recording; the longest day has 25 hours.
+    max_duration_s: float = 90_000.0
+    #: Shortest clip: models hear nothing in a shorter click.
+    min_duration_s: float = 0.05
+    #: Samples of all channels: a day of 96 kHz stereo.
+    max_samples: int = 20_000_000_000
+    #: Windows of a clip: eleven days side by side, a day 0.9 s apart.
+    max_windows: int = 100_000
+    #: Channels: the widest microphone arrays in public data.
+    max_channels: int = 32
+    #: Seismic and infrasound recorders go down to this.
+    min_sample_rate: int = 100
+    #: Bat detectors reach 576 kHz; a higher rate is a false header.
+    max_sample_rate: int = 1_000_000
+    #: A decoder ends if it gives nothing for this long; half an hour of Opus takes 30 s on a slow
+    #: core.
+    decode_timeout_s: float = 60.0
+    #: Address space of a decoder: several times what any real file takes.
+    decode_memory: ByteSize = ByteSize(2 * 1024**3)
+    #: A decoder process is replaced after this, so that leaks stay small.
+    clips_per_decoder: int = 2000
 
 
 class Model(Group):
-    name: str = Field(
-        "starter",
-        description="Model that a worker loads at its start: a hub id, a folder or `starter`.",
-    )
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
-    device: str = Field(
-        "auto", description="auto, cpu, cuda, cuda:1 or mps; auto takes the best one available."
-    )
-    dtype: str = Field(
-        "auto",
-        description="auto, float32, bfloat16 or float16; auto: bfloat16 on CUDA that supports it.",
-    )
-    keep: int = Field(
-        1, description="Models kept loaded: one fits every device; more serve mixed runs."
-    )
-    threads: int = Field(
-        0, description="Windows scored at once on a CPU, one per core; 0: all cores."
-    )
-    batch_s: float = Field(
-        0.0, description="Padded seconds of audio in a batch; 0: 640 on a GPU, a few on a CPU."
-    )
-    batch_windows: int = Field(
-        0, description="Windows in a batch; 0: 64 on a GPU, 16 on a CPU: more gain nothing."
-    )
+    #: Model that a worker loads at its start: a hub id, a folder or `starter`.
+    name: str = "starter"
+    #: Branch, tag or commit of a hub model.
+    revision: str | None = None
+    #: auto, cpu, cuda, cuda:1 or mps; auto takes the best one available.
+    device: str = "auto"
+    #: auto, float32, bfloat16 or float16; auto: bfloat16 on CUDA that supports it.
+    dtype: str = "auto"
+    #: Models kept loaded: one fits every device; more serve mixed runs.
+    keep: int = 1
+    #: Windows scored at once on a CPU, one per core; 0: all cores.
+    threads: int = 0
+    #: Padded seconds of audio in a batch; 0: 640 on a GPU, a few on a CPU.
+    batch_s: float = 0.0
+    #: Windows in a batch; 0: 64 on a GPU, 16 on a CPU: more gain nothing.
+    batch_windows: int = 0
 
 
 class Worker(Group):
-    concurrency: int = Field(
-        8, description="Chunks in progress, so that one downloads while another is scored."
-    )
-    cores: Annotated[Cores, NoDecode] = Field(
-        (),
-        description="Cores that the worker and its children keep to, such as 0-7 (Linux); unset:"
-        " all.",
-    )
-    decoders: int = Field(
-        0, description="Decoder processes; 0: one per core, as more would compete for cores."
-    )
-    loaders: int = Field(
-        0, description="Processes that fetch and hand over clips; 0: one for each 4 decoders."
-    )
-    clips_in_flight: int = Field(
-        32, description="Clips fetched at once, by all loaders together: 8 by each on 16 cores."
-    )
-    in_flight_bytes: ByteSize = Field(
-        ByteSize(512 * 1024**2),
-        description="Memory for decoded audio that waits for the model, of all loaders together.",
-    )
-    chunk_deadline_s: float = Field(
-        600.0, description="A clip that makes no progress for this long is given back."
-    )
-    metrics_port: int = Field(
-        0, description="Port for /metrics, /ready and /health; `up` counts upwards; 0: none."
-    )
-    metrics_address: str = Field(
-        "127.0.0.1", description="No authentication: bind it to a private address."
-    )
-    log_json: bool = Field(False, description="Log one JSON object per line, for log collectors.")
-    idle_s: float = Field(
-        120.0, description="A worker ends if chunks wait but none reaches it for this long."
-    )
-    silent_batcher_s: float = Field(
-        120.0, description="A model that does not answer for this long hangs: the worker ends."
-    )
+    #: Chunks in progress, so that one downloads while another is scored.
+    concurrency: int = 8
+    #: Cores that the worker and its children keep to, such as 0-7 (Linux); unset: all.
+    cores: Cores = ()
+    #: Decoder processes; 0: one per core, as more would compete for cores.
+    decoders: int = 0
+    #: Processes that fetch and hand over clips; 0: one for each 4 decoders.
+    loaders: int = 0
+    #: Clips fetched at once, by all loaders together: 8 by each on 16 cores.
+    clips_in_flight: int = 32
+    #: Memory for decoded audio that waits for the model, of all loaders together.
+    in_flight_bytes: ByteSize = ByteSize(512 * 1024**2)
+    #: A clip that makes no progress for this long is given back.
+    chunk_deadline_s: float = 600.0
+    #: Port for /metrics, /ready and /health; `up` counts upwards; 0: none.
+    metrics_port: int = 0
+    #: No authentication: bind it to a private address.
+    metrics_address: str = "127.0.0.1"
+    #: Log one JSON object per line, for log collectors.
+    log_json: bool = False
+    #: A worker ends if chunks wait but none reaches it for this long.
+    idle_s: float = 120.0
+    #: A model that does not answer for this long hangs: the worker ends.
+    silent_batcher_s: float = 120.0
 
 
 class Flower(Group):
-    basic_auth: str | None = Field(
-        None, description="USER:PASSWORD. Without it, Flower listens on this machine only."
-    )
+    #: USER:PASSWORD. Without it, Flower listens on this machine only.
+    basic_auth: str | None = None
 
 
 class Settings(BaseSettings):
@@ -344,13 +256,10 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    data_dir: Path = Field(
-        default_factory=lambda: user_data_path("earmark", appauthor=False),
-        description="Folder of the SQLite file and the embedded Valkey.",
-    )
-    ui_token: str | None = Field(
-        None, description="Password of `ui`. Without it, the page is for this machine only."
-    )
+    #: Folder of the SQLite file and the embedded Valkey.
+    data_dir: Path = Field(default_factory=lambda: user_data_path("earmark", appauthor=False))
+    #: Password of `ui`. Without it, the page is for this machine only.
+    ui_token: str | None = None
     broker: Broker = Broker()
     database: Database = Database()
     ledger: Ledger = Ledger()

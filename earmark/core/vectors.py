@@ -6,12 +6,9 @@ of float32, and finds the same neighbours.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 #: The largest value of a signed byte.
 LEVELS = 127

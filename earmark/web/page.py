@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import time
 from base64 import b64decode
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
 from io import StringIO
@@ -13,6 +14,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+import sqlalchemy as sa
 import uvicorn
 from rich.markup import escape
 from starlette.applications import Starlette
@@ -24,9 +26,11 @@ from starlette.staticfiles import StaticFiles
 
 from db import browse, query, results, runs, schema
 from db.pace import pace
+from db.rows import Rows
 from earmark import output, similar
 from earmark.core.clips import Part
 from earmark.core.errors import BY_CODE, ClipError, EarmarkError, UsageError
+from earmark.core.settings import Settings
 from earmark.ports import HERE, check_port
 from earmark.progress import screen
 from earmark.sound import Listener
@@ -35,13 +39,8 @@ from earmark.web.report import TEMPLATES, UNCERTAIN, Card, card, charts, colours
 from earmark.web.review import Reviewing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
-    import sqlalchemy as sa
     from starlette.requests import Request
 
-    from db.rows import Rows
-    from earmark.core.settings import Settings
 
 #: Runs on the first page.
 RUNS = 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +12,9 @@ from hashlib import sha256
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import sqlalchemy as sa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from rich.progress import track
@@ -21,21 +23,15 @@ from db import browse, runs
 from db import charts as counts
 from db.pace import pace
 from db.rows import plain
+from db.runs import RunRow
 from earmark import files
 from earmark.advice import bottleneck
 from earmark.core.clips import Part, State
 from earmark.core.errors import ClipError
+from earmark.core.settings import Settings
 from earmark.evaluation import evaluate
 from earmark.progress import in_words, screen
 from earmark.sound import Heard, Listener, Segment, segments
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    import sqlalchemy as sa
-
-    from db.runs import RunRow
-    from earmark.core.settings import Settings
 
 #: Clips on a page: it opens at once on a phone, and in 5 MB each clip has seconds of sound.
 MOST_CLIPS = 200

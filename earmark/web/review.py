@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import getpass
 import json
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import chain, islice, repeat, zip_longest
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import sqlalchemy as sa
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import HTMLResponse, PlainTextResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from db import browse, charts, decisions, reviews, runs
 from db.compare import compare
+from db.session import fetch
 from earmark.core.errors import EarmarkError, UsageError
+from earmark.core.settings import Settings
 from earmark.evaluation import evaluate
 from earmark.sampling import Band, Clips
 from earmark.similar import similar
 from earmark.web.report import card, colours, render
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    import sqlalchemy as sa
     from starlette.requests import Request
-    from starlette.responses import Response
 
-    from earmark.core.settings import Settings
 
 #: Reviews of a label that are planned: about five minutes, and one of them may be wrong.
 PLANNED = 96
@@ -126,14 +125,14 @@ class Reviewing:
 
     def _read_clips(self, run_id: int, label: str, _done: int) -> Clips:
         about = {"run_id": run_id, "label": label}
-        return Clips.of(decisions.rows(self._engine, decisions.SELECT_CLIPS, **about))
+        return Clips.of(fetch(self._engine, decisions.SELECT_CLIPS, **about))
 
     def _find_nearest(self, run: runs.RunRow, label: str, like: int) -> list[tuple[int, Nothing]]:
         found = similar(self._engine, run, self._settings, str(like), NEAREST, label=label)
         return [(row["clip_id"], ()) for row in found]
 
     def _state(self, run: runs.RunRow) -> dict[str, Any]:
-        found = decisions.rows(self._engine, SELECT_THRESHOLDS, run_id=run.id)
+        found = fetch(self._engine, SELECT_THRESHOLDS, run_id=run.id)
         thresholds = {row.label: row.min_score for row in found}
         said = reviews.counts(self._engine, run.id)
         return {"run": run, "said": said, "thresholds": thresholds, "planned": PLANNED}

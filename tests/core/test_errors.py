@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import pytest
 from mypy import api
 
-from earmark.core.errors import BY_CODE, ClipError, NotFound, ServerFailed, TooLong
+from earmark.core.errors import BY_CODE, ClipError, NotFound, ServerError, TooLong
 
 CONFIGURATION = Path(__file__).parents[2] / "pyproject.toml"
 INHERITED = {"code", "stage", "cause", "transient", "sentence", "retry_after_s"}
@@ -59,7 +59,7 @@ def test_sentences_survive_an_optimised_python() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [TooLong(max_duration_s=3600, setting="X"), ServerFailed(status=503, retry_after_s=7.0)],
+    [TooLong(max_duration_s=3600, setting="X"), ServerError(status=503, retry_after_s=7.0)],
 )
 def test_an_error_can_be_pickled(error: ClipError) -> None:
     copy = pickle.loads(pickle.dumps(error))

@@ -12,7 +12,7 @@ from db import feeding, ledger, runs
 from db.models import Lease
 from db.session import reading, writing
 from earmark.core import clips as words
-from earmark.core.errors import Dns, NotFound, RateLimited, ServerFailed, UsageError
+from earmark.core.errors import Dns, NotFound, RateLimited, ServerError, UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Ledger
 from tests.db.facts import chunk_of, expire_leases, labels, row, submit, success
@@ -151,7 +151,7 @@ def test_a_renewed_lease_is_not_taken_back(engine: sa.Engine) -> None:
 def test_a_transient_failure_is_tried_again_after_a_pause_and_then_final(engine: sa.Engine) -> None:
     _, ids = submit(engine, 1)
     limits = Ledger(max_attempts=2, retry_base_s=0.0)
-    failure = [words.Failure(ids[0], ServerFailed(status=503))]
+    failure = [words.Failure(ids[0], ServerError(status=503))]
     first = ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=limits)
     assert ledger.finish(engine, first, failure, (), limits)["retried"] == 1
     assert row(engine, ids[0]).state == "pending"

@@ -21,7 +21,7 @@ from db.models import Clip, Lease
 from db.session import reading, writing
 from earmark.core import clips as words
 from earmark.core.clips import FINAL_STATES
-from earmark.core.errors import NotFound, ServerFailed
+from earmark.core.errors import NotFound, ServerError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Ledger
 from tests.db.facts import chunk_of
@@ -39,7 +39,7 @@ ENDS: dict[str, Callable[[int], Outcome]] = {
         clip_id, words.Source("ab", 7), FACTS, (words.Prediction(1, 0.75),)
     ),
     "failure": lambda clip_id: words.Failure(clip_id, NotFound(status=404)),
-    "passing failure": lambda clip_id: words.Failure(clip_id, ServerFailed(status=503)),
+    "passing failure": lambda clip_id: words.Failure(clip_id, ServerError(status=503)),
 }
 NAMES = itertools.count()
 

@@ -18,7 +18,7 @@ import pytest
 import earmark
 from db import ledger
 from earmark import api, children, frames, machine
-from earmark.cli.options import Submission
+from earmark.cli.options import SUBMISSION
 from earmark.core import broker
 from earmark.core.errors import NotAudio, ServiceError, UsageError
 from earmark.core.options import Listing, RunOptions
@@ -120,7 +120,7 @@ except Exception as error:
 
 
 def test_run_and_submit_take_every_option_of_the_command_line() -> None:
-    of_the_verb = set(inspect.signature(Submission).parameters) - {"sources", "db"}
+    of_the_verb = set(SUBMISSION) - {"sources"}
     of_the_producer = set(inspect.signature(submit).parameters)
     of_the_producer -= {"sources", "engine", "settings", "options", "listing", "tell", "kept"}
     of_the_producer |= set(KeptOptions.__annotations__)

@@ -13,7 +13,7 @@ import pytest
 from db import decisions, ledger, reviews
 from db.reviews import Review
 from db.rows import select
-from db.session import connect, writing
+from db.session import connect, fetch, writing
 from earmark import thresholds
 from earmark.core.errors import UsageError
 from earmark.core.settings import Database
@@ -53,7 +53,7 @@ def march(
 
 def heard(engine: sa.Engine, run: RunRow, label: str, count: int, right: Any) -> None:
     """Review the first clips of the random queue of a label."""
-    clips = Clips.of(decisions.rows(engine, decisions.SELECT_CLIPS, run_id=run.id, label=label))
+    clips = Clips.of(fetch(engine, decisions.SELECT_CLIPS, run_id=run.id, label=label))
     said = []
     for clip_id in clips.ids[clips.drawn((0.0, 2.0))[:count]].tolist():
         verdict = "right" if right(clip_id) else "wrong"

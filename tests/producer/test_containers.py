@@ -264,6 +264,18 @@ def test_a_private_container_is_read_with_the_token_of_its_host(
     assert members(served.clips()) == list(SOUNDS)
 
 
+def test_lists_and_containers_are_asked_for_through_the_proxy(
+    tmp_path: Path, httpserver: HTTPServer
+) -> None:
+    served = containers.Served(httpserver, containers.write(tmp_path / "x.tar", SOUNDS))
+    # Our server is none, and says so.
+    fetch = containers.on(httpserver, proxy=httpserver.url_for("").rstrip("/"))
+    for url in (served.url, httpserver.url_for("/list.csv")):
+        with pytest.raises(UsageError, match="the proxy"):
+            list(read_clips([url], fetch=fetch))
+    assert served.requests == []
+
+
 def test_the_guard_holds_for_lists_and_containers(tmp_path: Path, httpserver: HTTPServer) -> None:
     served = containers.Served(httpserver, containers.write(tmp_path / "x.tar", SOUNDS))
     fetch = settings.Fetch(ports=(httpserver.port,))

@@ -7,22 +7,18 @@ import os
 import stat
 import tempfile
 import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from earmark.core import addresses, answers, clips, errors, formats, guard
+from earmark.core import addresses, answers, clips, errors, formats, guard, settings
 from earmark.core.answers import BLOCK_BYTES
 from workers.fetching import object_stores, robots
 from workers.fetching.wholes import Wholes, read_slice, unusable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from earmark.core import settings
 
 #: Larger bodies, and those of unknown length, go to disk: 32 clips in flight hold at most 256 MB.
 IN_MEMORY_BYTES = 8 * 1024**2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from earmark.core import errors
-from earmark.core.options import FunctionToApply  # noqa: TC001 - pydantic reads it
+from earmark.core.options import FunctionToApply
 
 if TYPE_CHECKING:
     from pathlib import Path

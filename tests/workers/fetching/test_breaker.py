@@ -60,7 +60,7 @@ def test_a_few_dead_hosts_do_not_open_the_breaker(breaker: Breaker) -> None:
     [
         errors.NotFound(status=404),
         errors.Timeout(timeout_s=1),
-        errors.ServerFailed(status=500),
+        errors.ServerError(status=500),
         None,
     ],
 )
