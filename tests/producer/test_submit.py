@@ -181,15 +181,14 @@ def test_a_database_lost_during_an_insert_raises_one_sentence(
     engine = connect(postgres_url, Database())
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=16)
 
-    def cut_off(*_: object) -> bytes:
+    def cut_off(*_: object) -> None:
         with reading(engine) as connection:
             others = "pid <> pg_backend_pid() AND datname = current_database()"
             execute(
                 connection, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"
             )
-        return b""
 
-    monkeypatch.setattr(bulk_insert, "_copied", cut_off)
+    monkeypatch.setattr(bulk_insert, "_shown", cut_off)
     with pytest.raises(DatabaseError, match="cannot be used"):
         ledger.add_clips(engine, run_id, [ListedClip("https://h.org/a")])
     engine.dispose()
