@@ -79,7 +79,9 @@ clean: ## remove what the other targets made in this folder
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
 
 .venv/bin/python:
-	@echo "Setting up .venv; the first time this takes a few minutes."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "This needs Python 3.11 or newer. Name one: make demo PYTHON=python3.12"; exit 1; }
+	@echo "Installing into .venv, PyTorch included; this takes a few minutes and prints nothing."
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; $(PYTHON) -m pip install --quiet virtualenv && $(PYTHON) -m virtualenv --quiet .venv; }
 
 .venv/ready: .venv/bin/python pyproject.toml constraints.txt

@@ -344,13 +344,9 @@ class Earmark:
         self._settings = machine.use_broker(settings, url=url)
         open_database(self._settings, create=True)
         named_threads = {"PYTHONPATH": str(HOOKS)}
-        with self._log.open("wb") as log:
-            self._worker = children.start(
-                [*children.EARMARK, "worker"],
-                log=log,
-                environment=children.environment(self._settings) | named_threads,
-            )
-        self._running.callback(children.stop, self._worker)
+        environment = children.environment(self._settings) | named_threads
+        worker = children.running([*children.EARMARK, "worker"], self._log, environment)
+        self._worker = self._running.enter_context(worker)
         self.pids = [self._worker.pid]
         self._model, self._turns = model, 0
 

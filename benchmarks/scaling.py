@@ -28,7 +28,7 @@ import soundfile
 from benchmarks.watch import cpu_s
 from db import pace, runs
 from db.session import connect
-from earmark import children, flower, machine
+from earmark import children, machine
 from earmark.core import broker
 from earmark.core.settings import Broker, Database, Settings
 from earmark.demo import EXAMPLES
@@ -102,7 +102,9 @@ class _Bench:
             for turn in range(2 * self.options.turns):
                 with ExitStack() as stack:
                     if turn % 2:
-                        stack.enter_context(flower.running(environment, free_port(), self.folder))
+                        command = [*children.EARMARK, "flower", "--port", str(free_port())]
+                        log = self.folder / "flower.log"
+                        stack.enter_context(children.running(command, log, environment))
                         stack.enter_context(_scraped(f"http://127.0.0.1:{port}/metrics"))
                         time.sleep(3)
                     rate, cpu = self._turn(workers, 1)

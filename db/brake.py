@@ -12,6 +12,7 @@ from db.models import Clip, Lease, Run, state_is
 from db.registry import WorkerUp
 from db.session import fetch, writing
 from earmark.core.clips import State
+from earmark.core.spelling import printable
 
 #: A run with this limit is never paused.
 NEVER = 1.0
@@ -68,11 +69,9 @@ def pause_failing(engine: sa.Engine, queue: str) -> list[str]:
 
 def in_a_sentence(name: str, reason: str) -> str:
     """Return what there is to say about a paused run."""
-    # A server's words must not steer the terminal.
-    shown = "".join(char if char.isprintable() else "?" for char in reason)
     return (
-        f"The run {name} is paused: {shown} Cure that, then `earmark resume {name}`; with"
-        " `--stop-at off` it goes on whatever fails."
+        f"The run {name} is paused: {printable(reason)} Cure that, then `earmark resume {name}`;"
+        " with `--stop-at off` it goes on whatever fails."
     )
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import psycopg
@@ -96,7 +96,7 @@ def unlike(
     connection: sa.Connection, run_id: int, rows: list[Listed], metas: list[str | None]
 ) -> list[Listed]:
     """Return the rows that a run does not have yet, or has with another meta than the given one."""
-    keys = b"".join(row[0] for row in rows)
+    keys = b"".join(map(itemgetter(0), rows))
     values = {"run_id": run_id, "keys": keys, "size": KEY_BYTES, "metas": metas}
     positions = execute(connection, SELECT_UNLIKE, **values).scalars()
     return [rows[position] for position in positions]

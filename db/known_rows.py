@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 from db import bulk_insert, ledger
 from db.bulk_insert import Listed
 from db.models import Clip
+from db.rows import parsed
 from db.session import execute, reading, writing
 from earmark.core.clips import KEY_BYTES, State
 
@@ -98,12 +100,11 @@ def _may_change(row: Listed) -> bool:
 
 
 def _differences(engine: sa.Engine, run_id: int, rows: list[Listed]) -> _Differences:
-    keys = b"".join(row[0] for row in rows)
+    keys = b"".join(map(itemgetter(0), rows))
     values = {"run_id": run_id, "keys": keys, "size": KEY_BYTES, "count": len(rows)}
     with reading(engine) as connection:
         ids = execute(connection, SELECT_IDS, **values).scalars().all()
-        known = [clip_id for clip_id in ids if clip_id is not None]
-        stored = execute(connection, SELECT_STORED, ids=known).all()
+        stored = execute(connection, SELECT_STORED, ids=list(filter(None, ids))).all()
     clips = {clip[0]: clip for clip in stored}
     found = _Differences()
     for clip_id, row in zip(ids, rows, strict=True):
@@ -126,9 +127,7 @@ def _compare(row: Listed, clip: Sequence[Any], found: _Differences) -> None:
 def _same_meta(listed: str | None, stored: Any) -> bool:
     if listed is None or stored is None:
         return listed is stored
-    if isinstance(stored, str):
-        stored = json.loads(stored)
-    return bool(json.loads(listed) == stored)
+    return bool(json.loads(listed) == parsed(stored))
 
 
 def _changed(path: str, size: int | None, finished_at: float) -> bool:

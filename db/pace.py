@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
 from db.access import is_standby
-from db.dialects import now
-from db.models import Clip, Lease, Run
+from db.models import Clip, Lease
 from db.runs import Progress
 from db.session import fetch
 from earmark.core.clips import State
@@ -23,7 +23,23 @@ LEAST_S = 5.0
 #: The rate of a finished, small run is known from so many seconds on: a burst says nothing.
 LEAST_MEASURED_S = 0.5
 
-_CHUNK_SIZE = sa.func.coalesce(sa.func.nullif(Run.chunk_size, 0), CHUNK_SIZE)
+#: Sums over the clips that ended last, except the first moment's: those had begun before.
+SELECT_RECENT = """
+WITH ended AS (
+  SELECT finished_at, duration_s, fetch_ms, decode_ms, classify_ms, worker FROM clips
+  WHERE run_id = :run_id AND finished_at > (SELECT {now} - :last_s)
+  ORDER BY finished_at DESC LIMIT :last_clips
+)
+SELECT count(*) AS clips, {now} - max(begin_at) AS seconds, count(DISTINCT worker) AS workers,
+       CAST(coalesce(sum(duration_s), 0) AS double precision) AS audio_s,
+       CAST(coalesce(sum(fetch_ms), 0) AS double precision) AS fetch_ms,
+       CAST(coalesce(sum(decode_ms), 0) AS double precision) AS decode_ms,
+       CAST(coalesce(sum(classify_ms), 0) AS double precision) AS classify_ms,
+       (SELECT coalesce(nullif(chunk_size, 0), :chunk_size) FROM runs WHERE id = :run_id)
+       AS chunk_size
+FROM ended JOIN (SELECT min(finished_at) AS begin_at FROM ended) AS begun
+ON ended.finished_at > begun.begin_at
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +68,6 @@ class Pace:
     workload: Workload | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Recent:
-    """Sums over the clips that ended last, except the first moment's: those had begun before."""
-
-    clips: int
-    seconds: float
-    audio_s: float
-    fetch_ms: float
-    decode_ms: float
-    classify_ms: float
-    workers: int
-    chunk_size: int
-
-    def at_once(self, stage_ms: float) -> float:
-        """Return the clips of a worker in a stage: the time spent there over the time gone by."""
-        return stage_ms / 1000 / self.seconds / self.workers
-
-
 def pace(engine: sa.Engine, run_id: int, state: Progress) -> Pace:
     """Return how fast a run goes now, or went if it is at its end."""
     if state.finished:
@@ -90,7 +88,7 @@ def pace(engine: sa.Engine, run_id: int, state: Progress) -> Pace:
     )
 
 
-def _workload(engine: sa.Engine, run_id: int, state: Progress, recent: _Recent) -> Workload | None:
+def _workload(engine: sa.Engine, run_id: int, state: Progress, recent: Any) -> Workload | None:
     # The last clips of a run, a few clips of many workers, and workers that have other runs too
     # are no measure.
     waiting = state.states[State.pending] + state.states[State.queued]
@@ -98,51 +96,23 @@ def _workload(engine: sa.Engine, run_id: int, state: Progress, recent: _Recent) 
         return None
     if _others_at_work(engine, run_id):
         return None
+    # A worker's clips in a stage: the time that they spent there over the time gone by.
+    gone_by_ms = 1000 * recent.seconds * recent.workers
     return Workload(
-        recent.at_once(recent.fetch_ms),
-        recent.at_once(recent.decode_ms),
-        recent.at_once(recent.classify_ms),
+        recent.fetch_ms / gone_by_ms,
+        recent.decode_ms / gone_by_ms,
+        recent.classify_ms / gone_by_ms,
         recent.chunk_size,
     )
 
 
-def _recent(engine: sa.Engine, run_id: int) -> _Recent | None:
-    last = (
-        sa.select(
-            Clip.finished_at,
-            Clip.duration_s,
-            Clip.fetch_ms,
-            Clip.decode_ms,
-            Clip.classify_ms,
-            Clip.worker,
-        )
-        .where(
-            Clip.run_id == run_id,
-            Clip.finished_at > sa.select(now() - LAST_S).scalar_subquery(),
-        )
-        .order_by(Clip.finished_at.desc())
-        .limit(LAST_CLIPS)
-        .cte("ended")
-    )
-    begin = sa.select(sa.func.min(last.c.finished_at)).scalar_subquery()
-    figures = sa.select(
-        sa.func.count().label("clips"),
-        (now() - begin).label("seconds"),
-        _sum(last.c.duration_s).label("audio_s"),
-        _sum(last.c.fetch_ms).label("fetch_ms"),
-        _sum(last.c.decode_ms).label("decode_ms"),
-        _sum(last.c.classify_ms).label("classify_ms"),
-        sa.func.count(last.c.worker.distinct()).label("workers"),
-        sa.select(_CHUNK_SIZE).where(Run.id == run_id).scalar_subquery().label("chunk_size"),
-    ).where(last.c.finished_at > begin)
-    (row,) = fetch(engine, figures)
+def _recent(engine: sa.Engine, run_id: int) -> Any:
+    """Return the sums of `SELECT_RECENT`; None of too few clips."""
+    bounds = {"last_s": LAST_S, "last_clips": LAST_CLIPS, "chunk_size": CHUNK_SIZE}
+    (row,) = fetch(engine, SELECT_RECENT, run_id=run_id, **bounds)
     if row.clips < LEAST_CLIPS or row.seconds < LEAST_S or not row.workers:
         return None
-    return _Recent(**row._mapping)
-
-
-def _sum(column: sa.ColumnElement[float]) -> sa.ColumnElement[float]:
-    return sa.cast(sa.func.coalesce(sa.func.sum(column), 0.0), sa.Double)
+    return row
 
 
 def _others_at_work(engine: sa.Engine, run_id: int) -> bool:

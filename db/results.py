@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import sqlalchemy as sa
 
 from db.access import is_standby
 from db.models import Clip, Label, Model, Run
-from db.rows import Rows, select
+from db.rows import Rows, parsed, select
 from db.runs import RunRow
 from db.session import fetch, fetch_column
 from earmark.core.errors import UsageError
@@ -184,9 +183,9 @@ def wide(engine: sa.Engine, run: RunRow) -> Rows:
     def lines() -> Iterator[Sequence[Any]]:
         yield (*columns, *scores_of)
         for row in rows:
-            ids, scores = _listed(row["label_ids"]), _listed(row["scores"])
+            ids, scores = parsed(row["label_ids"]), parsed(row["scores"])
             found: dict[str, float] = {}
-            for label_id, score in zip(ids, scores, strict=True):
+            for label_id, score in zip(ids or (), scores or (), strict=True):
                 # The best comes first, also of two labels with one name.
                 found.setdefault(f"{SCORE_OF}{labels[label_id]}", score)
             yield [
@@ -197,15 +196,10 @@ def wide(engine: sa.Engine, run: RunRow) -> Rows:
     return Rows(lines())
 
 
-def _listed(value: Any) -> list[Any]:
-    # SQLite's lists are JSON.
-    return json.loads(value) if isinstance(value, str) else value or []
-
-
 def made_by(engine: sa.Engine, run: RunRow) -> dict[str, Any]:
     """Return what made a run's results: its options and, once it is loaded, its model."""
-    models = list(select(engine, SELECT_MODEL, run_id=run.id))
-    return {"run": run.name, "options": run.options.as_json(), **(models[0] if models else {})}
+    model, *_ = [*select(engine, SELECT_MODEL, run_id=run.id), {}]
+    return {"run": run.name, "options": run.options.as_json(), **model}
 
 
 def _at_any_rank(engine: sa.Engine) -> str:

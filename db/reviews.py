@@ -112,8 +112,8 @@ def say(engine: sa.Engine, run_id: int, review: Review, true_label: str = "") ->
 def undo(engine: sa.Engine, run_id: int, reviewer: str) -> int | None:
     """Delete what a person said last of a run, and return its clip; None if there is nothing."""
     with writing(engine) as connection:
-        ids = execute(connection, DELETE_LAST, run_id=run_id, reviewer=reviewer).scalars().all()
-    return ids[0] if ids else None
+        deleted = execute(connection, DELETE_LAST, run_id=run_id, reviewer=reviewer).scalars().all()
+    return next(iter(deleted), None)
 
 
 def hand_out(

@@ -52,6 +52,11 @@ def _lines(
         yield from result
 
 
+def parsed(value: Any) -> Any:
+    """Return the JSON of a column, which is text on SQLite."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
 def plain(value: Any) -> Any:
     """Return a value of any column as one that CSV and JSON can hold."""
     match value:

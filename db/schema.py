@@ -118,7 +118,7 @@ def current(engine: sa.Engine) -> str | None:
 def versions() -> list[str]:
     """Return the schema versions, oldest first: each migration's file is named after its own."""
     names = [file.stem for file in (MIGRATIONS / "versions").glob("v*.py")]
-    return sorted(names, key=lambda name: [int(part) for part in name[1:].split("_")])
+    return sorted(names, key=lambda name: list(map(int, name[1:].split("_"))))
 
 
 def view_statements(dialect: str) -> list[str]:

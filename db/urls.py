@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
@@ -43,6 +44,11 @@ def parse(text: str) -> sa.URL:
         raise ServiceError(reason=_wrong_driver(url))
     _check_options(url)
     return _user_in_front(url.set(drivername="postgresql+psycopg"))
+
+
+def file_of(url: sa.URL) -> Path | None:
+    """Return the file of a SQLite database; None of PostgreSQL."""
+    return Path(str(url.database)) if url.get_backend_name() == "sqlite" else None
 
 
 def shown(url: sa.URL) -> str:

@@ -40,9 +40,10 @@ def settings_page() -> str:
     parts = [
         "# Settings",
         "Every setting with its default and the reason for it. Set them in the environment, in a"
-        " `.env` file in the working directory, or in `/run/secrets/earmark.env`. The environment"
-        " goes first, then the file of secrets. Lists are separated by commas. An unknown"
-        " `EARMARK_` variable is named by every verb.",
+        " `.env` file in the working directory, or in `/run/secrets/earmark.env`. Of these the"
+        " environment wins, then the file of secrets. Lists are separated by commas. Every verb"
+        " reports an `EARMARK_` variable that is no setting. In Python, `EARMARK_FETCH__TIMEOUT_S`"
+        ' is `earmark.Settings(fetch={"timeout_s": ...})`.',
     ]
     for group, settings in groupby(_settings(), key=lambda setting: setting[0]):
         parts.append(f"## {group.capitalize()}")

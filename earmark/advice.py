@@ -11,7 +11,7 @@ WAITS = 0.1
 MOSTLY = 0.5
 
 
-def bottleneck(workload: Workload | None, limits: Worker) -> str | None:
+def bottleneck(workload: Workload | None, worker: Worker) -> str | None:
     """Return what the workers wait for and its cure, where that is known."""
     if workload is None:
         return None
@@ -22,10 +22,10 @@ def bottleneck(workload: Workload | None, limits: Worker) -> str | None:
     begin = f"The model waits at least {waits:.0%} of the time"
     if workload.decoding > workload.fetching:
         return f"{begin} for decoding: add workers on other processors."
-    in_chunks = limits.concurrency * workload.chunk_size
-    if workload.fetching > MOSTLY * min(limits.clips_in_flight, in_chunks):
+    in_chunks = worker.concurrency * workload.chunk_size
+    if workload.fetching > MOSTLY * min(worker.clips_in_flight, in_chunks):
         cure = "--concurrency"
-        if limits.clips_in_flight <= in_chunks:
+        if worker.clips_in_flight <= in_chunks:
             cure = "EARMARK_WORKER__CLIPS_IN_FLIGHT"
         return f"{begin} for downloads: raise {cure} or add workers."
     return (

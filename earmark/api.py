@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, Unpack
 
 from db import compare as comparing
-from db import results, runs
+from db import results, runs, urls
 from earmark import folders, frames, machine, progress
 from earmark import notify as webhook
 from earmark.core.clips import State
@@ -21,6 +21,7 @@ from earmark.database import open_database, read_settings, with_database
 from earmark.events import Rule, events
 from earmark.growth import Growth
 from earmark.machine import find_broker
+from producer.submit import KeptOptions
 from producer.submit import submit as submit_sources
 from workers.scoring import heads, hub
 
@@ -63,7 +64,7 @@ class Scoring(TypedDict, total=False):
     channels: str | int
 
 
-class Submission(Scoring, total=False):
+class Submission(Scoring, KeptOptions, total=False):
     """How a list is read and becomes a run: the arguments of `producer.submit.submit`."""
 
     name: str | None
@@ -81,10 +82,6 @@ class Submission(Scoring, total=False):
     duplicates: Duplicates
     again: bool
     limit: int | None
-    chunk_size: int | None
-    priority: int
-    reuse_urls: bool
-    stop_at: float
 
 
 class Conditions(TypedDict, total=False):
@@ -532,8 +529,8 @@ def split(given: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
 def _look_after(here: Machine, engine: sa.Engine) -> Callable[[], None]:
     """Return a function for between two looks at a run: restart workers, check the disks."""
     written = [here.settings.data_dir]
-    if engine.dialect.name == "sqlite":
-        written.append(Path(str(engine.url.database)).absolute().parent)
+    if file := urls.file_of(engine.url):
+        written.append(file.absolute().parent)
     disks = folders.DiskWatch(written, progress.tell)
 
     def look() -> None:

@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from earmark.core.processes import end_with_parent
-from earmark.core.settings import Settings
+from earmark.core.settings import PREFIX, Settings
 
 #: A worker lets its running clips end: seconds, unless a download has just begun.
 STOP_S = 15.0
@@ -21,19 +21,33 @@ EARMARK = (sys.executable, "-P", "-m", "earmark")
 
 
 def start(
-    command: list[str], *, log: Any, environment: dict[str, str] | None = None
+    command: list[str], log: Path, environment: dict[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a child that ends with this process and writes to an open file."""
-    # A session of its own: Ctrl-C reaches only us, and we stop the children in the right order.
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-        preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509 - one call, no locks
-    )
+    """Start a child that ends with this process and adds to a log."""
+    with log.open("ab") as file:
+        # A session of its own: Ctrl-C reaches only us, and we stop children in the right order.
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509 - one call, no locks
+        )
+
+
+@contextmanager
+def running(
+    command: list[str], log: Path, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a child with a new log, and stop it at the end."""
+    log.unlink(missing_ok=True)
+    process = start(command, log, environment)
+    try:
+        yield process
+    finally:
+        stop(process)
 
 
 def stop(*processes: subprocess.Popen[bytes]) -> None:
@@ -58,32 +72,14 @@ def environment(settings: Settings) -> dict[str, str]:
     """Return the environment of a child that works with these settings."""
     # Several processes share the cores, and a worker sets its own number of threads.
     variables = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    for name, value in _changed_variables(settings):
-        if value is None:
-            variables.pop(name, None)
-        else:
-            variables[name] = value
-    variables["EARMARK_DATABASE__URL"] = settings.database_url
-    return variables
-
-
-def _changed_variables(settings: Settings) -> Iterator[tuple[str, str | None]]:
-    """Yield the variables of the settings that a child would not read by itself."""
     inherited = Settings().model_dump(mode="json")
     for group, values in settings.model_dump(mode="json").items():
-        if not isinstance(values, dict):
-            if values != inherited[group]:
-                yield f"EARMARK_{group}".upper(), str(values)
-            continue
-        for name, value in values.items():
-            if value != inherited[group][name]:
-                yield f"EARMARK_{group}__{name}".upper(), _as_text(value)
-
-
-def _as_text(value: Any) -> str | None:
-    if isinstance(value, list):
-        # As JSON, since the name of a folder may have a comma.
-        return json.dumps([str(part) for part in value])
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return None if value is None else str(value)
+        if values != inherited[group]:
+            own = f"{PREFIX}{group}".upper()
+            # A variable of one setting would go before that of its group.
+            for name in list(variables):
+                if name.upper().startswith(f"{own}__"):
+                    del variables[name]
+            variables[own] = values if isinstance(values, str) else json.dumps(values)
+    variables["EARMARK_DATABASE__URL"] = settings.database_url
+    return variables

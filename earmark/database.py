@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from db import access, results, runs, schema
+from db import access, results, runs, schema, urls
 from db.runs import RunRow
 from db.session import connect
 from earmark.core.errors import ServiceError, UsageError
@@ -53,14 +53,13 @@ def open_database(settings: Settings, *, create: bool = False) -> sa.Engine:
     engine = connect_to(settings)
     if create:
         access.check_writable(engine)
-    if engine.dialect.name != "sqlite":
+    file = urls.file_of(engine.url)
+    if file is None:
         schema.check(engine)
-    elif create or Path(str(engine.url.database)).is_file():
+    elif create or file.is_file():
         schema.upgrade(engine)
     else:
-        raise ServiceError(
-            reason=f"There is no database at {engine.url.database} yet: `earmark run` makes one."
-        )
+        raise ServiceError(reason=f"There is no database at {file} yet: `earmark run` makes one.")
     return engine
 
 

@@ -65,8 +65,8 @@ def _settings(settings: Settings) -> str:
     if misspelt := settings.misspelt():
         raise ServiceError(reason=" ".join(misspelt))
     if _is_alone(settings):
-        return "of one machine: `run` brings a queue, a database and workers"
-    return "of one of many machines, with a broker or a database that they share"
+        return "for this machine alone: `run` brings a queue, a database and workers"
+    return "for many machines, which share a broker or a database"
 
 
 def _is_alone(settings: Settings) -> bool:
@@ -83,7 +83,7 @@ def _broker(settings: Settings) -> str:
     if not info:
         return f"Redis of unknown version, as its user may not run INFO; {_waiting()}"
     version = str(info["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_REDIS:
         raise ServiceError(reason=f"Redis {version} is too old; Celery needs 6.2 or newer.")
     policy = info.get("maxmemory_policy", "unknown")
     if policy not in ("noeviction", "unknown"):
@@ -105,9 +105,8 @@ def _waiting() -> str:
 def _with_own_queue(settings: Settings) -> Settings:
     """Name the queue after the ledger, as far as the database can tell."""
     engine = connect_to(settings)
-    if settings.broker.queue or (
-        engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file()
-    ):
+    file = urls.file_of(engine.url)
+    if settings.broker.queue or (file and not file.is_file()):
         return settings
     try:
         return machine.use_broker(settings, queue=own_queue(ledger_id(engine)))
@@ -117,21 +116,21 @@ def _with_own_queue(settings: Settings) -> Settings:
 
 def _database(settings: Settings) -> str:
     engine = connect_to(settings)
-    where = urls.shown(engine.url)
-    if engine.dialect.name == "sqlite" and broker.is_elsewhere(settings):
+    where, file = urls.shown(engine.url), urls.file_of(engine.url)
+    if file and broker.is_elsewhere(settings):
         cure = "set EARMARK_DATABASE__URL to the PostgreSQL that the other machines use"
         raise ServiceError(
             reason=f"{where} is a file of this machine alone, and the broker is elsewhere: {cure}."
         )
-    if engine.dialect.name == "sqlite" and not Path(str(engine.url.database)).is_file():
+    if file and not file.is_file():
         return f"{where} is not there yet; the first run makes it"
-    if engine.dialect.name == "sqlite" and schema.current(engine) in schema.versions()[:-1]:
+    if file and schema.current(engine) in schema.versions()[:-1]:
         return f"{where} is of an earlier version; the next run upgrades it"
     access.check_writable(engine)
     schema.check(engine)
     with reading(engine) as connection:
         took = [_ms(lambda: connection.scalar(now().select())) for _ in range(PROBES)]
-        pooled = engine.dialect.name == "postgresql" and not prepares(connection)
+        pooled = not (file or prepares(connection))
     speed = f"{median(took):.1f} ms a question"
     if median(took) > SLOW_MS:
         raise ServiceError(
@@ -170,7 +169,9 @@ def _without_names(reason: str, settings: Settings) -> str:
 def _proxy(settings: Settings) -> str:
     proxies = ("http_proxy", "https_proxy", "all_proxy")
     names = ", ".join(sorted(name for name in os.environ if name.lower() in proxies))
-    parts = [f"{names}: used for models only"] if names else []
+    parts = []
+    if names:
+        parts.append(f"{names}: used for models only")
     if settings.fetch.proxy:
         proxy = Proxy.parse(settings.fetch.proxy)
         parts.append(f"clips are fetched through {proxy.host}:{proxy.port}")

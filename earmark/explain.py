@@ -10,7 +10,7 @@ from urllib.parse import urljoin, urlsplit
 import sqlalchemy as sa
 
 from earmark import folders
-from earmark.core import addresses, formats, names
+from earmark.core import addresses, names
 from earmark.core.clips import Failure, Part, Success, display_uri
 from earmark.core.credentials import DEFAULT_PORTS, Credentials, Proxy
 from earmark.core.errors import ClipError
@@ -22,9 +22,6 @@ from earmark.tables import bar
 
 if TYPE_CHECKING:
     import numpy as np
-    from urllib3 import BaseHTTPResponse
-
-    from workers.fetching.fetch import Fetched
 
     #: Takes the name of a step and a text about it.
     Say = Callable[[str, str], None]
@@ -81,7 +78,16 @@ class Steps:
             settings.fetch.headers, settings.fetch.tokens, settings.fetch.basic_auth
         )
 
-    def sending(self, url: str) -> None:
+    def seen(self, step: str, *facts: Any) -> None:
+        match step:
+            case "sending":
+                self._sending(*facts)
+            case "answered":
+                self._answered(*facts)
+            case "fetched":
+                self._fetched(*facts)
+
+    def _sending(self, url: str) -> None:
         parts = urlsplit(url)
         port = parts.port or DEFAULT_PORTS[parts.scheme]
         self._say("asked", display_uri(url))
@@ -99,20 +105,17 @@ class Steps:
             ):
                 self._say("address", f"{place[0]}, {self._verdict(place[0])}")
 
-    def answered(self, url: str, answer: BaseHTTPResponse) -> None:
-        self._say("answer", f"HTTP {answer.status}")
+    def _answered(self, url: str, status: int, headers: dict[str, str]) -> None:
+        self._say("answer", f"HTTP {status}")
+        sent = {name.lower(): value for name, value in headers.items()}
         for name in HEADERS:
-            if value := answer.headers.get(name):
+            if value := sent.get(name.lower()):
                 self._say("", f"{name}: {value}")
-        if location := answer.headers.get("Location"):
+        if location := sent.get("location"):
             self._say("", f"Location: {display_uri(urljoin(url, location))}")
 
-    def fetched(self, fetched: Fetched) -> None:
-        self._say("fetched", f"{fetched.source.bytes} bytes, sha256 {fetched.source.sha256}")
-        try:
-            kind = formats.recognise(fetched.file.fileno()).name
-        except ClipError as error:
-            kind = str(error)
+    def _fetched(self, size: int, sha256: str, kind: str) -> None:
+        self._say("fetched", f"{size} bytes, sha256 {sha256}")
         self._say("first bytes", kind)
 
     def _verdict(self, address: str) -> str:
@@ -171,12 +174,8 @@ def _tell_scores(predictions: list[tuple[str, float]], say: Say) -> None:
 
 def _tell_timings(outcome: Success | Failure, say: Say) -> None:
     took = outcome.timings
-    stages = (
-        f"fetch {took.fetch_ms:.0f} ms",
-        f"decode {took.decode_ms:.0f} ms",
-        f"classify {took.classify_ms:.0f} ms",
-    )
-    say("took", ", ".join(stages))
+    loaded = f"fetch {took.fetch_ms:.0f} ms, decode {took.decode_ms:.0f} ms"
+    say("took", f"{loaded}, classify {took.classify_ms:.0f} ms")
 
 
 def in_words(predictions: list[tuple[str, float]]) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from earmark import children
+from earmark.core.broker import LOOPBACK
 from earmark.core.errors import UsageError
 from earmark.database import read_settings
 from earmark.machine import find_broker
-from earmark.ports import HERE, check_port
+from earmark.ports import check_port
 
 #: Finished chunks Flower remembers: 160,000 clips, some 50 MB.
 REMEMBERED_TASKS = 10_000
@@ -19,19 +17,6 @@ COLUMNS = "uuid,state,args,result,worker,received,runtime,retries"
 #: A worker that is gone stays on the page for an hour, so that somebody can see that it is gone.
 FORGET_WORKER_S = 3600
 SAVE_EVERY_MS = 30_000
-
-
-@contextmanager
-def running(environment: dict[str, str], port: int, folder: Path) -> Iterator[None]:
-    """Run Flower on this machine's loopback address."""
-    with (folder / "flower.log").open("wb") as log:
-        process = children.start(
-            [*children.EARMARK, "flower", "--port", str(port)], environment=environment, log=log
-        )
-    try:
-        yield
-    finally:
-        children.stop(process)
 
 
 def arguments(
@@ -44,7 +29,7 @@ def arguments(
     """
     if basic_auth and not all(basic_auth.partition(":")):
         raise UsageError(reason="--basic-auth must be USER:PASSWORD.")
-    if not basic_auth and address not in HERE:
+    if not basic_auth and address not in LOOPBACK:
         raise UsageError(
             reason=f"Flower on {address} needs --basic-auth USER:PASSWORD: it shows every run."
         )
@@ -55,11 +40,7 @@ def arguments(
     # By default Flower runs the flowerconfig.py of the working directory.
     words += [f"--conf={os.devnull}"]
     if keep:
-        words += [
-            "--persistent=True",
-            f"--db={keep}",
-            f"--state-save-interval={SAVE_EVERY_MS}",
-        ]
+        words += ["--persistent=True", f"--db={keep}", f"--state-save-interval={SAVE_EVERY_MS}"]
     return words
 
 

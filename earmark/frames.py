@@ -13,7 +13,7 @@ import polars
 from more_itertools import chunked
 
 from db.results import SCORE_OF
-from db.rows import Rows, plain
+from db.rows import Rows, parsed, plain
 from earmark.core import vectors
 from earmark.core.errors import UsageError
 
@@ -75,7 +75,7 @@ class Columns:
 
     def _spread(self, meta: Any) -> Iterator[tuple[str, Any]]:
         rest = {}
-        for key, value in _parsed(meta).items():
+        for key, value in (parsed(meta) or {}).items():
             name = f"meta.{key}"
             if len(self._meta) < META_COLUMNS:
                 self._meta[name] = None
@@ -103,13 +103,6 @@ def _value(value: Any, dtype: Any) -> Any:
         case datetime() if dtype is TIME:
             return value.astimezone(UTC)
     return plain(value)
-
-
-def _parsed(meta: Any) -> dict[str, Any]:
-    # SQLite's JSON is text.
-    if isinstance(meta, str):
-        meta = json.loads(meta)
-    return meta or {}
 
 
 def polars_frame(rows: Rows) -> polars.DataFrame:

@@ -5,30 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from db.claims import Claimed
 from earmark import folders
-from earmark.core import guard
 from earmark.core.clips import Failure, Part, Postponed, Prediction, Success, Waveform
 from earmark.core.errors import ServiceError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Settings
-from workers import single
-from workers.decoding.pool import Decoders
-from workers.fetching.fetch import Fetched, Fetcher
-from workers.models import LoadedModel, RunPlan, open_model
+from workers.alone import Alone
+from workers.clip import WindowQueue
 
 if TYPE_CHECKING:
+    from workers.loading.process import LoadedWindow, Observer
     from workers.scoring.batcher import Batcher
-
-
-class Observer(guard.Observer, Protocol):
-    """Sees every request for a clip, and its file."""
-
-    def fetched(self, fetched: Fetched) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,43 +61,44 @@ def classified(
         ServiceError: the model or the decoder cannot be had.
     """
     folders.check_temporary()
-    fetcher = Fetcher(settings.fetch, guard.Guard(settings.fetch, observer))
-    clip = _Clip(observer)
-    decoders = Decoders(settings.audio, 1)
+    heard = _Heard()
+    alone = Alone(settings, options, observer or _Nobody(), heard)
     try:
-        card, batcher = open_model(options.model_key, settings, single.scored)
-        try:
-            plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
-            way = single.SingleClip(fetcher, decoders, settings.audio.max_windows, clip)
-            outcome = way.classify(Claimed(0, uri, attempts=1, crashes=0, part=part), plan)
-            yield Classified(outcome, card.labels, batcher, clip.waveform(card.sample_rate))
-        finally:
-            batcher.close()
+        card = alone.plan.model.card
+        outcome = alone.classify(Claimed(0, uri, attempts=1, crashes=0, part=part))
+        waveform = heard.waveform(card.sample_rate)
+        yield Classified(outcome, card.labels, alone.plan.model.batcher, waveform)
     finally:
-        fetcher.close()
-        decoders.close()
+        alone.close()
 
 
-class _Clip:
-    """Keeps the waveform of the first channel that is heard, and passes on what it sees."""
+class _Nobody:
+    def seen(self, step: str, *facts: Any) -> None:
+        """See nothing."""
 
-    def __init__(self, observer: Observer | None) -> None:
-        self._observer = observer
-        self._pieces: list[np.ndarray] = []
+
+class _Heard(WindowQueue):
+    """Keeps the samples of the first channel that is heard."""
+
+    def __init__(self) -> None:
+        self._windows: list[tuple[int, np.ndarray]] = []
         self._channel: int | None = None
 
-    def fetched(self, fetched: Fetched) -> None:
-        if self._observer:
-            self._observer.fetched(fetched)
-
-    def decoded(self, samples: np.ndarray, channel: int) -> None:
-        if self._channel is None:
-            self._channel = channel
-        if self._channel == channel:
-            self._pieces.append(samples)
+    def put(self, loaded: list[LoadedWindow]) -> list[LoadedWindow]:
+        for window in loaded:
+            if self._channel is None:
+                self._channel = window.channel
+            if self._channel == window.channel:
+                self._windows.append((window.start, window.samples[: window.heard].copy()))
+        return super().put(loaded)
 
     def waveform(self, sample_rate: int) -> Waveform | None:
-        """Return what was decoded, if anything was."""
-        if not self._pieces:
+        """Return what the model heard, if anything; silence where windows leave something out."""
+        if not self._windows:
             return None
-        return Waveform(np.concatenate(self._pieces), sample_rate)
+        begin = min(start for start, _ in self._windows)
+        end = max(start + len(part) for start, part in self._windows)
+        samples = np.zeros(end - begin, np.float32)
+        for start, part in self._windows:
+            samples[start - begin : start - begin + len(part)] = part
+        return Waveform(samples, sample_rate)

@@ -37,11 +37,12 @@ def write(rows: Iterable[dict[str, Any]], format: LabelFormat, place: Path) -> N
         rows: windows in the order of their clips, each with the `file_begin_s` of its file.
     """
     with progress.screen.status("Writing label files"):
-        if format is LabelFormat.raven:
-            count = progress.count_of(_write_raven(rows, place), "row")
-        else:
-            count = progress.count_of(_write_audacity(rows, place), "file")
-    progress.tell(f"{count}: {place}")
+        match format:
+            case LabelFormat.raven:
+                count, noun = _write_raven(rows, place), "row"
+            case LabelFormat.audacity:
+                count, noun = _write_audacity(rows, place), "file"
+    progress.tell(f"{progress.count_of(count, noun)}: {place}")
 
 
 def _write_raven(rows: Iterable[dict[str, Any]], file: Path) -> int:

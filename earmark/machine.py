@@ -90,10 +90,7 @@ class Worker:
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as log:
-            return children.start(
-                [*children.EARMARK, "worker"], environment=self._environment, log=log
-            )
+        return children.start([*children.EARMARK, "worker"], self._log, self._environment)
 
 
 @contextmanager
@@ -137,8 +134,9 @@ def _core_blocks(count: int) -> list[list[int]]:
     if not hasattr(os, "sched_getaffinity"):
         return []
     usable = sorted(os.sched_getaffinity(0))
-    blocks = [list(block) for block in divide(count, usable)]
-    return blocks if len(usable) >= count else []
+    if len(usable) < count:
+        return []
+    return list(map(list, divide(count, usable)))
 
 
 def gpus() -> list[str]:
@@ -151,7 +149,7 @@ def gpus() -> list[str]:
         ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
     ).stdout
     count = sum(line.startswith("GPU ") for line in listed.splitlines())
-    return [str(number) for number in range(count)]
+    return list(map(str, range(count)))
 
 
 def find_broker(settings: Settings) -> Settings:

@@ -33,14 +33,13 @@ def check(url: str, settings: Settings) -> None:
 @contextmanager
 def telling(url: str | None, engine: sa.Engine, run_id: int, settings: Settings) -> Iterator[None]:
     """Tell a webhook, if there is one, whether the run finished, paused or was stopped."""
-    stopped = True
+    event = "stopped"
     try:
         yield
-        stopped = False
+        event = "finished"
     finally:
         if url:
             state = runs.progress(engine, run_id)
-            event = "stopped" if stopped else "finished"
             if state.paused:
                 event = "paused"
             _post(url, runs.get_run(engine, run_id).name, event, state, settings)

@@ -81,7 +81,8 @@ def write(
         empty: the sentence for a person if there are no rows.
         parquet: how a Parquet file is written.
     """
-    file = None if file == STANDARD_OUTPUT else file
+    if file == STANDARD_OUTPUT:
+        file = None
     format = format or _default_format(file)
     counted = _Counted(rows)
     if file is None:

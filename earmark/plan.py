@@ -192,8 +192,8 @@ def sentences(plan: Plan, within: str | None) -> Iterator[str]:
     volume = ByteSize(plan.bytes).human_readable(decimal=True)
     yield f"volume: {volume}, {plan.audio_s / 3600:.1f} hours of audio"
     if plan.core_clips_s is not None:
-        gpu = f"a GPU that scores {GPU_CLIPS_S} wants {plan.gpu_cores} cores"
-        yield f"decoding: {plan.core_clips_s:.0f} such clips/s by a core, as Ogg Vorbis; {gpu}"
+        gpu = f"a GPU of {GPU_CLIPS_S} clips/s needs {plan.gpu_cores} cores"
+        yield f"decoding: {plan.core_clips_s:.0f} clips/s by a core, as Ogg Vorbis; {gpu}"
     if plan.clips_per_s is None or plan.eta_s is None:
         few = f"{plan.sampled} clips are too few, or too quick, to tell"
         yield f"speed: {few}; a larger --sample may"
@@ -201,5 +201,4 @@ def sentences(plan: Plan, within: str | None) -> Iterator[str]:
     time_left = progress.in_words(plan.eta_s)
     yield f"speed: {plan.clips_per_s:.1f} clips/s by one worker here, {time_left} for all"
     if plan.workers:
-        plural = "s" if plan.workers > 1 else ""
-        yield f"within {within}: {plan.workers} such worker{plural}"
+        yield f"within {within}: {progress.count_of(plan.workers, 'such worker')}"

@@ -28,6 +28,8 @@ INCHES = (10.0, 7.5)
 DPI = 120
 #: Samples of the Fourier transform and between two of them, as librosa has them.
 FFT, HOP, MELS = 2048, 512, 128
+SEGMENT: Any = {"alpha": 0.3, "edgecolor": "white", "linewidth": 2}
+SEGMENT_TEXT: Any = {"va": "center", "fontsize": 9, "clip_on": True, "parse_math": False}
 
 
 def plot_clip(uri: str, settings: Settings, options: RunOptions) -> Figure:
@@ -43,11 +45,11 @@ def plot_clip(uri: str, settings: Settings, options: RunOptions) -> Figure:
             raise UsageError(reason=str(error)) from error
     top = ended.named(success.predictions)
     windows: list[Segment] = []
-    # Others would lie upon each other.
-    heard = [window for window in success.windows if window.channel == success.channel]
-    for window in heard:
-        for label, score in ended.named(window.predictions[:1]):
-            windows.append((window.start_s, window.end_s, label, score))
+    for window in success.windows:
+        # Those of other channels would lie upon these.
+        if window.channel == success.channel:
+            best = ended.named(window.predictions[:1])
+            windows += [(window.start_s, window.end_s, *each) for each in best]
     assert ended.waveform
     if top and not windows:
         windows = [(0.0, ended.waveform.duration_s, *top[0])]
@@ -97,14 +99,8 @@ def draw_mel(axes: Axes, waveform: Waveform) -> None:
         y=samples, sr=rate, n_fft=FFT, hop_length=HOP, n_mels=MELS
     )
     level = librosa.power_to_db(power, ref=np.max)
-    where: Any = {
-        "sr": rate,
-        "hop_length": HOP,
-        "x_axis": "time",
-        "y_axis": "mel",
-        "fmax": rate / 2,
-    }
-    librosa.display.specshow(level, ax=axes, cmap="magma", **where)
+    where: Any = {"sr": rate, "hop_length": HOP, "fmax": rate / 2}
+    librosa.display.specshow(level, ax=axes, cmap="magma", x_axis="time", y_axis="mel", **where)
     axes.set(xlabel="seconds", ylabel="Hz")
     _bare(axes)
 
@@ -114,24 +110,8 @@ def draw_timeline(axes: Axes, windows: Sequence[Segment]) -> None:
     colours: dict[str, str] = {}
     for start_s, end_s, label, score in sound.segments(windows):
         colour = colours.setdefault(label, f"C{len(colours)}")
-        axes.barh(
-            0,
-            end_s - start_s,
-            left=start_s,
-            color=colour,
-            alpha=0.3,
-            edgecolor="white",
-            linewidth=2,
-        )
-        axes.text(
-            start_s,
-            0,
-            f"  {label} {score:.2f}",
-            va="center",
-            fontsize=9,
-            clip_on=True,
-            parse_math=False,
-        )
+        axes.barh(0, end_s - start_s, left=start_s, color=colour, **SEGMENT)
+        axes.text(start_s, 0, f"  {label} {score:.2f}", **SEGMENT_TEXT)
     axes.set(yticks=[], ylim=(-0.4, 0.4))
     axes.axis("off")
 

@@ -7,8 +7,6 @@ import socket
 from earmark.core.errors import UsageError
 
 LOOPBACK = "127.0.0.1"
-#: The addresses and names that lead to this machine from itself alone.
-HERE = (LOOPBACK, "localhost", "::1")
 
 
 def check_port(address: str, port: int) -> None:

@@ -144,7 +144,7 @@ def delays(engine: sa.Engine, run_id: int) -> list[str]:
 
 def count_of(number: int, noun: str) -> str:
     """Return a number with its noun, such as `1 row` or `2 rows`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def tell(sentence: str) -> None:

@@ -46,7 +46,7 @@ def rescore(engine: sa.Engine, run: RunRow, settings: Settings, name: str, folde
     return runs.get_run(engine, run_id)
 
 
-Rows = list[dict[str, Any]]
+RowList = list[dict[str, Any]]
 #: Where a window is.
 PLACE = ("clip_id", "channel", "start_s", "end_s")
 
@@ -60,7 +60,7 @@ class Scorer:
     options: RunOptions
     label_ids: np.ndarray
 
-    def rows(self) -> Iterator[tuple[Rows, Rows]]:
+    def rows(self) -> Iterator[tuple[RowList, RowList]]:
         """Yield the rows of some clips at a time."""
         clip_ids = self.index.windows["clip_id"]
         starts = np.flatnonzero(np.diff(clip_ids, prepend=-1))
@@ -69,7 +69,7 @@ class Scorer:
         for start, end in zip(starts[groups].tolist(), ends, strict=True):
             yield self._scored(slice(start, int(end)))
 
-    def _scored(self, places: slice) -> tuple[Rows, Rows]:
+    def _scored(self, places: slice) -> tuple[RowList, RowList]:
         windows = self.index.windows[places]
         scores = self.head.scores(self.index.vectors(places))
         ids, firsts, counts = np.unique(windows["clip_id"], return_index=True, return_counts=True)

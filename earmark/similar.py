@@ -15,7 +15,7 @@ from db import results
 from db.identity import ledger_id
 from db.rows import select
 from db.runs import RunRow
-from db.session import fetch
+from db.session import fetch, fetch_column
 from earmark import files, folders, vector_index
 from earmark.core import vectors
 from earmark.core.errors import UsageError
@@ -55,9 +55,12 @@ def similar(
         allowed &= np.isin(index.windows["clip_id"], [row["clip_id"] for row in rows])
     places, cosines = index.nearest(query, count, allowed)
     windows = index.windows[places].tolist()
-    rows = select(engine, SELECT_SHOWN, ids=[window[0] for window in windows])
+    ids = index.windows["clip_id"][places].tolist()
+    rows = select(engine, SELECT_SHOWN, ids=ids)
     shown = {row["clip_id"]: row for row in rows}
-    for rank, (window, cosine) in enumerate(zip(windows, cosines.tolist(), strict=True), 1):
+    # Stored vectors are rounded, so a product may pass 1.
+    scores = np.minimum(cosines, 1.0).tolist()
+    for rank, (window, cosine) in enumerate(zip(windows, scores, strict=True), 1):
         clip, channel, start_s, end_s = window
         where = {"channel": channel or None, "start_s": start_s, "end_s": end_s}
         yield {"rank": rank, "score": round(cosine, 4), **where, **shown.get(clip, {})}
@@ -105,7 +108,7 @@ def remove(engine: sa.Engine, run: RunRow, settings: Settings) -> None:
 
 def of_clip(engine: sa.Engine, clip_id: int) -> np.ndarray:
     """Return the mean vector of a clip's windows."""
-    stored = [row["vector"] for row in select(engine, SELECT_OF_CLIP, clip_id=clip_id)]
+    stored = fetch_column(engine, SELECT_OF_CLIP, clip_id=clip_id)
     if not stored:
         raise UsageError(reason=f"There is no clip {clip_id} with embeddings.")
     return _mean(stored)

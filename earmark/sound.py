@@ -74,12 +74,12 @@ class Listener:
     """
 
     def __init__(self, settings: Settings, *, at_once: int = 1) -> None:
-        limits = settings.fetch
+        fetch = settings.fetch
         quick: dict[str, Any] = {
-            "connect_timeout_s": min(CONNECT_S, limits.connect_timeout_s),
-            "timeout_s": min(TIMEOUT_S, limits.timeout_s),
+            "connect_timeout_s": min(CONNECT_S, fetch.connect_timeout_s),
+            "timeout_s": min(TIMEOUT_S, fetch.timeout_s),
         }
-        if settings.database_url.startswith("sqlite") and not limits.file_roots:
+        if settings.database_url.startswith("sqlite") and not fetch.file_roots:
             # A SQLite ledger names files of this machine; a shared ledger may name any.
             quick["file_roots"] = (Path("/"),)
         self._fetcher = Fetcher(settings.changed(fetch=quick).fetch)

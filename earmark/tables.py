@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from db.rows import plain
+from earmark.core.spelling import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -143,8 +144,7 @@ def _cell(name: str, value: Any) -> Text:
             return Text(f"{value:.1f}")
         case float():
             return Text(f"{value:.3f}")
-    # A server's words must not steer the terminal.
-    text = "".join(char if char.isprintable() else " " for char in str(plain(value)))
+    text = printable(str(plain(value)), " ")
     return Text(text, style={"label": "bold", "error_code": "red"}.get(name, ""))
 
 

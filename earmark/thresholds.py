@@ -20,7 +20,7 @@ from scipy.special import gammaln
 
 from db import decisions
 from db.runs import RunRow
-from db.session import fetch
+from db.session import fetch, fetch_column
 from earmark.core.errors import UsageError
 from earmark.sampling import Clips, sample
 
@@ -57,7 +57,7 @@ def thresholds(
         clips = Clips.of(fetch(engine, decisions.SELECT_CLIPS, **about))
         if not len(clips.ids):
             continue  # it is the best label of no clip any more
-        right = [row[0] for row in fetch(engine, decisions.SELECT_RIGHT, **about)]
+        right = fetch_column(engine, decisions.SELECT_RIGHT, **about)
         heard = [tuple(row[1:]) for row in drawn[each]]
         drawn_here = sample(clips, heard, right)
         found = find(clips, *drawn_here, precision, ERROR / looks)

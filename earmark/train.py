@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from itertools import chain
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sqlalchemy as sa
+from more_itertools import always_iterable
 
 from db import results, reviews
-from db.rows import select
+from db.rows import parsed, select
 from db.runs import RunRow
 from earmark import similar
 from earmark.core.errors import UsageError
@@ -89,11 +89,9 @@ def _listed(engine: sa.Engine, run: RunRow, column: str) -> Said:
     """Return what a column says: a label, or a list of them, is all that a clip has."""
     named: dict[int, list[str]] = {}
     for row in select(engine, SELECT_META, run_id=run.id):
-        meta = json.loads(row["meta"]) if isinstance(row["meta"], str) else row["meta"] or {}
-        value = meta.get(column)
+        value = (parsed(row["meta"]) or {}).get(column)
         if value not in (None, ""):
-            values = value if isinstance(value, list) else [value]
-            named[row["clip_id"]] = list(map(str, values))
+            named[row["clip_id"]] = list(map(str, always_iterable(value, (str, dict))))
     said: Said = defaultdict(list)
     for label in set(chain.from_iterable(named.values())):
         for clip_id, labels in named.items():

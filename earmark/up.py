@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from db.identity import with_queue
-from earmark import children, flower, folders, machine, progress
+from earmark import children, folders, machine, progress
 from earmark.core.broker import EMBEDDED_NOTE
 from earmark.core.settings import Settings
 from earmark.database import open_database
@@ -28,14 +28,15 @@ def up(
     queue = str(with_queue(settings, engine).broker.queue)
     note = settings.data_dir / EMBEDDED_NOTE
     if files:
-        roots = [folder.absolute() for folder in files]
+        roots = list(map(Path.absolute, files))
         settings = settings.changed(fetch={"file_roots": roots})
     with progress.terminable(), machine.running(settings, queue=queue, workers=workers) as here:
         assert here.settings.broker.url is not None
         note.write_text(here.settings.broker.url)
         environment = children.environment(here.settings)
+        command = [*children.EARMARK, "flower", "--port", str(flower_port)]
         try:
-            with flower.running(environment, flower_port, settings.data_dir):
+            with children.running(command, settings.data_dir / "flower.log", environment):
                 _tell_up(workers, flower_port)
                 _wait_for_ctrl_c(here)
         finally:

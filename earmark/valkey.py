@@ -34,15 +34,11 @@ def running(folder: Path) -> Iterator[str]:
     short = "/tmp" if len(tempfile.gettempdir()) > LONGEST_FOLDER else None  # noqa: S108 - private
     with tempfile.TemporaryDirectory(prefix="earmark-", dir=short) as private:
         socket = Path(private, "valkey.sock")
-        with (folder / "valkey.log").open("wb") as log:
-            server = children.start(
-                [*_command(), "--unixsocket", str(socket), "--dir", str(folder)], log=log
-            )
-        try:
-            _wait_until_it_answers(server, socket, folder / "valkey.log")
+        command = [*_command(), "--unixsocket", str(socket), "--dir", str(folder)]
+        log = folder / "valkey.log"
+        with children.running(command, log) as server:
+            _wait_until_it_answers(server, socket, log)
             yield f"redis+socket://{socket}?virtual_host=0"
-        finally:
-            children.stop(server)
 
 
 def _command() -> list[str]:

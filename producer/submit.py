@@ -102,7 +102,7 @@ class Submitted:
         lines = []
         if parts:
             new = f"{self.added} new"
-            lines.append(f"Of the list's {tally.lines} lines: {', '.join([new, *parts])}.")
+            lines.append(f"Of {tally.lines} lines or files: {', '.join([new, *parts])}.")
         lines += [f"  {refused}" for refused in tally.examples]
         more = tally.refused + tally.passed_over - len(tally.examples)
         if more:

@@ -65,10 +65,9 @@ def chunk(counts: Counts[str], outcomes: Sequence[Outcome], stages: Mapping[str,
 
 def stage_seconds(outcomes: Sequence[Outcome], store_s: float) -> dict[str, float]:
     """Return the seconds that the clips of a chunk spent in each stage."""
-    timings = [outcome.timings for outcome in outcomes]
-    return {
-        "fetch": sum(timing.fetch_ms for timing in timings) / 1000,
-        "decode": sum(timing.decode_ms for timing in timings) / 1000,
-        "classify": sum(timing.classify_ms for timing in timings) / 1000,
-        "store": store_s,
-    }
+    seconds = {"fetch": 0.0, "decode": 0.0, "classify": 0.0, "store": store_s}
+    for outcome in outcomes:
+        seconds["fetch"] += outcome.timings.fetch_ms / 1000
+        seconds["decode"] += outcome.timings.decode_ms / 1000
+        seconds["classify"] += outcome.timings.classify_ms / 1000
+    return seconds

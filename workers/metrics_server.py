@@ -38,7 +38,7 @@ class ScrapeCollector(Collector):
             value=self._feeder.taken_back,
         )
         in_hand = self._state.chunks_in_hand
-        yield _gauge("earmark_chunks_in_hand", "Chunks this worker is at.", in_hand)
+        yield _gauge("earmark_chunks_in_hand", "Chunks that this worker has in progress.", in_hand)
         paused = self._state.pause is not None
         yield _gauge("earmark_worker_paused", "1 if this worker takes no chunks now.", paused)
         yield from self._model_gauges()
@@ -52,10 +52,10 @@ class ScrapeCollector(Collector):
         waiting = feeding.waiting(self._state.engine, str(self._state.settings.broker.queue))
         yield _gauge(
             "earmark_oldest_due_seconds",
-            "For how long the oldest clip of a run that goes on has been due.",
+            "Seconds since the oldest waiting clip of a run that is not paused became due.",
             waiting.oldest_s,
         )
-        yield _gauge("earmark_runs_paused", "Runs that wait for a person.", waiting.paused_runs)
+        yield _gauge("earmark_runs_paused", "Runs that are paused.", waiting.paused_runs)
 
     def _model_gauges(self) -> Iterator[Metric]:
         waiting = lanes = most = 0
@@ -80,7 +80,9 @@ def _gpu_gauges(device: str) -> Iterator[Metric]:
 
     usage = gpu.usage(device)
     used, total, busy = usage.used_bytes, usage.total_bytes, usage.busy
-    yield _gauge("earmark_gpu_memory_used_bytes", "Memory of the GPU in use, by anybody.", used)
+    yield _gauge(
+        "earmark_gpu_memory_used_bytes", "Memory of the GPU in use, by all processes.", used
+    )
     yield _gauge("earmark_gpu_memory_bytes", "Memory of the GPU.", total)
     if busy is not None:
         yield _gauge("earmark_gpu_utilisation", "Share of the time that the GPU was at work.", busy)

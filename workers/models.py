@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     Scored = Callable[[list[Any], list[Any]], None]
 
 
+#: What a model's row has of its card, besides the revision.
+IDENTITY = ("name", "sha256", "sample_rate", "function_to_apply", "window_s")
+
+
 @dataclass(slots=True)
 class LoadedModel:
     """A model in memory, with the number of chunks that use it."""
@@ -133,17 +137,16 @@ class Models:
 
     def _load(self, key: ModelKey) -> LoadedModel:
         card, batcher = open_model(key, self._settings, self._scored)
-        model_id, label_ids = ledger.register_model(
-            self._engine,
-            card.labels,
-            name=card.name,
-            revision=card.revision or "",
-            sha256=card.sha256,
-            sample_rate=card.sample_rate,
-            function_to_apply=card.function_to_apply,
-            window_s=card.window_s,
-        )
+        identity = {name: getattr(card, name) for name in IDENTITY}
+        identity["revision"] = card.revision or ""
+        model_id, label_ids = ledger.register_model(self._engine, card.labels, **identity)
         return LoadedModel(card, batcher, model_id, label_ids)
+
+
+def plan_alone(options: RunOptions, settings: Settings, scored: Scored) -> RunPlan:
+    """Return the plan for clips that are scored outside of a run, with a model of its own."""
+    card, batcher = open_model(options.model_key, settings, scored)
+    return RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
 
 
 def open_model(key: ModelKey, settings: Settings, scored: Scored) -> tuple[ModelCard, Batcher]:

@@ -19,11 +19,7 @@ from earmark.core.errors import EarmarkError, ModelError, WorkerLost
 from earmark.core.options import RunOptions
 from earmark.core.processes import end_with_parent
 from earmark.core.settings import Settings
-from workers import single
-from workers.decoding.pool import Decoders
-from workers.fetching.polite import PoliteFetcher
-from workers.models import LoadedModel, RunPlan, open_model
-from workers.single import SingleClip
+from workers.alone import Alone
 
 if TYPE_CHECKING:
     from db.claims import Claimed
@@ -80,13 +76,9 @@ def _begin(parent: int, settings: Settings) -> None:
 
 
 def _classify_alone(clip: Claimed, options: RunOptions) -> Outcome | Postponed:
-    fetcher, decoders, plan = _equipment(options)
-    most = _here.settings.audio.max_windows
-    return SingleClip(fetcher, decoders, most).classify(clip, plan)
+    return _equipment(options).classify(clip)
 
 
 @cache
-def _equipment(options: RunOptions) -> tuple[PoliteFetcher, Decoders, RunPlan]:
-    card, batcher = open_model(options.model_key, _here.settings, single.scored)
-    plan = RunPlan(options, LoadedModel(card, batcher, model_id=0, label_ids=()))
-    return PoliteFetcher(_here.settings), Decoders(_here.settings.audio, 1), plan
+def _equipment(options: RunOptions) -> Alone:
+    return Alone(_here.settings, options)

@@ -36,13 +36,15 @@ def compare(
     ] = "label",
     truth: Annotated[
         str | None,
-        typer.Option(help="Each label's precision and recall: a column of the lists, or reviews."),
+        typer.Option(
+            help="Show precision and recall by this column of the lists, or by `reviews`."
+        ),
     ] = None,
     format: o.OutputFormat = None,
     file: o.OutputFile = None,
     db: o.Db = None,
 ) -> None:
-    """Compare what two runs heard in the same clips: with two models, or with other options."""
+    """Compare the labels of two runs over the same clips."""
     engine, before = find_run(read_settings(db), a)
     after = runs.find_run(engine, b)
     with progress.screen.status(f"Comparing {before.name} and {after.name}"):
@@ -98,14 +100,16 @@ def cut(
     folder: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
     label: o.Label = None,
     min_score: Annotated[float, typer.Option(help="The score that an event must reach.")] = 0.5,
-    pad: Annotated[float, typer.Option(min=0, help="Seconds kept before and after it.")] = 1.0,
+    pad: Annotated[
+        float, typer.Option(min=0, help="Seconds kept before and after each event.")
+    ] = 1.0,
     sample: Annotated[
         int | None, typer.Option(min=1, help="Only so many, spread over the scores.")
     ] = None,
     format: Annotated[Literal["flac", "wav"], typer.Option(help="The files' format.")] = "flac",
     db: o.Db = None,
 ) -> None:
-    """Cut the sound of events out of the recordings: a file each, and a table beside them."""
+    """Cut events out of the recordings: a sound file for each, and a table of them."""
     from earmark.cut import cutting
 
     settings = read_settings(db)

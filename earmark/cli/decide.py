@@ -39,7 +39,7 @@ def review(
     token: o.UiToken = None,
     db: o.Db = None,
 ) -> None:
-    """Serve the page on which a person hears clips and says what is right, one key each."""
+    """Serve the page on which you hear clips and judge their labels, with one key each."""
     from earmark import review_files
     from earmark.web import page
 
@@ -68,7 +68,7 @@ def thresholds(
     file: o.OutputFile = None,
     db: o.Db = None,
 ) -> None:
-    """Find the least score of each label that is right often enough, by its reviews; keep it."""
+    """Find by reviews the least score from which a label is right often enough; keep it."""
     from earmark import thresholds as finding
 
     engine, row = find_run(read_settings(db), run, change=True)

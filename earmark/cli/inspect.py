@@ -16,6 +16,7 @@ from earmark.cli import options as o
 from earmark.core.clips import Part
 from earmark.core.errors import SERVICE_EXIT, UsageError
 from earmark.core.options import Listing, RunOptions
+from earmark.core.spelling import printable
 from earmark.database import open_database, read_settings
 
 commands = typer.Typer()
@@ -28,9 +29,10 @@ def plan(
     given: dict[str, Any],
     sample: Annotated[int, typer.Option(min=1, help="Clips tried, chosen at random.")] = 200,
     within: Annotated[
-        str | None, typer.Option(help="How many workers do it in this time: 90s, 30min, 8h, 2d?")
+        str | None,
+        typer.Option(help="Tell how many workers finish in this time: 90s, 30min, 8h, 2d."),
     ] = None,
-    format: o.OutputFormat = None,
+    format: o.TextFormat = None,
 ) -> None:
     """Try a random sample of a list, keep nothing, and estimate the whole list."""
     from earmark import plan as planning
@@ -53,8 +55,8 @@ def plan(
 
 
 @commands.command(epilog="Example: EARMARK_DATABASE__URL=postgresql://db/earmark earmark doctor")
-def doctor(format: o.OutputFormat = None, db: o.Db = None) -> None:
-    """Check all that a run needs here, and name the cure for what fails; exit with 3 then."""
+def doctor(format: o.TextFormat = None, db: o.Db = None) -> None:
+    """Check what a run needs on this machine, and name each cure; exit with 3 after a fault."""
     from earmark.doctor import examine
 
     rows = []
@@ -77,7 +79,7 @@ def models(
     ] = None,
     format: o.OutputFormat = None,
 ) -> None:
-    """Load the models on this machine, say what they hear, and measure 5 s of sound with each."""
+    """Load the models on this machine, list their labels, and time each on 5 s of sound."""
     from earmark import catalog
 
     with progress.screen.status("Loading and measuring models"):
@@ -97,7 +99,7 @@ def explain(
     given: dict[str, Any],
     db: o.Db = None,
 ) -> None:
-    """Fetch and classify one clip in this process and tell each step; exit with 1 if it fails."""
+    """Fetch and classify one clip in this process and show each step; exit with 1 if it fails."""
     from earmark import explain, folders
 
     settings = read_settings(db)
@@ -120,7 +122,7 @@ def plot(
     picture: Annotated[Path, typer.Option("--output", "-o", help="A .png, .svg or .pdf file.")],
     given: dict[str, Any],
 ) -> None:
-    """Draw one clip: waveform, mel spectrogram, what is heard when, and the best labels."""
+    """Draw one clip: waveform, mel spectrogram, labels over time, and the best labels."""
     from earmark import folders, plots
 
     uri = folders.uri_of(file)
@@ -133,7 +135,6 @@ def plot(
 
 
 def _say(step: str, text: str) -> None:
-    # A server's words must not steer the terminal.
-    shown = Text("".join(char if char.isprintable() else "?" for char in text))
+    shown = Text(printable(text))
     shown.highlight_regex("[▁-▏]+", "green")
     Console(highlight=False).print(Text.assemble((f"{step:<11}  ", "bold"), shown), soft_wrap=True)

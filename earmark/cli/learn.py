@@ -23,7 +23,8 @@ SIMILAR = ("rank", "score", "clip_id", "uri", "start_s", "end_s", "channel", "la
 def similar(
     run: o.Run,
     to: Annotated[
-        str, typer.Option(help="A clip's id, a file, a URL, or words if the model is a CLAP one.")
+        str,
+        typer.Option(help="The example: a clip's id, a file, a URL or, for a CLAP model, words."),
     ],
     given: dict[str, Any],
     count: Annotated[int, typer.Option("-n", min=1, help="Windows shown.")] = 50,
@@ -31,7 +32,7 @@ def similar(
     file: o.OutputFile = None,
     db: o.Db = None,
 ) -> None:
-    """Print the windows of a run that sound most like something, best first."""
+    """Print the windows of a run that sound most like an example, best first."""
     from earmark import similar
 
     settings = read_settings(db)
@@ -56,13 +57,13 @@ def index(run: o.Run, db: o.Db = None) -> None:
 def train(
     run: o.Run,
     labels_from: Annotated[
-        str, typer.Option(help="reviews, or the list's column that says what is in a clip.")
+        str, typer.Option(help="The list's column with a clip's label, or `reviews`.")
     ],
     folder: Annotated[Path, typer.Option("--output", "-o", help="The folder of the head.")],
     format: o.OutputFormat = None,
     db: o.Db = None,
 ) -> None:
-    """Train a head on a run's embeddings and tell how well it does, label by label."""
+    """Train a head on a run's embeddings, and measure it label by label."""
     from earmark.train import train
 
     settings = read_settings(db)
@@ -77,7 +78,8 @@ def train(
 def rescore(
     run: o.Run,
     head: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="What `earmark train` wrote.")
+        Path,
+        typer.Option(exists=True, file_okay=False, help="A folder that `earmark train` wrote."),
     ],
     name: Annotated[str, typer.Option(help="The name of the new run.")],
     db: o.Db = None,

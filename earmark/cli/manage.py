@@ -56,7 +56,7 @@ def resume(run: o.Run, stop_at: o.MaybeStopAt = None, db: o.Db = None) -> None:
 
 @commands.command(epilog="Example: earmark cancel march")
 def cancel(run: o.Run, db: o.Db = None) -> None:
-    """Stop a run at once: what workers still make of it is discarded."""
+    """Stop a run at once; results that workers still hold are discarded."""
     from db import ledger
 
     engine, row = find_run(read_settings(db), run, change=True)

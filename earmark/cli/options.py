@@ -48,7 +48,7 @@ MORE: dict[str, Any] = {
     "stop_at": STOPPING,
     "rank": {"min": 1},
 }
-PAUSE_HELP = "Pause if more than this share fails on every worker, and not by the clips' fault."
+PAUSE_HELP = "Pause if more than this share of clips fails on every worker, by no fault of theirs."
 MaybeStopAt = Annotated[float | None, typer.Option(help=PAUSE_HELP, **STOPPING)]
 Db = Annotated[
     str | None,
@@ -81,11 +81,18 @@ _truth = typer.Option(help="A column of the list that says what is there, or `re
 Truth = Annotated[str, _truth]
 MaybeTruth = Annotated[str | None, _truth]
 Run = Annotated[str, typer.Argument(help="A run's id or name.")]
-LatestRun = Annotated[str | None, typer.Argument(help="A run's id or name; default: the newest.")]
+LatestRun = Annotated[
+    str | None, typer.Argument(help="A run's id or name; default: all, or with --watch the newest.")
+]
 Label = Annotated[str | None, typer.Option(help="Only this label.")]
 OutputFormat = Annotated[
-    Format | None, typer.Option("--format", help="Default: a table on a terminal, CSV elsewhere.")
+    Format | None,
+    typer.Option(
+        "--format",
+        help="Default: by the output file's name, else a table on a terminal and CSV elsewhere.",
+    ),
 ]
+TextFormat = Annotated[Format | None, typer.Option("--format", help="Default: text.")]
 OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")]
 
 
@@ -144,7 +151,8 @@ def spread(options: Parameters, *names: str) -> Callable[[Callable[..., None]], 
 
 
 SOURCES = typer.Argument(
-    help="URLs, audio files, folders, globs, lists (txt, csv, tsv, json, parquet), - for stdin."
+    help="URLs, audio files, folders, globs, containers (tar, zip), lists (txt, csv, tsv, json,"
+    " parquet), - for stdin."
 )
 SCORING = parameters(
     RunOptions,
@@ -152,13 +160,12 @@ SCORING = parameters(
         "model": "starter, a Hugging Face id, or a model directory.",
         "revision": "Branch, tag or commit of a hub model.",
         "top_k": "Labels kept per clip.",
-        "function_to_apply": "What turns logits into scores. Default: what the checkpoint asks"
-        " for.",
+        "function_to_apply": "Function from logits to scores. Default: the checkpoint's own.",
         "window_s": "Seconds the model sees at once. Default: the model's.",
         "hop_s": "Seconds between windows. Default: the window.",
         "combine": "How a long clip's windows are combined.",
         "min_score": "Predictions below it are not stored.",
-        "labels": "For a zero-shot (CLAP) model: what to listen for, comma-separated.",
+        "labels": "Labels for a zero-shot (CLAP) model, comma-separated.",
         "channels": "Which channels are heard: their mix, each by itself, the first, or the Nth.",
         "embeddings": "Keep each window's vector, for `similar` and `train`.",
         "head": "A folder that `earmark train` wrote, on top of --model.",
@@ -167,17 +174,17 @@ SCORING = parameters(
 LISTING = parameters(
     Listing,
     {
-        "input_format": "How the list is written, where its name does not tell.",
+        "input_format": "Format of the list, if its name does not tell.",
         "url_col": "The column with the URL or path; all others are kept as meta. Default: url, or"
         " another usual name.",
-        "delimiter": "Of a table: a character, or tab. Default: found.",
-        "encoding": "Of a list, as cp1252. Default: UTF-8, or UTF-16 where it is seen.",
+        "delimiter": "Of a table: a character, or tab. Default: found by the header.",
+        "encoding": "Of a list, such as cp1252. Default: UTF-8, or UTF-16 if recognised.",
         "no_header": "The table has no header; its columns are 1, 2, 3.",
         "base": "Folder or URL that names are relative to. Default: the list's own.",
         "template": "Names made of columns: 'audio/fold{fold}/{name}.wav'.",
         "start_col": "The column with a span's start in seconds. Default: start_s, start_seconds or"
         " offset; '' for whole files.",
-        "end_col": "The column with its end, or with its length if named duration.",
+        "end_col": "The column with the span's end, or with its length if named duration.",
         "key_col": "The column that identifies a clip in place of its URL.",
     },
 )
@@ -185,8 +192,7 @@ LIMIT = parameters(_Submission, {"limit": "Stop after so many clips."})
 STRICT = parameters(
     Listing,
     {
-        "strict": "Exit with 1 if a clip failed, not only if all did; each file of a folder has to"
-        " be one.",
+        "strict": "Exit with 1 if any clip failed; take each file of a folder as a clip.",
     },
 )
 #: The options of a verb that classifies: its sources, and how they are scored.
@@ -206,7 +212,7 @@ SUBMISSION = TASK | parameters(
         "name": "The run's name; the same name again goes on where it stopped.",
         "chunk_size": "Clips in one queue message; unset: 16, or a GPU's batch of 64.",
         "priority": "Share of the workers beside other runs.",
-        "reuse_urls": "Skip the download of what another run with this model and options has.",
+        "reuse_urls": "Take results of other runs with this model and options, without a download.",
         "stop_at": PAUSE_HELP,
         "duplicates": "Rows of the same clip: one clip with the first row's columns, or one each.",
         "again": "Redo local files that have changed since their result.",

@@ -25,10 +25,10 @@ CONDITIONS = o.parameters(
     results.results,
     {
         "label": "Only this label.",
-        "rank": "Up to this rank; 1 is the best label.",
+        "rank": "Labels up to this rank; 1 is the best.",
         "min_score": "Only from this score up.",
         "max_score": "Only up to this score.",
-        "by_score": "The highest score first, not as listed.",
+        "by_score": "The highest score first. Default: the order of the list.",
         "windows": "Every window's best label.",
         "day": "Only recorded on this day (2026-05-01) or in this month.",
         "hours": "Only recorded in these hours of the day, such as 22-3.",
@@ -84,7 +84,9 @@ def show_events(
     ] = 0.5,
     low: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="The score down to which it goes on [--min-score]."),
+        typer.Option(
+            min=0, max=1, help="The score down to which an event goes on. Default: --min-score."
+        ),
     ] = None,
     gap_s: Annotated[
         float, typer.Option(min=0, help="Join events with a gap of at most so many seconds.")
@@ -214,7 +216,7 @@ def failures(
 def labels(
     model: Annotated[str, typer.Argument(help="A model's name.")] = "starter", db: o.Db = None
 ) -> None:
-    """Print the labels of a model that some worker has loaded."""
+    """Print a model's labels; a worker of this database must have loaded it before."""
     with files.opened(None) as out:
         for name in known_labels(read_settings(db), model):
             out.write(f"{name}\n")

@@ -52,7 +52,7 @@ def run(
 @commands.command(epilog="Example: earmark submit urls.csv --url-col link --name march --watch")
 @o.spread(o.SUBMISSION)
 def submit(given: dict[str, Any], watch: o.Watch = False, db: o.Db = None) -> None:
-    """Put lists into the ledger and the queue; print the run's id."""
+    """Put lists into the database and the queue; print the run's id."""
     from earmark import api
 
     settings = read_settings(db)
@@ -79,7 +79,7 @@ def worker(
         int | None, typer.Option(min=1, help="Chunks in progress at once.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
-    model: Annotated[str | None, typer.Option(help="What to load before the first clip.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model to load at the start.")] = None,
     log_json: Annotated[
         bool | None, typer.Option("--log-json", help="Log a JSON object a line.")
     ] = None,
@@ -118,7 +118,7 @@ def flower(
         str | None, typer.Option(envvar="FLOWER_BASIC_AUTH", help="USER:PASSWORD.")
     ] = None,
     keep: Annotated[
-        Path | None, typer.Option(help="Keep what it has seen in this file, over restarts.")
+        Path | None, typer.Option(help="Keep the history in this file, over restarts.")
     ] = None,
 ) -> None:
     """Watch workers and chunks in the browser."""
@@ -139,6 +139,8 @@ def demo(
 
     settings = read_settings(db)
     _show(classify_examples(settings, report), settings, db, and_then="run YOUR_FOLDER")
+    if report:
+        progress.tell(f"{report} shows the clips and plays them.")
 
 
 def _show(

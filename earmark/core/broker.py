@@ -42,6 +42,7 @@ SHOWN_URIS = 3
 
 #: In the data folder, the URL of the embedded Valkey that `earmark up` runs there.
 EMBEDDED_NOTE = "broker.url"
+#: The addresses and names that lead to this machine from itself alone.
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 #: Settings of Celery that are the same with every broker.

@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from earmark.core import signatures
 from earmark.core.errors import ClipError
@@ -237,8 +237,9 @@ def display_uri(uri: str) -> str:
     """Return the URI without user-info, query and fragment, for messages, Flower and logs."""
     if "://" not in uri or not _SAYS_MORE.search(uri):
         return uri
-    parts = _split(uri)
-    if parts is None:
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
         return f"{uri.partition('://')[0]}://(not a URL)"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
@@ -293,10 +294,3 @@ def normal_uri(uri: str) -> str:
         return str(url.with_path("/", keep_query=True) if url.raw_path == "/" else url)
     except (ValueError, TypeError):
         return uri
-
-
-def _split(uri: str) -> SplitResult | None:
-    try:
-        return urlsplit(uri) if "://" in uri else None
-    except ValueError:
-        return None

@@ -127,7 +127,7 @@ class NotFound(DownloadError):
 
 class Forbidden(DownloadError):
     sentence = (
-        "The server refuses to give this clip to us (HTTP {status}): a signed URL may have expired;"
+        "The server refuses to send this clip (HTTP {status}): a signed URL may have expired;"
         " EARMARK_FETCH__TOKENS, __BASIC_AUTH and __HEADERS log in."
     )
     status: int

@@ -101,7 +101,7 @@ class RunOptions:
             UsageError: a value is out of bounds, or none of its choices.
         """
         check_arguments(given)
-        chosen = {name: given[name] for name in cls.__slots__ if name in given}
+        chosen = _chosen(cls, given)
         labels = chosen.get("labels") or ()
         if isinstance(labels, str):
             labels = [label.strip() for label in labels.split(",")]
@@ -112,7 +112,7 @@ class RunOptions:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunOptions:
-        known = {name: values[name] for name in cls.__slots__ if name in values}
+        known = _chosen(cls, values)
         return cls(**{**known, "labels": tuple(known.get("labels", ()))})
 
 
@@ -144,7 +144,11 @@ class Listing:
     @classmethod
     def from_arguments(cls, given: Mapping[str, Any]) -> Listing:
         """Return the options of this kind among a person's arguments."""
-        return cls(**{name: given[name] for name in cls.__slots__ if name in given})
+        return cls(**_chosen(cls, given))
+
+
+def _chosen(kind: type[RunOptions | Listing], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: given[name] for name in kind.__slots__ if name in given}
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:

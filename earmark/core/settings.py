@@ -86,7 +86,7 @@ class Broker(Group):
     high_water: int = 64
     #: Connections to Redis: Flower inspects workers in parallel and needs 10.
     pool_limit: int = 16
-    #: Time to redelivery. A short one runs waiting chunks twice; leases recover.
+    #: Time until Redis repeats a chunk: long, as leases recover lost clips sooner.
     visibility_timeout_s: int = 7200
     #: Time to reach Redis: on the same network, milliseconds are enough.
     connect_timeout_s: float = 5.0
@@ -112,7 +112,7 @@ class Ledger(Group):
     retry_base_s: float = 5.0
     #: Longest pause, also for a server's Retry-After.
     retry_cap_s: float = 900.0
-    #: Time between feeds of the queue, which holds seconds of work.
+    #: Time between the feeder's looks at the queue, which holds seconds of work.
     feed_every_s: float = 0.5
     #: A queued clip that no worker claims within this is sent again.
     queue_lease_s: float = 600.0
@@ -125,7 +125,7 @@ class Ledger(Group):
 
 
 class Fetch(Group):
-    #: Largest download; an hour of 48 kHz WAV is 345 MB. It is no limit of files.
+    #: Largest download; an hour of 48 kHz WAV is 345 MB. Local files have no limit.
     max_bytes: ByteSize = ByteSize(1024**3)
     #: Largest container that has to be unpacked as a whole; a worker keeps two.
     max_container_bytes: ByteSize = ByteSize(8 * 1024**3)
@@ -163,7 +163,7 @@ class Fetch(Group):
     basic_auth: Annotated[ByHost[str], AfterValidator(credentials.check_logins)] = {}
     #: HTTP proxy for clips, as http://HOST:PORT; it must allow CONNECT.
     proxy: Annotated[str | None, AfterValidator(credentials.check_proxy)] = Field(None, repr=False)
-    #: Leave names to the proxy, and what they lead to. Addresses are checked here.
+    #: The proxy resolves names, and must itself refuse private addresses.
     proxy_resolves: bool = False
     #: An address or URL for site owners, sent in the User-Agent.
     contact: str = ""
@@ -227,7 +227,7 @@ class Worker(Group):
     in_flight_bytes: ByteSize = ByteSize(512 * 1024**2)
     #: A clip that makes no progress for this long is given back.
     chunk_deadline_s: float = 600.0
-    #: Port for /metrics, /ready and /health; `up` counts upwards; 0: none.
+    #: Port for /metrics, /ready and /health, and of `up` the first one; 0: none.
     metrics_port: int = 0
     #: No authentication: bind it to a private address.
     metrics_address: str = "127.0.0.1"
@@ -303,7 +303,7 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             first = error.errors()[0]
-            name = "EARMARK_" + "__".join(str(part) for part in first["loc"][:2]).upper()
+            name = "EARMARK_" + "__".join(map(str, first["loc"][:2])).upper()
             reason = first["msg"].removeprefix("Value error, ")
             if first["type"] == "extra_forbidden":
                 reason = "there is no such setting"

@@ -1,9 +1,14 @@
-"""The name that somebody may have meant."""
+"""Text for people: no control characters, and the name that somebody may have meant."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+
+def printable(text: str, instead: str = "?") -> str:
+    """Return a text without control characters: a server's words must not steer the terminal."""
+    return "".join(char if char.isprintable() else instead for char in text)
 
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:

@@ -28,10 +28,11 @@ from db import browse, query, results, runs, schema
 from db.pace import pace
 from db.rows import Rows
 from earmark import output, similar
+from earmark.core.broker import LOOPBACK
 from earmark.core.clips import Part
 from earmark.core.errors import BY_CODE, ClipError, EarmarkError, UsageError
 from earmark.core.settings import Settings
-from earmark.ports import HERE, check_port
+from earmark.ports import check_port
 from earmark.progress import screen
 from earmark.sound import Listener
 from earmark.web import report
@@ -87,7 +88,7 @@ def serve(
         UsageError: it would be open to other machines without a token, or its port is taken.
     """
     token = token or settings.ui_token
-    if address not in HERE and not token:
+    if address not in LOOPBACK and not token:
         reason = "it shows every run, and its SQL reads every row."
         raise UsageError(reason=f"The page on {address} needs --token: {reason}")
     check_port(address, port)
@@ -140,7 +141,7 @@ def _guard(token: str | None) -> Callable[[Request, Any], Awaitable[Response]]:
             challenge = {"WWW-Authenticate": 'Basic realm="Earmark: the password is the token"'}
             return PlainTextResponse("A token is needed.", 401, challenge)
         # DNS rebinding: an attacker's name may resolve to this machine.
-        if not token and request.url.hostname not in HERE:
+        if not token and request.url.hostname not in LOOPBACK:
             return PlainTextResponse("This page is for this machine only.", 421)
         # Another site must not start queries or downloads here, though it can write nothing.
         if request.headers.get("sec-fetch-site") == "cross-site" and request.url.path != "/":

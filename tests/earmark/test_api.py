@@ -166,7 +166,7 @@ def test_a_submitted_run_is_waited_for(folder: Path) -> None:
         run = earmark.submit(["list.csv"], url_col="link", top_k=2, settings=settings)
         assert run.options.top_k == 2
         assert run.report() == [
-            "Of the list's 4 lines: 2 new, 1 known already, 1 header or further line of a cell."
+            "Of 4 lines or files: 2 new, 1 known already, 1 header or further line of a cell."
         ]
         with pytest.raises(TimeoutError, match="0 of 2 clips"):
             run.wait(timeout_s=0)

@@ -122,10 +122,10 @@ def test_a_laptop_without_any_setting_is_well(tmp_path: Path) -> None:
     assert "`run` and `up` start" in doctor._broker(settings)
     assert "the first run makes it" in doctor._database(settings)
     assert "not needed" in doctor._file_roots(settings)
-    assert "of one machine" in doctor._settings(settings)
+    assert "for this machine alone" in doctor._settings(settings)
     shared = settings_with(tmp_path, broker={"url": "redis://redis.internal"})
     assert "EARMARK_FETCH__FILE_ROOTS" in doctor._file_roots(shared)
-    assert "of one of many machines" in doctor._settings(shared)
+    assert "for many machines" in doctor._settings(shared)
 
 
 def test_the_cores_that_a_gpu_wants_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,7 @@ def test_the_demo_prints_labels_and_errors_and_leaves_no_process(
     assert best["broken.wav"] == "not_audio:"
     assert best["missing.wav"] == "not_found:"
     assert " results run-1\n" in shown.stderr
+    assert "demo.html shows the clips and plays them." in shown.stderr
     report = (earmark.folder / "demo.html").read_text()
     assert report.count("<article") == 8
     assert "Heard: speech from 0.0 to 10.0 s, siren from 10.0 to 17.0 s" in report
@@ -89,7 +90,7 @@ def test_a_folder_of_200_files_gives_a_final_row_for_each_sound_file_in_sqlite(
     earmark: Earmark, recordings: Path
 ) -> None:
     ended = earmark("run", str(recordings), "--db", "sqlite:///x.db", "--name", "mixed")
-    assert "Of the list's 200 lines: 199 new, 1 not audio." in ended.stderr
+    assert "Of 200 lines or files: 199 new, 1 not audio." in ended.stderr
     with closing(sqlite3.connect(earmark.folder / "x.db")) as database:
         counts = dict(database.execute("select label, count(*) from results group by 1").fetchall())
         codes = dict(database.execute("select uri, error_code from failures").fetchall())

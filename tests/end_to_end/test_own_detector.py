@@ -48,7 +48,7 @@ def prepare(folder: Path) -> None:
         parts = list(csv.DictReader(file))
     with (folder / "labelled.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["url", "what", "start_s", "end_s"])
+        rows.writerow(["url", "sound", "start_s", "end_s"])
         for name, what, end_s in (("siren.wav", "siren", 6), ("dog.ogg", "dog", 5)):
             for start_s in range(end_s):
                 rows.writerow([EXAMPLES / name, what, start_s, start_s + 1])

@@ -83,7 +83,7 @@ def test_a_sample_without_failures_still_has_a_margin() -> None:
         "success: 100.0%, give or take 1.4%",
         "licence of the model: not stated",
         "volume: 100.0GB, 1388.9 hours of audio",
-        "decoding: 142 such clips/s by a core, as Ogg Vorbis; a GPU that scores 1000 wants 9 cores",
+        "decoding: 142 clips/s by a core, as Ogg Vorbis; a GPU of 1000 clips/s needs 9 cores",
         "speed: 12.5 clips/s by one worker here, 22 h 13 min for all",
         "within 8h: 3 such workers",
     ]

@@ -197,10 +197,10 @@ def _fork_workers() -> None:
     """Have the workers of this process forked as well: each would import torch for 4 s."""
     nursery, start = _fork_nursery(), children.start
 
-    def start_or_fork(command: list[str], *, log: Any, environment: Any = None) -> Any:
+    def start_or_fork(command: list[str], log: Path, environment: Any = None) -> Any:
         if tuple(command) != (*children.EARMARK, "worker"):
-            return start(command, log=log, environment=environment)
-        files = [Path(os.devnull), Path(log.name), Path(log.name)]
+            return start(command, log, environment)
+        files = [Path(os.devnull), log, log]
         return nursery.start(
             "worker", folder=Path.cwd(), environment=environment, files=files, group=True
         )
@@ -268,6 +268,7 @@ def _become_earmark(
     elif words[0] == "worker":
         os.environ["FAULT_WORKER"] = str(os.getpid())
         process._start = _fork_nursery().start_loader  # type: ignore[assignment]
+        del os.environ["FAULT_WORKER"]  # those of a quarantine are real, and name theirs
     sys.argv = ["earmark", *words]
     _run(cli.main)
 

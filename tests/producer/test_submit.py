@@ -87,7 +87,7 @@ def test_the_report_accounts_for_every_line(
     path.write_text("n,url\n1,https://h.org/a\n2\n3,https://h.org/a\n\n")
     submitted = submit(str(path), engine, settings)
     assert submitted.report() == [
-        "Of the list's 5 lines: 1 new, 1 known already, 1 blank or comment, 1 refused, "
+        "Of 5 lines or files: 1 new, 1 known already, 1 blank or comment, 1 refused, "
         "1 header or further line of a cell.",
         f"  {path}, line 3: it has 1 cells, and 'url' is number 2",
         "Rows with other columns for a clip that is known, dropped: 1; --duplicates keep makes"

@@ -36,6 +36,8 @@ TUNING = {
 }
 #: Raised when a child dies, or sends an answer that makes no sense.
 BROKEN = (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError)
+#: A clip of 5 s fits, so that its decoder goes on with the next one before it is received.
+SEND_BUFFER_BYTES = 2**20
 _TIMED_OUT = (-signal.SIGALRM, -signal.SIGXCPU)
 
 
@@ -72,6 +74,7 @@ class Decoder:
         self.deadline = time.monotonic() + START_TIMEOUT_S
         program = [sys.executable, "-P", "-m", "workers.decoding.child"]
         self.socket, theirs = socket.socketpair()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         with theirs:
             self._process = subprocess.Popen(
                 [*program, audio_settings.model_dump_json()],

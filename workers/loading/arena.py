@@ -16,6 +16,8 @@ import numpy as np
 SAMPLE = 4
 #: Memory that nobody used for so many beats goes back to the system.
 IDLE_BEATS = 20
+#: A worker that has so many windows to score is in no hurry for more: two batches of a CPU's lanes.
+FED_WINDOWS = 32
 
 
 def new_memory(samples: int) -> int:
@@ -96,6 +98,11 @@ class Room:
         self._extents = Extents(len(self.samples))
         self._sent = 0
         self._idle_beats = 0
+
+    @property
+    def is_fed(self) -> bool:
+        """Whether the worker has many windows to score."""
+        return self._sent >= FED_WINDOWS
 
     def take(self, samples: int) -> int | None:
         """Return the beginning of an extent of so many samples, or None if none is free."""

@@ -94,6 +94,11 @@ class Decodings:
         """Fetched clips that wait for a decoder."""
         return len(self._fetched)
 
+    @property
+    def are_fed(self) -> bool:
+        """Whether each decoder has a clip to go on with."""
+        return len(self._fetched) >= len(self._decodings)
+
     def put(self, clip: DealtClip) -> None:
         """Have a fetched clip decoded."""
         clip.waits_since = time.perf_counter()

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 #: Clips that one statement looks up.
 LOOKED_UP_AT_ONCE = 64
+#: A statement for several clips costs hardly more than for one, so they wait for each other as long
+#: as the decoders have enough to do.
+GATHER_S = 0.1
 
 
 class ClipFetcher(Protocol):
@@ -78,6 +81,8 @@ class Downloads:
         self._to_fetch: SimpleQueue[DealtClip] = SimpleQueue()
         self._to_look_up: SimpleQueue[DealtClip] = SimpleQueue()
         self._through: deque[DealtClip] = deque()
+        #: Set while decoders may soon have nothing to do.
+        self.hungry = threading.Event()
         targets = [self._fetch_clips] * threads + [self._look_up_clips]
         for target in targets:
             threading.Thread(target=target, daemon=True).start()
@@ -99,7 +104,7 @@ class Downloads:
             with logs.about(run_id=clip.run_id):
                 self._fetch(clip)
             clip.fetch_ms = (time.perf_counter() - began) * 1000
-            if clip.end is None:
+            if clip.end is None and clip.run_id:
                 self._to_look_up.put(clip)
             else:
                 self._pass(clip)
@@ -115,6 +120,7 @@ class Downloads:
     def _look_up_clips(self) -> None:
         while True:
             clips = [self._to_look_up.get()]
+            self.hungry.wait(GATHER_S)
             try:
                 while len(clips) < LOOKED_UP_AT_ONCE:
                     clips.append(self._to_look_up.get_nowait())

@@ -29,11 +29,13 @@ from workers.loading.copies import Copies
 from workers.loading.cutter import Shape
 from workers.loading.decodings import Decodings
 from workers.loading.downloads import Bell, Downloads
+from workers.loading.observed import ObservedFetcher
 from workers.loading.report import Report
 from workers.loading.spans import Span
 
 if TYPE_CHECKING:
     from earmark.core.settings import Settings
+    from workers.loading.downloads import ClipFetcher
 
 #: A clip waits here for its host if it waits for less than this, and is given back otherwise.
 PARKED_S = 5.0
@@ -56,12 +58,16 @@ class Loader:
         copies: Copies,
         decoders: int,
         fetching: int,
+        *,
+        observed: bool,
     ) -> None:
-        engine = connect(settings.database_url, settings.database)
-        fetcher = PoliteFetcher(settings)
         self._connection = connection
-        self._breaker = fetcher.breaker
         self._report = Report(connection, copies)
+        engine = connect(settings.database_url, settings.database)
+        fetcher: ClipFetcher = (
+            ObservedFetcher(settings, self._report.send) if observed else PoliteFetcher(settings)
+        )
+        self._breaker = fetcher.breaker
         self._backlog: deque[DealtClip] = deque()
         self._parked: list[tuple[float, int, DealtClip]] = []
         self._downloading = 0
@@ -88,12 +94,13 @@ class Loader:
             self._decodings.find_room()
             self._begin_downloads()
             self._decodings.hand_out()
-            self._report.send_rows(at_once=not events)
+            self._note_hunger()
+            self._report.send_rows(at_once=not (events or self._room.is_fed))
             if time.monotonic() >= self._beat_at:
                 self._beat()
 
     def _idle_s(self) -> float:
-        if self._report.has_rows:
+        if self._report.has_rows and not self._room.is_fed:
             return 0.0
         due_at = self._beat_at
         if self._parked:
@@ -172,6 +179,12 @@ class Loader:
                 self._downloading += 1
                 self._downloads.begin(clip)
 
+    def _note_hunger(self) -> None:
+        if self._decodings.are_fed:
+            self._downloads.hungry.clear()
+        else:
+            self._downloads.hungry.set()
+
     def _take_downloads(self) -> None:
         while clip := self._downloads.take():
             self._downloading -= 1
@@ -196,11 +209,13 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection: Connection = Connection(descriptor)
-    settings, decoders, fetching = connection.recv()
+    settings, decoders, fetching, observed = connection.recv()
     logs.set_up(as_json=settings.worker.log_json)
     broker.configure(settings.broker)
     try:
-        loader = Loader(settings, connection, memory, Copies(copies), decoders, fetching)
+        loader = Loader(
+            settings, connection, memory, Copies(copies), decoders, fetching, observed=observed
+        )
     except errors.ServiceError as error:
         connection.send_bytes(messages.REFUSED + str(error).encode())
         sys.exit(errors.SERVICE_EXIT)

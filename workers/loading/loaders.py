@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from earmark.core.settings import Settings
-    from workers.loading.process import Job, LoadedWindow, Loading
+    from workers.loading.process import Job, LoadedWindow, Loading, Observer
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +56,12 @@ class Loaders:
     Use one per worker, `wait_until_ready`, and close it. `deal` clips: each hears what becomes of
     it. Their windows go to the queue as they come, and `scored` takes what a model made of them,
     which frees their memory. A loader that dies or hangs is replaced; its clips are dealt again.
+    With an `observer` they fetch without the limits that workers share.
     """
 
-    def __init__(self, settings: Settings, queue: Queue) -> None:
+    def __init__(self, settings: Settings, queue: Queue, observer: Observer | None = None) -> None:
         self._queue = queue
+        self._observer = observer
         self._numbers = count(1)
         self._changing = threading.Lock()
         self._closed = threading.Event()
@@ -154,7 +156,8 @@ class Loaders:
         self._copies.close()
 
     def _new_loader(self, share: Share) -> LoaderProcess:
-        return LoaderProcess(self._settings, share, self._copies.fileno())
+        observed = self._observer is not None
+        return LoaderProcess(self._settings, share, self._copies.fileno(), observed=observed)
 
     def _free(self, windows: Iterable[LoadedWindow]) -> None:
         groups: dict[LoaderProcess, list[int]] = defaultdict(list)
@@ -192,6 +195,9 @@ class Loaders:
                     _end(loader, *row)
             case messages.BEAT:
                 loader.offline = bool(message[1])
+            case messages.SEEN:
+                assert self._observer is not None
+                self._observer.seen(*json.loads(message[1:]))
 
     def _take_rows(self, loader: LoaderProcess, clips: list[Any], rows: list[Any]) -> None:
         windows = []

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 # To a loader.
 DEAL, FREE, CANCEL, DRAIN = b"D", b"F", b"C", b"S"
-# From a loader. A beat says that it lives, and whether its network is down.
-READY, REFUSED, ROWS, ENDED, BEAT = b"R", b"N", b"W", b"E", b"B"
+# From a loader. A beat says that it lives, and whether its network is down; a step of a clip that
+# was seen is sent to observers alone.
+READY, REFUSED, ROWS, ENDED, BEAT, SEEN = b"R", b"N", b"W", b"E", b"B", b"O"
 
 #: A clip's number each time it is dealt. Rows of an older deal are dropped by it.
 _DEAL = ("deal", "<u8")

@@ -55,6 +55,17 @@ class Loading(Protocol):
         """Take the scores of a window, or its error."""
 
 
+class Observer(Protocol):
+    """Sees the steps of a clip in a loader, on any thread."""
+
+    def seen(self, step: str, *facts: Any) -> None:
+        """See a request that is `sending`, one that is `answered`, or the file that is `fetched`.
+
+        They come with the URL; with the URL, the status and the headers; and with the bytes, their
+        SHA-256 and the format by the first of them.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """A decoded clip, with the seconds that its samples waited for room."""
@@ -84,6 +95,7 @@ class Suspected:
 class Job:
     """What loaders have to know about the clips of a run."""
 
+    #: 0: of no run, so that nothing is looked up or shared.
     run_id: int
     shape: Shape
     #: Whether URLs are looked up before they are fetched.
@@ -145,7 +157,9 @@ class Share:
 class LoaderProcess:
     """One loader process, the memory it shares, and the clips it has."""
 
-    def __init__(self, settings: Settings, share: Share, copies: int) -> None:
+    def __init__(
+        self, settings: Settings, share: Share, copies: int, *, observed: bool = False
+    ) -> None:
         self.share = share
         #: By number.
         self.dealt: dict[int, Dealt] = {}
@@ -161,7 +175,7 @@ class LoaderProcess:
             os.close(descriptor)
         # A thread of its own, so that nobody waits for a loader that hangs.
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
-        self.send(pickle.dumps((settings, share.decoders, share.fetching)))
+        self.send(pickle.dumps((settings, share.decoders, share.fetching, observed)))
         threading.Thread(target=self._send_all, name="loader-send", daemon=True).start()
 
     def wait_until_ready(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 from workers.loading import messages
@@ -24,6 +25,7 @@ class Report:
 
     def __init__(self, connection: Connection, copies: Copies) -> None:
         self._connection = connection
+        self._sending = threading.Lock()
         self._copies = copies
         #: By deal, the clips that are not at their end here.
         self.clips: dict[int, DealtClip] = {}
@@ -65,8 +67,10 @@ class Report:
             self._decoded, self._windows = [], []
 
     def send(self, message: bytes) -> None:
+        """Send a message, from any thread."""
         try:
-            self._connection.send_bytes(message)
+            with self._sending:
+                self._connection.send_bytes(message)
         except OSError:  # the worker is gone
             os._exit(os.EX_OK)
 

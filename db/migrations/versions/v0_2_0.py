@@ -24,10 +24,16 @@ UPDATE_KEY = sa.text(
 
 revision = "v0_2_0"
 down_revision = "v0_1_0"
-#: What the decoder notices of a file, and what the file says of itself.
-MARKS, TEXTS = ("over_scale", "cancelling"), ("tags", "recorded_at", "recorded_from")
-
-PARTS = ("start_s", "end_s", "channel", "member", "member_offset", "member_bytes", "packing")
+#: Columns that may be null, by table and type.
+ADDED: tuple[tuple[str, sa.types.TypeEngine[Any], tuple[str, ...]], ...] = (
+    ("clips", sa.Double(), ("start_s", "end_s")),
+    ("clips", sa.SmallInteger(), ("channel",)),
+    ("clips", sa.BigInteger(), ("member_offset", "member_bytes")),
+    ("clips", sa.String(), ("member", "packing", "given_back_by")),
+    ("clips", sa.String(), ("tags", "recorded_at", "recorded_from")),
+    ("clips", sa.Boolean(), ("over_scale", "cancelling")),
+    ("runs", sa.String(), ("paused",)),
+)
 
 
 def upgrade() -> None:
@@ -37,9 +43,12 @@ def upgrade() -> None:
     )
     op.bulk_insert(ledger, [{"id": secrets.token_hex(16)}])
     _replace_views(released_views(down_revision, dialect), [])
-    _add_parts()
-    _add_pauses()
-    _add_what_files_say()
+    for table, kind, names in ADDED:
+        for name in names:
+            op.add_column(table, sa.Column(name, kind))
+    op.add_column("runs", sa.Column("stop_at", sa.Double(), server_default="0.2", nullable=False))
+    op.add_column("runs", sa.Column("resumed_at", sa.Double(), server_default="0", nullable=False))
+    _add_workers()
     _add_embeddings()
     _add_reviews()
     _rekey(uri_key)
@@ -65,12 +74,11 @@ def downgrade() -> None:
     else:
         _replace_key(["clip_id", "start_s"])
         op.drop_column("window_predictions", "channel")
-    op.drop_table("window_embeddings")
-    _drop_pauses()
-    op.drop_table("thresholds")
-    op.drop_table("review_log")
-    for column in (*PARTS, *MARKS, *TEXTS):
-        op.drop_column("clips", column)
+    for table in ("window_embeddings", "workers", "thresholds", "review_log"):
+        op.drop_table(table)
+    for table, _, names in (*ADDED, ("runs", sa.Double(), ("stop_at", "resumed_at"))):
+        for name in names:
+            op.drop_column(table, name)
     _rekey(whole_uri_key)
     _replace_views([], released_views(down_revision, dialect))
     op.execute(
@@ -85,39 +93,17 @@ def _replace_views(old: list[str], new: list[str]) -> None:
         op.execute(statement)
 
 
-def _add_parts() -> None:
-    op.add_column("clips", sa.Column("start_s", sa.Double()))
-    op.add_column("clips", sa.Column("end_s", sa.Double()))
-    op.add_column("clips", sa.Column("channel", sa.SmallInteger()))
-    op.add_column("clips", sa.Column("member", sa.String()))
-    op.add_column("clips", sa.Column("member_offset", sa.BigInteger()))
-    op.add_column("clips", sa.Column("member_bytes", sa.BigInteger()))
-    op.add_column("clips", sa.Column("packing", sa.String()))
-
-
-def _add_pauses() -> None:
-    op.add_column("clips", sa.Column("given_back_by", sa.String()))
-    op.add_column("runs", sa.Column("stop_at", sa.Double(), server_default="0.2", nullable=False))
-    op.add_column("runs", sa.Column("paused", sa.String()))
-    op.add_column("runs", sa.Column("resumed_at", sa.Double(), server_default="0", nullable=False))
+def _add_workers() -> None:
     op.create_table(
         "workers",
-        sa.Column("name", sa.String(), nullable=False),
-        sa.Column("queue", sa.String(), nullable=False),
-        sa.Column("seen_at", sa.Double(), nullable=False),
-        sa.Column("file_roots", v0_1_0.JSON, nullable=False),
+        sa.Column("name", sa.String(), primary_key=True),
+        *_filled(sa.String(), "queue"),
+        *_filled(sa.Double(), "seen_at"),
+        *_filled(v0_1_0.JSON, "file_roots"),
         sa.Column("paused", sa.String()),
         sa.Column("paused_at", sa.Double()),
         sa.Column("paused_run_id", sa.Integer()),
-        sa.PrimaryKeyConstraint("name"),
     )
-
-
-def _drop_pauses() -> None:
-    op.drop_table("workers")
-    for column in ("stop_at", "paused", "resumed_at"):
-        op.drop_column("runs", column)
-    op.drop_column("clips", "given_back_by")
 
 
 def _rekey(key_of: Callable[[str], bytes]) -> None:
@@ -132,21 +118,12 @@ def _rekey(key_of: Callable[[str], bytes]) -> None:
         connection.execute(UPDATE_KEY, keys)
 
 
-def _add_what_files_say() -> None:
-    for column in MARKS:
-        op.add_column("clips", sa.Column(column, sa.Boolean()))
-    for column in TEXTS:
-        op.add_column("clips", sa.Column(column, sa.String()))
-
-
 def _add_embeddings() -> None:
     op.create_table(
         "window_embeddings",
-        sa.Column("clip_id", v0_1_0.ID, autoincrement=False, nullable=False),
-        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("vector", sa.LargeBinary(), nullable=False),
-        sa.ForeignKeyConstraint(["clip_id"], ["clips.id"]),
-        sa.PrimaryKeyConstraint("clip_id", "number"),
+        sa.Column("clip_id", v0_1_0.ID, sa.ForeignKey("clips.id"), primary_key=True),
+        sa.Column("number", sa.Integer(), primary_key=True),
+        *_filled(sa.LargeBinary(), "vector"),
     )
 
 

@@ -20,19 +20,17 @@ from pathlib import Path
 from typing import Any
 
 if "FAULT_CLIPS" in os.environ:
-    from earmark.core.clips import Success
     from workers.clip import ClipInWork
     from workers.fetching.polite import PoliteFetcher
     from workers.loading.process import Known
-    from workers.single import SingleClip
 
     _fetch, _getaddrinfo = PoliteFetcher.fetch, socket.getaddrinfo
-    _close, _classify = ClipInWork._close, SingleClip.classify
+    _close = ClipInWork._close
 
     def _fetch_or_die(self: Any, uri: str, *part: Any) -> Any:
         in_loader = "loader" in sys.modules["__main__"].__spec__.name
         if "poison" in uri and in_loader:
-            os.kill(int(os.environ["FAULT_WORKER"]), signal.SIGKILL)
+            os.kill(int(os.environ.get("FAULT_WORKER", sys.argv[1])), signal.SIGKILL)
         if "poison" in uri or "venom" in uri:
             os.kill(os.getpid(), signal.SIGKILL)
         return _fetch(self, uri, *part)
@@ -46,12 +44,6 @@ if "FAULT_CLIPS" in os.environ:
             _note(self.clip_id)
         _close(self, end)
 
-    def _classify_and_note(self: Any, *arguments: Any) -> Any:
-        outcome = _classify(self, *arguments)
-        if isinstance(outcome, Success):
-            _note(outcome.clip_id)
-        return outcome
-
     def _found_or_not(host: Any, *where: Any, **how: Any) -> Any:
         flaky = str(host).startswith("flaky")
         if host == "nowhere.test" or (flaky and not Path(host).exists()):
@@ -61,7 +53,6 @@ if "FAULT_CLIPS" in os.environ:
 
     PoliteFetcher.fetch = _fetch_or_die  # type: ignore[method-assign]
     ClipInWork._close = _close_and_note  # type: ignore[method-assign]
-    SingleClip.classify = _classify_and_note  # type: ignore[method-assign]
     socket.getaddrinfo = _found_or_not
 
 if "FAULT_MEMORY" in os.environ:
