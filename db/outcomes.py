@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from more_itertools import chunked
 
 from db.claims import Claimed
 from db.dialects import dialect_of, spelled
@@ -25,6 +26,8 @@ OUTCOME_COLUMNS = (
     "error_code", "error_stage", "error", "given_back_by",
     *AudioFacts.__slots__, *Timings.__slots__,
 )  # fmt: skip
+#: Of windows: a day has 17,000.
+ROWS_AT_ONCE = 2000
 #: By then a worker that fails every clip has paused, and another one takes the clip.
 GIVEN_BACK_PAUSE_S = 1.0
 #: In a row to write, `not_before` is the pause in seconds before a clip is tried again.
@@ -60,7 +63,7 @@ def write(
     Return the clips by state, and those that were `given_back`.
     """
     ours = held(connection, token, [outcome.clip_id for outcome in outcomes])
-    clips, windows, embeddings = [], [], []
+    clips, successes = [], []
     counts: Counter[str] = Counter()
     for outcome in outcomes:
         if outcome.clip_id not in ours:
@@ -69,14 +72,15 @@ def write(
         clip = _clip_row(outcome, claimed[outcome.clip_id], worker, label_ids, limits)
         if isinstance(outcome, Success):
             clip.update(_recorded(outcome.facts, uri))
-            embeddings += _embedding_rows(outcome)
+            successes.append(outcome)
         clips.append(clip)
         given_back = not isinstance(outcome, Success) and outcome.given_back
         counts["given_back" if given_back else clip["state"]] += 1
-        windows += _window_rows(outcome, label_ids)
     write_rows(connection, UPDATE_CLIPS, clips)
-    write_rows(connection, INSERT_WINDOWS, windows)
-    write_rows(connection, INSERT_EMBEDDINGS, embeddings)
+    for rows in chunked(_window_rows(successes, label_ids), ROWS_AT_ONCE):
+        write_rows(connection, INSERT_WINDOWS, rows)
+    for rows in chunked(_embedding_rows(successes), ROWS_AT_ONCE):
+        write_rows(connection, INSERT_EMBEDDINGS, rows)
     release(connection, token, ours)
     return counts
 
@@ -164,18 +168,17 @@ def _failure_values(failure: Failure, clip: Claimed, worker: str, limits: Ledger
     return values
 
 
-def _window_rows(outcome: Outcome, label_ids: Sequence[int]) -> list[dict[str, Any]]:
-    if not isinstance(outcome, Success):
-        return []
-    return [{**_place(outcome, each), **_top_k(each, label_ids)} for each in outcome.windows]
+def _window_rows(successes: list[Success], label_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    for success in successes:
+        for each in success.windows:
+            yield {**_place(success, each), **_top_k(each, label_ids)}
 
 
-def _embedding_rows(success: Success) -> list[dict[str, Any]]:
-    rows = []
-    ordered = sorted(success.embeddings, key=lambda each: (each.channel or 0, each.start_s))
-    for number, each in enumerate(ordered):
-        rows.append({"clip_id": success.clip_id, "number": number, "vector": each.vector})
-    return rows
+def _embedding_rows(successes: list[Success]) -> Iterator[dict[str, Any]]:
+    for success in successes:
+        ordered = sorted(success.embeddings, key=lambda each: (each.channel or 0, each.start_s))
+        for number, each in enumerate(ordered):
+            yield {"clip_id": success.clip_id, "number": number, "vector": each.vector}
 
 
 def _place(success: Success, window: words.WindowPredictions) -> dict[str, Any]:

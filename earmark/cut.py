@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain, groupby, zip_longest
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import soundfile
@@ -25,7 +25,7 @@ from earmark.core.errors import ClipError, Corrupt, UsageError
 from earmark.core.settings import Settings
 from earmark.events import Rule, events
 from earmark.label_files import file_name
-from earmark.sound import Listener
+from earmark.sound import Listener, Recording
 
 if TYPE_CHECKING:
     from workers.decoding.decoder import Piece
@@ -117,16 +117,16 @@ class Cutter:
         clip = results.clip(self.engine, events[0]["clip_id"])._asdict()
         rows: list[tuple[Any, ...]] = []
         try:
-            with self.listener.open(clip["uri"], Part.of(clip)) as file:
-                for event in events:
-                    name, *span = self._cut_event(file, clip, event)
-                    rows.append((name, *span, *(event[column] for column in HEARD)))
+            recording = self.listener.open(clip["uri"], Part.of(clip))
+            for event in events:
+                name, *span = self._cut_event(recording, clip, event)
+                rows.append((name, *span, *(event[column] for column in HEARD)))
         except ClipError as error:
             self.missing.append(f"{events[0]['uri']}: {error}")
         return rows
 
     def _cut_event(
-        self, file: BinaryIO, clip: Mapping[str, Any], event: dict[str, Any]
+        self, recording: Recording, clip: Mapping[str, Any], event: dict[str, Any]
     ) -> tuple[str, float, float]:
         start_s, end_s = max(0.0, event["start_s"] - self.pad_s), event["end_s"] + self.pad_s
         rate, channels = clip["source_sample_rate"], clip["channels"]
@@ -137,7 +137,7 @@ class Cutter:
         fits = channels <= FLAC_CHANNELS and rate <= FLAC_RATE
         path = self.folder / f"{_name(event)}.{self.format if fits else 'wav'}"
         with _new_sound(path, rate, len(kept), bits) as sound:
-            for frames in _frames(self.listener.stretch(file, start_s, end_s), rate, channels):
+            for frames in _frames(recording.stretch(start_s, end_s), rate, channels):
                 sound.write(_integers(frames[:, kept], bits))
             seconds = sound.frames / rate
         return path.name, start_s, start_s + seconds

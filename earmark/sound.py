@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
@@ -16,8 +19,9 @@ import soxr
 from PIL import Image
 
 from earmark.core.clips import AudioFacts, Part
-from earmark.core.errors import TooShort
+from earmark.core.errors import TooShort, Unsupported
 from earmark.core.settings import Settings
+from earmark.core.sparse import Sparse
 from workers.decoding.meter import downmix
 from workers.decoding.pool import Decoders
 from workers.fetching.fetch import Fetcher
@@ -48,6 +52,8 @@ COLOURS = np.array(
 )
 #: A page is not held up by a slow host as a worker may be.
 CONNECT_S, TIMEOUT_S = 5.0, 30.0
+#: Recordings from elsewhere that are kept for the next click: as a whole, 1 GiB each at most.
+KEPT = 2
 
 #: start_s, end_s, label, score.
 Segment = tuple[float, float, str, float]
@@ -67,6 +73,40 @@ class Heard:
     sound_s: float
 
 
+@dataclass(slots=True)
+class Recording:
+    """An open recording; threads may share it."""
+
+    file: BinaryIO
+    decoders: Decoders
+    #: Fetches all of it.
+    fetch: Callable[[], BinaryIO]
+    #: A decoder moves the place in the file.
+    lock: Lock = field(default_factory=Lock)
+
+    def stretch(self, start_s: float, end_s: float) -> Iterator[Piece]:
+        """Yield some seconds at its own rate, with the channels of each frame.
+
+        Raises:
+            ClipError: it cannot be decoded, or what is missing of it cannot be fetched.
+        """
+        with self.lock:
+            if isinstance(self.file, Sparse):
+                with suppress(Unsupported):
+                    pieces = self.decoders.stretch(self.file, start_s, end_s)
+                    first = next(pieces)
+                    if len(first.samples):
+                        yield first
+                        yield from pieces
+                        return
+                # Its header tells too little: all of it is looked at.
+                self.file = self.fetch()
+            yield from self.decoders.stretch(self.file, start_s, end_s)
+
+    def __del__(self) -> None:
+        self.file.close()
+
+
 class Listener:
     """Fetches clips again, through the guard and the limited decoders that workers use.
 
@@ -84,6 +124,7 @@ class Listener:
             quick["file_roots"] = (Path("/"),)
         self._fetcher = Fetcher(settings.changed(fetch=quick).fetch)
         self._decoders = Decoders(settings.audio, at_once)
+        self._kept = lru_cache(KEPT)(self.open)
 
     def hear(self, uri: str, part: Part | None = None, *, most_s: float, most_bytes: int) -> Heard:
         """Return a clip as a page shows it, with the beginning of its sound up to the limits.
@@ -97,13 +138,14 @@ class Listener:
         span = Span.of(part, RATE)
         return heard(span.cut(samples) if span else samples, most_s, most_bytes)
 
-    def open(self, uri: str, part: Part | None = None) -> BinaryIO:
-        """Return a clip's bytes in an open file, fetched if they are elsewhere.
+    def open(self, uri: str, part: Part | None = None) -> Recording:
+        """Return a recording, fetched if it is elsewhere: as a whole, or later what is heard of it.
 
         Raises:
             ClipError: it cannot be fetched any more.
         """
-        return self._fetcher.open(uri, part)
+        file = self._fetcher.open(uri, part)
+        return Recording(file, self._decoders, lambda: self._fetcher.fetch(uri, part).file)
 
     def hear_stretch(
         self, uri: str, part: Part, start_s: float, *, most_s: float, most_bytes: int
@@ -113,8 +155,8 @@ class Listener:
         Raises:
             ClipError: it cannot be fetched any more, or not be decoded, or ends before.
         """
-        with self.open(uri, part) as file:
-            *_, last = pieces = list(self.stretch(file, start_s, start_s + most_s))
+        recording = self._kept(uri, part) if "://" in uri else self.open(uri, part)
+        *_, last = pieces = list(recording.stretch(start_s, start_s + most_s))
         facts, samples = last.end, np.concatenate([piece.samples for piece in pieces])
         assert isinstance(facts, AudioFacts)
         if not len(samples):
@@ -123,15 +165,8 @@ class Listener:
         resampled = soxr.resample(mono, facts.source_sample_rate, RATE)
         return heard(resampled, most_s, most_bytes)
 
-    def stretch(self, file: BinaryIO, start_s: float, end_s: float) -> Iterator[Piece]:
-        """Yield some seconds of an open file at its own rate, with the channels of each frame.
-
-        Raises:
-            ClipError: it cannot be decoded.
-        """
-        return self._decoders.stretch(file, start_s, end_s)
-
     def close(self) -> None:
+        self._kept.cache_clear()
         self._fetcher.close()
         self._decoders.close()
 

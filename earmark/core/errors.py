@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from functools import partial
 from typing import Any, ClassVar, dataclass_transform
 
 #: Exit codes. 2: the command cannot use its input. 3: a service or a setting is wrong, so a restart
@@ -47,11 +48,7 @@ class EarmarkError(Exception):
         self.facts = facts
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.facts)
-
-
-def _rebuild(kind: type[EarmarkError], facts: dict[str, Any]) -> EarmarkError:
-    return kind(**facts)
+        return partial(type(self), **self.facts), ()
 
 
 class UsageError(EarmarkError):

@@ -80,14 +80,15 @@ def confine(max_memory: int) -> None:
 
 def serve(parent: socket.socket, audio_settings: settings.Audio) -> None:
     """Decode the clips that the parent sends, until the parent is gone."""
-    while request := socket.recv_fds(parent, wire.REQUEST.size, 1)[0]:
-        sample_rate, channels, start_s, end_s = wire.REQUEST.unpack(request)
+    while received := socket.recv_fds(parent, wire.REQUEST.size, 1)[0]:
+        request = wire.Request(*wire.REQUEST.unpack(received))
         _end_in(audio_settings.decode_timeout_s + 1)
+        start = partial(_decode, request.sample_rate, request.channels)
+        if request.is_stretch:
+            want = partial(_want, parent) if request.is_sparse else None
+            start = partial(stretch, CLIP, request.start_s, request.end_s, want)
         try:
-            if sample_rate:
-                reply(parent, partial(_decode, sample_rate, channels), audio_settings)
-            else:
-                reply(parent, partial(stretch, CLIP, start_s, end_s), audio_settings)
+            reply(parent, start, audio_settings)
         except ConnectionError:
             return
         _end_in(0)
@@ -100,6 +101,13 @@ def _end_in(seconds: float) -> None:
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used + seconds + 1), hard))
+
+
+def _want(parent: socket.socket, block: int) -> None:
+    """Have the parent bring a block of the clip."""
+    parent.sendall(wire.head(0, 0, {"block": block}))
+    if not parent.recv(1):
+        os._exit(os.EX_OK)
 
 
 def reply(
@@ -164,12 +172,21 @@ def decode(
     return by_channel(blocks, max(channels, 0)), meter
 
 
-def stretch(clip: int, start_s: float, end_s: float, audio_settings: settings.Audio) -> Decoding:
+def stretch(
+    clip: int,
+    start_s: float,
+    end_s: float,
+    want: Callable[[int], None] | None,
+    audio_settings: settings.Audio,
+) -> Decoding:
     """Return some seconds of an open file as it has them: all channels, frame by frame.
 
     The facts have nothing but its sample rate, channels and codec, and how much there was.
+
+    Args:
+        want: brings a block of a sparse file.
     """
-    audio = readers.open_audio(clip)
+    audio = readers.open_sparse(clip, want) if want else readers.open_audio(clip)
     meter = Meter(audio, audio_settings, clips.MIX)
     rate, channels = audio.sample_rate, audio.channels
     start, end = round(start_s * rate), round(end_s * rate)

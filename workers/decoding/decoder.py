@@ -67,6 +67,7 @@ class Decoder:
         self._channel = 0
         self._end: dict[str, Any] | None = None
         self._samples: np.ndarray | None = None
+        self._bring: Callable[[int], None] | None = None
         self._filled = 0
         self.ready = False
         #: The process has to send something before this; `inf` while it has nothing to do, or
@@ -113,22 +114,24 @@ class Decoder:
         self.ready = True
 
     def begin(
-        self,
-        descriptor: int,
-        sample_rate: int,
-        channels: int = clips.MIX,
-        stretch: tuple[float, float] | None = None,
+        self, descriptor: int, request: wire.Request, bring: Callable[[int], None] | None = None
     ) -> None:
-        """Send an open clip. It may still be at the one before."""
+        """Send an open clip. It may still be at the one before.
+
+        `bring` is called with each block of a sparse file that is wanted.
+        """
         self._clips += 1
-        most = (self._settings.max_duration_s + 1) * sample_rate
-        if channels < 0:
-            most *= self._settings.max_channels
-        self._at_work.append(self._settings.max_samples if stretch else most)
+        self._bring = bring
+        self._at_work.append(self._most_samples(request))
         if len(self._at_work) == 1:
             self.resume()
-        request = wire.REQUEST.pack(sample_rate, channels, *(stretch or (0.0, 0.0)))
-        socket.send_fds(self.socket, [request], [descriptor])
+        socket.send_fds(self.socket, [wire.REQUEST.pack(*request)], [descriptor])
+
+    def _most_samples(self, request: wire.Request) -> float:
+        if request.is_stretch:
+            return self._settings.max_samples
+        most = (self._settings.max_duration_s + 1) * request.sample_rate
+        return most * self._settings.max_channels if request.channels < 0 else most
 
     def receive(self, room: Callable[[int, bool], np.ndarray | None]) -> Piece | None:
         """Return the next piece of the clip at work, or None if not all of it is here yet.
@@ -177,11 +180,15 @@ class Decoder:
         self._filled += received
         self.resume()
 
-    def _piece(self, samples: np.ndarray) -> Piece:
+    def _piece(self, samples: np.ndarray) -> Piece | None:
         self._at_work[0] -= len(samples)
         self._samples, self._head = None, bytearray()
         if self._end is None:
             return Piece(samples, self._channel, None)
+        if self._bring and "block" in self._end:
+            self._bring(int(self._end["block"]))
+            self.socket.sendall(wire.BROUGHT)
+            return None
         self._at_work.popleft()
         if not self._at_work:
             self.deadline = math.inf

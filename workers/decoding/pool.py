@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from earmark.core import clips, errors
+from earmark.core.sparse import Sparse
 from workers.decoding.decoder import BROKEN, Decoder, Piece
+from workers.decoding.wire import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from earmark.core import settings
 
@@ -74,28 +76,33 @@ class Decoders:
 
         What lies before is passed over where the format allows. A piece may end within a frame.
         """
-        return self.pieces(file, 0, stretch=(start_s, end_s))
+        bring = file.bring if isinstance(file, Sparse) else None
+        request = Request(
+            is_stretch=True, start_s=start_s, end_s=end_s, is_sparse=bring is not None
+        )
+        return self._pieces(file, request, bring)
 
     def pieces(
-        self,
-        file: BinaryIO,
-        sample_rate: int,
-        channels: int = clips.MIX,
-        stretch: tuple[float, float] | None = None,
+        self, file: BinaryIO, sample_rate: int, channels: int = clips.MIX
     ) -> Iterator[Piece]:
         """Yield the waveform in pieces, as it is decoded; the last one has the file's facts.
 
         Raises the same errors as `decode`. The time that the caller takes is not the decoder's.
         """
+        return self._pieces(file, Request(sample_rate, channels))
+
+    def _pieces(
+        self, file: BinaryIO, request: Request, bring: Callable[[int], None] | None = None
+    ) -> Iterator[Piece]:
         check_regular(file)
         with self._decoder() as decoder:
             try:
-                decoder.begin(file.fileno(), sample_rate, channels, stretch)
+                decoder.begin(file.fileno(), request, bring)
                 while (piece := _next(decoder)).end is None:
                     yield piece
             except BROKEN as error:
                 raise decoder.post_mortem() from error
-            except GeneratorExit:
+            except (GeneratorExit, errors.DownloadError):
                 decoder.stop()
                 raise
             if isinstance(piece.end, errors.DecoderMemory):

@@ -13,10 +13,10 @@ import soundfile
 
 from earmark.core import errors, formats
 from workers.decoding import lengths
-from workers.decoding.view import View
+from workers.decoding.view import Blocks, View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from earmark.core.formats import Format
 
@@ -71,6 +71,20 @@ def open_audio(clip: int) -> Audio:
         if known is formats.UNKNOWN:
             raise errors.NotAudio(kind=formats.describe(clip)) from None
         raise errors.Corrupt(reason=refusal) from None
+
+
+def open_sparse(clip: int, want: Callable[[int], None]) -> Audio:
+    """Open a sparse file to read a stretch of it.
+
+    Raises:
+        Unsupported: it has to be read as a whole.
+    """
+    file = Blocks(clip, want)
+    file.bring_end()
+    try:
+        return Sndfile(clip, formats.recognise(clip), file)
+    except soundfile.LibsndfileError as error:
+        raise errors.Unsupported(reason=error.error_string) from error
 
 
 class Audio(ABC):
@@ -130,9 +144,10 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # it comes withou
 class Sndfile(Audio):
     """Audio read by libsndfile."""
 
-    def __init__(self, clip: int, known: Format) -> None:
+    def __init__(self, clip: int, known: Format, sparse: Blocks | None = None) -> None:
         super().__init__(clip, known)
-        self._file = _Sequential(clip, closefd=False)
+        self._file = _Sequential(sparse or clip, closefd=False)
+        self._is_sparse = sparse is not None
         self._first = 0
         self.codec = f"{self._file.format}/{self._file.subtype}".lower()
         self.sample_rate, self.channels = self._file.samplerate, self._file.channels
@@ -160,6 +175,8 @@ class Sndfile(Audio):
         while not self.damaged and len(block := self._block()):
             frames += len(block)
             yield block
+        if self._is_sparse:
+            return
         name, end = self.format.name, os.lseek(self.clip, 0, os.SEEK_CUR)
         if self.length and not self.length.is_from_pipe:
             end = self.length.end

@@ -5,22 +5,38 @@ from __future__ import annotations
 import json
 import struct
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from earmark.core.clips import MIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import numpy as np
 
-#: A clip's sample rate and channels (as `RunOptions.decoded_channels` has them). Or the start and
-#: the end of a stretch in seconds, whose samples are wanted as the file has them.
-REQUEST = struct.Struct("<Iidd")
+REQUEST = struct.Struct("<Ii?dd?")
+#: What brings a block that a decoder wants.
+BROUGHT = b"!"
 #: The number of samples of a piece, their channel (0: the mix), and the bytes of the JSON in front
 #: of them; 0: more will come.
 HEAD = struct.Struct("<III")
 #: Most clips are one piece, and a long recording takes this much memory: 33 s at 16 kHz.
 PIECE_SAMPLES = 2**19
 MAX_END_BYTES = 65536
+
+
+class Request(NamedTuple):
+    """What is wanted of a file: its waveform, or a stretch of it as the file has it."""
+
+    sample_rate: int = 0
+    #: As `RunOptions.decoded_channels` has them.
+    channels: int = MIX
+    is_stretch: bool = False
+    #: In seconds.
+    start_s: float = 0.0
+    end_s: float = 0.0
+    #: Whether it is a stretch of a `Sparse` file, whose blocks have to be asked for.
+    is_sparse: bool = False
 
 
 def head(samples: int, channel: int, end: dict[str, Any] | None) -> bytes:

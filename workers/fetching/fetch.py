@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from earmark.core import addresses, answers, clips, errors, formats, guard, settings
 from earmark.core.answers import BLOCK_BYTES
-from workers.fetching import object_stores, robots
+from workers.fetching import object_stores, ranges, robots
 from workers.fetching.wholes import Wholes, read_slice, unusable
 
 #: Larger bodies, and those of unknown length, go to disk: 32 clips in flight hold at most 256 MB.
@@ -74,8 +74,7 @@ class Fetcher:
         if part and part.member_offset is not None:
             return self._member(uri, part)
         if addresses.is_http(uri):
-            if self._robots:
-                self._robots.check(addresses.check_url(uri, self._settings))
+            self._check_robots(uri)
             return self._download(uri)
         if self._is_stored(uri):
             file = _new_file(None)
@@ -84,12 +83,20 @@ class Fetcher:
         return self._open(_path(uri))
 
     def open(self, uri: str, part: clips.Part | None = None) -> BinaryIO:
-        """Return the clip's bytes in an open file; one of this machine is not read for its digest.
+        """Return a clip in an open file, to read parts of it.
+
+        One of this machine is not read for its digest. One elsewhere has only its first bytes, if
+        others can be fetched as they are read.
 
         Raises the same errors as `fetch`.
         """
-        is_member = part is not None and part.member_offset is not None
-        if is_member or ("://" in uri and uri[:7].lower() != "file://"):
+        if part is not None and part.member_offset is not None:
+            return self.fetch(uri, part).file
+        if addresses.is_http(uri):
+            self._check_robots(uri)
+            sparse = ranges.open_url(self._guard, uri, self._max_bytes)
+            return sparse or self._download(uri).file
+        if self._is_stored(uri):
             return self.fetch(uri, part).file
         path = _path(uri)
         real = self._allowed(path)
@@ -101,6 +108,10 @@ class Fetcher:
             file.close()
             raise
         return file
+
+    def _check_robots(self, url: str) -> None:
+        if self._robots:
+            self._robots.check(addresses.check_url(url, self._settings))
 
     def _download(self, url: str) -> Fetched:
         with self._guard.open(url) as answer:
@@ -144,8 +155,7 @@ class Fetcher:
 
     def _ranged(self, url: str, part: clips.Part) -> Fetched:
         """Fetch a member alone, or the container once if the server knows no ranges."""
-        if self._robots:
-            self._robots.check(addresses.check_url(url, self._settings))
+        self._check_robots(url)
         if not self._wholes.has(url):
             first = part.member_offset or 0
             last = first + (part.member_bytes or 0) - 1

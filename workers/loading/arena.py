@@ -61,6 +61,7 @@ class Extents:
     def __init__(self, samples: int) -> None:
         self._free = [(0, samples)]
         self._taken: dict[int, int] = {}
+        self.used = 0
 
     def __len__(self) -> int:
         return len(self._taken)
@@ -73,12 +74,15 @@ class Extents:
                 if end - start == samples:
                     del self._free[place]
                 self._taken[start] = samples
+                self.used += samples
                 return start
         return None
 
     def give_back(self, start: int) -> None:
         """Free a part by its beginning."""
-        end = start + self._taken.pop(start)
+        samples = self._taken.pop(start)
+        self.used -= samples
+        end = start + samples
         place = bisect(self._free, (start, end))
         if place < len(self._free) and self._free[place][0] == end:
             end = self._free.pop(place)[1]
@@ -104,13 +108,19 @@ class Room:
         """Whether the worker has many windows to score."""
         return self._sent >= FED_WINDOWS
 
-    def take(self, samples: int) -> int | None:
-        """Return the beginning of an extent of so many samples, or None if none is free."""
+    def take(self, samples: int, most: int) -> int | None:
+        """Return the beginning of an extent of so many samples, or None if none is free.
+
+        If `most` are in use by then, it is as if none were free.
+        """
+        if self._extents.used and self._extents.used + samples > most:
+            return None
         return self._extents.take(samples)
 
     def give_back(self, offset: int) -> None:
         """Free an extent that was not sent."""
         self._extents.give_back(offset)
+        self.freed = True
 
     def send(self, offset: int, heard: int, samples: int) -> None:
         """Pad a window from `heard` samples to `samples`. From now on it is the worker's."""

@@ -16,6 +16,7 @@ import numpy as np
 from earmark.core import errors
 from earmark.core.clips import AudioFacts
 from workers.decoding.decoder import BROKEN, Decoder
+from workers.decoding.wire import Request
 from workers.loading.clip import SERVICE_PAUSE_S
 from workers.loading.cutter import Cut, Cutter
 
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 DEPTH = 2
 #: A decoder that does not start is started again after this.
 DECODER_PAUSE_S = 5.0
+#: Of each decoder: samples of long recordings that wait, 32 MB. They come faster than a model on a
+#: CPU scores them, and would fill all memory.
+LONG_AHEAD = 2**23
 WINDOW_TOO_LONG = "a window must fit into a loader's part of EARMARK_WORKER__IN_FLIGHT_BYTES"
 
 
@@ -77,6 +81,7 @@ class Decodings:
         selector: selectors.BaseSelector,
     ) -> None:
         self._max_windows = audio_settings.max_windows
+        self._long_ahead = LONG_AHEAD * decoders
         self._report = report
         self._selector = selector
         self._fetched: deque[DealtClip] = deque()
@@ -155,7 +160,8 @@ class Decodings:
         if len(decoding.clips) == 1:
             clip.begun_at = time.perf_counter()
         with suppress(OSError):  # it is dead, which is heard next
-            decoding.decoder.begin(clip.file.fileno(), clip.shape.sample_rate, clip.channels)
+            request = Request(clip.shape.sample_rate, clip.channels)
+            decoding.decoder.begin(clip.file.fileno(), request)
 
     def _put_off_fetched(self) -> None:
         for clip in self._fetched:
@@ -314,7 +320,10 @@ class Decodings:
         # Nobody takes the room that those who wait longer wait for.
         offset = None
         if not self._waiting or self._served is decoding:
-            offset = self._room.take(needed)
+            most = len(self._room.samples)
+            if decoding.clips[0].cutter:
+                most = self._long_ahead
+            offset = self._room.take(needed, most)
         if offset is None:
             decoding.room_since = time.perf_counter()
             decoding.decoder.hold()

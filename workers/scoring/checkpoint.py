@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 import transformers
@@ -13,6 +14,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATIO
 
 from earmark.core import errors
 from workers.scoring import hub, regression, zero_shot
+
+# Only the losses of object detectors need scipy, which takes 23 MB of a worker.
+with mock.patch.object(transformers.utils, "is_scipy_available", return_value=False):
+    import transformers.modeling_utils
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,0 +1,43 @@
+"""A file elsewhere as an open file here, whose blocks come as they are read."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from io import FileIO
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BLOCK_BYTES = 256 * 1024
+
+
+class Sparse(FileIO):
+    """An open file of a known size, without its content but for the blocks that were brought.
+
+    `fetch` returns the bytes from one place up to another. Threads may share it.
+    """
+
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        with tempfile.TemporaryFile(buffering=0) as file:
+            super().__init__(os.dup(file.fileno()), "r+")
+        self.truncate(size)
+        self._size, self._fetch = size, fetch
+        self._here: set[int] = set()
+        self._lock = threading.Lock()
+
+    def bring(self, block: int) -> None:
+        """Fetch a block, by its number, unless it is here.
+
+        Raises:
+            DownloadError: it cannot be fetched.
+        """
+        with self._lock:
+            first = block * BLOCK_BYTES
+            if block in self._here or not 0 <= first < self._size:
+                return
+            content = self._fetch(first, min(first + BLOCK_BYTES, self._size))
+            os.pwrite(self.fileno(), content, first)
+            self._here.add(block)

@@ -1,0 +1,64 @@
+"""A URL in, an open file out whose blocks are fetched as they are read, each through the guard."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from urllib3 import BaseHTTPResponse
+
+from earmark.core import answers, errors, formats
+from earmark.core.guard import Guard
+from earmark.core.sparse import BLOCK_BYTES, Sparse
+
+#: Smaller files are fetched as a whole.
+LEAST_BYTES = 16 * BLOCK_BYTES
+#: Those that libsndfile reads from anywhere, with a few looks at other places.
+FORMATS = ("flac", "wav")
+_RANGE = re.compile(r"bytes 0-\d+/(\d{1,18})")
+
+
+def open_url(guard: Guard, url: str, max_bytes: int) -> Sparse | None:
+    """Return a file of a server that answers with ranges; None if it has to be fetched whole.
+
+    Raises:
+        DownloadError: the URL is refused, or its server gives no usable answer.
+    """
+    with guard.open(url, byte_range=f"0-{BLOCK_BYTES - 1}") as answer:
+        found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        if answer.status != 206 or not found or int(found[1]) < LEAST_BYTES:
+            return None
+        size, version = int(found[1]), _version(answer)
+    file = Sparse(size, _Ranges(guard, url, version, max_bytes, max_bytes).fetch)
+    file.bring(0)
+    if formats.recognise(file.fileno()).name in FORMATS:
+        return file
+    file.close()
+    return None
+
+
+def _version(answer: BaseHTTPResponse) -> tuple[str | None, ...]:
+    size = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    return size, answer.headers.get("ETag"), answer.headers.get("Last-Modified")
+
+
+@dataclass(slots=True)
+class _Ranges:
+    """Fetches parts of one file, as long as it stays the same one, within a limit of bytes."""
+
+    guard: Guard
+    url: str
+    version: tuple[str | None, ...]
+    max_bytes: int
+    left: int
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        self.left -= stop - start
+        if self.left < 0:
+            raise errors.TooLarge(max_bytes=self.max_bytes)
+        with self.guard.open(self.url, byte_range=f"{start}-{stop - 1}") as answer:
+            answers.check_range(answer, start, stop - 1)
+            if _version(answer) != self.version:
+                raise errors.HttpError(reason="it became another file")
+            blocks = answers.received(answer, stop - start)
+            return b"".join(answers.exactly(blocks, stop - start))
