@@ -4,6 +4,10 @@ BIN := .venv/bin
 # Hundreds of processes of the tests would each compile our modules.
 unexport PYTHONDONTWRITEBYTECODE
 
+# These import torch, which takes longer than many tests, or start workers in all of their tests.
+HEAVY := tests/end_to_end tests/faults tests/training tests/workers/scoring tests/workers/test_worker.py \
+    tests/workers/test_metrics.py tests/earmark/test_catalog.py
+
 # A program and the Debian packages that bring it, installed if it is missing.
 debian = command -v $(1) > /dev/null || { \
     echo "Installing $(1)."; \
@@ -25,8 +29,8 @@ demo: .venv/ready ## serve the example clips on loopback, classify them by URL a
 test: .venv/ready-dev browser pooler ## run the tests against real servers; what they need is installed
 	@$(BIN)/python -m pytest -m "not chaos" --numprocesses 4
 
-test-fast: .venv/ready-dev ## run the quick tests, which need no PostgreSQL, browser or Debian package
-	@$(BIN)/python -m pytest -m "not slow and not chaos and not postgresql" --numprocesses 2
+test-fast: .venv/ready-dev ## run the tests without workers, loaders, PostgreSQL, browser and torch
+	@$(BIN)/python -m pytest -m "not slow and not chaos and not postgresql" --numprocesses 2 $(addprefix --ignore=,$(HEAVY))
 
 test-chaos: .venv/ready-dev pooler ## have faults happen to workers on PostgreSQL, and many in a row on each database
 	@$(BIN)/python -m pytest -m chaos --numprocesses 4 tests/faults $$(grep -rl mark.chaos tests --include="test_*.py")

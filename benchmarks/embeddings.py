@@ -232,7 +232,7 @@ def _filled(engine: sa.Engine, count: int) -> int:
     run_id = ledger.open_run(engine, "a", RunOptions(embeddings=True), queue="q", chunk_size=16)
     for start in range(0, count, AT_ONCE):
         clips = [listed(Clip(f"https://a.org/{n}.wav")) for n in range(start, start + AT_ONCE)]
-        ledger.add_listed(engine, run_id, sorted(clips[: count - start]))
+        ledger.add_listed(engine, [run_id], sorted(clips[: count - start]))
     identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000, "window_s": 5.0}
     model_id, _ = ledger.register_model(engine, ["x"], **identity, function_to_apply="softmax")
     ledger.settle_model(engine, run_id, model_id)

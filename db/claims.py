@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from earmark.core import clips as words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,7 @@ class Claimed:
     given_back_by: str | None = None
     #: The part of the file that is the clip; None for all of it.
     part: words.Part | None = None
+    run_id: int = 0
 
     @property
     def workers_before(self) -> list[str]:
@@ -29,10 +34,25 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The clips of a chunk that are still to do, and the token that lets their results in."""
+    """The clips of a chunk that are still to do, and the token that lets their results in.
+
+    Those of the other runs of a pass are among them.
+    """
 
     token: int
     clips: tuple[Claimed, ...]
     run_id: int = 0
     #: How many of its clips ended with which error so far.
     errors: Counter[str] = field(default_factory=Counter, compare=False)
+
+    @property
+    def ids(self) -> set[int]:
+        return {clip.id for clip in self.clips}
+
+    def by_run(self) -> Iterator[Claim]:
+        """Yield the part of each run."""
+        runs: dict[int, list[Claimed]] = defaultdict(list)
+        for clip in self.clips:
+            runs[clip.run_id].append(clip)
+        for run_id, clips in runs.items():
+            yield replace(self, clips=tuple(clips), run_id=run_id)

@@ -218,6 +218,8 @@ def _lease(
     rows = execute(connection, select, run_id=run_id, **values).all()
     if not rows:
         return []
-    lease = {"run_id": run_id, "lease_s": limits.queue_lease_s, "ids": [row.id for row in rows]}
+    # In the order in which a claim takes the clips of a pass, or the two could deadlock.
+    ids = sorted(row.id for row in rows)
+    lease = {"run_id": run_id, "lease_s": limits.queue_lease_s, "ids": ids}
     leased = set(execute(connection, INSERT_LEASES, **lease).scalars())
     return [PickedClip(*row) for row in rows if row.id in leased]

@@ -47,16 +47,30 @@ if TYPE_CHECKING:
 INSERT_LEASES = """
 INSERT INTO leases (clip_id, run_id, until, token, worker)
 SELECT id, run_id, {now} + :lease_s, :token, :worker FROM clips
-WHERE id IN {ids} AND not_before <= {now}
-AND run_id = (SELECT id FROM runs WHERE id = :run_id AND paused IS NULL)
+WHERE id IN {ids} AND not_before <= {now} + CASE WHEN run_id = :run_id THEN 0 ELSE :ahead_s END
+AND run_id IN (
+    SELECT id FROM runs WHERE paused IS NULL
+    AND (id = :run_id OR pass_id = (SELECT pass_id FROM runs WHERE id = :run_id))
+)
 AND :ledger_id = (SELECT id FROM ledger)
 ORDER BY id
 ON CONFLICT (clip_id) DO UPDATE
 SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
+#: Those clips of the other runs of a pass that are the same as clips that are due. A suspect is
+#: worked on alone, in each run.
+SELECT_SAME_CLIPS = """
+SELECT same.id FROM runs mine
+JOIN runs theirs ON theirs.pass_id = mine.pass_id AND theirs.id <> mine.id
+JOIN clips own ON own.id IN {ids} AND own.crashes = 0 AND own.not_before <= {now}
+JOIN clips same ON same.run_id = theirs.id AND same.uri_key = own.uri_key AND same.crashes = 0
+WHERE mine.id = :run_id
+"""
+#: A clip is taken along however long it would pause, so that it is fetched once for all runs.
+AHEAD_S = 1e9
 SELECT_LEASED = """
-SELECT id, uri, attempts + 1 AS attempts, crashes, given_back_by, start_s, end_s, member,
+SELECT id, run_id, uri, attempts + 1 AS attempts, crashes, given_back_by, start_s, end_s, member,
 member_offset, member_bytes, packing FROM clips
 WHERE id IN {ids} AND not_before IS NOT NULL ORDER BY id
 """
@@ -142,18 +156,26 @@ def _insert_unnamed(connection: sa.Connection, values: dict[str, Any]) -> int:
 
 def add_clips(engine: sa.Engine, run_id: int, clips: Iterable[words.Clip]) -> int:
     """Add clips to a run as `pending`, except those it has; return how many were new."""
-    return add_listed(engine, run_id, [listed(clip) for clip in clips])
+    return add_listed(engine, [run_id], [listed(clip) for clip in clips])
 
 
-def add_listed(engine: sa.Engine, run_id: int, rows: list[Listed]) -> int:
-    """Do the same as `add_clips`, for rows that are ready.
+def add_listed(engine: sa.Engine, run_ids: Sequence[int], rows: list[Listed]) -> int:
+    """Do the same as `add_clips`, for rows that are ready, and for all runs of a pass at once.
 
-    Rows sorted by their key write each page of the index only once.
+    Rows sorted by their key write each page of the index only once. Returns the most that were new
+    in a run.
     """
-    if not rows:
-        return 0
-    with writing(engine) as connection:
-        return insert(connection, run_id, rows)
+    return add_to_each(engine, dict.fromkeys(run_ids, rows))
+
+
+def add_to_each(engine: sa.Engine, added: Mapping[int, list[Listed]]) -> int:
+    """Do the same with rows for each run."""
+    most = 0
+    if any(added.values()):
+        with writing(engine) as connection:
+            for run_id in sorted(added):
+                most = max(most, insert(connection, run_id, added[run_id]))
+    return most
 
 
 def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> int:
@@ -276,7 +298,7 @@ def new_token() -> int:
 def claim(
     engine: sa.Engine, chunk: Chunk, *, worker: str, limits: Ledger, token: int | None = None
 ) -> Claim:
-    """Take the clips of a chunk's run that are still to do.
+    """Take the clips of a chunk's run that are still to do, and the same clips of its pass.
 
     Clips that are final, running elsewhere, not yet due or of another run are left out. So a
     message that is delivered twice does no harm.
@@ -290,16 +312,18 @@ def claim(
         NoSuchRunError: the ledger does not have the chunk's run.
     """
     token = new_token() if token is None else token
+    ids = [clip_id for clip_id, _ in chunk.clips]
     lease = {
-        "ids": [clip_id for clip_id, _ in chunk.clips],
         "run_id": chunk.run_id,
         "ledger_id": chunk.ledger_id,
         "token": token,
         "worker": worker,
         "lease_s": limits.lease_s,
+        "ahead_s": AHEAD_S,
     }
     with writing(engine) as connection:
-        leased = execute(connection, INSERT_LEASES, **lease).scalars().all()
+        same = execute(connection, SELECT_SAME_CLIPS, run_id=chunk.run_id, ids=ids).scalars()
+        leased = execute(connection, INSERT_LEASES, ids=[*ids, *same], **lease).scalars().all()
         if not leased:
             _check_origin(connection, chunk)
         # Read once they are leased: a moment before, another worker may have finished them.
@@ -316,6 +340,7 @@ def _claimed(row: sa.Row[Any]) -> Claimed:
         row.crashes,
         row.given_back_by,
         None if part == WHOLE else part,
+        row.run_id,
     )
 
 

@@ -109,6 +109,8 @@ class Run(Base):
     paused: Mapped[str | None]
     #: Clips that ended before this are no reason to pause the run.
     resumed_at: Mapped[float] = mapped_column(server_default="0")
+    #: Runs with the same number hear the same clips, which are fetched once for all of them.
+    pass_id: Mapped[int | None]
 
 
 class Clip(Base):

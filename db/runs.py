@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import sqlalchemy as sa
 
@@ -50,6 +51,8 @@ class RunRow:
     reuse_urls: bool
     #: Why the run is paused.
     paused: str | None = None
+    #: Runs with the same number hear the same clips.
+    pass_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,17 @@ def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], name: str) 
         raise UsageError(reason=f"There is no run {name}; `earmark status` lists them.{meant}")
     (run,) = rows
     options = RunOptions.from_json(run.options)
-    return RunRow(run.id, run.name, options, run.model_id, run.reuse_urls, run.paused)
+    return RunRow(run.id, run.name, options, run.model_id, run.reuse_urls, run.paused, run.pass_id)
+
+
+def in_pass(engine: sa.Engine, run: RunRow) -> list[RunRow]:
+    """Return the runs of a run's pass, which are done together; else the run alone."""
+    if run.pass_id is None:
+        return [run]
+    same = sa.select(Run.id).where(Run.pass_id == run.pass_id).order_by(Run.id)
+    with reading(engine) as connection:
+        ids = connection.scalars(same).all()
+    return list(map(partial(get_run, engine), ids))
 
 
 def is_going(engine: sa.Engine, run_id: int) -> bool:

@@ -141,7 +141,10 @@ def _verb(verb: Any, name: str) -> Iterator[str]:
     for parameter in verb.params:
         if parameter.name != "help":
             flags = ", ".join(f"`{flag}`" for flag in [*parameter.opts, *parameter.secondary_opts])
-            default = "" if parameter.default in (None, False) else f"`{parameter.default}`"
+            default = parameter.default
+            if isinstance(default, list):
+                default = " ".join(default)
+            default = "" if default in (None, False) else f"`{default}`"
             yield f"| {flags} | {default} | {getattr(parameter, 'help', '')} |"
     yield ""
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, Unpack
 
 from db import compare as comparing
 from db import results, runs, urls
+from db.passes import base_name
 from earmark import folders, frames, machine, progress
 from earmark import notify as webhook
 from earmark.core.clips import State
 from earmark.core.errors import ServiceError, UsageError
-from earmark.core.options import Listing, RunOptions
+from earmark.core.options import Listing, RunOptions, of_each_model
 from earmark.database import open_database, read_settings, with_database
 from earmark.events import Rule, events
 from earmark.growth import Growth
@@ -50,7 +51,7 @@ LOOK_S = 0.5
 class Scoring(TypedDict, total=False):
     """How clips are scored: the fields of `RunOptions`, with their defaults."""
 
-    model: str
+    model: str | Sequence[str]
     revision: str | None
     top_k: int
     function_to_apply: FunctionToApply | None
@@ -137,6 +138,12 @@ class Run:
     def name(self) -> str:
         """The name that was given to it, else `run-` and its id."""
         return self.row.name
+
+    @property
+    def together(self) -> list[Run]:
+        """The runs of its pass, one for each model, itself among them; else it alone."""
+        rows = runs.in_pass(self.engine, self.row)
+        return [Run(self.engine, row, self._settings, self._submitted) for row in rows]
 
     @property
     def options(self) -> RunOptions:
@@ -313,30 +320,20 @@ def run(
         quiet: show no progress.
         watch: take new files of the sources, which are folders, until Ctrl-C.
         notify: a webhook to tell when every clip has ended, or the run is stopped.
-        options: as those of `earmark run`: `model`, `top_k`, `name`, `url_col` and so on.
+        options: as those of `earmark run`: `model`, `top_k`, `name`, `url_col` and so on. With
+            several models, the run of the first is returned; `together` has them all.
 
     Raises:
         UsageError: a source cannot be read or holds no clip, or an option is wrong.
         ServiceError: the database cannot be used, or the workers cannot work.
     """
+    how: Any = {"workers": workers, "quiet": quiet, "watch": watch, "notify": notify}
     scoring, submission = split(options)
-    ended = run_here(
-        _listed(sources),
-        _settings(settings, db),
-        scoring,
-        workers=workers,
-        quiet=quiet,
-        watch=watch,
-        notify=notify,
-        **submission,
-    )
-    return _unless_paused(ended)
-
-
-def _unless_paused(run: Run) -> Run:
-    if paused := run.progress().paused:
-        raise ServiceError(reason=paused)
-    return run
+    ended = run_here(_listed(sources), _settings(settings, db), scoring, **how, **submission)
+    for each in ended.together:
+        if paused := each.progress().paused:
+            raise ServiceError(reason=paused)
+    return ended
 
 
 def submit(
@@ -360,7 +357,8 @@ def submit(
         ServiceError: the broker or the database cannot be used.
     """
     scoring, submission = split(options)
-    hub.check(scoring.model, scoring.revision, scoring.labels, here=False)
+    for each in scoring:
+        hub.check(each, here=False)
     reachable = find_broker(_settings(settings, db))
     engine = open_database(reachable, create=True)
     submitted = submit_sources(
@@ -412,7 +410,7 @@ def classify(
     # Imported here because it loads what a worker loads.
     from earmark.in_process import classified
 
-    scoring, _ = split(options)
+    scoring = of_each_model(options)[0]
     uri = folders.uri_of(str(clip))
     with classified(uri, folders.readable(uri, _settings(settings)), scoring) as ended:
         predictions = ended.named(ended.success.predictions)
@@ -422,7 +420,7 @@ def classify(
 def run_here(
     sources: Sequence[str | Clip],
     settings: Settings,
-    options: RunOptions,
+    options: Sequence[RunOptions],
     *,
     workers: int = 1,
     roots: Sequence[Path] | None = None,
@@ -443,7 +441,7 @@ def run_here(
     _check(settings, options, notify)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
-    local = _on_files_of(sources, roots, settings, options)
+    local = _on_files_of(sources, roots, settings, options[0])
     with (
         progress.terminable(),
         machine.running(local, queue=queue, workers=workers) as here,
@@ -453,22 +451,41 @@ def run_here(
         if growth:
             _grow(growth, here, engine, look, notify, quiet, options=options, **submission)
         submitted = submit_sources(sources, engine, here.settings, options=options, **submission)
-        with webhook.telling(notify, engine, submitted.run_id, settings):
-            state = progress.watch(engine, submitted.run_id, settings, meanwhile=look, quiet=quiet)
-    if not state.states[State.failed] and not here.restarts:
+        _watch(engine, submitted.run_ids, settings, notify, look, quiet=quiet)
+    run = Run(engine, runs.get_run(engine, submitted.run_id), settings, submitted)
+    if not here.restarts and not any(map(_has_failures, run.together)):
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
-    return Run(engine, runs.get_run(engine, submitted.run_id), settings, submitted)
+    return run
 
 
-def _check(settings: Settings, options: RunOptions, notify: str | None) -> None:
+def _watch(
+    engine: sa.Engine,
+    run_ids: Iterable[int],
+    settings: Settings,
+    notify: str | None,
+    meanwhile: Callable[[], object],
+    *,
+    quiet: bool,
+) -> None:
+    for run_id in run_ids:
+        with webhook.telling(notify, engine, run_id, settings):
+            progress.watch(engine, run_id, settings, meanwhile=meanwhile, quiet=quiet)
+
+
+def _has_failures(run: Run) -> bool:
+    return bool(run.progress().states[State.failed])
+
+
+def _check(settings: Settings, options: Sequence[RunOptions], notify: str | None) -> None:
     """Raise an EarmarkError if a run here could not work, before it begins."""
     if notify:
         webhook.check(notify, settings)
     folders.check(settings)
-    hub.check(options.model, options.revision, options.labels, here=True)
-    if options.head:
-        heads.load(options.head)
+    for each in options:
+        hub.check(each, here=True)
+        if each.head:
+            heads.load(each.head)
 
 
 def _on_files_of(
@@ -495,18 +512,16 @@ def _grow(
 ) -> NoReturn:
     """Submit the files of growing folders as they are complete, until Ctrl-C."""
 
-    def take() -> int | None:
+    def take() -> list[int]:
         look()
         if not (files := growth.complete()):
-            return None
+            return []
         submitted = submit_sources(files, engine, here.settings, **submission)
-        submission["name"] = runs.get_run(engine, submitted.run_id).name
-        return submitted.run_id
+        submission["name"] = base_name(runs.get_run(engine, submitted.run_id))
+        return submitted.run_ids
 
     while True:
-        if run_id := take():
-            with webhook.telling(notify, engine, run_id, here.settings):
-                progress.watch(engine, run_id, here.settings, meanwhile=take, quiet=quiet)
+        _watch(engine, take(), here.settings, notify, take, quiet=quiet)
         time.sleep(LOOK_S)
 
 
@@ -518,12 +533,12 @@ def _listed(sources: str | Iterable[str]) -> list[str]:
     return [sources] if isinstance(sources, str) else list(sources)
 
 
-def split(given: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
-    """Return the options of a run, and the other arguments of `producer.submit.submit`."""
+def split(given: Mapping[str, Any]) -> tuple[list[RunOptions], dict[str, Any]]:
+    """Return the options for each model, and the other arguments of `producer.submit.submit`."""
     taken = {*RunOptions.__slots__, *Listing.__slots__}
     others = {name: value for name, value in given.items() if name not in taken}
     others["listing"] = Listing.from_arguments(given)
-    return RunOptions.from_arguments(given), others
+    return of_each_model(given), others
 
 
 def _look_after(here: Machine, engine: sa.Engine) -> Callable[[], None]:
@@ -542,7 +557,7 @@ def _look_after(here: Machine, engine: sa.Engine) -> Callable[[], None]:
 
 def _how_to_go_on(engine: sa.Engine, queue: str) -> str:
     try:
-        name = runs.run_on_queue(engine, queue).name
+        name = base_name(runs.run_on_queue(engine, queue))
     except UsageError:
         return "Stopped before the first clip was submitted."
     return f"Stopping; the same command with --name {name} goes on where this stops."

@@ -35,7 +35,7 @@ def demo(settings: Settings, report: Path | None = None) -> Run:
     with _served(EXAMPLES) as port:
         allowed = settings.changed(fetch={"allow_networks": f"{LOOPBACK}/32", "ports": str(port)})
         urls = [f"http://{LOOPBACK}:{port}/{name}" for name in CLIPS]
-        run = api.run_here(urls, allowed, RunOptions(window_s=WINDOW_S))
+        run = api.run_here(urls, allowed, [RunOptions(window_s=WINDOW_S)])
         if report:
             _write_report(run, allowed, report)
         return run

@@ -78,7 +78,7 @@ def plan(
     sources: Sequence[str],
     settings: Settings,
     *,
-    options: RunOptions,
+    options: Sequence[RunOptions],
     sample: int = 200,
     within_s: float | None = None,
     limit: int | None = None,
@@ -111,9 +111,22 @@ def plan(
         **_decoding(seen, settings),
         hosts=hosts,
         errors=[dict(zip(("code", "clips", "example"), error, strict=True)) for error in errors],
-        license=hub.license_of(options.model, options.revision),
-        cheaper=catalog.cheaper(options.model, options.revision, settings) if seen.done else None,
+        **_of_models(options, settings if seen.done else None),
     )
+
+
+def _of_models(options: Sequence[RunOptions], settings: Settings | None) -> dict[str, Any]:
+    """Return the models' licences, and with settings which cheaper models there are."""
+    licenses, cheaper = [], []
+    for each in options:
+        licenses.append(hub.license_of(each.model, each.revision))
+        if settings:
+            cheaper.append(catalog.cheaper(each.model, each.revision, settings))
+    stated = ", ".join(each or "not stated" for each in licenses)
+    return {
+        "license": stated if any(licenses) else None,
+        "cheaper": "; ".join(filter(None, cheaper)) or None,
+    }
 
 
 def _sampled(
@@ -143,7 +156,10 @@ def _decoding(seen: Measured, settings: Settings) -> dict[str, Any]:
 
 @contextmanager
 def _tried(
-    clips: list[Clip], settings: Settings, options: RunOptions, roots: tuple[Path, ...]
+    clips: list[Clip],
+    settings: Settings,
+    options: Sequence[RunOptions],
+    roots: tuple[Path, ...],
 ) -> Iterator[Run]:
     """Run some clips in a temporary folder, queue and database, which are deleted at the end."""
     with TemporaryDirectory(prefix="earmark-plan-") as folder:
@@ -162,7 +178,8 @@ def _tried(
             on_interrupt="Stopped; nothing is kept.",
         )
         try:
-            yield run
+            # All models are as quick as the slowest, since they share one pass.
+            yield max(run.together, key=lambda each: each.progress().seconds)
         finally:
             run.engine.dispose()
 

@@ -100,6 +100,7 @@ class Recording:
                         yield from pieces
                         return
                 # Its header tells too little: all of it is looked at.
+                self.file.close()
                 self.file = self.fetch()
             yield from self.decoders.stretch(self.file, start_s, end_s)
 

@@ -45,7 +45,7 @@ def show(rows: Iterable[dict[str, Any]], console: Console, columns: Sequence[str
             Default: all.
     """
     shown = list(islice(rows, TABLE_ROWS + 1))
-    names = list(shown[0]) if shown else []
+    names = list(next(iter(shown), {}))
     if columns:
         names = [name for name in columns if _has_values(name, shown)]
     cells = [_cells(names, row) for row in shown[:TABLE_ROWS]]

@@ -74,12 +74,16 @@ class Index:
         """Return the index that `write` wrote into a folder."""
         windows = _mapped(folder / "windows", WINDOW)
         count = len(windows)
+        levels, sketches = (
+            _mapped(folder / "levels", np.int8),
+            _mapped(folder / "sketches", np.uint64),
+        )
         return cls(
             windows,
             _mapped(folder / "scales", np.float32),
-            _mapped(folder / "levels", np.int8).reshape(count, -1 if count else 0),
+            levels.reshape(count, levels.size // max(1, count)),
             _mapped(folder / "mean", np.float32),
-            _mapped(folder / "sketches", np.uint64).reshape(-1 if count else 0, count),
+            sketches.reshape(sketches.size // max(1, count), count),
         )
 
     def vectors(self, places: slice | np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from typing import TypedDict, Unpack
 import sqlalchemy as sa
 from more_itertools import spy
 
-from db import access, known_rows, ledger, registry
+from db import access, known_rows, ledger, passes, registry
 from db.bulk_insert import Listed, listed
 from db.identity import with_queue
 from db.known_rows import KnownRows
@@ -64,15 +64,20 @@ class KeptOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A run, and the counts of its list: new clips, known ones, refused lines."""
+    """Runs, and the counts of their list: new clips, known ones, refused lines."""
 
-    run_id: int
+    #: Several if they are done in one pass.
+    run_ids: list[int]
     tally: Tally
     added: int
     #: How the rows of known clips differed from them.
     differing: KnownRows = field(default_factory=KnownRows)
     #: Whether clips whose file had changed went back to work.
     again: bool = False
+
+    @property
+    def run_id(self) -> int:
+        return self.run_ids[0]
 
     @property
     def clips(self) -> int:
@@ -130,7 +135,7 @@ def submit(
     engine: sa.Engine,
     settings: Settings,
     *,
-    options: RunOptions | None = None,
+    options: RunOptions | Sequence[RunOptions] | None = None,
     name: str | None = None,
     listing: Listing | None = None,
     duplicates: Duplicates = "merge",
@@ -142,8 +147,8 @@ def submit(
     """Record every clip of the sources as a row, then start to queue them for workers.
 
     Args:
+        options: of several models, each makes a run of its own, and one pass serves all.
         name: if a run of this name exists, the list's new clips are added to it.
-        listing: how the sources are read.
         duplicates: `keep` makes each row a clip of its own, with about 100 bytes in memory.
         again: clips whose local file has changed go back to work.
         tell: gets a sentence if no worker that is up may read the files of the list.
@@ -158,10 +163,10 @@ def submit(
     settings, queue = _with_broker(settings, engine)
     if tell and (sentence := unreadable(first, registry.up(engine, queue))):
         tell(sentence)
-    run_id = ledger.open_run(engine, name, options or RunOptions(), queue=queue, **kept)
-    writer = _Writer(run_id, engine, Feeder(engine, settings), settings.ledger.feed_every_s, again)
+    run_ids = passes.open_runs(engine, name, options or RunOptions(), queue=queue, **kept)
+    writer = _Writer(run_ids, engine, Feeder(engine, settings), settings.ledger.feed_every_s, again)
     added = _add(map(listed, clips) if duplicates == "merge" else _each_row(clips), writer)
-    return Submitted(run_id, tally, added, writer.differing, again)
+    return Submitted(run_ids, tally, added, writer.differing, again)
 
 
 def _read(
@@ -252,7 +257,7 @@ def _short_switch_interval() -> Iterator[None]:
 class _Writer:
     """Writes rows from several threads, and feeds the queue in between."""
 
-    run_id: int
+    run_ids: list[int]
     engine: sa.Engine
     feeder: Feeder
     feed_every_s: float
@@ -263,14 +268,20 @@ class _Writer:
     mostly_known: bool = False
 
     def write(self, rows: list[Listed]) -> int:
-        added = compared = rows
+        added = compared = dict.fromkeys(self.run_ids, rows)
         if self.mostly_known:
-            added, compared = known_rows.unlike(self.engine, self.run_id, rows)
-        new = ledger.add_listed(self.engine, self.run_id, added)
+            added, compared = {}, {}
+            for run_id in self.run_ids:
+                unlike = known_rows.unlike(self.engine, run_id, rows)
+                added[run_id], compared[run_id] = unlike
+        new = ledger.add_to_each(self.engine, added)
         self.mostly_known = new < len(rows) / 2
         differing = KnownRows()
-        if new < len(compared):
-            differing = known_rows.settle(self.engine, self.run_id, compared, again=self.again)
+        for run_id in self.run_ids:
+            if new < len(compared[run_id]):
+                differing = known_rows.settle(
+                    self.engine, run_id, compared[run_id], again=self.again
+                )
         with self.feeding:
             self.differing.add(differing)
             if time.monotonic() - self.fed > self.feed_every_s:

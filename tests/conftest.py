@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,16 @@ from db.session import connect
 from earmark.core.settings import Database
 from tests import needs
 from tests.faults.nursery import Nursery, running_nursery
-from tests.servers import PgBouncer, Postgres, upgraded
+from tests.servers import PgBouncer, copied_sqlite
+from tests.shared import TEMPLATE, shared_postgres
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import sqlalchemy as sa
     from playwright.sync_api import Browser
+
+    from tests.servers import Postgres
 
 #: A browser that keeps to the pages it is shown.
 CHROMIUM = [
@@ -31,8 +35,20 @@ CHROMIUM = [
 # them takes 5 of 13 seconds.
 gc.disable()
 
+# `nohup` ignores it for all children too, which must end with it; of a handler they know nothing.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
+
 #: Their tests share what takes long to set up, so they stay in one process.
-TOGETHER = ("test_watching", "test_decode", "test_page", "test_report", "test_review_page")
+TOGETHER = (
+    "test_deploy",
+    "test_watching",
+    "test_architectures",
+    "test_page",
+    "test_pool",
+    "test_report",
+    "test_review_page",
+)
 #: A test has a mark if it uses one of these fixtures: they start programs.
 MARKED_BY_FIXTURE = {
     "browser": ("browser", "slow"),
@@ -90,21 +106,24 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test run have."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(request.config, "workerinput") else own
+
+
+@pytest.fixture(scope="session")
+def nursery(shared: Path) -> Iterator[Nursery]:
     """The process from which the command line and its workers are forked."""
-    with running_nursery() as nursery:
+    with running_nursery(shared) as nursery:
         yield nursery
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Postgres]:
-    """A PostgreSQL server with a template database at our schema."""
-    server = Postgres()
-    try:
-        upgraded(server.new_database("template_earmark"))
+def postgres_server(shared: Path) -> Iterator[Postgres]:
+    """The PostgreSQL server of this test run, with a template database at our schema."""
+    with shared_postgres(shared) as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +134,7 @@ def postgres(postgres_server: Postgres) -> str:
 @pytest.fixture
 def postgres_url(postgres_server: Postgres) -> Iterator[str]:
     """The URL of a database of the test's own."""
-    with postgres_server.database("template_earmark") as url:
+    with postgres_server.database(TEMPLATE) as url:
         yield url
 
 
@@ -139,7 +158,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an upgraded database; the test runs once on each kind."""
     if request.param == "postgresql":
         return str(request.getfixturevalue("postgres_url"))
-    return upgraded(f"sqlite:///{tmp_path}/earmark.db")
+    return copied_sqlite(tmp_path / "earmark.db")
 
 
 @pytest.fixture

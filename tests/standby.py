@@ -34,15 +34,7 @@ class Standby(Postgres):
         ]
         copy += ["--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
         subprocess.run(copy, check=True, capture_output=True, cwd=self._folder, **self._who)
-        options = [
-            f"-p{port}",
-            "-cunix_socket_directories=",
-            "-cfsync=off",
-            "-cmax_connections=200",
-        ]
-        self._command = [self._binaries / "postgres", "-D", data, *options]
-        self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        self.start()
+        self._begin(data, port, {})
 
     def following(self, url: str) -> str:
         """Return the standby's URL of a database of the primary, once it has caught up."""

@@ -57,7 +57,7 @@ class Alone:
         """Return the clip's outcome; `worker_lost` if loaders die of it."""
         ends: SimpleQueue[End] = SimpleQueue()
         work = ClipInWork(clip, self.plan, threading.Lock(), lambda _, end: ends.put(end))
-        self._loaders.deal(self.plan.job, [work])
+        self._loaders.deal([(work, self.plan.job)])
         end = ends.get()
         if end is None:
             return work.success()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,8 +13,10 @@ from workers.clip import ClipInWork
 from workers.loading.process import Known, Suspected
 
 if TYPE_CHECKING:
-    from db.claims import Claim, Claimed
-    from earmark.core.clips import Outcome, Success
+    from collections.abc import Mapping
+
+    from db.claims import Claim
+    from earmark.core.clips import Outcome, Part, Success
     from workers.clip import End
     from workers.models import RunPlan
 
@@ -32,7 +34,7 @@ SUSPECT_CRASHES = 2
 class Work(Protocol):
     """The ways in which clips come to their end."""
 
-    def load(self, plan: RunPlan, clips: list[ClipInWork], *, join: bool) -> None:
+    def load(self, clips: list[ClipInWork], *, join: bool) -> None:
         """Have clips loaded and scored; `join` those whose content is at work already."""
 
     def quarantine(self, clip: ClipInWork) -> None:
@@ -54,16 +56,20 @@ class Work(Protocol):
 class ChunkInProgress:
     """The clips of one claim, from their start to their outcomes.
 
+    Those of runs that are not among the `plans` are left out.
+
     Use one per claim, from one thread: `run` it for as long as you can wait, `collect` the
     outcomes to record them, and `give_back` the rest. A clip whose host wants a longer pause is
     given back, and so is a clip that makes no progress for `deadline_s`.
     """
 
-    def __init__(self, claim: Claim, plan: RunPlan, deadline_s: float, work: Work) -> None:
+    def __init__(
+        self, claim: Claim, plans: Mapping[int, RunPlan], deadline_s: float, work: Work
+    ) -> None:
         self.claim = claim
+        self.plans = plans
         #: By id, the clips to give back, and the seconds until they may be tried again.
         self.given_back: dict[int, float] = {}
-        self._plan = plan
         self._work = work
         self._deadline_s = deadline_s
         self._give_up_at = math.inf
@@ -73,7 +79,7 @@ class ChunkInProgress:
         #: The chunk's thread has something to do.
         self._wake = threading.Event()
         self._running: dict[int, ClipInWork] = {}
-        self._start([self._in_work(clip) for clip in claim.clips])
+        self._start(self._clips_in_work())
 
     @property
     def unfinished(self) -> bool:
@@ -101,8 +107,17 @@ class ChunkInProgress:
         collected, self._outcomes = self._outcomes, []
         return collected
 
-    def _in_work(self, clip: Claimed) -> ClipInWork:
-        return ClipInWork(clip, self._plan, self._lock, self._end)
+    def _clips_in_work(self) -> list[ClipInWork]:
+        clips = []
+        files: dict[tuple[str, Part | None], list[ClipInWork]] = defaultdict(list)
+        for claimed in self.claim.clips:
+            if claimed.run_id not in self.plans:
+                continue
+            clip = ClipInWork(claimed, self.plans[claimed.run_id], self._lock, self._end)
+            clip.beside = files[clip.uri, clip.part]
+            clip.beside.append(clip)
+            clips.append(clip)
+        return clips
 
     def _start(self, clips: list[ClipInWork], *, join: bool = True) -> None:
         innocent = []
@@ -113,7 +128,7 @@ class ChunkInProgress:
             else:
                 innocent.append(clip)
         if innocent:
-            self._work.load(self._plan, innocent, join=join)
+            self._work.load(innocent, join=join)
 
     def _end(self, clip: ClipInWork, end: End) -> None:
         # Called by any thread, which does as little as it can: others wait for it.

@@ -121,6 +121,8 @@ class ClipInWork:
     progressed_at: float = field(default_factory=time.monotonic)
     #: Whether its chunk waits for its end.
     wanted: bool = True
+    #: The clips of its chunk and its file, itself among them: all wait for one download.
+    beside: list[ClipInWork] = field(default_factory=list)
     _dealt: Dealt | None = None
     _facts: Facts | None = None
     _scores: Scores | None = None
@@ -220,6 +222,8 @@ class ClipInWork:
         self.progressed_at = time.monotonic()
         for copy, _ in self._copies:
             copy.progressed_at = self.progressed_at
+        for other in self.beside:
+            other.progressed_at = self.progressed_at
         if self._facts is not None and self._scored == self._facts.windows:
             self._classify_ms = (time.perf_counter() - self._decoded_at) * 1000
             self._close(None)

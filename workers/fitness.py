@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -69,6 +70,7 @@ class Fitness:
         """Return the outcomes to record: clips that another worker should try are given back."""
         clips = {clip.id: clip for clip in claim.clips}
         judged: list[Outcome] = []
+        beside = _other_model_works(claim, outcomes)
         for outcome in outcomes:
             clip = clips[outcome.clip_id]
             if not isinstance(outcome, Failure) or outcome.error.cause is Cause.clip:
@@ -77,7 +79,8 @@ class Fitness:
                 continue
             own = isinstance(outcome.error, FileNotFound) and _disk_is_there(clip, self._roots)
             # What another worker gave back is no sign of this one.
-            if outcome.error.cause is Cause.worker and not own and not clip.workers_before:
+            sign = outcome.error.cause is Cause.worker and not own and not clip.workers_before
+            if sign and not beside:
                 self._lengthen_streak(claim.run_id, outcome)
             given_back = self._should_give_back(clip, own=own)
             judged.append(replace(outcome, given_back=given_back, own=own))
@@ -130,6 +133,12 @@ class Fitness:
             pause.reason,
             extra={"action": "worker_paused", "code": code},
         )
+
+
+def _other_model_works(claim: Claim, outcomes: Sequence[Outcome]) -> bool:
+    """Return whether one model of a pass succeeds: what fails beside it is not the worker."""
+    several = len(set(map(attrgetter("run_id"), claim.clips))) > 1
+    return several and not all(isinstance(outcome, Failure) for outcome in outcomes)
 
 
 def _disk_is_there(clip: Claimed, roots: Sequence[Path]) -> bool:

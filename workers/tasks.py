@@ -7,7 +7,7 @@ import math
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from workers.foreign import ForeignChunks
 from workers.quarantine import Quarantine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import sqlalchemy as sa
     from celery import Task
@@ -118,9 +118,10 @@ class WorkerState:
             with self._claiming(ids) as token:
                 claim = self._without_returned(self._claim(chunk, token))
                 self.foreign.note_own_chunk()
-                counts = Counter(skipped=len(ids) - len(claim.clips))
+                counts = Counter(skipped=len(set(ids) - claim.ids))
+                ids += claim.ids
                 if claim.clips:
-                    counts += self._begin(chunk.run_id, claim)
+                    counts += self._begin(claim)
                 else:
                     self._held.discard(token)
             # A copy, since clips that are late add to it.
@@ -241,33 +242,40 @@ class WorkerState:
             except DatabaseError:
                 sleep(CHECK_EVERY_S)
 
-    def _begin(self, run_id: int, claim: Claim) -> Counter[str]:
-        try:
-            plan = self._through_outage(run_id, partial(self._models.take, run_id))
-        except DatabaseError:
-            raise
-        except (ServiceError, ModelError) as error:
-            reason = error if isinstance(error, ModelError) else ModelError(reason=str(error))
-            counts = self._record(claim, [Failure(clip.id, reason) for clip in claim.clips], ())
-            self._held.discard(claim.token)
-            return counts
-
-        running = ChunkInProgress(claim, plan, self._deadline_s, self)
-        try:
+    def _begin(self, claim: Claim) -> Counter[str]:
+        with ExitStack() as cleanup:
+            plans: dict[int, RunPlan] = {}
+            failures: list[Outcome] = []
+            for part in claim.by_run():
+                try:
+                    plans[part.run_id] = self._take_plan(part.run_id, cleanup)
+                except DatabaseError:
+                    raise
+                except (ServiceError, ModelError) as error:
+                    failures += _without_model(part, error)
+            if not plans:
+                counts = self._record(claim, failures, plans)
+                self._held.discard(claim.token)
+                return counts
+            running = ChunkInProgress(claim, plans, self._deadline_s, self)
+            cleanup.callback(self._let_go, running)
             running.run(PATIENCE_S, self.draining)
-            counts = self._record(claim, running.collect(), plan.model.label_ids)
-        except BaseException:
-            self._let_go(running, plan)
-            raise
-        late = running.unfinished and not self.draining.is_set()
-        if late and self._late_free.acquire(blocking=False):
-            self._late.submit(copy_context().run, self._end_late, running, plan)
-            return counts + Counter(late=len(claim.clips) - counts.total())
-        return counts + self._end(running, plan)
+            counts = self._record(claim, failures + running.collect(), plans)
+            late = running.unfinished and not self.draining.is_set()
+            if late and self._late_free.acquire(blocking=False):
+                self._late.submit(copy_context().run, self._end_late, running, cleanup.pop_all())
+                return counts + Counter(late=len(claim.clips) - counts.total())
+            return counts + self._end(running)
 
-    def _end_late(self, running: ChunkInProgress, plan: RunPlan) -> None:
+    def _take_plan(self, run_id: int, cleanup: ExitStack) -> RunPlan:
+        plan = self._through_outage(run_id, partial(self._models.take, run_id))
+        cleanup.callback(self._models.give_back, plan)
+        return plan
+
+    def _end_late(self, running: ChunkInProgress, cleanup: ExitStack) -> None:
         try:
-            self._end(running, plan)
+            with cleanup:
+                self._end(running)
         except DatabaseError as error:
             claim = running.claim
             self._give_up(claim.token, [clip.id for clip in claim.clips], error)
@@ -282,33 +290,35 @@ class WorkerState:
         finally:
             self._late_free.release()
 
-    def _end(self, running: ChunkInProgress, plan: RunPlan) -> Counter[str]:
-        try:
-            token = running.claim.token
-            running.run(math.inf, self.draining)
-            running.give_back()
-            counts = self._record(running.claim, running.collect(), plan.model.label_ids)
-            release = partial(ledger.release, self.engine, token, running.given_back)
-            self._through_outage(running.claim.run_id, release)
-            self._held.discard(token)
-        finally:
-            self._let_go(running, plan)
+    def _end(self, running: ChunkInProgress) -> Counter[str]:
+        token = running.claim.token
+        running.run(math.inf, self.draining)
+        running.give_back()
+        counts = self._record(running.claim, running.collect(), running.plans)
+        release = partial(ledger.release, self.engine, token, running.given_back)
+        self._through_outage(running.claim.run_id, release)
+        self._held.discard(token)
         return counts + Counter(released=len(running.given_back))
 
-    def _let_go(self, running: ChunkInProgress, plan: RunPlan) -> None:
+    def _let_go(self, running: ChunkInProgress) -> None:
         running.give_back()
-        self._models.give_back(plan)
         for clip in running.claim.clips:
             self._in_work.pop(clip.id, None)
 
     def _record(
-        self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]
+        self, claim: Claim, outcomes: list[Outcome], plans: Mapping[int, RunPlan]
     ) -> Counter[str]:
         outcomes = self.fitness.judge(claim, outcomes)
+        counts: Counter[str] = Counter()
         for outcome in outcomes:
             if isinstance(outcome, Failure):
                 claim.errors[outcome.error.code] += 1
-        return self._write(claim, outcomes, label_ids)
+        for part in claim.by_run():
+            ids = part.ids
+            own = [outcome for outcome in outcomes if outcome.clip_id in ids]
+            plan = plans.get(part.run_id)
+            counts += self._write(part, own, plan.model.label_ids if plan else ())
+        return counts
 
     def _write(
         self, claim: Claim, outcomes: list[Outcome], label_ids: tuple[int, ...]
@@ -383,9 +393,9 @@ class WorkerState:
 
     # The ways in which a chunk's clips come to their end.
 
-    def load(self, plan: RunPlan, clips: list[ClipInWork], *, join: bool) -> None:
+    def load(self, clips: list[ClipInWork], *, join: bool) -> None:
         self._in_work.update((clip.clip_id, clip) for clip in clips)
-        self._loaders.deal(replace(plan.job, joins=join), clips)
+        self._loaders.deal((clip, replace(clip.plan.job, joins=join)) for clip in clips)
 
     def in_work(self, clip_id: int) -> ClipInWork | None:
         return self._in_work.get(clip_id)
@@ -421,6 +431,12 @@ class WorkerState:
             logger.warning("no network: taking no chunks for now", extra={"action": "offline"})
         while self._loaders.offline and not self.draining.wait(CHECK_EVERY_S):
             pass
+
+
+def _without_model(claim: Claim, error: ServiceError | ModelError) -> list[Outcome]:
+    """Return the failures of clips whose model cannot be had."""
+    reason = error if isinstance(error, ModelError) else ModelError(reason=str(error))
+    return [Failure(clip.id, reason) for clip in claim.clips]
 
 
 def _log_recorded(counts: Counter[str], stages: dict[str, float]) -> None:

@@ -15,7 +15,7 @@ from earmark import output, progress
 from earmark.cli import options as o
 from earmark.core.clips import Part
 from earmark.core.errors import SERVICE_EXIT, UsageError
-from earmark.core.options import Listing, RunOptions
+from earmark.core.options import Listing, RunOptions, of_each_model
 from earmark.core.spelling import printable
 from earmark.database import open_database, read_settings
 
@@ -40,7 +40,7 @@ def plan(
     estimate = planning.plan(
         given["sources"],
         read_settings(),
-        options=RunOptions.from_arguments(given),
+        options=of_each_model(given),
         sample=sample,
         within_s=planning.seconds_in(within) if within else None,
         limit=given["limit"],

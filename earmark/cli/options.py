@@ -154,6 +154,11 @@ SOURCES = typer.Argument(
     help="URLs, audio files, folders, globs, containers (tar, zip), lists (txt, csv, tsv, json,"
     " parquet), - for stdin."
 )
+MODELS = typer.Option(
+    "--model",
+    help="starter, a Hugging Face id, or a model directory. With several each clip is fetched once,"
+    " and each model has a run NAME/MODEL.",
+)
 SCORING = parameters(
     RunOptions,
     {
@@ -201,6 +206,12 @@ TASK: Parameters = {
         "sources", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[list[str], SOURCES]
     ),
     **SCORING,
+    "model": inspect.Parameter(
+        "model",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=[RunOptions().model],
+        annotation=Annotated[list[str], MODELS],
+    ),
     **LISTING,
     **LIMIT,
     **STRICT,

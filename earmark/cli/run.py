@@ -64,11 +64,15 @@ def submit(given: dict[str, Any], watch: o.Watch = False, db: o.Db = None) -> No
     ):
         run = api.submit(settings=settings, tell=progress.tell, **given)
     progress.tell_all(run.report())
-    sys.stdout.write(f"{run.id}\n")
+    for each in run.together:
+        sys.stdout.write(f"{each.id}\n")
     if watch:
-        state = progress.follow(run.engine, run.row, settings)
-        progress.summarise(run.engine, run.row, state, settings)
-        progress.exit_by_outcome(state, strict=given["strict"])
+        states = []
+        for each in run.together:
+            states.append(progress.follow(run.engine, each.row, settings))
+            progress.summarise(run.engine, each.row, states[-1], settings)
+        for state in states:
+            progress.exit_by_outcome(state, strict=given["strict"])
 
 
 @commands.command(
@@ -151,19 +155,22 @@ def _show(
     strict: bool = False,
     and_then: str | None = None,
 ) -> None:
-    state = run.progress()
     progress.tell_all(run.report())
-    progress.show_results(run.engine, run.row, state)
-    progress.summarise(run.engine, run.row, state, settings)
-    verbs = _next_verbs(run.name, state)
+    states, verbs = [], []
+    for each in run.together:
+        states.append(each.progress())
+        progress.show_results(run.engine, each.row, states[-1])
+        progress.summarise(run.engine, each.row, states[-1], settings)
+        verbs += _next_verbs(each.name, states[-1])
     if and_then:
         verbs.append(and_then)
     where = f" --db {shlex.quote(db)}" if db else ""
-    commands = [f"  {_program()} {verb}{where}" for verb in verbs]
+    commands = [f"  {_program()} {verb}{where}" for verb in dict.fromkeys(verbs)]
     progress.tell(f"The results are in {urls.shown(run.engine.url)}.")
     if commands:
         progress.tell_all(["Next:", *commands])
-    progress.exit_by_outcome(state, strict=strict)
+    for state in states:
+        progress.exit_by_outcome(state, strict=strict)
 
 
 def _next_verbs(name: str, state: Progress) -> list[str]:

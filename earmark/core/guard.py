@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol
 from urllib.parse import urljoin
 
@@ -28,6 +30,8 @@ from earmark.core.names import Names
 REDIRECTS = (301, 302, 303, 307, 308)
 #: Hosts kept connected: with 8 connections each, within the usual limit of 1,024 descriptors.
 HOSTS_KEPT = 64
+#: By these variables OpenSSL finds the system's authorities.
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 # urllib3's warnings quote whole URLs, with their signatures.
 logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -159,6 +163,15 @@ class _TlsContext(ssl.SSLContext):
         return SSLTransport(sock, self, server_hostname)
 
 
+@cache
+def _tls_context(*_: str | None) -> _TlsContext:
+    """Read the certificates of authorities, which takes 20 ms, once while the variables stay."""
+    context = _TlsContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_default_certs()
+    context.load_verify_locations(certifi.where())
+    return context
+
+
 class _Answer(http.client.HTTPResponse):
     def _read_next_chunk_size(self) -> int:
         size: int = super()._read_next_chunk_size()  # type: ignore[misc]
@@ -188,9 +201,7 @@ class _HttpsPool(HTTPSConnectionPool):
 
 class _Adapter(requests.adapters.HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        context = _TlsContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_default_certs()
-        context.load_verify_locations(certifi.where())
+        context = _tls_context(*map(os.environ.get, CERTIFICATES))
         super().init_poolmanager(*args, **kwargs, ssl_context=context)
         self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 

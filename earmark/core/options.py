@@ -45,6 +45,8 @@ CHUNK_SIZE = 16
 #: A run pauses if more than this share of its clips fails on every worker; 1: never.
 STOP_AT = 0.2
 
+#: Options that make sense for one model only.
+ONE_MODELS = ("revision", "labels", "head")
 #: Options that are kept only where they are used, so that results of older runs are reused.
 SINCE_0_2 = {"embeddings": False, "head": None, "channels": "mix"}
 
@@ -114,6 +116,21 @@ class RunOptions:
     def from_json(cls, values: dict[str, Any]) -> RunOptions:
         known = _chosen(cls, values)
         return cls(**{**known, "labels": tuple(known.get("labels", ()))})
+
+
+def of_each_model(given: Mapping[str, Any]) -> list[RunOptions]:
+    """Return the options among a person's arguments, once for each model that they name.
+
+    Raises:
+        UsageError: a value is wrong, or belongs to one model where there are several.
+    """
+    models = given.get("model") or RunOptions().model
+    if isinstance(models, str):
+        models = [models]
+    for name in ONE_MODELS:
+        if len(models) > 1 and given.get(name):
+            raise UsageError(reason=f"--{name} belongs to one model: give it with one --model.")
+    return [RunOptions.from_arguments({**given, "model": model}) for model in models]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,18 +5,13 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from mypy import api
 
 from earmark.core.errors import BY_CODE, ClipError, NotFound, ServerError, TooLong
 
-CONFIGURATION = Path(__file__).parents[2] / "pyproject.toml"
 INHERITED = {"code", "stage", "cause", "transient", "sentence", "retry_after_s"}
-#: Each of these has a fact that is missing, misspelt, or of another type.
-WRONG = ("NotFound()", "NotFound(satus=404)", "NotFound(status='404')")
 
 
 def facts_of(kind: type[ClipError]) -> dict[str, Any]:
@@ -32,16 +27,11 @@ def test_an_error_with_its_declared_facts_has_its_sentence(kind: type[ClipError]
     assert all(getattr(error, name) == value for name, value in facts.items())
 
 
-def test_mypy_reports_wrong_facts_of_an_error(tmp_path: Path) -> None:
-    lines = ["from earmark.core.errors import NotFound", "NotFound(status=404)", *WRONG]
-    program = tmp_path / "program.py"
-    program.write_text("\n".join(lines))
-    # With the project's configuration it shares the cache of `make lint`: 1.5 s instead of 20.
-    found, _, status = api.run(["--config-file", str(CONFIGURATION), str(program)])
-    assert status == 1
-    for number in range(3, 3 + len(WRONG)):
-        assert f"program.py:{number}: error" in found
-    assert "program.py:2: error" not in found
+def wrong_facts() -> None:
+    """Nobody calls this. mypy reads it: an error that is not reported is an unused comment."""
+    NotFound()  # type: ignore[call-arg]
+    NotFound(satus=404)  # type: ignore[call-arg]
+    NotFound(status="404")  # type: ignore[arg-type]
 
 
 def test_a_missing_fact_is_named_at_run_time() -> None:

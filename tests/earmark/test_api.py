@@ -26,12 +26,14 @@ from earmark.database import open_database
 from earmark.demo import EXAMPLES
 from producer.submit import KeptOptions, submit
 from tests.earmark.conftest import LABELS
+from tests.faults.nursery import forking
 from tests.servers import running_valkey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.earmark.conftest import Heard
+    from tests.faults.nursery import Nursery
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "python.md"
 HEAVY = {"torch", "transformers", "sqlalchemy", "celery", "pydantic", "numpy", "polars"}
@@ -267,10 +269,13 @@ def test_one_clip_is_classified_in_this_process(folder: Path) -> None:
     assert not (folder / "data").exists()
 
 
-@pytest.mark.slow
 def test_the_examples_of_the_page_run(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    nursery: Nursery,
 ) -> None:
+    monkeypatch.setattr(children, "start", forking(nursery))
     names: dict[str, object] = {}
     settings = earmark.Settings(fetch={"file_roots": ["/"]})
     open_database(settings, create=True).dispose()

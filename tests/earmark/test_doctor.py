@@ -24,23 +24,31 @@ from tests.servers import free_port, running_valkey
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.faults.nursery import Nursery
     from tests.servers import PgBouncer
 
 
-def told(tmp_path: Path, status: int, **settings: str) -> dict[str, tuple[bool, str]]:
+def told(
+    tmp_path: Path, nursery: Nursery, status: int, **settings: str
+) -> dict[str, tuple[bool, str]]:
     """Run the verb with these settings; its lookups of names stay on this machine."""
     given = {f"EARMARK_{name}": value for name, value in settings.items()}
     earmark = Earmark(
-        {"HF_ENDPOINT": "http://localhost", "HTTPS_PROXY": "http://proxy:3128", **given}, tmp_path
+        {"HF_ENDPOINT": "http://localhost", "HTTPS_PROXY": "http://proxy:3128", **given},
+        tmp_path,
+        nursery,
     )
     rows = json.loads(earmark("doctor", "--format", "json", status=status).stdout)
     return {row["check"]: (row["ok"], row["found"]) for row in rows}
 
 
-def test_a_sound_machine_is_told_as_such(tmp_path: Path, postgres_url: str) -> None:
+def test_a_sound_machine_is_told_as_such(
+    tmp_path: Path, postgres_url: str, nursery: Nursery
+) -> None:
     with running_valkey(tmp_path) as url:
         found = told(
             tmp_path,
+            nursery,
             0,
             BROKER__URL=url,
             DATABASE__URL=postgres_url,
@@ -63,14 +71,16 @@ def test_a_sound_machine_is_told_as_such(tmp_path: Path, postgres_url: str) -> N
     ]
 
 
-def test_what_is_wrong_comes_with_its_cure(tmp_path: Path, empty_postgres_url: str) -> None:
+def test_what_is_wrong_comes_with_its_cure(
+    tmp_path: Path, empty_postgres_url: str, nursery: Nursery
+) -> None:
     settings = {
         "DATABASE__URL": empty_postgres_url,
         "FETCH__FILE_ROOTS": "/nowhere",
         "MODEL__NAME": "./no-model",
     }
     with running_valkey(tmp_path, "--maxmemory-policy", "allkeys-lru") as url:
-        found = told(tmp_path, 3, BROKER__URL=url, **settings)
+        found = told(tmp_path, nursery, 3, BROKER__URL=url, **settings)
     wrong = {name: sentence for name, (well, sentence) in found.items() if not well}
     assert "set maxmemory-policy to noeviction" in wrong.pop("broker")
     assert "run `earmark db upgrade`" in wrong.pop("database")

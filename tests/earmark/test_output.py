@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sqlite3
 import subprocess
 import sys
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import polars
@@ -22,7 +22,7 @@ from tests.db.facts import two_runs
 from tests.end_to_end.conftest import Earmark
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import sqlalchemy as sa
@@ -57,20 +57,20 @@ def either(engine: sa.Engine, database_url: str) -> str:
 
 
 class CommandLine:
-    """Runs a verb on a database: forked, or as a process of its own if its surroundings matter."""
+    """Runs a verb on a database, with more variables in its environment."""
 
     def __init__(self, folder: Path, nursery: Nursery) -> None:
-        self._forked = Earmark({}, folder, nursery)
+        self._folder, self._nursery = folder, nursery
 
     def __call__(
-        self, database: Path | str, *words: str, stdin: str = "", **surroundings: Any
+        self,
+        database: Path | str,
+        *words: str,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        **how: Any,
     ) -> subprocess.CompletedProcess[str]:
-        words = (*words, "--db", str(database))
-        if not surroundings:
-            return self._forked.ended(*words, stdin=stdin)
-        command = [sys.executable, "-m", "earmark", *words]
-        captured = "stdout" not in surroundings
-        return subprocess.run(command, text=True, capture_output=captured, **surroundings)
+        command_line = Earmark(dict(environment), self._folder, self._nursery)
+        return command_line.ended(*words, "--db", str(database), **how)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_full_disk_behind_standard_output_is_one_sentence(
     earmark: CommandLine, database: Path
 ) -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        ended = earmark(database, "results", "march", stdout=full, stderr=subprocess.PIPE)
+        ended = earmark(database, "results", "march", stdout=full.fileno())
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert "No space left" in ended.stderr
 
@@ -151,8 +151,7 @@ def test_a_file_that_grows_too_large_leaves_what_was_there(
     file = tmp_path / "out" / f"big.{suffix}"
     file.write_text("as it was")
     # More than what SQLite writes beside its file to be able to read it.
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
-    ended = earmark(either, "query", MANY, "-o", str(file), preexec_fn=limit)
+    ended = earmark(either, "query", MANY, "-o", str(file), longest_file=100_000)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert "cannot be written" in ended.stderr
     assert [(found.name, found.read_text()) for found in file.parent.iterdir()] == [
@@ -168,7 +167,7 @@ def test_a_reader_that_stops_early_ends_it_without_a_word(
 ) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    ended = earmark(either, *words, stdout=writer, stderr=subprocess.PIPE)
+    ended = earmark(either, *words, stdout=writer)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (1, "")
 
@@ -246,14 +245,14 @@ def test_a_locked_database_is_one_sentence(earmark: CommandLine, database: Path)
         "BEGIN EXCLUSIVE",
     ):
         holder.execute(statement)
-    impatient = {**os.environ, "EARMARK_DATABASE__BUSY_TIMEOUT_S": "0.1"}
+    impatient = {"EARMARK_DATABASE__BUSY_TIMEOUT_S": "0.1"}
     for words in (
         ["query", "SELECT 1"],
         ["export", "march", "-o", "-"],
         ["failures", "march"],
         ["prune", "march"],
     ):
-        ended = earmark(database, *words, env=impatient)
+        ended = earmark(database, *words, environment=impatient)
         assert (ended.returncode, ended.stderr.count("\n")) == (3, 1)
         assert "is locked by another program" in ended.stderr
     holder.close()
@@ -280,12 +279,12 @@ def test_a_table_fits_80_columns_and_has_colour_only_on_a_terminal(
     plain = earmark(database, *words, "--format", "table").stdout
     assert max(map(len, plain.splitlines())) <= 80
     assert "\x1b" not in plain
-    coloured = earmark(
-        database, *words, "--format", "table", env={**os.environ, "FORCE_COLOR": "1"}
-    ).stdout
+    wanted = {"FORCE_COLOR": "1"}
+    coloured = earmark(database, *words, "--format", "table", environment=wanted).stdout
     assert "\x1b[32m█" in coloured or "\x1b[31mnot_found" in coloured
-    unwanted = {**os.environ, "FORCE_COLOR": "1", "NO_COLOR": "1"}
-    assert "\x1b[3" not in earmark(database, *words, "--format", "table", env=unwanted).stdout
+    unwanted = {**wanted, "NO_COLOR": "1"}
+    uncoloured = earmark(database, *words, "--format", "table", environment=unwanted).stdout
+    assert "\x1b[3" not in uncoloured
 
 
 def test_status_names_the_hosts_that_fail(earmark: CommandLine, database: Path) -> None:

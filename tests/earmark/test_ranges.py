@@ -36,7 +36,7 @@ def recording(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 def listener(httpserver: HTTPServer) -> Iterator[Listener]:
     settings = Settings()
-    fetch = {"allow_networks": "127.0.0.0/8,::1", "ports": (httpserver.port,)}
+    fetch = {"allow_networks": "127.0.0.0/8,::1", "ports": (httpserver.port, 80)}
     with Listener(settings.changed(fetch=fetch)) as ready:
         yield ready
 

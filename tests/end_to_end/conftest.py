@@ -11,10 +11,9 @@ import urllib.request
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import psycopg
 import pytest
 
@@ -50,11 +49,33 @@ class Earmark:
         assert "Traceback" not in ended.stderr
         return ended
 
-    def ended(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a verb to its end, with whatever status."""
+    def ended(
+        self,
+        *words: str,
+        stdin: str = "",
+        stdout: int | None = None,
+        longest_file: int | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a verb to its end, with whatever status; its output may go to a descriptor."""
         if self.nursery is None:
             return self._run(words, stdin)
-        return self._fork(self.nursery, words, stdin)
+        with TemporaryFile("w+") as asked, TemporaryFile("w+") as told, TemporaryFile("w+") as log:
+            asked.write(stdin)
+            asked.seek(0)
+            child = self.nursery.start_with(
+                [asked.fileno(), told.fileno() if stdout is None else stdout, log.fileno()],
+                *words,
+                folder=self.folder,
+                environment=self._environment(),
+                longest_file=longest_file,
+            )
+            try:
+                status = child.wait(TIMEOUT_S)
+            finally:
+                child.kill()
+            told.seek(0)
+            log.seek(0)
+            return subprocess.CompletedProcess(words, status, told.read(), log.read())
 
     def _run(self, words: tuple[str, ...], stdin: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -62,23 +83,6 @@ class Earmark:
             env=self._environment(), cwd=self.folder, input=stdin,
             text=True, capture_output=True, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
-
-    def _fork(
-        self, nursery: Nursery, words: tuple[str, ...], stdin: str
-    ) -> subprocess.CompletedProcess[str]:
-        with TemporaryDirectory() as folder:
-            files = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
-            files[0].write_text(stdin)
-            child = nursery.start(
-                *words, folder=self.folder, environment=self._environment(), files=files
-            )
-            try:
-                status = child.wait(TIMEOUT_S)
-            finally:
-                child.kill()
-            return subprocess.CompletedProcess(
-                words, status, files[1].read_text(), files[2].read_text()
-            )
 
     def start(self, *command: str) -> subprocess.Popen[str] | Child:
         """Start a command in the background, with its output in a file named after it."""
@@ -104,6 +108,12 @@ class Earmark:
         wait_until(
             lambda: sum(READY in log.read_text() for log in self.folder.glob("*.log")) >= count
         )
+
+    def left_running(self) -> list[str]:
+        """Return the names of Valkey processes that commands have left behind."""
+        assert self.nursery
+        names = [child.name() for child in self.nursery.descendants()]
+        return [name for name in names if "valkey" in name]
 
     def end(self) -> None:
         """End the background commands, and print their output if the test has failed."""
@@ -190,12 +200,3 @@ def finished_chunks(port: int) -> int:
     """Return the number of chunks that are done for the Flower on this port."""
     tasks = get_json(f"http://127.0.0.1:{port}/api/tasks").values()
     return sum(task["state"] == "SUCCESS" for task in tasks)
-
-
-def left_running() -> list[str]:
-    """Return the names of Valkey processes that a command line has left behind."""
-    return [
-        child.name()
-        for child in psutil.Process().children(recursive=True)
-        if "valkey" in child.name()
-    ]

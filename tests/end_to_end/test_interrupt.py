@@ -13,7 +13,7 @@ import pytest
 
 from earmark.core.settings import cores
 from earmark.demo import EXAMPLES
-from tests.end_to_end.conftest import TIMEOUT_S, left_running, wait_until
+from tests.end_to_end.conftest import TIMEOUT_S, wait_until
 from tests.servers import free_port
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def test_a_folder_that_grows_is_watched_until_it_is_stopped(
         ("finished", 1),
         ("finished", 2),
     ]
-    assert left_running() == []
+    assert earmark.left_running() == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])
@@ -93,7 +93,7 @@ def test_an_interrupted_run_continues_under_its_name(
     words = ("earmark", "run", slow_list(earmark, serve))
     said = interrupt_midway(earmark, earmark.start(*words), how)
     assert said == "Stopping; the same command with --name run-1 goes on where this stops."
-    assert left_running() == []
+    assert earmark.left_running() == []
     assert "running" not in states(earmark)
     earmark(*words[1:], "--name", "run-1")
     assert states(earmark) == {"done": CLIPS}
@@ -123,7 +123,7 @@ def test_up_divides_the_cores_reads_the_given_folders_and_ends_on_ctrl_c(
     assert "file_not_allowed" in earmark("failures", "run-2").stdout
     up.send_signal(signal.SIGINT)
     assert up.wait(TIMEOUT_S) == 0
-    assert left_running() == []
+    assert earmark.left_running() == []
 
 
 def test_an_interrupted_submit_watch_prints_the_command_to_watch_again(

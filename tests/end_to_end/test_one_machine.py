@@ -20,7 +20,6 @@ import soxr
 
 from earmark.demo import EXAMPLES
 from tests import containers
-from tests.end_to_end.conftest import left_running
 from tests.servers import readable_binaries, serving
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def test_the_demo_prints_labels_and_errors_and_leaves_no_process(
     report = (earmark.folder / "demo.html").read_text()
     assert report.count("<article") == 8
     assert "Heard: speech from 0.0 to 10.0 s, siren from 10.0 to 17.0 s" in report
-    assert left_running() == []
+    assert earmark.left_running() == []
 
 
 def test_a_folder_of_200_files_gives_a_final_row_for_each_sound_file_in_sqlite(
@@ -200,7 +199,7 @@ def test_a_list_keeps_its_columns_and_a_second_submission_adds_only_new_clips(
         csv.writer(file).writerows([("link", "city"), *rows])
     words = ("run", "list.csv", "--url-col", "link", "--name", "mine", "--top_k", "2")
     first = earmark(*words)
-    assert "6 lines: 3 new, 1 known already, 1 refused" in first.stderr
+    assert "6 lines or files: 3 new, 1 known already, 1 refused" in first.stderr
     query = "SELECT uri, label, json_extract(meta, '$.city') AS city FROM results ORDER BY uri"
     found = [
         json.loads(line)
@@ -219,7 +218,7 @@ def test_an_unavailable_model_is_one_sentence(earmark: Earmark) -> None:
     refused = earmark("run", str(EXAMPLES / "dog.ogg"), "--model", "./no-such-model", status=3)
     assert "no-such-model" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
-    assert left_running() == []
+    assert earmark.left_running() == []
 
 
 def test_results_are_printed_in_every_format(earmark: Earmark) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from earmark.demo import EXAMPLES
 from earmark.plan import Plan, sentences
-from tests.end_to_end.conftest import left_running
+from tests.workers.scoring import graphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,14 +46,17 @@ def test_a_plan_estimates_the_list_and_leaves_no_files(
     left = {file.suffix for file in (tmp_path / "temporary").glob("earmark*")}
     assert left <= {".lock"}
     assert not (earmark.folder / "data").exists()
-    assert left_running() == []
+    assert earmark.left_running() == []
 
 
 def test_a_plan_of_a_few_clips_and_a_container_has_no_speed(earmark: Earmark) -> None:
     with ZipFile(earmark.folder / "two.zip", "w") as container:
         for name in ("dog.ogg", "piano.flac"):
             container.write(EXAMPLES / name, name)
-    shown = earmark("plan", str(EXAMPLES), "two.zip").stdout
+    graphs.save(earmark.folder / "other")
+    models = ("--model", "starter", "--model", "./other")
+    shown = earmark("plan", str(EXAMPLES), "two.zip", *models).stdout
+    assert "licence of the model: not stated, mit" in shown
     assert "12 clips, 12 of them tried" in shown
     assert "speed: 12 clips are too few" in shown
     assert shown.count("not_audio") == 1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.world import running_world
+from tests.shared import new_postgres
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Leave each fault on SQLite to `make test`, and the others to `make test-chaos`."""
     if "postgresql" in item.name or any(name in item.name for name in LASTING):
         item.add_marker("chaos")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A PostgreSQL server that may be stopped: no other process uses it."""
+    server = new_postgres()
+    yield server
+    server.remove()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ fault.
 from __future__ import annotations
 
 import argparse
-import signal
 import tempfile
 import time
 from contextlib import ExitStack
@@ -63,7 +62,7 @@ def draw(world: World) -> tuple[str, Failover]:
 
 def kill_server(world: World, down_s: float) -> None:
     assert world.postgres is not None
-    world.postgres.stop(signal.SIGQUIT)
+    world.postgres.stop("immediate")
     time.sleep(down_s)
     world.postgres.start()
 
@@ -126,7 +125,8 @@ def main() -> None:
     parser.add_argument("--pooler", action="store_true")
     arguments = parser.parse_args()
     with ExitStack() as stack:
-        nursery = stack.enter_context(running_nursery())
+        shared = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="earmark-nursery-")))
+        nursery = stack.enter_context(running_nursery(shared))
         postgres = Postgres()
         stack.callback(postgres.remove)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="earmark-failovers-"))

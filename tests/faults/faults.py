@@ -178,7 +178,7 @@ def _redis(world: World) -> redis.Redis:
 
 def restart_postgres_at_once(world: World) -> None:
     assert world.postgres is not None
-    world.postgres.stop(signal.SIGQUIT)
+    world.postgres.stop("immediate")
     time.sleep(1)
     world.postgres.start()
 

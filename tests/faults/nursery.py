@@ -6,6 +6,7 @@ import ctypes
 import json
 import math
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -14,14 +15,15 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
 from earmark import children
 from earmark.core.processes import end_with_parent
+from tests.shared import locked
 from workers.loading import loader, process
 
 if TYPE_CHECKING:
@@ -34,15 +36,18 @@ STARTS_WORKERS = ("demo", "run", "up")
 LOADER = "loader"
 PR_SET_NAME = 15
 APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+#: A request has the environment of a child.
+LONGEST_PACKET = 2**17
+MOST_DESCRIPTORS = 8
+#: Its first client comes at once.
+LONGEST_UNUSED_S = 60
 
 
 class Nursery:
-    """The process that children are forked from; lines in are requests, lines out are answers."""
+    """The process that children are forked from; each packet is a request, or its answer."""
 
-    def __init__(
-        self, requests: IO[str], answers: IO[str], descriptors: socket.socket | None = None
-    ) -> None:
-        self._requests, self._answers, self._descriptors = requests, answers, descriptors
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
         self._asking = threading.Lock()
 
     def start_worker(self, folder: Path, environment: Mapping[str, str]) -> psutil.Process:
@@ -66,50 +71,89 @@ class Nursery:
         group: bool = False,
     ) -> Child:
         """Start `earmark` with these words, its standard streams being these files."""
-        names = [str(file) for file in files]
+        with ExitStack() as opened:
+            descriptors = []
+            for file, flags in zip(files, (os.O_RDONLY, APPENDING, APPENDING), strict=True):
+                descriptors.append(os.open(file, flags))
+                opened.callback(os.close, descriptors[-1])
+            child = self.start_with(
+                descriptors, *words, folder=folder, environment=environment, group=group
+            )
+        child.files = files
+        return child
+
+    def start_with(
+        self,
+        descriptors: Sequence[int],
+        *words: str,
+        folder: Path,
+        environment: Mapping[str, str],
+        group: bool = False,
+        longest_file: int | None = None,
+    ) -> Child:
+        """Start `earmark` with these standard streams; a longer file cannot be written."""
         pid = self._ask(
-            words=words, folder=str(folder), environment=dict(environment), files=names, group=group
+            descriptors,
+            words=words,
+            folder=str(folder),
+            environment=dict(environment),
+            group=group,
+            longest_file=longest_file,
         )
-        return Child(self, pid, files)
+        return Child(self, pid)
 
     def start_loader(self, *descriptors: int) -> Child:
         """Start a loader with copies of these descriptors."""
-        assert self._descriptors is not None
-        socket.send_fds(self._descriptors, [b"!"], descriptors)
-        return Child(self, self._ask(loader=len(descriptors)), [])
+        return Child(self, self._ask(descriptors, loader=True))
 
     def status(self, pid: int) -> int | None:
         """Return a child's exit status, as subprocess does; None while it runs."""
         return self._ask(status_of=pid)
 
-    def _ask(self, **question: Any) -> Any:
+    def descendants(self) -> list[psutil.Process]:
+        """Return the processes that were forked for us and still run, and theirs."""
+        return psutil.Process(self._ask(who=True)).children(recursive=True)
+
+    def _ask(self, descriptors: Sequence[int] = (), **question: Any) -> Any:
         with self._asking:
-            self._requests.write(json.dumps(question) + "\n")
-            self._requests.flush()
-            return json.loads(self._answers.readline())
+            socket.send_fds(self.connection, [json.dumps(question).encode()], descriptors)
+            return json.loads(self.connection.recv(LONGEST_PACKET))
 
 
 @contextmanager
-def running_nursery() -> Iterator[Nursery]:
-    """Yield a nursery in a process that ends with the block."""
-    command = [sys.executable, "-m", "tests.faults.nursery"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
+def running_nursery(folder: Path) -> Iterator[Nursery]:
+    """Yield the nursery of this folder, which ends with the last block that uses it."""
+    address = str(folder / "nursery")
+    with locked(folder / "nursery.lock"):
+        try:
+            nursery = _connected(address)
+        except OSError:
+            # It goes to the background when it is ready.
+            subprocess.run([sys.executable, "-m", "tests.faults.nursery", address], check=True)
+            nursery = _connected(address)
+    with nursery.connection:
+        yield nursery
+
+
+def _connected(address: str) -> Nursery:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        yield Nursery(process.stdin, process.stdout)
-    finally:
-        # It forks and keeps nothing, so nothing has to end in order. It may still be importing.
-        process.kill()
-        process.communicate()
+        connection.connect(address)
+        nursery = Nursery(connection)
+        # It may be about to end with its last client.
+        nursery.descendants()
+    except (OSError, ValueError) as error:
+        connection.close()
+        raise ConnectionError(address) from error
+    return nursery
 
 
 class Child:
     """A process of the nursery, with what the tests use of a `subprocess.Popen`."""
 
-    def __init__(self, nursery: Nursery, pid: int, files: Sequence[Path]) -> None:
+    def __init__(self, nursery: Nursery, pid: int) -> None:
         self._nursery = nursery
-        self._files = files
+        self.files: Sequence[Path] = ()
         self.pid = pid
         self.returncode: int | None = None
 
@@ -121,7 +165,7 @@ class Child:
     def communicate(self, timeout: float = math.inf) -> tuple[bytes, bytes]:
         """Wait for the end; return what was written."""
         self.wait(timeout)
-        return self._files[1].read_bytes(), self._files[2].read_bytes()
+        return self.files[1].read_bytes(), self.files[2].read_bytes()
 
     def wait(self, timeout: float = math.inf) -> int:
         deadline = time.monotonic() + timeout
@@ -143,59 +187,88 @@ class Child:
 
 
 def main() -> None:
+    """Answer on a socket at this address, in the background."""
     _import_what_is_heavy()
-    _answer_all(sys.stdin, sys.stdout)
+    address = sys.argv[1]
+    Path(address).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(address)
+    listener.listen()
+    listener.settimeout(LONGEST_UNUSED_S)
+    if not os.fork():
+        _serve(listener)
 
 
-def _answer_all(
-    requests: IO[str], answers: IO[str], descriptors: socket.socket | None = None
-) -> None:
+def _serve(listener: socket.socket) -> NoReturn:
+    """Fork a nursery for each client, until the last of them is gone."""
+    clients: set[int] = set()
+
+    def end_with_the_last(*_: Any) -> None:
+        clients.difference_update(dict(_reaped()))
+        if not clients:
+            os._exit(0)
+
+    signal.signal(signal.SIGCHLD, end_with_the_last)
+    with suppress(TimeoutError):
+        while True:
+            connection = listener.accept()[0]
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+            clients.add(os.fork())
+            if 0 in clients:
+                listener.close()
+                _answer_all(connection)
+            connection.close()
+            listener.settimeout(None)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    os._exit(0)
+
+
+def _answer_all(connection: socket.socket) -> NoReturn:
     ended: dict[int, int] = {}
     signal.signal(signal.SIGCHLD, lambda *_: ended.update(_reaped()))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     here = os.getpid()
-    for line in requests:
-        question = json.loads(line)
+    while True:
+        packet, descriptors, _, _ = socket.recv_fds(connection, LONGEST_PACKET, MOST_DESCRIPTORS)
+        if not packet:
+            os._exit(0)
+        question = json.loads(packet)
         if "status_of" in question:
             answer = ended.get(question["status_of"])
-        elif "loader" in question:
-            assert descriptors is not None
-            received = socket.recv_fds(descriptors, 1, question["loader"])[1]
-            answer = os.fork()
-            if not answer:
-                _become_loader(here, received)
-            for descriptor in received:
-                os.close(descriptor)
+        elif "who" in question:
+            answer = here
         else:
             answer = os.fork()
             if not answer:
-                end_with_parent(here)
-                _become_earmark(**question)
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+                connection.close()
+                _become(here, descriptors, **question)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        connection.send(json.dumps(answer).encode())
+
+
+def _become(parent: int, descriptors: list[int], loader: bool = False, **earmark: Any) -> NoReturn:
+    if loader:
+        _become_loader(parent, descriptors)
+    end_with_parent(parent)
+    _become_earmark(descriptors, **earmark)
 
 
 def _fork_nursery() -> Nursery:
     """Return a nursery that is forked from this process, and ends with it."""
     here = os.getpid()
-    requests, ours_to_write = os.pipe()
-    ours_to_read, answers = os.pipe()
-    ours, descriptors = socket.socketpair()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if not os.fork():
         end_with_parent(here, signal.SIGKILL)
         ours.close()
-        os.close(ours_to_write)
-        os.close(ours_to_read)
-        _answer_all(os.fdopen(requests), os.fdopen(answers, "w"), descriptors)
-        os._exit(0)
-    descriptors.close()
-    os.close(requests)
-    os.close(answers)
-    return Nursery(os.fdopen(ours_to_write, "w"), os.fdopen(ours_to_read), ours)
+        _answer_all(theirs)
+    theirs.close()
+    return Nursery(ours)
 
 
-def _fork_workers() -> None:
-    """Have the workers of this process forked as well: each would import torch for 4 s."""
-    nursery, start = _fork_nursery(), children.start
+def forking(nursery: Nursery) -> Callable[..., Any]:
+    """Return a `children.start` that forks workers: each would import torch for 4 s."""
+    start = children.start
 
     def start_or_fork(command: list[str], log: Path, environment: Any = None) -> Any:
         if tuple(command) != (*children.EARMARK, "worker"):
@@ -205,7 +278,7 @@ def _fork_workers() -> None:
             "worker", folder=Path.cwd(), environment=environment, files=files, group=True
         )
 
-    children.start = start_or_fork
+    return start_or_fork
 
 
 def _become_loader(parent: int, descriptors: list[int]) -> NoReturn:
@@ -240,7 +313,12 @@ def _import_what_is_heavy() -> None:
 
 
 def _become_earmark(
-    words: list[str], folder: str, environment: dict[str, str], files: list[str], group: bool
+    descriptors: list[int],
+    words: list[str],
+    folder: str,
+    environment: dict[str, str],
+    group: bool,
+    longest_file: int | None,
 ) -> NoReturn:
     import torch
 
@@ -254,17 +332,18 @@ def _become_earmark(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    for descriptor, (file, flags) in enumerate(
-        zip(files, (os.O_RDONLY, *[APPENDING] * 2), strict=True)
-    ):
-        os.dup2(os.open(file, flags), descriptor)
+    if longest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (longest_file, longest_file))
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
     # A fork of this process may come here again, and must not close the new files with the old.
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     runpy.run_path(str(HOOKS / "sitecustomize.py"))
     if words[0] in STARTS_WORKERS:
-        _fork_workers()
+        children.start = forking(_fork_nursery())
     elif words[0] == "worker":
         os.environ["FAULT_WORKER"] = str(os.getpid())
         process._start = _fork_nursery().start_loader  # type: ignore[assignment]

@@ -274,7 +274,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="earmark-sharing-")))
-        nursery = stack.enter_context(running_nursery())
+        nursery = stack.enter_context(running_nursery(folder))
         postgres = Postgres() if arguments.database == "postgresql" else None
         if postgres:
             stack.callback(postgres.remove)

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,15 @@ import psutil
 import sqlalchemy as sa
 
 from db import runs
-from db.models import Clip
+from db.models import Clip, Run
 from db.session import connect, reading
-from earmark.core.clips import FINAL_STATES
+from earmark.core.clips import FINAL_STATES, STATES
 from earmark.core.errors import DatabaseError
 from earmark.core.settings import Database
 from tests.faults.flaky_server import HOSTS, KINDS, flaky_server
 from tests.faults.nursery import HOOKS
 from tests.servers import Postgres, Valkey
+from tests.workers.scoring import graphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from tests.faults.nursery import Child, Nursery
 
 LEASE_S = 4.0
+#: What the second model of a pass is called.
+OTHER_MODEL = "other"
 MAX_ATTEMPTS = 5
 #: This only ends a test that hangs.
 SUBMITTED_S = 180
@@ -50,6 +54,8 @@ class World:
     random: random.Random
     #: Whether the run keeps embeddings.
     embeddings: bool = False
+    #: The names of the runs: several are done in one pass, each with a model of its own.
+    runs: tuple[str, ...] = ("run",)
     workers: list[psutil.Process] = field(default_factory=list)
     producers: list[Child] = field(default_factory=list)
     submitted: set[str] = field(default_factory=set)
@@ -77,6 +83,8 @@ class World:
         words = ["submit", str(path), "--name", "run", "--chunk-size", "4"]
         if self.embeddings:
             words.append("--embeddings")
+        if len(self.runs) > 1:
+            words += ["--model", "starter", "--model", str(self.folder / OTHER_MODEL)]
         files = [Path(os.devnull), self.folder / f"{name}.out", self.folder / f"{name}.err"]
         process = self.nursery.start(
             *words, folder=self.folder, environment=self.environment(), files=files
@@ -86,6 +94,11 @@ class World:
             log = process.communicate(SUBMITTED_S)[1].decode()
             assert process.returncode == 0, log
         return process
+
+    def use_two_models(self) -> None:
+        """Have lists submitted for two models, which are done in one pass."""
+        self.runs = "run/starter", f"run/{OTHER_MODEL}"
+        graphs.save(self.folder / OTHER_MODEL)
 
     def start_workers(self, count: int = 2, **environment: str) -> None:
         for _ in range(count):
@@ -127,7 +140,8 @@ class World:
     def final(self) -> bool:
         """Whether every submitted clip has come to its end."""
         states = self.states()
-        return set(states) <= set(FINAL_STATES) and sum(states.values()) == len(self.submitted)
+        clips = len(self.submitted) * len(self.runs)
+        return set(states) <= set(FINAL_STATES) and sum(states.values()) == clips
 
     def states(self) -> dict[str, int]:
         return Counter(state for (state,) in self.rows(sa.select(Clip.state_now)))
@@ -222,15 +236,17 @@ def check_invariants(world: World) -> None:
 
 def broken_promises(world: World) -> dict[str, list[str]]:
     """Return the broken promises: one final state a clip, the right one, and counts that agree."""
-    clips = world.rows(sa.select(Clip.id, Clip.uri, Clip.state, Clip.error_code, Clip.attempts))
-    final = [uri for _, uri, state, *_ in clips if state in FINAL_STATES]
+    named = sa.select(Clip.id, Run.name, Clip.uri, Clip.state, Clip.error_code, Clip.attempts)
+    clips = world.rows(named.join(Run, Run.id == Clip.run_id))
+    final = [(run, uri) for _, run, uri, state, *_ in clips if state in FINAL_STATES]
+    submitted = set(product(world.runs, world.submitted))
     best = [row[0] for row in world.rows(sa.text("SELECT clip_id FROM top_k WHERE rank = 1"))]
-    done = {clip_id for clip_id, _, state, *_ in clips if state == "done"}
+    done = {clip_id for clip_id, _, _, state, *_ in clips if state == "done"}
     vectors = {row[0] for row in world.rows(sa.text("SELECT clip_id FROM embeddings"))}
     return {
-        "lost": sorted(world.submitted - set(final)),
+        "lost": sorted(map(str, submitted - set(final))),
         "doubled": [str(each) for each, count in Counter([*final, *best]).items() if count > 1],
-        "failed for a neighbour": [str(row) for _, *row in clips if not ends_as_it_should(*row)],
+        "failed for a neighbour": [str(row) for _, _, *row in clips if not ends_as_it_should(*row)],
         "without its result": sorted(map(str, done ^ set(best))),
         "without its vector": sorted(map(str, (done ^ vectors) if world.embeddings else vectors)),
         "counted wrong": _wrong_counts(world),
@@ -250,11 +266,13 @@ def ends_as_it_should(uri: str, state: str, code: str | None, attempts: int) -> 
 
 
 def _wrong_counts(world: World) -> list[str]:
+    shown: Counter[str] = Counter()
     with world.database() as engine:
-        shown = runs.progress(engine, 1).states
+        for name in world.runs:
+            shown += Counter(runs.progress(engine, runs.find_run(engine, name).id).states)
     states = world.states()
     return [
         f"{state}: {shown[state]}, not {states.get(state, 0)}"
-        for state in shown
+        for state in STATES
         if shown[state] != states.get(state, 0)
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 from typing import TYPE_CHECKING
 
@@ -10,19 +9,19 @@ import pytest
 import sqlalchemy as sa
 
 from db.models import Clip, Run
-from db.session import connect, reading
-from producer.submit import submit
+from db.session import reading
+from tests.producer.races import FORKED, LONGEST_S, submit_one
 
 if TYPE_CHECKING:
-    from multiprocessing.synchronize import Barrier
     from pathlib import Path
 
     from earmark.core.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 SUBMITTERS = 8
 CLIPS = 5000
 ROUNDS = [pytest.param(1, id="1-round"), pytest.param(4, id="4-rounds", marks=pytest.mark.chaos)]
-LONGEST_S = 120
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
@@ -59,12 +58,9 @@ def write_list(path: Path, numbers: range, seed: int) -> None:
 
 def race(settings: Settings, name: str, paths: list[Path]) -> None:
     """Submit every list at once, each in a process of its own; assert that all exit with 0."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["producer.submit"])
-    start = context.Barrier(len(paths))
+    start = FORKED.Barrier(len(paths))
     submitters = [
-        context.Process(target=submit_one, args=(start, settings, name, str(path)))
-        for path in paths
+        FORKED.Process(target=submit_one, args=(start, settings, name, str(path))) for path in paths
     ]
     for submitter in submitters:
         submitter.start()
@@ -74,15 +70,6 @@ def race(settings: Settings, name: str, paths: list[Path]) -> None:
     for submitter in submitters:
         submitter.kill()
     assert statuses == [0] * len(paths)
-
-
-def submit_one(start: Barrier, settings: Settings, name: str, path: str) -> None:
-    from earmark.core import broker
-
-    broker.configure(settings.broker)
-    engine = connect(settings.database_url, settings.database)
-    start.wait(LONGEST_S)
-    submit([path], engine, settings, name=name)
 
 
 def clips_by_run(engine: sa.Engine, name: str) -> list[tuple[int, int]]:

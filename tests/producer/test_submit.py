@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from itertools import groupby, product
 from typing import TYPE_CHECKING
@@ -29,6 +26,7 @@ from producer import submit as submit_module
 from producer.sources import read_clips
 from producer.submit import submit
 from tests import containers
+from tests.producer.races import FORKED, LONGEST_S, submit_one
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,24 +137,15 @@ def test_a_killed_and_repeated_submission_has_each_clip_once(
 ) -> None:
     path = tmp_path / "list.txt"
     path.write_text("".join(f"https://h.org/{n}\n" for n in range(ROWS)))
-    program = (
-        "import sys; from earmark.database import open_database, read_settings;"
-        " from producer.submit import submit; print(flush=True); settings = read_settings();"
-        " submit(sys.argv[1], open_database(settings), settings, name='mine')"
-    )
-    environment = {
-        **os.environ,
-        "EARMARK_DATABASE__URL": str(settings.database.url),
-        "EARMARK_BROKER__URL": str(settings.broker.url),
-    }
     moment = random.Random(seed)
     for _ in range(3):
-        command = [sys.executable, "-c", program, str(path)]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as child:
-            assert child.stdout
-            child.stdout.readline()
-            time.sleep(moment.uniform(0, 0.8))
-            child.send_signal(signal.SIGKILL)
+        start = FORKED.Barrier(2)
+        child = FORKED.Process(target=submit_one, args=(start, settings, "mine", str(path)))
+        child.start()
+        start.wait(LONGEST_S)
+        time.sleep(moment.uniform(0, 0.8))
+        child.kill()
+        child.join()
     again = submit(str(path), engine, settings, name="mine")
     assert count(engine, again.run_id) == (ROWS, ROWS)
     assert runs.progress(engine, again.run_id).total == ROWS
@@ -167,10 +156,10 @@ def test_rows_added_by_another_submitter_meanwhile_are_skipped(
 ) -> None:
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=16)
     rows = [bulk_insert.listed(ListedClip(f"https://h.org/{n}", {"n": n})) for n in range(10)]
-    assert ledger.add_listed(engine, run_id, [*rows[:5], rows[0]]) == 5
+    assert ledger.add_listed(engine, [run_id], [*rows[:5], rows[0]]) == 5
     # Looked at a moment before the other's commit, all of them are new.
     monkeypatch.setattr(bulk_insert, "unlike", lambda *_: rows)
-    assert ledger.add_listed(engine, run_id, rows) == 5
+    assert ledger.add_listed(engine, [run_id], rows) == 5
     assert count(engine, run_id) == (10, 10)
     assert runs.progress(engine, run_id).total == 10
 

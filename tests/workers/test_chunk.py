@@ -41,7 +41,7 @@ class Work:
         self.drains = 0
         self.result: Any = None
 
-    def load(self, _plan: RunPlan, clips: list[ClipInWork], *, join: bool) -> None:
+    def load(self, clips: list[ClipInWork], *, join: bool) -> None:
         self.loaded += clips
         self.joining = join
         for clip in clips:
@@ -82,7 +82,7 @@ def begun(work: Work, clips: int = 3, crashes: int = 0, deadline_s: float = 600)
 def begun_at(work: Work, *ids: int, crashes: int = 0, deadline_s: float = 600) -> ChunkInProgress:
     claimed = tuple(Claimed(number, f"/{number}", 1, crashes) for number in ids)
     plan = RunPlan(RunOptions(), None)  # type: ignore[arg-type]
-    return ChunkInProgress(Claim(7, claimed), plan, deadline_s, work)
+    return ChunkInProgress(Claim(7, claimed), {0: plan}, deadline_s, work)
 
 
 def test_a_chunk_is_over_when_its_last_clip_ends(work: Work) -> None:

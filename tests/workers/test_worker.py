@@ -18,7 +18,7 @@ from earmark.core import clips as records
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database
 from tests.db.facts import chunk_of, labels, row
-from tests.servers import upgraded
+from tests.servers import copied_sqlite
 from tests.workers.decoding import bad_audio
 from tests.workers.loading.world import settings_for, until
 from tests.workers.scoring.test_batcher import Fake
@@ -32,6 +32,8 @@ from workers.tasks import WorkerState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+pytestmark = pytest.mark.slow
 
 
 class SlowModel(Fake):
@@ -66,7 +68,7 @@ class World:
 
     def __init__(self, folder: Path, model: SlowModel, **groups: Any) -> None:
         self.folder = folder
-        url = upgraded(f"sqlite:///{folder}/earmark.db")
+        url = copied_sqlite(folder / "earmark.db")
         self.engine = connect(url, Database())
         settings = settings_for(folder, url, **groups)
         self.loaders = Loaders(settings, WindowQueue())

@@ -86,7 +86,7 @@ def serve(parent: socket.socket, audio_settings: settings.Audio) -> None:
         start = partial(_decode, request.sample_rate, request.channels)
         if request.is_stretch:
             want = partial(_want, parent) if request.is_sparse else None
-            start = partial(stretch, CLIP, request.start_s, request.end_s, want)
+            start = partial(stretch, CLIP, request, want)
         try:
             reply(parent, start, audio_settings)
         except ConnectionError:
@@ -174,8 +174,7 @@ def decode(
 
 def stretch(
     clip: int,
-    start_s: float,
-    end_s: float,
+    request: wire.Request,
     want: Callable[[int], None] | None,
     audio_settings: settings.Audio,
 ) -> Decoding:
@@ -189,7 +188,7 @@ def stretch(
     audio = readers.open_sparse(clip, want) if want else readers.open_audio(clip)
     meter = Meter(audio, audio_settings, clips.MIX)
     rate, channels = audio.sample_rate, audio.channels
-    start, end = round(start_s * rate), round(end_s * rate)
+    start, end = round(request.start_s * rate), round(request.end_s * rate)
     count = 0
 
     def frames() -> Iterator[tuple[int, np.ndarray]]:

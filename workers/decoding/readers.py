@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
@@ -244,18 +243,16 @@ class Ffmpeg(Audio):
         self._stream = self._container.streams.audio[0]
         self._describe(self._stream.codec_context)
 
-    def _open(self, start: int, stop: int) -> io.FileIO:
+    def _open(self, start: int, stop: int) -> View:
         """Return the file, as it would be if its writer had come to write down its length."""
-        length = self.length
+        length, corrected = self.length, (0, b"")
         self._is_endless = length is not None and length.is_from_pipe
         unfinished = lengths.is_unfinished(self.clip, self.format.name, length)
         if length and (self._is_endless or unfinished):
-            return View(self.clip, 0, stop, *length.corrected(stop))
-        if start or stop < os.fstat(self.clip).st_size:
-            file = View(self.clip, start, stop, 0, b"")
-            file.seek(0)
-            return file
-        return io.FileIO(self.clip, closefd=False)
+            corrected = length.corrected(stop)
+        file = View(self.clip, start, stop, *corrected)
+        file.seek(0)
+        return file
 
     def _describe(self, codec: av.AudioCodecContext | None) -> None:
         if codec is None:

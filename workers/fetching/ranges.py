@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from urllib3 import BaseHTTPResponse
@@ -30,10 +31,12 @@ def open_url(guard: Guard, url: str, max_bytes: int) -> Sparse | None:
             return None
         size, version = int(found[1]), _version(answer)
     file = Sparse(size, _Ranges(guard, url, version, max_bytes, max_bytes).fetch)
-    file.bring(0)
-    if formats.recognise(file.fileno()).name in FORMATS:
-        return file
-    file.close()
+    with ExitStack() as stack:
+        stack.enter_context(file)
+        file.bring(0)
+        if formats.recognise(file.fileno()).name in FORMATS:
+            stack.pop_all()
+            return file
     return None
 
 

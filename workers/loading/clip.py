@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from earmark.core.errors import ClipError, ModelError, ServiceError
+from earmark.core.errors import ClipError, ModelError, ServiceError, TooLong
 from workers.fetching.polite import HostBusyError
+from workers.loading.cutter import Cutter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
     from earmark.core.clips import Part, Source
-    from workers.loading.cutter import Cutter, Shape
+    from workers.loading.cutter import Cut, Shape
+    from workers.loading.process import Job
     from workers.loading.spans import Span
 
 logger = logging.getLogger(__name__)
@@ -27,18 +33,13 @@ class DealtClip:
     deal: int
     id: int
     uri: str
-    run_id: int
-    shape: Shape
-    #: Whether its URL is looked up before it is fetched.
-    by_url: bool
-    #: The channels to decode.
-    channels: int
-    #: Whether it waits for another clip that is at work on the same content.
-    joins: bool
+    job: Job
     #: The part of the file that is the clip, and its span; None for all of it.
     part: Part | None = None
     span: Span | None = None
+    #: The first clip of a file has it, and the other clips that are heard from it.
     file: BinaryIO | None = None
+    others: list[DealtClip] = field(default_factory=list)
     source: Source | None = None
     fetch_ms: float = 0.0
     decode_ms: float = 0.0
@@ -55,6 +56,64 @@ class DealtClip:
     #: Nobody waits for it any more.
     dropped: bool = False
 
+    @property
+    def shape(self) -> Shape:
+        return self.job.shape
+
+    @property
+    def together(self) -> list[DealtClip]:
+        """The clips of its file that it is the first of."""
+        return [self, *self.others]
+
+    @property
+    def heard(self) -> list[DealtClip]:
+        """Those of them that are heard from the same samples: of one rate and channels."""
+        decoded = self.shape.sample_rate, self.job.channels
+        return [
+            clip for clip in self.together if (clip.shape.sample_rate, clip.job.channels) == decoded
+        ]
+
+    @property
+    def goes_on(self) -> bool:
+        return self.end is None and not self.dropped
+
+    @property
+    def going(self) -> list[DealtClip]:
+        """The clips of its file that are not at their end."""
+        return [clip for clip in self.together if clip.goes_on]
+
+    @property
+    def is_moot(self) -> bool:
+        """Whether nobody waits for its samples any more."""
+        return not any(clip.goes_on for clip in self.heard)
+
+    def cut(
+        self, samples: np.ndarray, channel: int, most: int, *, last: bool
+    ) -> Iterator[tuple[DealtClip, Cut]]:
+        """Yield the windows that a piece completes, of each clip that is heard from it."""
+        for clip in self.heard:
+            clip.cutter = clip.cutter or Cutter(clip.shape, most)
+            try:
+                for window in clip.cutter.cut(samples, channel, last=last):
+                    if not clip.goes_on:
+                        break
+                    yield clip, window
+            except TooLong as error:
+                clip.fail(error)
+
+    def left(self, clips: list[DealtClip]) -> DealtClip | None:
+        """Return the first of these clips of its file, with the file and the others.
+
+        The file is closed if there are none.
+        """
+        if not clips:
+            self.close()
+            return None
+        first, *first.others = clips
+        if first is not self:
+            first.file, self.file = self.file, None
+        return first
+
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
@@ -63,11 +122,15 @@ class DealtClip:
         self.end = {"error": error.code, "facts": error.facts}
 
     def end_by(self, error: Exception) -> None:
+        """End it and the other clips of its file."""
         end = failure_or_pause(self.id, error)
-        if isinstance(end, ClipError):
-            self.fail(end)
-        else:
-            self.put_off(end)
+        for clip in self.together:
+            if clip.end is not None:
+                continue
+            if isinstance(end, ClipError):
+                clip.fail(end)
+            else:
+                clip.put_off(end)
 
     def put_off(self, delay_s: float) -> None:
         self.end = {"postponed": delay_s}

@@ -34,7 +34,7 @@ class Copies:
         """Return the clip that was last at work on this content; else note that this one is."""
         place, key = self._place(clip)
         found, first = place.tolist()
-        if clip.joins and found == key and first != clip.id:
+        if clip.job.joins and found == key and first != clip.id:
             return int(first)
         place[:] = key, clip.id
         return None
@@ -49,6 +49,6 @@ class Copies:
     def _place(self, clip: DealtClip) -> tuple[np.ndarray, int]:
         assert clip.source is not None
         part = clip.part and astuple(clip.part)[:NAMING]
-        same = f"{clip.run_id} {part} {clip.source.sha256}"
+        same = f"{clip.job.run_id} {part} {clip.source.sha256}"
         key = int.from_bytes(hashlib.sha256(same.encode()).digest()[:8])
         return self._places[key % PLACES], key

@@ -15,18 +15,18 @@ import numpy as np
 
 from earmark.core import errors
 from earmark.core.clips import AudioFacts
-from workers.decoding.decoder import BROKEN, Decoder
+from workers.decoding.decoder import BROKEN
 from workers.decoding.wire import Request
 from workers.loading.clip import SERVICE_PAUSE_S
-from workers.loading.cutter import Cut, Cutter
+from workers.loading.cutter import Cut
+from workers.loading.decoding import Decoding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from earmark.core.settings import Audio
     from workers.decoding.decoder import Piece
     from workers.loading.arena import Room
     from workers.loading.clip import DealtClip
+    from workers.loading.cutter import Shape
     from workers.loading.report import Report
 
 logger = logging.getLogger(__name__)
@@ -39,30 +39,6 @@ DECODER_PAUSE_S = 5.0
 #: CPU scores them, and would fill all memory.
 LONG_AHEAD = 2**23
 WINDOW_TOO_LONG = "a window must fit into a loader's part of EARMARK_WORKER__IN_FLIGHT_BYTES"
-
-
-class _Decoding:
-    """A decoder with the clips that it was given, the first of them at work."""
-
-    def __init__(self, audio_settings: Audio) -> None:
-        self._settings = audio_settings
-        self.start()
-
-    def start(self) -> None:
-        """Start a decoder, which has no clips."""
-        self.decoder = Decoder(self._settings)
-        self.clips: deque[DealtClip] = deque()
-        #: The extent into which the clip's only window is received.
-        self.extent: int | None = None
-        #: Windows that are cut, and the one that waits for room.
-        self.windows: Iterator[Cut] | None = None
-        self.window: Cut | None = None
-        #: The end of the clip, which comes before its last windows have room.
-        self.end: AudioFacts | errors.DecodeError | None = None
-        #: Since when it waits for room.
-        self.room_since: float | None = None
-        #: When to start it again, if it did not start.
-        self.rests_until = math.inf
 
 
 class Decodings:
@@ -87,9 +63,9 @@ class Decodings:
         self._fetched: deque[DealtClip] = deque()
         self._room = room
         #: Decoders that wait for room, and the one whose turn it is.
-        self._waiting: deque[_Decoding] = deque()
-        self._served: _Decoding | None = None
-        self._decodings = [_Decoding(audio_settings) for _ in range(decoders)]
+        self._waiting: deque[Decoding] = deque()
+        self._served: Decoding | None = None
+        self._decodings = [Decoding(audio_settings) for _ in range(decoders)]
         for decoding in self._decodings:
             decoding.decoder.wait_until_ready()
             self._watch(decoding)
@@ -105,7 +81,7 @@ class Decodings:
         return len(self._fetched) >= len(self._decodings)
 
     def put(self, clip: DealtClip) -> None:
-        """Have a fetched clip decoded."""
+        """Have the file of a fetched clip decoded, once for each rate of its clips."""
         clip.waits_since = time.perf_counter()
         self._fetched.append(clip)
 
@@ -113,13 +89,15 @@ class Decodings:
         """Return the deals that are at a decoder."""
         deals: set[int] = set()
         for decoding in self._decodings:
-            deals.update(clip.deal for clip in decoding.clips)
+            for clip in decoding.clips:
+                for each in clip.heard:
+                    deals.add(each.deal)
         return deals
 
     def drop(self) -> None:
         """Stop the work on clips that are dropped."""
         for decoding in self._decodings:
-            if decoding.clips and decoding.clips[0].dropped:
+            if decoding.clips and decoding.clips[0].is_moot:
                 self._replace(decoding)
 
     def beat(self) -> None:
@@ -143,7 +121,7 @@ class Decodings:
         if all(decoding.rests_until < math.inf for decoding in self._decodings):
             self._put_off_fetched()
 
-    def _is_usable(self, decoding: _Decoding) -> bool:
+    def _is_usable(self, decoding: Decoding) -> bool:
         if not decoding.decoder.ready:
             return False
         if not decoding.decoder.usable and not decoding.clips:
@@ -151,31 +129,33 @@ class Decodings:
             return False
         return decoding.decoder.usable
 
-    def _give(self, decoding: _Decoding, clip: DealtClip) -> None:
-        if clip.dropped:
-            clip.close()
+    def _give(self, decoding: Decoding, fetched: DealtClip) -> None:
+        clip = fetched.left(fetched.going)
+        if clip is None:
             return
         assert clip.file is not None
+        clip.waits_since = fetched.waits_since
         decoding.clips.append(clip)
         if len(decoding.clips) == 1:
             clip.begun_at = time.perf_counter()
         with suppress(OSError):  # it is dead, which is heard next
-            request = Request(clip.shape.sample_rate, clip.channels)
+            request = Request(clip.shape.sample_rate, clip.job.channels)
             decoding.decoder.begin(clip.file.fileno(), request)
 
     def _put_off_fetched(self) -> None:
-        for clip in self._fetched:
-            clip.put_off(SERVICE_PAUSE_S)
-            self._report.end(clip)
+        for fetched in self._fetched:
+            for clip in fetched.together:
+                clip.put_off(SERVICE_PAUSE_S)
+                self._report.end(clip)
         self._fetched.clear()
 
     # samples from decoders -------------------------------------------------------------------
 
-    def _watch(self, decoding: _Decoding) -> None:
+    def _watch(self, decoding: Decoding) -> None:
         receive = partial(self._receive, decoding)
         self._selector.register(decoding.decoder.socket, selectors.EVENT_READ, receive)
 
-    def _receive(self, decoding: _Decoding) -> None:
+    def _receive(self, decoding: Decoding) -> None:
         decoder = decoding.decoder
         try:
             if not decoder.ready:
@@ -192,17 +172,17 @@ class Decodings:
         except BROKEN:
             self._bury(decoding)
 
-    def _array(self, decoding: _Decoding, samples: int, last: bool) -> np.ndarray | None:
+    def _array(self, decoding: Decoding, samples: int, last: bool) -> np.ndarray | None:
         """Return where a piece is received: the arena itself, if it is the clip's only window."""
         clip = decoding.clips[0]
-        if clip.span or clip.cutter or not last or samples > clip.shape.size:
+        if clip.others or clip.span or clip.cutter or not last or samples > clip.shape.size:
             return np.empty(samples, np.float32)
-        decoding.extent = self._take_extent(decoding, samples)
+        decoding.extent = self._take_extent(decoding, clip.shape, samples)
         if decoding.extent is None:
             return None
         return self._room.samples[decoding.extent : decoding.extent + samples]
 
-    def _take_piece(self, decoding: _Decoding, piece: Piece) -> None:
+    def _take_piece(self, decoding: Decoding, piece: Piece) -> None:
         clip = decoding.clips[0]
         decoding.end = piece.end
         if isinstance(piece.end, errors.DecodeError):
@@ -215,9 +195,8 @@ class Decodings:
             self._cut(decoding, piece)
         self._place_windows(decoding)
 
-    def _cut(self, decoding: _Decoding, piece: Piece) -> None:
+    def _cut(self, decoding: Decoding, piece: Piece) -> None:
         clip, samples = decoding.clips[0], piece.samples
-        clip.cutter = clip.cutter or Cutter(clip.shape, self._max_windows)
         if clip.span:
             samples = clip.span.cut(samples, piece.channel)
         if clip.span and isinstance(piece.end, AudioFacts):
@@ -226,28 +205,33 @@ class Decodings:
             except errors.TooShort as error:
                 decoding.end = error
                 return
-        decoding.windows = clip.cutter.cut(samples, piece.channel, last=piece.end is not None)
+        last = piece.end is not None
+        decoding.windows = clip.cut(samples, piece.channel, self._max_windows, last=last)
 
-    def _place_windows(self, decoding: _Decoding) -> None:
+    def _place_windows(self, decoding: Decoding) -> None:
         """Copy windows into the arena until it is full; end the clip if they were its last."""
-        clip = decoding.clips[0]
-        try:
-            while window := self._next_window(decoding):
-                samples = window.samples
-                offset = self._take_extent(decoding, len(samples))
-                if offset is None:
-                    return
+        while found := self._next_window(decoding):
+            clip, window = found
+            samples = window.samples
+            try:
+                offset = self._take_extent(decoding, clip.shape, len(samples))
+            except errors.TooLong as error:
+                clip.fail(error)
                 decoding.window = None
-                self._room.samples[offset : offset + len(samples)] = samples
-                clip.windows += 1
-                self._send_window(clip, offset, window)
-        except errors.TooLong as error:
-            self._replace(decoding, error)
-            return
+                continue
+            if offset is None:
+                return
+            decoding.window = None
+            self._room.samples[offset : offset + len(samples)] = samples
+            clip.windows += 1
+            self._send_window(clip, offset, window)
         if decoding.end is not None:
             self._end_decoding(decoding, decoding.end)
+        elif decoding.clips[0].is_moot:
+            self._end_clip(decoding)
+            self._replace(decoding)
 
-    def _next_window(self, decoding: _Decoding) -> Cut | None:
+    def _next_window(self, decoding: Decoding) -> tuple[DealtClip, Cut] | None:
         if decoding.window is None and decoding.windows is not None:
             decoding.window = next(decoding.windows, None)
         return decoding.window
@@ -261,22 +245,35 @@ class Decodings:
             start += clip.span.start
         self._report.window(clip.deal, offset, samples, start, heard, window.channel)
 
-    def _end_decoding(self, decoding: _Decoding, end: AudioFacts | errors.DecodeError) -> None:
-        clip = decoding.clips.popleft()
-        now = time.perf_counter()
-        clip.decode_ms = (now - clip.waits_since - clip.room_s) * 1000
-        if isinstance(end, errors.DecodeError):
-            clip.fail(end)
-            self._report.end(clip)
-        else:
-            self._report.decoded(clip, end)
-        decoding.end = decoding.windows = None
+    def _end_decoding(self, decoding: Decoding, end: AudioFacts | errors.DecodeError) -> None:
+        self._end_clip(decoding, end)
         if decoding.clips:
-            decoding.clips[0].begun_at = now
-        if isinstance(end, errors.DecoderMemory) or (decoding.clips and decoding.clips[0].dropped):
+            decoding.clips[0].begun_at = time.perf_counter()
+        if isinstance(end, errors.DecoderMemory) or (decoding.clips and decoding.clips[0].is_moot):
             self._replace(decoding)
 
-    def _bury(self, decoding: _Decoding) -> None:
+    def _end_clip(
+        self, decoding: Decoding, end: AudioFacts | errors.DecodeError | None = None
+    ) -> None:
+        """Tell the end of the clips that were heard; the file goes on to those of other rates."""
+        first = decoding.clips.popleft()
+        decoding.end = decoding.windows = decoding.window = None
+        heard = first.heard
+        decode_ms = (time.perf_counter() - first.waits_since - first.room_s) * 1000
+        if left := first.left([clip for clip in first.others if clip not in heard]):
+            left.waits_since = time.perf_counter()
+            self._fetched.appendleft(left)
+        for clip in heard:
+            clip.waits_since, clip.begun_at = first.waits_since, first.begun_at
+            clip.decode_ms, clip.room_s = decode_ms, first.room_s
+            if isinstance(end, errors.DecodeError) and clip.end is None:
+                clip.fail(end)
+            if clip.end is not None:
+                self._report.end(clip)
+            elif isinstance(end, AudioFacts) and not clip.dropped:
+                self._report.decoded(clip, end)
+
+    def _bury(self, decoding: Decoding) -> None:
         """Replace a decoder that is dead, or late: that costs the clip it was at."""
         if decoding.decoder.ready:
             self._replace(decoding, decoding.decoder.post_mortem())
@@ -289,7 +286,7 @@ class Decodings:
         decoding.decoder.deadline = math.inf
         decoding.rests_until = time.monotonic() + DECODER_PAUSE_S
 
-    def _replace(self, decoding: _Decoding, error: errors.DecodeError | None = None) -> None:
+    def _replace(self, decoding: Decoding, error: errors.DecodeError | None = None) -> None:
         """Start another decoder; the clips that this one was not at go to the next free one."""
         if decoding.room_since is None:
             self._selector.unregister(decoding.decoder.socket)
@@ -298,21 +295,18 @@ class Decodings:
         self._free_extent(decoding)
         decoding.decoder.stop()
         if error is not None and decoding.clips:
-            clip = decoding.clips.popleft()
-            clip.fail(error)
-            self._report.end(clip)
+            self._end_clip(decoding, error)
         self._fetched.extendleft(reversed(decoding.clips))
         self._start(decoding)
 
-    def _start(self, decoding: _Decoding) -> None:
+    def _start(self, decoding: Decoding) -> None:
         decoding.start()
         self._watch(decoding)
 
     # room in the arena -----------------------------------------------------------------------
 
-    def _take_extent(self, decoding: _Decoding, samples: int) -> int | None:
-        """Return where so many samples of its clip have room, or have it wait for some."""
-        shape = decoding.clips[0].shape
+    def _take_extent(self, decoding: Decoding, shape: Shape, samples: int) -> int | None:
+        """Return where a window of so many samples has room, or have it wait for some."""
         needed = max(samples, shape.least)
         if needed > len(self._room.samples):
             longest_s = len(self._room.samples) / shape.sample_rate
@@ -351,7 +345,7 @@ class Decodings:
                 break
         self._room.freed, self._served = False, None
 
-    def _free_extent(self, decoding: _Decoding) -> None:
+    def _free_extent(self, decoding: Decoding) -> None:
         if decoding.extent is not None:
             self._room.give_back(decoding.extent)
             decoding.extent = None

@@ -88,7 +88,7 @@ class Downloads:
             threading.Thread(target=target, daemon=True).start()
 
     def begin(self, clip: DealtClip) -> None:
-        if clip.by_url:
+        if clip.job.by_url:
             self._to_look_up.put(clip)
         else:
             self._to_fetch.put(clip)
@@ -101,10 +101,12 @@ class Downloads:
         while True:
             clip = self._to_fetch.get()
             began = time.perf_counter()
-            with logs.about(run_id=clip.run_id):
+            with logs.about(run_id=clip.job.run_id):
                 self._fetch(clip)
-            clip.fetch_ms = (time.perf_counter() - began) * 1000
-            if clip.end is None and clip.run_id:
+            fetch_ms = (time.perf_counter() - began) * 1000
+            for each in clip.together:
+                each.source, each.fetch_ms = clip.source, fetch_ms
+            if clip.going and clip.job.run_id:
                 self._to_look_up.put(clip)
             else:
                 self._pass(clip)
@@ -128,10 +130,16 @@ class Downloads:
                 pass
             groups = defaultdict(list)
             for clip in clips:
-                groups[clip.run_id, clip.source is None].append(clip)
+                for each in clip.going:
+                    groups[each.job.run_id, each.source is None].append(each)
             for (run_id, _), group in groups.items():
                 with logs.about(run_id=run_id):
                     self._look_up(run_id, group)
+            for clip in clips:
+                if clip.source is None and clip.going:
+                    self._to_fetch.put(clip)
+                else:
+                    self._pass(clip)
 
     def _look_up(self, run_id: int, clips: list[DealtClip]) -> None:
         try:
@@ -139,7 +147,6 @@ class Downloads:
         except ServiceError as error:
             for clip in clips:
                 clip.end_by(error)
-                self._pass(clip)
             return
         for clip in clips:
             first = known.get(clip.id)
@@ -147,10 +154,6 @@ class Downloads:
                 first = self._copies.first(clip)
             if first is not None:
                 clip.end = {"known": first}
-            if clip.end is None and clip.source is None:
-                self._to_fetch.put(clip)
-            else:
-                self._pass(clip)
 
     def _known(self, run_id: int, clips: list[DealtClip]) -> dict[int, int]:
         """Look up results; any failure of this is the database's, never a clip's."""

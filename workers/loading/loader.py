@@ -30,6 +30,7 @@ from workers.loading.cutter import Shape
 from workers.loading.decodings import Decodings
 from workers.loading.downloads import Bell, Downloads
 from workers.loading.observed import ObservedFetcher
+from workers.loading.process import Job
 from workers.loading.report import Report
 from workers.loading.spans import Span
 
@@ -125,25 +126,19 @@ class Loader:
             case messages.DRAIN:
                 self._drain()
 
-    def _deal(
-        self,
-        clips: list[tuple[int, int, str, list[Any] | None]],
-        run_id: int,
-        shape: list[int],
-        *,
-        by_url: bool,
-        channels: int,
-        joins: bool,
-    ) -> None:
-        windows = Shape(*shape)
-        for deal, clip_id, uri, values in clips:
+    def _deal(self, jobs: list[Any], files: list[Any]) -> None:
+        known = [Job(run_id, Shape(*shape), *others) for run_id, shape, *others in jobs]
+        for uri, values, rows in files:
             part = Part(*values) if values else None
-            span = Span.of(part, windows.sample_rate)
-            clip = DealtClip(
-                deal, clip_id, uri, run_id, windows, by_url, channels, joins, part, span
-            )
-            self._report.clips[deal] = clip
-            self._backlog.append(clip)
+            clips = []
+            for deal, clip_id, number in rows:
+                job = known[number]
+                span = Span.of(part, job.shape.sample_rate)
+                clip = DealtClip(deal, clip_id, uri, job, part, span)
+                self._report.clips[deal] = clip
+                clips.append(clip)
+            first, *first.others = clips
+            self._backlog.append(first)
         if self._draining:
             self._drain()
 
@@ -175,7 +170,7 @@ class Loader:
             self._backlog.append(heappop(self._parked)[2])
         while self._backlog and self._downloading + self._decodings.waiting_clips < self._at_once:
             clip = self._backlog.popleft()
-            if not clip.dropped:
+            if clip.going:
                 self._downloading += 1
                 self._downloads.begin(clip)
 
@@ -186,18 +181,33 @@ class Loader:
             self._downloads.hungry.set()
 
     def _take_downloads(self) -> None:
-        while clip := self._downloads.take():
+        while fetched := self._downloads.take():
             self._downloading -= 1
-            if clip.dropped:
-                clip.close()
-            elif clip.end is None:
-                self._decodings.put(clip)
-            elif not self._draining and 0 < clip.end.get("postponed", math.inf) < PARKED_S:
-                due_at = time.monotonic() + clip.end["postponed"]
-                heappush(self._parked, (due_at, clip.deal, clip))
-                clip.end = None
-            else:
-                self._report.end(clip)
+            clips, going = fetched.together, fetched.going
+            if first := fetched.left(going):
+                self._decodings.put(first)
+            parked = []
+            for clip in clips:
+                if clip.dropped or clip in going:
+                    continue
+                if self._is_parked(clip):
+                    parked.append(clip)
+                else:
+                    self._report.end(clip)
+            if parked:
+                self._park(parked)
+
+    def _is_parked(self, clip: DealtClip) -> bool:
+        pause_s = (clip.end or {}).get("postponed", math.inf)
+        return not self._draining and 0 < pause_s < PARKED_S
+
+    def _park(self, clips: list[DealtClip]) -> None:
+        first, *first.others = clips
+        assert first.end is not None
+        due_at = time.monotonic() + first.end["postponed"]
+        heappush(self._parked, (due_at, first.deal, first))
+        for clip in clips:
+            clip.end = None
 
 
 def main() -> NoReturn:

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from io import FileIO
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +25,7 @@ from workers.loading.process import Dealt, Facts, Known, LoaderProcess, Share, S
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from earmark.core.clips import Part
     from earmark.core.settings import Settings
     from workers.loading.process import Job, LoadedWindow, Loading, Observer
 
@@ -97,21 +98,34 @@ class Loaders:
         """Whether the network of this worker seems to be down."""
         return any(loader.offline for loader in self._loaders)
 
-    def deal(self, job: Job, clips: Iterable[Loading]) -> None:
-        """Have clips of one run loaded."""
-        self._deal((clip, job, 0) for clip in clips)
+    def deal(self, clips: Iterable[tuple[Loading, Job]]) -> None:
+        """Have clips loaded; those of one file share its download, and its decoding at a rate."""
+        self._deal((clip, job, 0) for clip, job in clips)
 
     def _deal(self, clips: Iterable[tuple[Loading, Job, int]]) -> None:
-        groups: dict[tuple[LoaderProcess, Job], list[Dealt]] = defaultdict(list)
+        files: dict[tuple[str, Part | None, int], list[tuple[Loading, Job, int]]] = defaultdict(
+            list
+        )
+        times: Counter[tuple[str, Part | None, int]] = Counter()
+        for clip, job, deaths in clips:
+            # A run that has a file several times has it fetched each time.
+            times[clip.uri, clip.part, job.run_id] += 1
+            number = times[clip.uri, clip.part, job.run_id]
+            files[clip.uri, clip.part, number].append((clip, job, deaths))
+        groups: dict[LoaderProcess, list[list[Dealt]]] = defaultdict(list)
         with self._changing:
-            for clip, job, deaths in clips:
-                loader = min(self._loaders_for(clip), key=lambda loader: len(loader.dealt))
-                dealt = Dealt(next(self._numbers), clip, job, loader, deaths)
-                loader.dealt[dealt.number] = dealt
-                groups[loader, job].append(dealt)
-                clip.begin(dealt)
-        for (loader, job), group in groups.items():
-            loader.deal(job, group)
+            for together in files.values():
+                usable = self._loaders_for(together[0][0])
+                loader = min(usable, key=lambda loader: len(loader.dealt))
+                group = []
+                for clip, job, deaths in together:
+                    dealt = Dealt(next(self._numbers), clip, job, loader, deaths)
+                    loader.dealt[dealt.number] = dealt
+                    group.append(dealt)
+                    clip.begin(dealt)
+                groups[loader].append(group)
+        for loader, dealt_to_it in groups.items():
+            loader.deal(dealt_to_it)
 
     def _loaders_for(self, clip: Loading) -> list[LoaderProcess]:
         """Return the loaders that may ask a clip's host; of a container's members, one has all."""

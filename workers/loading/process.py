@@ -18,7 +18,7 @@ from earmark.core.clips import MIX
 from workers.loading import arena, messages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
 
@@ -198,16 +198,18 @@ class LoaderProcess:
     def send(self, message: bytes) -> None:
         self._outbox.put(message)
 
-    def deal(self, job: Job, clips: Sequence[Dealt]) -> None:
-        rows = []
-        for dealt in clips:
-            clip = dealt.clip
-            part = None if clip.part is None else astuple(clip.part)
-            rows.append((dealt.number, clip.clip_id, clip.uri, part))
-        content = {
-            "clips": rows, "run_id": job.run_id, "shape": job.shape, "by_url": job.by_url,
-            "channels": job.channels, "joins": job.joins,
-        }  # fmt: skip
+    def deal(self, groups: Iterable[Sequence[Dealt]]) -> None:
+        """Send clips, those of each file in a group."""
+        jobs: dict[Job, int] = {}
+        files = []
+        for group in groups:
+            clips = []
+            for dealt in group:
+                job = jobs.setdefault(dealt.job, len(jobs))
+                clips.append((dealt.number, dealt.clip.clip_id, job))
+            uri, part = dealt.clip.uri, dealt.clip.part
+            files.append((uri, part and astuple(part), clips))
+        content = {"jobs": list(map(astuple, jobs)), "files": files}
         self.send(messages.DEAL + json.dumps(content).encode())
 
     def window(

@@ -45,7 +45,6 @@ class Report:
         """Tell that a clip's windows have all been told."""
         self._decoded.append(_row(clip, facts))
         self.clips.pop(clip.deal, None)
-        clip.close()
 
     def end(self, clip: DealtClip) -> None:
         """Tell how a clip without a result of its own ended here."""

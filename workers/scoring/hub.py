@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
@@ -15,6 +15,8 @@ from workers.scoring import description
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from earmark.core.options import RunOptions
 
 STARTER = Path(__file__).with_name("starter")
 #: What says how a model is built, and what a person reads of it.
@@ -27,8 +29,8 @@ SAFE_WEIGHTS, PICKLES = "model*.safetensors*", "pytorch_model*.bin*"
 ZERO_SHOT = "clap"
 
 
-def check(name: str, revision: str | None, labels: Sequence[str], *, here: bool) -> None:
-    """Check what is quick to know of a run's model: that it is there, and that the labels fit.
+def check(options: RunOptions, *, here: bool) -> None:
+    """Check what is quick to know of a run's model: that it is there, and has what is wanted.
 
     Args:
         here: this machine does the work, so that it needs the model; else it is asked for nothing
@@ -38,22 +40,31 @@ def check(name: str, revision: str | None, labels: Sequence[str], *, here: bool)
         ServiceError: a run with this model could not begin.
     """
     try:
-        config = _config(name, revision, here=here)
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        config = _content(options, CONFIG, here=here)
+        described = _content(options, description.NAME, here=here)
     except errors.ServiceError:
         if here:
             raise
-    except (OSError, ValueError):
-        pass  # Loading it says more exactly what is wrong.
-    else:
-        check_labels(name, labels, zero_shot=model_type == ZERO_SHOT)
+        return
+    name = options.model
+    if config:
+        check_labels(name, options.labels, zero_shot=config.get("model_type") == ZERO_SHOT)
+    if described and not described.get("embeddings") and (options.embeddings or options.head):
+        raise errors.ServiceError(
+            reason=f"{name} gives no embeddings: its {description.NAME} names no such output."
+        )
 
 
-def _config(name: str, revision: str | None, *, here: bool) -> Path:
-    folder = _folder(name)
+def _content(options: RunOptions, file: str, *, here: bool) -> dict[str, Any]:
+    """Return a JSON file of a model; nothing if it cannot be read, as loading it says why."""
+    folder = _folder(options.model)
     if folder is None and here:
-        folder = _download(name, revision, [CONFIG])
-    return folder / CONFIG if folder else _cached(name, revision, CONFIG)
+        folder = _download(options.model, options.revision, [CONFIG, description.NAME])
+    try:
+        path = folder / file if folder else _cached(options.model, options.revision, file)
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def check_labels(name: str, labels: Sequence[str], *, zero_shot: bool) -> None:

@@ -33,6 +33,7 @@ ADDED: tuple[tuple[str, sa.types.TypeEngine[Any], tuple[str, ...]], ...] = (
     ("clips", sa.String(), ("tags", "recorded_at", "recorded_from")),
     ("clips", sa.Boolean(), ("over_scale", "cancelling")),
     ("runs", sa.String(), ("paused",)),
+    ("runs", sa.Integer(), ("pass_id",)),
 )
 
 

@@ -9,6 +9,8 @@ from earmark.core import settings
 from tests.workers.decoding import bad_audio, odd_lengths
 from workers.decoding import pool
 
+pytestmark = pytest.mark.slow
+
 #: The encodings whose lengths go wrong in ways of their own.
 QUICK = ("wav16", "rf64", "au", "caf", "flac", "vorbis", "mp3-xing", "mp3")
 QUICK += ("m4a", "opus", "wma", "adts")

@@ -20,6 +20,8 @@ from earmark.core import errors, settings
 from tests.workers.decoding import bad_audio
 from workers.decoding import pool as decoder_pool
 
+pytestmark = pytest.mark.slow
+
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc as on Linux")
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from workers.loading import arena
-from workers.loading.arena import Extents
+from workers.loading.arena import Extents, Room
 
 WRITER = """
 import sys
@@ -85,3 +85,14 @@ def test_extents_never_overlap_and_all_come_back() -> None:
 def test_an_extent_that_is_not_taken_cannot_be_freed() -> None:
     with pytest.raises(KeyError):
         Extents(10).give_back(0)
+
+
+def test_a_long_recording_takes_a_part_of_the_memory_or_one_window_of_any_size() -> None:
+    memory = arena.new_memory(100)
+    room = Room(memory)
+    os.close(memory)
+    assert room.take(60, 40) == 0
+    assert room.take(10, 40) is None
+    assert room.take(30, 100) == 60
+    room.give_back(0)
+    assert room.take(10, 40) == 0

@@ -13,6 +13,7 @@ from earmark.core.clips import Source
 from tests.workers.loading.world import SHAPE, until
 from workers.loading import downloads
 from workers.loading.clip import DealtClip
+from workers.loading.process import Job
 
 
 class Fetcher:
@@ -30,10 +31,8 @@ class Fetcher:
 def clips(count: int, run_id: int = 1) -> list[DealtClip]:
     made = []
     for number in range(1, count + 1):
-        clip = DealtClip(
-            number, number, f"{number:064x}", run_id, SHAPE, by_url=False, channels=0, joins=False
-        )
-        made.append(clip)
+        job = Job(run_id, SHAPE, by_url=False, channels=0)
+        made.append(DealtClip(number, number, f"{number:064x}", job))
     return made
 
 

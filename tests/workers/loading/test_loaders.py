@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,29 @@ import pytest
 
 from earmark.core.clips import EACH, Part, Postponed
 from earmark.core.settings import Settings
-from tests.servers import upgraded
+from tests.servers import copied_sqlite
 from tests.workers.decoding import bad_audio
-from tests.workers.loading.world import SHAPE, Clip, Queue, job, score_all, settings_for, until
+from tests.workers.loading.world import (
+    SHAPE,
+    Clip,
+    Queue,
+    deal,
+    job,
+    score_all,
+    settings_for,
+    until,
+)
 from workers.loading import loaders as loading
+from workers.loading.cutter import Shape
 from workers.loading.loaders import Loaders
 from workers.loading.process import Suspected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from workers.loading.process import Job
+
+pytestmark = pytest.mark.slow
 
 #: The bytes of a window.
 WINDOW = SHAPE.size * 4
@@ -35,7 +50,7 @@ WINDOW = SHAPE.size * 4
 def make(tmp_path: Path) -> Iterator[Callable[..., tuple[Loaders, Queue]]]:
     """Start loaders with settings of a test's own."""
     made: list[Loaders] = []
-    url = upgraded(f"sqlite:///{tmp_path}/earmark.db")
+    url = copied_sqlite(tmp_path / "earmark.db")
 
     def start(**groups: Any) -> tuple[Loaders, Queue]:
         queue = Queue()
@@ -93,7 +108,7 @@ def test_a_command_line_names_no_token(make: Any) -> None:
 def test_each_clip_comes_with_its_samples_and_its_facts(make: Any, tmp_path: Path) -> None:
     loaders, queue = make()
     clips = sounds(tmp_path, 20)
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     score_all(loaders, queue, clips)
     for clip in clips:
         (samples,) = clip.scores
@@ -111,15 +126,15 @@ def test_copies_of_a_clip_at_work_in_any_loader_name_it(make: Any, tmp_path: Pat
     page = tmp_path / "page.wav"
     page.write_text("<html>")
     failing, again = Clip(17, str(page)), Clip(18, str(page))
-    loaders.deal(job(joins=True), [first])
+    deal(loaders, job(joins=True), [first])
     until(lambda: queue.waiting)
-    loaders.deal(job(joins=True), [*clips, span, other, failing])
+    deal(loaders, job(joins=True), [*clips, span, other, failing])
     until(lambda: all(clip.end for clip in (*clips, failing)))
     assert {clip.end.clip_id for clip in clips} == {first.clip_id}
     assert {clip.deals[0].loader for clip in clips} == set(loaders._loaders)
-    loaders.deal(job(joins=False), clips[:1])
-    loaders.deal(job(joins=True), [again])
-    loaders.deal(job(run_id=2, joins=True), clips[1:2])
+    deal(loaders, job(joins=False), clips[:1])
+    deal(loaders, job(joins=True), [again])
+    deal(loaders, job(run_id=2, joins=True), clips[1:2])
     score_all(loaders, queue, [first, other, span, *clips[:2]])
     assert clips[0].facts is not None
     assert clips[0].facts.source == clips[2].end.source
@@ -144,8 +159,8 @@ def test_thirty_two_channels_come_window_by_window_through_little_memory(
     loaders, queue = one
     uri = choir(tmp_path, 32, 4.5)
     clips = [Clip(1, uri), Clip(2, uri, Part(2.0, 3.5)), Clip(3, choir(tmp_path, 1, 0.5))]
-    loaders.deal(job(channels=EACH), clips)
-    loaders.deal(job(channels=31), [only := Clip(4, uri)])
+    deal(loaders, job(channels=EACH), clips)
+    deal(loaders, job(channels=31), [only := Clip(4, uri)])
     score_all(loaders, queue, [*clips, only])
     starts = []
     for clip in (*clips, only):
@@ -168,8 +183,8 @@ def test_the_windows_of_all_channels_count_and_a_channel_too_many_is_an_error(
     loaders, queue = make(audio={"max_windows": 9})
     stereo = choir(tmp_path, 2, 4.5)
     clips = [Clip(1, stereo), Clip(2, stereo)]
-    loaders.deal(job(channels=EACH), clips[:1])
-    loaders.deal(job(channels=3), clips[1:])
+    deal(loaders, job(channels=EACH), clips[:1])
+    deal(loaders, job(channels=3), clips[1:])
     until(lambda: queue.score(loaders) >= 0 and all(clip.end for clip in clips))
     assert str(clips[0].end.error).endswith("4 s (EARMARK_AUDIO__MAX_WINDOWS).")
     assert clips[1].end.error.facts == {"reason": "2 channel(s), so no channel 3 (--channels)"}
@@ -181,7 +196,7 @@ def test_the_windows_of_all_channels_count_and_a_channel_too_many_is_an_error(
 def test_a_long_clip_comes_in_windows_through_little_memory(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     clip = sound(tmp_path, 1, 300.5)
-    loaders.deal(job(), [clip])
+    deal(loaders, job(), [clip])
     score_all(loaders, queue, [clip])
     by_start = {}
     for window, samples in zip(clip.windows, clip.scores, strict=True):
@@ -196,7 +211,7 @@ def test_a_span_comes_in_windows_at_the_times_of_its_file(one: Any, tmp_path: Pa
     loaders, queue = one
     clips = [sound(tmp_path, number, 90) for number in (1, 2, 3)]
     clips[0].part, clips[1].part, clips[2].part = Part(40.0, 42.5), Part(0.0, 0.5), Part(90.0)
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     score_all(loaders, queue, clips[:2])
     assert sorted(window.span for window in clips[0].windows) == [(40, 41), (41, 42), (41.5, 42.5)]
     assert [window.span for window in clips[1].windows] == [(0, 0.5)]
@@ -210,7 +225,7 @@ def test_a_span_comes_in_windows_at_the_times_of_its_file(one: Any, tmp_path: Pa
 def test_a_decoder_that_waits_for_a_slow_model_has_all_the_time(make: Any, tmp_path: Path) -> None:
     loaders, queue = make(worker={"in_flight_bytes": 4 * WINDOW}, audio={"decode_timeout_s": 1.0})
     clip = sound(tmp_path, 1, 200)
-    loaders.deal(job(), [clip])
+    deal(loaders, job(), [clip])
     until(lambda: len(queue.waiting) == 4)
     (decoder,) = children("decoding.child")
     slept = decoder.cpu_times()
@@ -226,7 +241,7 @@ def test_a_decoder_that_waits_for_a_slow_model_has_all_the_time(make: Any, tmp_p
 def test_a_clip_of_too_many_windows_names_the_setting(make: Any, tmp_path: Path) -> None:
     loaders, queue = make(audio={"max_windows": 3})
     clips = [sound(tmp_path, 1, 4), sound(tmp_path, 2, 3)]
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     score_all(loaders, queue, clips[1:])
     until(lambda: clips[0].end)
     assert "EARMARK_AUDIO__MAX_WINDOWS" in str(clips[0].end.error)
@@ -236,13 +251,108 @@ def test_a_window_beyond_the_memory_names_the_setting(one: Any, tmp_path: Path) 
     loaders, queue = one
     wide = job(SHAPE._replace(size=5 * SHAPE.size, hop=SHAPE.size))
     clips = [sound(tmp_path, 1, 4.5), sound(tmp_path, 2, 6)]
-    loaders.deal(wide, clips)
+    deal(loaders, wide, clips)
     for clip in clips:
         until(lambda clip=clip: clip.end)
         assert "EARMARK_WORKER__IN_FLIGHT_BYTES" in str(clip.end.error)
     last = sound(tmp_path, 3, 1)
-    loaders.deal(job(), [last])
+    deal(loaders, job(), [last])
     score_all(loaders, queue, [last])
+
+
+# several models -----------------------------------------------------------------------------------
+
+
+def heard_together(clip: Clip, *jobs: Job) -> list[tuple[Clip, Job]]:
+    """Return a clip of each job, all of one file."""
+    return [
+        (Clip(clip.clip_id + 100 * n, clip.uri, clip.part), each) for n, each in enumerate(jobs)
+    ]
+
+
+def test_a_file_is_fetched_once_for_all_models_and_decoded_once_for_each_rate(
+    make: Any, host: Host, tmp_path: Path
+) -> None:
+    fetch = {"ports": [host.server_port], "allow_networks": ["127.0.0.0/8"]}
+    loaders, queue = make(fetch=fetch, audio={"clips_per_decoder": 24})
+    half = SHAPE._replace(size=4000, hop=2000)
+    slow = Shape(4000, 2000, 2000, 1)
+    jobs = [job(), job(half, 2), job(slow, 3), job(slow._replace(size=4000), 4)]
+    clips = []
+    for number in range(12):
+        clips += heard_together(Clip(number, f"{host.url}/{number}"), *jobs)
+    (decoder,) = children("decoding.child")
+    loaders.deal(clips)
+    score_all(loaders, queue, [clip for clip, _ in clips])
+    assert host.asked == {f"/{number}": 1 for number in range(12)}
+    # It has decoded 12 files at two rates, which is all that a decoder may: it was asked no more.
+    assert [child.pid for child in children("decoding.child")] == [decoder.pid]
+    windows = {each.run_id: [] for each in jobs}
+    for clip, each in clips:
+        assert clip.facts is not None
+        assert clip.facts.audio.duration_s == 1
+        windows[each.run_id].append([window.span for window in sorted_windows(clip)])
+    assert windows[1] == [[(0, 1)]] * 12
+    assert windows[2] == [[(0, 0.5), (0.25, 0.75), (0.5, 1)]] * 12
+    assert windows[3] == [[(0, 0.5), (0.5, 1)]] * 12
+    assert windows[4] == [[(0, 1)]] * 12
+
+
+def sorted_windows(clip: Clip) -> list[Any]:
+    return sorted(clip.windows, key=lambda window: window.start)
+
+
+def test_what_goes_wrong_with_a_clip_of_one_model_leaves_the_others(
+    make: Any, tmp_path: Path
+) -> None:
+    loaders, queue = make(worker={"in_flight_bytes": 4 * WINDOW}, audio={"max_windows": 30})
+    long = sound(tmp_path, 1, 20)
+    narrow, wide = SHAPE._replace(hop=400), SHAPE._replace(size=5 * SHAPE.size)
+    slow = Shape(4000, 4000, 4000, 1)
+    jobs = [job(narrow), job(wide, 2), job(run_id=3), job(run_id=4), job(slow, 5)]
+    (many, _), (large, _), (canceled, _), (whole, _), (other, _) = clips = heard_together(
+        long, *jobs
+    )
+    loaders.deal(clips)
+    until(lambda: canceled.deals and len(queue.waiting) == 4)
+    canceled.deals[0].cancel()
+    score_all(loaders, queue, [whole, other])
+    until(lambda: many.end and large.end)
+    assert "EARMARK_AUDIO__MAX_WINDOWS" in str(many.end.error)
+    assert "EARMARK_WORKER__IN_FLIGHT_BYTES" in str(large.end.error)
+    assert canceled.facts is canceled.end is None
+    for clip in (whole, other):
+        assert [window.span[0] for window in sorted_windows(clip)] == list(range(20))
+        assert clip.end is None
+
+
+def test_a_file_that_fails_fails_for_each_model(make: Any, tmp_path: Path) -> None:
+    loaders, _ = make()
+    page, missing = tmp_path / "page.wav", tmp_path / "missing.wav"
+    page.write_text("<html>")
+    jobs = [job(), job(run_id=2), job(Shape(4000, 4000, 4000, 1), 3)]
+    clips = [
+        *heard_together(Clip(1, str(page)), *jobs),
+        *heard_together(Clip(2, str(missing)), *jobs),
+    ]
+    loaders.deal(clips)
+    until(lambda: all(clip.end for clip, _ in clips))
+    codes = [clip.end.error.code for clip, _ in clips]
+    assert codes == ["not_audio"] * 3 + ["file_not_found"] * 3
+
+
+def test_a_loader_that_dies_has_the_clips_of_all_models_dealt_again(
+    make: Any, tmp_path: Path
+) -> None:
+    loaders, queue = make(worker={"in_flight_bytes": 4 * WINDOW})
+    jobs = [job(), job(run_id=2), job(Shape(4000, 4000, 4000, 1), 3)]
+    clips = [each for clip in sounds(tmp_path, 6, 3.0) for each in heard_together(clip, *jobs)]
+    loaders.deal(clips)
+    until(lambda: len(queue.waiting) >= 4)
+    children("loading.loader")[0].kill()
+    score_all(loaders, queue, [clip for clip, _ in clips])
+    for clip, _ in clips:
+        assert [window.span for window in sorted_windows(clip)] == [(0, 1), (1, 2), (2, 3)]
 
 
 # manners ------------------------------------------------------------------------------------------
@@ -257,6 +367,8 @@ class Host(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.lock = threading.Lock()
         self.open = self.most_open = self.robots = 0
+        self.asked: Counter[str] = Counter()
+        self.url = f"http://127.0.0.1:{self.server_port}"
 
     def finish_request(self, *arguments: Any) -> None:
         with self.lock:
@@ -275,6 +387,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         robots = self.path == "/robots.txt"
+        self.server.asked[self.path] += 1
         self.server.robots += robots
         time.sleep(0.02)
         body = b"" if robots else bad_audio.wav(bytes(16000), rate=8000)
@@ -287,23 +400,28 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("robots", [False, True])
-def test_the_loaders_of_a_worker_keep_to_its_connections_to_a_host(
-    make: Any, *, robots: bool
-) -> None:
+@pytest.fixture
+def host() -> Iterator[Host]:
     server = Host()
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("robots", [False, True])
+def test_the_loaders_of_a_worker_keep_to_its_connections_to_a_host(
+    make: Any, host: Host, *, robots: bool
+) -> None:
+    server = host
     fetch = {"ports": [server.server_port], "host_concurrency": 2, "robots": robots}
     loaders, queue = make(
         fetch={**fetch, "allow_networks": ["127.0.0.0/8"]},
         worker={"loaders": 3, "decoders": 3},
     )
-    url = f"http://127.0.0.1:{server.server_port}"
-    clips = [Clip(number, f"{url}/{number}") for number in range(1, 31)]
-    loaders.deal(job(), clips)
+    clips = [Clip(number, f"{server.url}/{number}") for number in range(1, 31)]
+    deal(loaders, job(), clips)
     score_all(loaders, queue, clips)
-    server.shutdown()
-    server.server_close()
     assert server.most_open <= 2
     assert server.robots == robots
     users = {clip.deals[0].loader for clip in clips}
@@ -335,9 +453,9 @@ def test_connections_are_divided_without_a_rest(
 def test_a_decoder_that_dies_costs_the_clip_it_was_at(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     long, *others = sound(tmp_path, 100, 200), *sounds(tmp_path, 4)
-    loaders.deal(job(), [long])
+    deal(loaders, job(), [long])
     until(lambda: len(queue.waiting) == 4)
-    loaders.deal(job(), others)
+    deal(loaders, job(), others)
     children("decoding.child")[0].kill()
     score_all(loaders, queue, others)
     until(lambda: long.end)
@@ -348,10 +466,11 @@ def test_a_decoder_that_hangs_costs_the_clip_it_was_at(make: Any, tmp_path: Path
     loaders, queue = make(audio={"decode_timeout_s": 1.0})
     children("decoding.child")[0].suspend()
     clips = sounds(tmp_path, 4)
-    loaders.deal(job(), clips)
-    until(lambda: clips[0].end)
-    assert clips[0].end.error.code == "decoder_timeout"
-    score_all(loaders, queue, clips[1:])
+    deal(loaders, job(), clips)
+    until(lambda: any(clip.end for clip in clips))
+    (late,) = (clip for clip in clips if clip.end)
+    assert late.end.error.code == "decoder_timeout"
+    score_all(loaders, queue, [clip for clip in clips if clip is not late])
 
 
 def test_a_decoder_that_swells_costs_the_clip_it_was_at(make: Any, tmp_path: Path) -> None:
@@ -359,7 +478,7 @@ def test_a_decoder_that_swells_costs_the_clip_it_was_at(make: Any, tmp_path: Pat
     path = tmp_path / "wide.wav"
     path.write_bytes(bad_audio.wav(bytes(1024 * 8000), channels=1024, bits=8))
     wide, *others = Clip(100, str(path)), *sounds(tmp_path, 4)
-    loaders.deal(job(), [wide, *others])
+    deal(loaders, job(), [wide, *others])
     score_all(loaders, queue, others)
     until(lambda: wide.end)
     assert wide.end.error.code == "decoder_memory"
@@ -370,7 +489,7 @@ def test_a_loader_that_dies_is_replaced_and_its_clips_are_dealt_again(
 ) -> None:
     loaders, queue = make(worker={"loaders": 2, "decoders": 2, "in_flight_bytes": 8 * WINDOW})
     clips = [*sounds(tmp_path, 30, 1.0), sound(tmp_path, 100, 60), sound(tmp_path, 101, 60)]
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     until(lambda: len(queue.waiting) == 8)
     children("loading.loader")[0].kill()
     score_all(loaders, queue, clips)
@@ -385,7 +504,7 @@ def test_a_loader_that_dies_is_replaced_and_its_clips_are_dealt_again(
 def test_a_clip_that_loaders_die_of_is_suspected(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     clip = sound(tmp_path, 1, 60)
-    loaders.deal(job(), [clip])
+    deal(loaders, job(), [clip])
     for deals in (1, 2):
         until(lambda deals=deals: len(clip.deals) == deals and len(queue.waiting) == 4)
         children("loading.loader")[0].kill()
@@ -402,7 +521,7 @@ def test_a_loader_that_hangs_is_replaced(
     loaders, queue = make()
     children("loading.loader")[0].suspend()
     clips = sounds(tmp_path, 4)
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     score_all(loaders, queue, clips)
     assert [len(clip.deals) for clip in clips] == [2] * 4
 
@@ -421,7 +540,7 @@ def test_a_loader_that_cannot_be_replaced_at_once_is_replaced_later(
     monkeypatch.setattr(loading.arena, "new_memory", scarce_memory)
     children("loading.loader")[0].kill()
     clips = sounds(tmp_path, 2)
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     score_all(loaders, queue, clips)
     assert not failures
 
@@ -441,7 +560,7 @@ ORPHANS = """
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_loaders_and_decoders_of_a_killed_worker_end(tmp_path: Path, *, stopped: bool) -> None:
-    url = upgraded(f"sqlite:///{tmp_path}/earmark.db")
+    url = copied_sqlite(tmp_path / "earmark.db")
     worker = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(ORPHANS), url],
         stdout=subprocess.PIPE,
@@ -468,20 +587,20 @@ def test_no_memory_is_lost_whatever_happens(make: Any, tmp_path: Path) -> None:
     short = sound(tmp_path, 51, 0.05)
     too_long, canceled = sound(tmp_path, 52, 30), sound(tmp_path, 53, 9)
     lost = [Clip(50, str(broken)), short, too_long, Clip(54, str(tmp_path / "missing.wav"))]
-    loaders.deal(job(), [*lost, canceled])
+    deal(loaders, job(), [*lost, canceled])
     until(lambda: queue.score(loaders) or all(clip.end for clip in lost))
     until(lambda: len(queue.waiting) == 4)
     canceled.deals[0].cancel()
     loaders.forget([canceled])
     whole = sound(tmp_path, 55, 4)
-    loaders.deal(job(SHAPE._replace(size=4 * SHAPE.size)), [whole])
+    deal(loaders, job(SHAPE._replace(size=4 * SHAPE.size)), [whole])
     score_all(loaders, queue, [whole])
 
 
 def test_when_the_memory_is_full_decoders_wait(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     clips = sounds(tmp_path, 12, seconds=1.0)
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     until(lambda: len(queue.waiting) == 4)
     queue.score(loaders, 1)
     until(lambda: len(queue.waiting) == 4)
@@ -493,15 +612,15 @@ def test_when_the_memory_is_full_decoders_wait(one: Any, tmp_path: Path) -> None
 def test_a_draining_worker_gets_back_what_is_at_no_decoder(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     long, *others = sound(tmp_path, 100, 20), *sounds(tmp_path, 8)
-    loaders.deal(job(), [long])
+    deal(loaders, job(), [long])
     until(lambda: len(queue.waiting) == 4)
-    loaders.deal(job(), others)
+    deal(loaders, job(), others)
     loaders.drain()
     until(lambda: sum(clip.end is not None for clip in others) >= 7)
     for clip in others:
         assert clip.end in (None, Postponed(clip.clip_id, 0.0))
     late = sound(tmp_path, 101, 1)
-    loaders.deal(job(), [late])
+    deal(loaders, job(), [late])
     until(lambda: late.end)
     score_all(loaders, queue, [clip for clip in (long, *others) if clip.end is None])
 
@@ -509,7 +628,7 @@ def test_a_draining_worker_gets_back_what_is_at_no_decoder(one: Any, tmp_path: P
 def test_without_a_database_clips_are_put_off(make: Any, tmp_path: Path) -> None:
     loaders, _ = make(database={"url": "postgresql://127.0.0.1:1/none"})
     clips = sounds(tmp_path, 3)
-    loaders.deal(job(), clips)
+    deal(loaders, job(), clips)
     until(lambda: all(clip.end for clip in clips))
     assert {type(clip.end) for clip in clips} == {Postponed}
     assert {clip.end.delay_s for clip in clips} == {10.0}
@@ -518,11 +637,11 @@ def test_without_a_database_clips_are_put_off(make: Any, tmp_path: Path) -> None
 def test_a_clip_dealt_again_begins_anew(one: Any, tmp_path: Path) -> None:
     loaders, queue = one
     clip = sound(tmp_path, 1, 20)
-    loaders.deal(job(), [clip])
+    deal(loaders, job(), [clip])
     until(lambda: len(queue.waiting) == 4)
     queue.score(loaders, 3)
     clip.deals[0].cancel()
-    loaders.deal(job(), [clip])
+    deal(loaders, job(), [clip])
     score_all(loaders, queue, [clip])
     assert sorted(window.start // 8000 for window in clip.windows) == list(range(20))
 

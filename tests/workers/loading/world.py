@@ -104,6 +104,10 @@ def score_all(loaders: Loaders, queue: Queue, clips: list[Clip]) -> None:
     until(all_done)
 
 
+def deal(loaders: Loaders, job: Job, clips: Iterable[Clip]) -> None:
+    loaders.deal((clip, job) for clip in clips)
+
+
 def settings_for(folder: Path, database_url: str, **groups: dict[str, Any]) -> Settings:
     """Return settings for files of a folder, without a broker that answers."""
     defaults: dict[str, dict[str, Any]] = {

@@ -55,6 +55,24 @@ def graph(shape: Sequence[int | str] = ("windows", "samples")) -> onnx.ModelProt
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def only_short(most: int) -> onnx.ModelProto:
+    """Return a graph that gives no numbers for windows of more than so many samples."""
+    model = graph()
+    model.graph.node[-1].output[0] = "numbers"
+    for name, value in (("most", np.float32(most)), ("zero", np.float32(0)), ("last", np.array(1))):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    model.graph.node.extend([
+        helper.make_node("Shape", ["audio"], ["shape"]),
+        helper.make_node("Gather", ["shape", "last"], ["length"]),
+        helper.make_node("Cast", ["length"], ["samples"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["most", "samples"], ["left"]),
+        helper.make_node("Sqrt", ["left"], ["root"]),
+        helper.make_node("Mul", ["root", "zero"], ["nothing"]),
+        helper.make_node("Add", ["numbers", "nothing"], ["logits"]),
+    ])  # fmt: skip
+    return model
+
+
 def save(
     folder: Path, model: onnx.ModelProto | None = None, *, rate: int = 16_000, **changes: Any
 ) -> Path:

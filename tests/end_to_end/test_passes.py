@@ -1,0 +1,131 @@
+"""Several models in one pass: `--model A --model B`, each with a run of its own."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from earmark.demo import EXAMPLES
+from tests.workers.scoring import graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.end_to_end.conftest import Earmark
+
+NAMES = ("dog.ogg", "siren.wav", "piano.flac", "rain.ogg")
+BEST = "SELECT uri || label FROM results WHERE run = '{}'"
+STATES = "SELECT run, done, failed, total FROM run_progress ORDER BY run_id"
+
+
+class Server(ThreadingHTTPServer):
+    """Serves sounds, and counts the requests for each; `busy` fails once."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: Counter[str] = Counter()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked[self.path] += 1
+        _, kind, number = self.path.split("/")
+        status = {"gone": 404, "busy": 500}.get(kind, 200)
+        if kind == "busy" and self.server.asked[self.path] > 1:
+            status = 200
+        # A byte more at the end makes each file another one.
+        sound = (EXAMPLES / NAMES[int(number) % len(NAMES)]).read_bytes() + bytes(int(number))
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(sound)))
+        self.end_headers()
+        self.wfile.write(sound)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(earmark: Earmark) -> Iterator[Server]:
+    with Server() as running:
+        Thread(target=running.serve_forever, daemon=True).start()
+        earmark.settings["EARMARK_FETCH__ALLOW_NETWORKS"] = "127.0.0.1/32"
+        earmark.settings["EARMARK_FETCH__PORTS"] = str(running.server_port)
+        earmark.settings["EARMARK_DATABASE__URL"] = f"sqlite:///{earmark.folder}/x.db"
+        earmark.settings["EARMARK_LEDGER__RETRY_BASE_S"] = "0.1"
+        yield running
+        running.shutdown()
+
+
+def rows(folder: Path, statement: str) -> list[Any]:
+    with closing(sqlite3.connect(folder / "x.db")) as database:
+        return database.execute(statement).fetchall()
+
+
+def test_each_clip_is_fetched_once_for_three_models_of_two_rates(
+    earmark: Earmark, server: Server
+) -> None:
+    clips = [("ok", number) for number in range(12)] + [("gone", 1), ("busy", 2)]
+    urls = [f"http://127.0.0.1:{server.server_port}/{kind}/{number}" for kind, number in clips]
+    (earmark.folder / "list.txt").write_text("\n".join(urls))
+    graphs.save(earmark.folder / "same")
+    graphs.save(earmark.folder / "slow", rate=8000)
+    models = ("--model", "starter", "--model", "./same", "--model", "./slow")
+    words = ("run", "list.txt", "--name", "march", *models)
+    shown = earmark(*words)
+    assert "march/slow: 14 clips, 13 done, 1 failed" in shown.stderr
+    assert server.asked == {f"/{kind}/{number}": 1 + (kind == "busy") for kind, number in clips}
+    expected = [(f"march/{name}", 13, 1, 14) for name in ("starter", "same", "slow")]
+    assert rows(earmark.folder, STATES) == expected
+    codes = "SELECT error_code, count(*) FROM failures GROUP BY 1"
+    assert rows(earmark.folder, codes) == [("not_found", 3)]
+    # Their scores are of the energy, which a rate does not change.
+    same, slow = (
+        {row[0] for row in rows(earmark.folder, BEST.format(run))}
+        for run in ("march/same", "march/slow")
+    )
+    assert same == slow
+
+    # A retry of one run asks for its clips only, and leaves the others as they are.
+    server.asked.clear()
+    earmark("retry", "march/slow")
+    earmark(*words)
+    assert server.asked == {"/gone/1": 1}
+    assert rows(earmark.folder, STATES) == expected
+
+
+def test_a_model_that_fails_leaves_the_other_run_whole(earmark: Earmark, server: Server) -> None:
+    urls = [f"http://127.0.0.1:{server.server_port}/ok/{number}" for number in range(40)]
+    (earmark.folder / "list.txt").write_text("\n".join(urls))
+    graphs.save(earmark.folder / "broken", graphs.only_short(20_000))
+    graphs.describe(earmark.folder / "broken", window_s=2)
+    models = ("--model", "./broken", "--model", "starter")
+    # It fails each clip, which exits with 1.
+    earmark("run", "list.txt", "--name", "march", *models, "--stop-at", "off", status=1)
+    assert rows(earmark.folder, STATES) == [
+        ("march/broken", 0, 40, 40),
+        ("march/starter", 40, 0, 40),
+    ]
+    attempts = "SELECT run_id, max(attempts), max(crashes) FROM clips GROUP BY 1"
+    assert rows(earmark.folder, attempts) == [(1, 1, 0), (2, 1, 0)]
+    assert rows(earmark.folder, "SELECT DISTINCT error_code FROM failures") == [("model_error",)]
+
+
+def test_what_cannot_be_for_several_models_is_refused_before_the_run(earmark: Earmark) -> None:
+    graphs.save(earmark.folder / "mute")
+    graphs.describe(earmark.folder / "mute", embeddings=None)
+    both = ("run", str(EXAMPLES), "--model", "starter", "--model", "./mute")
+    assert "--labels belongs to one model" in earmark(*both, "--labels", "a,b", status=2).stderr
+    refused = earmark(*both, "--embeddings", status=3).stderr
+    assert "./mute gives no embeddings: its earmark.json names no such output." in refused
+    twice = ("run", str(EXAMPLES), "--model", "./mute", "--model", "./mute")
+    assert "would be called the same: mute, mute" in earmark(*twice, status=2).stderr
