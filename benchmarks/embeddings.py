@@ -125,11 +125,11 @@ def form(count: int) -> None:
     nearest = Nearest(drawn.draw(QUERIES))
     vectors = np.concatenate(list(drawn.blocks(count)))
     nearest.add(vectors)
-    scales, levels = quantised(vectors)
+    levels = quantised(vectors)[1].astype(np.float32)
     bits = np.packbits(vectors > vectors.mean(axis=0), axis=1)
     forms = {
         f"float16, {2 * DIMENSIONS} bytes": vectors.astype(np.float16).astype(np.float32),
-        f"int8 with a scale, {4 + DIMENSIONS} bytes": scales * levels,
+        f"int8, {DIMENSIONS} bytes": levels / np.linalg.norm(levels, axis=1, keepdims=True),
         f"int8 with one scale for all, {DIMENSIONS} bytes": np.round(
             vectors * (127 / np.abs(vectors).max())
         ),
@@ -245,12 +245,11 @@ def _filled(engine: sa.Engine, count: int) -> int:
 def _write_vectors(connection: sa.Connection, drawn: Clustered, count: int) -> None:
     first = 1
     for vectors in drawn.blocks(count):
-        scales, levels = quantised(vectors)
         rows = []
-        for place, (scale, bytes_) in enumerate(zip(scales, levels, strict=True)):
-            rows.append((first + place, 0, 0.0, 5.0, scale.tobytes() + bytes_.tobytes()))
+        for place, bytes_ in enumerate(quantised(vectors)[1]):
+            rows.append((first + place, 0, bytes_.tobytes()))
         first += len(rows)
-        connection.exec_driver_sql("INSERT INTO window_embeddings VALUES (?, ?, ?, ?, ?)", rows)
+        connection.exec_driver_sql("INSERT INTO window_embeddings VALUES (?, ?, ?)", rows)
 
 
 def overhead(count: int) -> None:

@@ -27,17 +27,20 @@ INSERT INTO run_counts AS n (run_id, state, writer, clips, audio_s, finished_at)
 VALUES (:run_id, 'pending', {writer}, :clips, 0, 0)
 ON CONFLICT (run_id, state, writer) DO UPDATE SET clips = n.clips + excluded.clips
 """
-#: The positions of the rows that a run does not have. The keys are one string of bytes: a list of
-#: keys would take longer to send than to look up. The run's id is hidden from PostgreSQL's planner,
-#: and keys are looked up one by one, since its statistics are older than the run: it would read the
-#: whole table for a join, or all clips of the run for each key.
-SELECT_MISSING = """
-SELECT i FROM {numbers}
-WHERE (
-    SELECT run_id FROM clips
-    WHERE run_id = (SELECT :run_id) AND uri_key = substr(:keys, i * :size + 1, :size)
-) IS NULL
-ORDER BY i
+#: The positions of the rows that a run does not have, or has with another meta than a given one.
+#: The keys are one string of bytes: a list of keys would take longer to send than to look up. The
+#: run's id is hidden from PostgreSQL's planner, and keys are looked up one by one, since its
+#: statistics are older than the run: it would read the whole table for a join, or all clips of the
+#: run for each key.
+SELECT_UNLIKE = """
+WITH compared AS MATERIALIZED (
+    SELECT i, meta, (
+        SELECT coalesce(meta, {no_meta}) FROM clips
+        WHERE run_id = (SELECT :run_id) AND uri_key = substr(:keys, i * :size + 1, :size)
+    ) AS stored
+    FROM {metas}
+)
+SELECT i FROM compared WHERE stored IS NULL OR stored <> meta ORDER BY i
 """
 _COLUMNS = "state, run_id, uri_key, uri, meta, display_uri"
 _PART_COLUMNS = ", ".join(Part.__slots__)
@@ -84,16 +87,18 @@ def insert(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
             added += _insert_values(counting, run_id, group)
     else:
         _take_turn(connection, run_id, rows)
-        added = _copy(counting, run_id, missing(connection, run_id, rows))
+        added = _copy(counting, run_id, unlike(connection, run_id, rows, [None] * len(rows)))
     execute(connection, ADD_TO_COUNT, run_id=run_id, clips=added)
     return added
 
 
-def missing(connection: sa.Connection, run_id: int, rows: list[Listed]) -> list[Listed]:
-    """Return the rows that a run does not have yet."""
+def unlike(
+    connection: sa.Connection, run_id: int, rows: list[Listed], metas: list[str | None]
+) -> list[Listed]:
+    """Return the rows that a run does not have yet, or has with another meta than the given one."""
     keys = b"".join(map(itemgetter(0), rows))
-    values = {"run_id": run_id, "keys": keys, "size": KEY_BYTES, "count": len(rows)}
-    positions = execute(connection, SELECT_MISSING, **values).scalars()
+    values = {"run_id": run_id, "keys": keys, "size": KEY_BYTES, "metas": metas}
+    positions = execute(connection, SELECT_UNLIKE, **values).scalars()
     return [rows[position] for position in positions]
 
 

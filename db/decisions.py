@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from db.rows import Rows, select
-from db.session import execute, fetch, writing
+from db.session import execute, writing
 
 #: The truth that reviews are, and the label of a clip for which they name none.
 REVIEWS, OTHER = "reviews", "(another)"
@@ -39,8 +38,8 @@ reviews = excluded.reviews, "right" = excluded."right", at = excluded.at
 RETURNING confidence
 """
 SELECT_LISTED = """
-SELECT id, label_id, label_ids, scores, meta ->> CAST(:truth AS text) AS truth FROM clips
-WHERE run_id = :run_id AND state = 'done' AND meta ->> CAST(:truth AS text) IS NOT NULL
+SELECT id, label_id, label_ids, scores, CAST(meta ->> CAST(:truth AS text) AS text) AS truth
+FROM clips WHERE run_id = :run_id AND state = 'done' AND meta ->> CAST(:truth AS text) IS NOT NULL
 """
 SELECT_REVIEWED = """
 SELECT c.id, c.label_id, c.label_ids, c.scores, v.truth
@@ -70,9 +69,9 @@ def keep(engine: sa.Engine, run_id: int, found: dict[str, Any], error: float) ->
         return float(kept.scalar_one())
 
 
-def truths(engine: sa.Engine, run_id: int, truth: str) -> Sequence[Any]:
+def truths(engine: sa.Engine, run_id: int, truth: str) -> Rows:
     """Return the clips that are done and have a truth, in a column of the list or by reviews."""
-    return fetch(engine, _statement(truth), run_id=run_id, truth=truth)
+    return select(engine, _statement(truth), run_id=run_id, truth=truth)
 
 
 def cell(engine: sa.Engine, run_id: int, truth: str, true: str | None, label: str = "") -> Rows:

@@ -46,6 +46,10 @@ class Dialect:
     ids: str
     #: The numbers below `:count`, in the column `i`.
     numbers: str
+    #: The texts bound as `:metas`, in the column `meta`, with their positions in the column `i`.
+    metas: str
+    #: The meta of a clip that has none, to compare with.
+    no_meta: str
     #: Locks the rows of a SELECT. SQLite has one writer at a time.
     lock: str
     #: Compares NULL as a value.
@@ -104,6 +108,8 @@ SQLITE = Dialect(
         "(WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT :count)"
         " SELECT i FROM n)"
     ),
+    metas="(SELECT key AS i, value AS meta FROM json_each(:metas)) AS listed",
+    no_meta="''",
     lock="",
     same="IS",
     in_run_order="INDEXED BY clips_run",
@@ -117,7 +123,7 @@ SQLITE = Dialect(
     matching_clips="WHERE id = :id",
     copied_clips="FROM clips WHERE id = :id",
     window_rows="VALUES (:clip_id, :start_s, :end_s, :label_ids, :scores, :channel)",
-    embedding_rows="VALUES (:clip_id, :channel, :start_s, :end_s, :vector)",
+    embedding_rows="VALUES (:clip_id, :number, :vector)",
     timestamp="datetime({}, 'unixepoch')",
     hexadecimal="lower(hex({}))",
     json="{}",
@@ -135,6 +141,11 @@ POSTGRESQL = Dialect(
     id_rows="unnest(CAST(:ids AS bigint[])) AS listed(value)",
     ids="(SELECT value FROM unnest(CAST(:ids AS bigint[])) AS listed(value))",
     numbers="generate_series(0, :count - 1) AS n(i)",
+    metas=(
+        "(SELECT CAST(number AS integer) - 1 AS i, CAST(meta AS jsonb) AS meta"
+        " FROM unnest(CAST(:metas AS text[])) WITH ORDINALITY AS each(meta, number)) AS listed"
+    ),
+    no_meta="'null'",
     lock="FOR UPDATE",
     same="IS NOT DISTINCT FROM",
     in_run_order="",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from db import brake, outcomes
-from db.bulk_insert import Listed, insert, listed, missing
+from db.bulk_insert import Listed, insert, listed
 from db.claims import Claim, Claimed
 from db.dialects import dialect_of, now
 from db.models import (
@@ -30,7 +30,7 @@ from db.models import (
     state_is,
 )
 from db.outcomes import error_values
-from db.session import execute, fetch_column, reading, writing
+from db.session import execute, fetch_column, writing
 from earmark.core import clips as words
 from earmark.core.clips import State
 from earmark.core.errors import Cancelled, UsageError
@@ -159,27 +159,22 @@ def add_clips(engine: sa.Engine, run_id: int, clips: Iterable[words.Clip]) -> in
     return add_listed(engine, [run_id], [listed(clip) for clip in clips])
 
 
-def add_listed(
-    engine: sa.Engine, run_ids: Sequence[int], rows: list[Listed], *, mostly_known: bool = False
-) -> int:
+def add_listed(engine: sa.Engine, run_ids: Sequence[int], rows: list[Listed]) -> int:
     """Do the same as `add_clips`, for rows that are ready, and for all runs of a pass at once.
 
     Rows sorted by their key write each page of the index only once. Returns the most that were new
     in a run.
-
-    Args:
-        mostly_known: look first which are new: that costs a fraction of a failed insert.
     """
-    new = dict.fromkeys(sorted(run_ids), rows)
-    if mostly_known:
-        with reading(engine) as connection:
-            for run_id in new:
-                new[run_id] = missing(connection, run_id, rows)
+    return add_to_each(engine, dict.fromkeys(run_ids, rows))
+
+
+def add_to_each(engine: sa.Engine, added: Mapping[int, list[Listed]]) -> int:
+    """Do the same with rows for each run."""
     most = 0
-    if any(new.values()):
+    if any(added.values()):
         with writing(engine) as connection:
-            for run_id, added in new.items():
-                most = max(most, insert(connection, run_id, added))
+            for run_id in sorted(added):
+                most = max(most, insert(connection, run_id, added[run_id]))
     return most
 
 

@@ -176,13 +176,14 @@ def _window_rows(successes: list[Success], label_ids: Sequence[int]) -> Iterator
 
 def _embedding_rows(successes: list[Success]) -> Iterator[dict[str, Any]]:
     for success in successes:
-        for each in success.embeddings:
-            yield {**_place(success, each), "vector": each.vector}
+        ordered = sorted(success.embeddings, key=lambda each: (each.channel or 0, each.start_s))
+        for number, each in enumerate(ordered):
+            yield {"clip_id": success.clip_id, "number": number, "vector": each.vector}
 
 
-def _place(success: Success, part: words.WindowPredictions | words.Embedding) -> dict[str, Any]:
-    span = {"start_s": part.start_s, "end_s": part.end_s}
-    return {"clip_id": success.clip_id, "channel": part.channel or 0, **span}
+def _place(success: Success, window: words.WindowPredictions) -> dict[str, Any]:
+    span = {"start_s": window.start_s, "end_s": window.end_s}
+    return {"clip_id": success.clip_id, "channel": window.channel or 0, **span}
 
 
 def _values(record: AudioFacts | Timings) -> dict[str, Any]:

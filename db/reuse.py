@@ -8,8 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from db.models import Clip, Label, WindowEmbedding, WindowPrediction
-from db.session import ask, reading
+from db.models import Clip, Label, WindowPrediction
+from db.session import ask, execute, reading
 from earmark.core import clips as words
 
 #: For each clip: the same content, and the same part of it. `{same}` compares NULL as a value.
@@ -34,6 +34,10 @@ SELECT own.id, (
     ORDER BY theirs.id DESC LIMIT 1
 ) FROM clips own JOIN runs mine ON mine.id = :run_id WHERE own.id IN (ROWS)
 """
+
+SELECT_EMBEDDINGS = (
+    "SELECT start_s, end_s, vector, channel FROM embeddings WHERE clip_id = :clip_id"
+)
 
 
 def known(
@@ -70,19 +74,13 @@ def result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
     is_known = (Clip.id == known) & (Clip.state == words.State.done)
     windows_of = sa.select(WindowPrediction).where(WindowPrediction.clip_id == known)
     order = WindowPrediction.channel, WindowPrediction.start_s
-    vectors_of = sa.select(WindowEmbedding.__table__).where(WindowEmbedding.clip_id == known)
     with reading(engine) as connection:
         clip = connection.execute(sa.select(*columns).where(is_known)).first()
         if clip is None:
             return None
         windows = connection.execute(windows_of.order_by(*order)).all()
-        vectors = connection.execute(
-            vectors_of.order_by(WindowEmbedding.channel, WindowEmbedding.start_s)
-        )
-        embeddings = [
-            words.Embedding(row.start_s, row.end_s, row.vector, row.channel or None)
-            for row in vectors
-        ]
+        vectors = execute(connection, SELECT_EMBEDDINGS, clip_id=known)
+        embeddings = tuple(words.Embedding(*row) for row in vectors)
         positions = _positions(connection, [clip, *windows])
     return words.Success(
         clip_id,
@@ -92,7 +90,7 @@ def result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
         tuple(_window(row, positions) for row in windows),
         channel=clip.channel,
         reused=True,
-        embeddings=tuple(embeddings),
+        embeddings=embeddings,
     )
 
 

@@ -42,11 +42,23 @@ JOIN labels l ON l.id = p.value
 WHERE NOT EXISTS (SELECT 1 FROM window_predictions w WHERE w.clip_id = c.id);
 
 CREATE VIEW embeddings AS
-SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri,
-       coalesce(nullif(e.channel, 0), c.channel) AS channel, c.member, e.start_s, e.end_s, e.vector
+SELECT w.clip_id, w.run_id, w.run, w.uri, w.channel, w.member, w.start_s, w.end_s, e.vector
+FROM (
+  SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri,
+         coalesce(nullif(p.channel, 0), c.channel) AS channel, c.member, p.start_s, p.end_s,
+         row_number() OVER (PARTITION BY c.run_id, c.id ORDER BY p.channel, p.start_s) AS number
+  FROM clips c
+  JOIN runs r ON r.id = c.run_id
+  JOIN window_predictions p ON p.clip_id = c.id
+) w
+JOIN window_embeddings e ON e.clip_id = w.clip_id AND e.number = w.number - 1
+UNION ALL
+SELECT c.id, c.run_id, r.name, coalesce(c.display_uri, c.uri), c.channel, c.member,
+       coalesce(c.start_s, 0.0), coalesce(c.start_s, 0.0) + c.duration_s, e.vector
 FROM clips c
 JOIN runs r ON r.id = c.run_id
-JOIN window_embeddings e ON e.clip_id = c.id;
+JOIN window_embeddings e ON e.clip_id = c.id
+WHERE NOT EXISTS (SELECT 1 FROM window_predictions p WHERE p.clip_id = c.id);
 
 -- DISTINCT over windows of rows, not GROUP BY: SQLite would not use its index for one clip.
 CREATE VIEW events AS

@@ -27,7 +27,7 @@ from producer.submit import submit as submit_sources
 from workers.scoring import heads, hub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import pandas
     import polars
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from earmark.core.clips import Clip
     from earmark.core.options import Combine, Duplicates, FunctionToApply, InputFormat
     from earmark.core.settings import Settings
+    from earmark.cut import Form
     from earmark.machine import Machine
     from producer.submit import Submitted
 
@@ -111,10 +112,17 @@ class Run:
     Use it to wait for workers and to read results. It holds no rows: each method asks the database.
     """
 
-    def __init__(self, engine: sa.Engine, row: RunRow, submitted: Submitted | None = None) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        row: RunRow,
+        settings: Settings,
+        submitted: Submitted | None = None,
+    ) -> None:
         #: The database, as SQLAlchemy knows it.
         self.engine = engine
         self.row = row
+        self._settings = settings
         self._submitted = submitted
         weakref.finalize(self, engine.dispose)
 
@@ -135,7 +143,7 @@ class Run:
     def together(self) -> list[Run]:
         """The runs of its pass, one for each model, itself among them; else it alone."""
         rows = runs.in_pass(self.engine, self.row)
-        return [Run(self.engine, row, self._submitted) for row in rows]
+        return [Run(self.engine, row, self._settings, self._submitted) for row in rows]
 
     @property
     def options(self) -> RunOptions:
@@ -208,6 +216,75 @@ class Run:
             UsageError: the run keeps none.
         """
         return frames.embeddings_frame(results.embeddings(self.engine, self.row))
+
+    def similar(
+        self,
+        to: str | int,
+        count: int = 50,
+        *,
+        label: str | None = None,
+        min_score: float | None = None,
+        day: str | None = None,
+        hours: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the windows most like a clip's id, a file, a URL or words (CLAP), best first.
+
+        Raises:
+            UsageError: the run keeps no embeddings, or `to` is none of these.
+            ClipError: the file or URL cannot be heard.
+        """
+        from earmark.similar import similar
+
+        chosen = {"label": label, "min_score": min_score, "day": day, "hours": hours}
+        return similar(self.engine, self.row, self._settings, str(to), count, **chosen)
+
+    def train(self, labels_from: str, folder: str | Path) -> list[dict[str, Any]]:
+        """Write a head that learns a column of the list, or `reviews`; return how well it does.
+
+        Raises:
+            UsageError: the run keeps no embeddings, or there is nothing to learn from.
+        """
+        from earmark.train import train
+
+        return train(self.engine, self.row, self._settings, labels_from, Path(folder))
+
+    def rescore(self, head: str | Path, name: str) -> Run:
+        """Return a new run with a head's results for this run's embeddings.
+
+        Raises:
+            UsageError: the run keeps no embeddings, or another run has the name.
+            ServiceError: the head cannot be read, or is another model's.
+        """
+        from earmark.rescore import rescore
+
+        folder = str(Path(head).resolve())
+        made = rescore(self.engine, self.row, self._settings, name, folder)
+        return Run(open_database(self._settings), made, self._settings)
+
+    def cut(
+        self,
+        folder: str | Path,
+        *,
+        label: str | None = None,
+        min_score: float = 0.5,
+        sample: int | None = None,
+        **form: Unpack[Form],
+    ) -> list[dict[str, Any]]:
+        """Write the sound of each event to a file in a new folder; return a row for each file.
+
+        `sample` is how many events at most, spread over the scores; `pad_s` seconds before and
+        after each are kept; `format` is "flac" or "wav".
+
+        Raises:
+            UsageError: the folder is there already.
+        """
+        from earmark.cut import cutting
+
+        with cutting(
+            self.engine, self.row, self._settings, Path(folder),
+            label=label, min_score=min_score, sample=sample, **form,
+        ) as (rows, _):  # fmt: skip
+            return list(rows)
 
     def to_polars(self, **conditions: Unpack[Conditions]) -> polars.DataFrame:
         """Return the results as a polars data frame with typed columns; conditions as above."""
@@ -287,7 +364,7 @@ def submit(
     submitted = submit_sources(
         _listed(sources), engine, reachable, options=scoring, tell=tell, **submission
     )
-    return Run(engine, runs.get_run(engine, submitted.run_id), submitted)
+    return Run(engine, runs.get_run(engine, submitted.run_id), reachable, submitted)
 
 
 def open(run: int | str, *, db: str | None = None, settings: Settings | None = None) -> Run:
@@ -297,8 +374,9 @@ def open(run: int | str, *, db: str | None = None, settings: Settings | None = N
         UsageError: there is no such run.
         ServiceError: the database cannot be used.
     """
-    engine = open_database(_settings(settings, db))
-    return Run(engine, runs.find_run(engine, str(run)))
+    settings = _settings(settings, db)
+    engine = open_database(settings)
+    return Run(engine, runs.find_run(engine, str(run)), settings)
 
 
 def compare(
@@ -374,7 +452,7 @@ def run_here(
             _grow(growth, here, engine, look, notify, quiet, options=options, **submission)
         submitted = submit_sources(sources, engine, here.settings, options=options, **submission)
         _watch(engine, submitted.run_ids, settings, notify, look, quiet=quiet)
-    run = Run(engine, runs.get_run(engine, submitted.run_id), submitted)
+    run = Run(engine, runs.get_run(engine, submitted.run_id), settings, submitted)
     if not here.restarts and not any(map(_has_failures, run.together)):
         # Nobody needs its logs.
         shutil.rmtree(settings.data_dir / queue, ignore_errors=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain, groupby, zip_longest
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import soundfile
@@ -19,12 +19,15 @@ from more_itertools import chunked
 
 from db import results
 from db.rows import Rows
+from db.runs import RunRow
 from earmark.core.clips import AudioFacts, Part
 from earmark.core.errors import ClipError, Corrupt, UsageError
+from earmark.core.settings import Settings
+from earmark.events import Rule, events
 from earmark.label_files import file_name
+from earmark.sound import Listener, Recording
 
 if TYPE_CHECKING:
-    from earmark.sound import Listener, Recording
     from workers.decoding.decoder import Piece
 
 #: Clips that are fetched and decoded at once, and those whose events are held in memory.
@@ -41,6 +44,43 @@ HEARD = ("label", "score", "start_s", "end_s", "clip_id", "uri", "member", "chan
 COLUMNS = ("file_name", "cut_start_s", "cut_end_s", *HEARD)
 
 
+@contextmanager
+def cutting(
+    engine: sa.Engine,
+    run: RunRow,
+    settings: Settings,
+    folder: Path,
+    *,
+    label: str | None = None,
+    min_score: float = 0.5,
+    sample: int | None = None,
+    **form: Unpack[Form],
+) -> Iterator[tuple[Rows, list[str]]]:
+    """Yield a row for each event's file as it is written, and why others are missing.
+
+    Args:
+        label: only events of this label.
+        sample: only so many, spread over the scores.
+
+    Raises:
+        UsageError: the folder is there already, so that nothing is overwritten.
+    """
+    found: Iterable[dict[str, Any]] = events(engine, run, Rule(min_score), label=label)
+    if sample:
+        found = sampled(found, sample)
+    with Listener(settings, at_once=AT_ONCE) as listener:
+        cutter = Cutter(engine=engine, listener=listener, folder=folder, **form)
+        yield cutter.cut(found), cutter.missing
+
+
+class Form(TypedDict, total=False):
+    """How events are cut."""
+
+    #: Seconds before and after each event.
+    pad_s: float
+    format: Literal["flac", "wav"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cutter:
     """Cuts events out of their recordings into a new folder, at their own rate and channels."""
@@ -50,8 +90,7 @@ class Cutter:
     folder: Path
     #: Seconds before and after each event.
     pad_s: float = 1.0
-    #: `flac` or `wav`.
-    format: str = "flac"
+    format: Literal["flac", "wav"] = "flac"
     #: Why events are missing, a sentence for each clip.
     missing: list[str] = field(default_factory=list)
 

@@ -141,7 +141,7 @@ def _database(settings: Settings) -> str:
 
 
 def _dns(settings: Settings) -> str:
-    from workers.fetching import names
+    from earmark.core import names
 
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
     began = time.monotonic()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import sqlalchemy as sa
+from more_itertools import chunked
 from scipy.special import betaincinv, expit, logit
 
 from db import decisions
@@ -18,6 +19,14 @@ from earmark.core.errors import UsageError
 #: Intervals hold the true value in 95% of cases.
 OUTSIDE, Z = 0.05, 1.96
 MEASURES = ("precision", "recall", "f1", "average_precision")
+#: Clips that are held as Python's objects at once.
+ROWS_AT_ONCE = 20_000
+COLUMNS = {
+    "label_id": pl.Int64(),
+    "label_ids": pl.List(pl.Int64),
+    "scores": pl.List(pl.Float64),
+    "truth": pl.String(),
+}
 #: The columns for a terminal.
 SHOWN = ("label", "clips", "predicted", "right", *MEASURES)
 
@@ -40,22 +49,26 @@ def evaluate(engine: sa.Engine, run: RunRow, truth: str) -> Evaluation:
         UsageError: no clip that is done has such a truth.
     """
     rows = decisions.truths(engine, run.id, truth)
-    if not rows:
+    blocks = [_frame(block) for block in chunked(rows, ROWS_AT_ONCE)]
+    if not blocks:
         raise UsageError(
             reason=f"No clip of {run.name} that is done has a truth in {truth!r}: name a column of"
             " its list, or `reviews`."
         )
     names = dict(map(tuple, fetch(engine, decisions.SELECT_LABELS, run_id=run.id)))
-    columns = ("id", "best", "ids", "scores", "truth")
-    clips = pl.DataFrame(rows, schema=columns, orient="row", infer_schema_length=None)
-    if clips["ids"].dtype == pl.String:
-        # SQLite's lists are JSON.
-        lists = {"ids": pl.List(pl.Int64), "scores": pl.List(pl.Float64)}
-        clips = clips.with_columns(pl.col(name).str.json_decode(as_) for name, as_ in lists.items())
-    clips = clips.with_columns(_named("best", names), pl.col("truth").cast(pl.String))
+    clips = pl.concat(blocks).with_columns(_named("label_id", names))
     cells = clips.group_by("truth", "label").len("clips").sort("clips", "truth", descending=True)
     labels = _measures(cells, _average_precisions(clips, names))
-    return Evaluation(labels, cells.to_dicts(), len(rows))
+    return Evaluation(labels, cells.to_dicts(), len(clips))
+
+
+def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    if frame["label_ids"].dtype == pl.String:
+        # SQLite's lists are JSON.
+        decoded = [pl.col(name).str.json_decode(COLUMNS[name]) for name in ("label_ids", "scores")]
+        frame = frame.with_columns(decoded)
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in COLUMNS.items())
 
 
 def _named(column: str, names: dict[int, str]) -> pl.Expr:
@@ -68,8 +81,9 @@ def _average_precisions(clips: pl.DataFrame, names: dict[int, str]) -> pl.DataFr
 
     Over all scores that were stored; clips of one score count together.
     """
-    scored = clips.select("truth", "ids", "scores").explode("ids", "scores").drop_nulls()
-    by_score = scored.with_columns(_named("ids", names)).group_by("label", "scores")
+    scored = clips.select("truth", "label_ids", "scores").explode("label_ids", "scores")
+    named = scored.drop_nulls().with_columns(_named("label_ids", names))
+    by_score = named.group_by("label", "scores")
     steps = by_score.agg(pl.len(), right=(pl.col("truth") == pl.col("label")).sum())
     steps = steps.sort("scores", descending=True).with_columns(
         precision=(pl.col("right").cum_sum() / pl.col("len").cum_sum()).over("label")

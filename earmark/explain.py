@@ -10,6 +10,7 @@ from urllib.parse import urljoin, urlsplit
 import sqlalchemy as sa
 
 from earmark import folders
+from earmark.core import addresses, names
 from earmark.core.clips import Failure, Part, Success, display_uri
 from earmark.core.credentials import DEFAULT_PORTS, Credentials, Proxy
 from earmark.core.errors import ClipError
@@ -18,7 +19,6 @@ from earmark.core.settings import Settings
 from earmark.in_process import Classified, classified
 from earmark.sound import peaks
 from earmark.tables import bar
-from workers.fetching import guard, names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,7 @@ class Steps:
 
     def __init__(self, settings: Settings, say: Say) -> None:
         self._say = say
-        self._addresses = guard.Addresses(settings.fetch)
+        self._addresses = addresses.Addresses(settings.fetch)
         self._fetch = settings.fetch
         self._credentials = Credentials(
             settings.fetch.headers, settings.fetch.tokens, settings.fetch.basic_auth

@@ -21,10 +21,11 @@ from earmark.core.settings import Settings
 
 def check(url: str, settings: Settings) -> None:
     """Raise UsageError if this can be no webhook."""
-    from workers.fetching import guard
+    # Imported here because it loads an HTTP client.
+    from earmark.core.addresses import check_url
 
     try:
-        guard.check_url(url, settings.fetch)
+        check_url(url, settings.fetch)
     except DownloadError as error:
         raise UsageError(reason=f"--notify cannot be used: {error}") from None
 
@@ -45,7 +46,7 @@ def telling(url: str | None, engine: sa.Engine, run_id: int, settings: Settings)
 
 
 def _post(url: str, name: str, event: str, state: runs.Progress, settings: Settings) -> None:
-    from workers.fetching.guard import Guard
+    from earmark.core.guard import Guard
 
     done, failed = state.states[State.done], state.states[State.failed]
     notice = {

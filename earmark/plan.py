@@ -90,7 +90,7 @@ def plan(
         UsageError: a source cannot be read, or holds no clip.
     """
     folders.check_temporary()
-    tally, chosen = _sampled(sources, listing, limit, sample)
+    tally, chosen = _sampled(sources, listing, limit, sample, settings)
     with _tried(chosen, settings, options, folders.file_roots(sources)) as run:
         seen = measure(run.engine, run.id)
         hosts = list(charts.hosts(run.engine, run.id))
@@ -130,11 +130,16 @@ def _of_models(options: Sequence[RunOptions], settings: Settings | None) -> dict
 
 
 def _sampled(
-    sources: Sequence[str], listing: Listing | None, limit: int | None, sample: int
+    sources: Sequence[str],
+    listing: Listing | None,
+    limit: int | None,
+    sample: int,
+    settings: Settings,
 ) -> tuple[Tally, list[Clip]]:
     tally = Tally()
     with progress.screen.status("Reading the whole list"):
-        chosen = sampled(islice(read_clips(sources, listing, tally), limit), sample)
+        clips = read_clips(sources, listing, tally, settings.fetch)
+        chosen = sampled(islice(clips, limit), sample)
     if not chosen:
         raise UsageError(reason=f"There is no clip in {', '.join(sources)}.")
     return tally, chosen

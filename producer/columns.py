@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from earmark.core.clips import Part
 from earmark.core.errors import UsageError
+from earmark.core.options import Listing
 from earmark.core.spelling import did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from earmark.core.options import Listing
 
 #: Names of the column with the URL or path, where none is given: NeMo, Hugging Face, ESC-50,
 #: UrbanSound8K and Common Voice use some of them.

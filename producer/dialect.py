@@ -5,12 +5,9 @@ from __future__ import annotations
 import codecs
 import csv
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 #: The likeliest first.
 DELIMITERS = (",", ";", "\t", "|")

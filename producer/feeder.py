@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
+import sqlalchemy as sa
 from more_itertools import chunked, interleave_evenly, interleave_longest
 
 from db import feeding
+from db.feeding import Picked, PickedClip
 from db.identity import ledger_id
 from earmark.core import broker
 from earmark.core.clips import Chunk
 from earmark.core.errors import DatabaseError
 from earmark.core.options import CHUNK_SIZE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    import sqlalchemy as sa
-
-    from db.feeding import Picked, PickedClip
-    from earmark.core.settings import Settings
+from earmark.core.settings import Settings
 
 #: Clips of a chunk at most, whatever a device takes.
 MOST_CLIPS = 1000

@@ -7,21 +7,20 @@ import io
 import json
 import re
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from earmark.core import options
 from earmark.core.clips import display_uri
 from earmark.core.errors import UsageError
-from producer import dialect, streams
+from earmark.core.settings import Fetch
+from producer import dialect, elsewhere, streams
 from producer.columns import Columns, Row, RowRefused
 from producer.places import names_a_clip
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from producer.tally import Tally
+from producer.tally import Tally
 
 InputFormat = options.InputFormat
 
@@ -63,15 +62,17 @@ class ListReader:
     with its number and the reason; reading goes on with the next line.
     """
 
-    def __init__(self, place: str, tally: Tally, listing: options.Listing) -> None:
+    def __init__(self, place: str, tally: Tally, listing: options.Listing, fetch: Fetch) -> None:
         self.place = place
         self.shown = "standard input" if place == "-" else display_uri(place)
         #: The lines or rows read so far.
         self.number = 0
         #: The line at which the current row begins, from 1.
         self.line = 0
+        self._broken = False
         self._tally = tally
         self._listing = listing
+        self._fetch = fetch
 
     def rows(self) -> Iterator[Row]:
         """Yield the list's rows as they are read.
@@ -79,7 +80,7 @@ class ListReader:
         Raises:
             UsageError: the list cannot be opened, is of no known format, or lacks a column.
         """
-        with streams.opened(self.place, self.shown) as stream:
+        with streams.opened(self.place, self.shown, self._fetch) as stream:
             input_format = self._format_of(stream)
             if input_format == "parquet":
                 yield from self._parquet(stream)
@@ -132,7 +133,7 @@ class ListReader:
             return False
         return True
 
-    def _columns(self, names: list[str]) -> Columns:
+    def _columns(self, names: Sequence[str]) -> Columns:
         return Columns(names, self._listing, self.shown)
 
     def _text(self, stream: io.BufferedReader, input_format: InputFormat) -> Iterator[Row]:
@@ -152,23 +153,27 @@ class ListReader:
             text.detach()
 
     def _lines(self, text: io.TextIOWrapper) -> Iterator[str]:
-        while line := self._next(text):
+        while line := self._next(text.readline, MAX_LINE_CHARS + 1):
             self.number += 1
             if len(line) <= MAX_LINE_CHARS:
                 yield line
                 continue
             while line and not line.endswith(("\n", "\r")):
-                line = text.readline(MAX_LINE_CHARS)
+                line = self._next(text.readline, MAX_LINE_CHARS)
             self._refuse_line(self.number, f"it is longer than {MAX_LINE_CHARS} characters")
 
-    def _next(self, text: io.TextIOWrapper) -> str:
+    def _next(self, read: Callable[[int], str], chars: int) -> str:
+        """Return what is read next; nothing if that fails."""
         try:
-            return text.readline(MAX_LINE_CHARS + 1)
+            return read(chars)
         except Exception as error:
-            self._break_off(str(error))
+            self._break_off(elsewhere.why(self.place, error))
             return ""
 
     def _break_off(self, reason: str) -> None:
+        if self._broken:
+            return
+        self._broken = True
         self.number += 1
         self._refuse_line(self.number, f"the list breaks off here: {reason}")
 
@@ -194,26 +199,16 @@ class ListReader:
             values = self._elements(text)
         else:
             values = self._json_lines(self._lines(text))
-        kinds: dict[tuple[str, ...], Columns] = {}
+        columns_of = lru_cache(KINDS_KEPT)(self._columns)
         for value in values:
             fields = value if isinstance(value, dict) else {"url": value}
-            columns = self._columns_of_kind(tuple(fields), kinds)
-            if columns and (row := self._row(columns, fields)):
-                yield row
-
-    def _columns_of_kind(
-        self, names: tuple[str, ...], kinds: dict[tuple[str, ...], Columns]
-    ) -> Columns | None:
-        """Return the columns of an object with these names, or refuse it and return None."""
-        if names not in kinds:
-            if len(kinds) == KINDS_KEPT:
-                kinds.clear()
             try:
-                kinds[names] = self._columns(list(names))
+                columns = columns_of(tuple(fields))
             except UsageError as error:
                 self.refuse(str(error).removeprefix(f"{self.shown} has ").rstrip("."))
-                return None
-        return kinds[names]
+                continue
+            if row := self._row(columns, fields):
+                yield row
 
     def _json_lines(self, lines: Iterator[str]) -> Iterator[Any]:
         for line in lines:
@@ -233,14 +228,14 @@ class ListReader:
     def _elements(self, text: io.TextIOWrapper) -> Iterator[Any]:
         """Yield the elements of a JSON array, or JSON values one after the other."""
         decode = json.JSONDecoder().raw_decode
-        buffer = text.read(JSON_BLOCK).lstrip("\ufeff \t\r\n").removeprefix("[")
+        buffer = self._next(text.read, JSON_BLOCK).lstrip("\ufeff \t\r\n").removeprefix("[")
         at = 0
         while True:
             at += len(_BETWEEN_ELEMENTS.match(buffer, at)[0])  # type: ignore[index]
             try:
                 value, end = decode(buffer, at)
             except (ValueError, RecursionError) as error:
-                more = text.read(JSON_BLOCK)
+                more = self._next(text.read, JSON_BLOCK)
                 if more and len(buffer) - at <= MAX_LINE_CHARS:
                     buffer, at = buffer[at:] + more, 0
                     continue
@@ -357,8 +352,8 @@ class ListReader:
     def _parquet(self, stream: io.BufferedReader) -> Iterator[Row]:
         import polars as pl
 
-        with streams.seekable(self.place, stream) as path:
-            try:
+        try:
+            with streams.seekable(self.place, stream) as path:
                 frame = pl.scan_parquet(path, glob=False)
                 columns = self._columns(frame.collect_schema().names())
                 rows = frame.select(pl.len()).collect().item()
@@ -370,10 +365,12 @@ class ListReader:
                         self.line = self.number
                         if row := self._row(columns, values):
                             yield row
-            except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-                self._break_off(str(error).partition("\n")[0])
-            finally:
-                self._tally.lines += self.number
+        except UsageError:
+            raise
+        except (Exception, pl.exceptions.PanicException) as error:
+            self._break_off(str(error).partition("\n")[0])
+        finally:
+            self._tally.lines += self.number
 
     def _row(self, columns: Columns, values: dict[str, Any]) -> Row | None:
         """Return a row, or refuse its line and return None."""

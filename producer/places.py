@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from earmark.core.clips import display_uri
+from earmark.core.clips import Part, display_uri
 from producer.columns import RowRefused, seconds, span
-
-if TYPE_CHECKING:
-    from earmark.core.clips import Part
-    from producer.tally import Tally
+from producer.tally import Tally
 
 _AUDIO = (
     "wav flac ogg oga opus mp3 mp2 m4a aac mp4 webm mka wma amr aif aiff aifc au snd caf w64 rf64"

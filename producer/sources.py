@@ -5,26 +5,22 @@ from __future__ import annotations
 import glob
 import os
 import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from earmark.core import formats
-from earmark.core.clips import Clip, display_uri
+from earmark.core.clips import Clip, Part, display_uri
 from earmark.core.errors import NotAudio, UsageError
 from earmark.core.options import Listing
-from producer import walk
+from earmark.core.settings import Fetch
+from producer import elsewhere, walk
 from producer.columns import RowRefused
 from producer.containers import Container, kind_of
 from producer.lists import ListReader, named_format
 from producer.places import AUDIO_SUFFIXES, Places, names_a_clip, short, storable
 from producer.tally import Tally
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from earmark.core.clips import Part
 
 #: Rows of a file in which a clip must be named, if the file may be a list.
 ROWS_TRIED = 10
@@ -33,20 +29,25 @@ _PEEK = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def read_clips(
-    sources: Iterable[str | Clip], listing: Listing | None = None, tally: Tally | None = None
+    sources: Iterable[str | Clip],
+    listing: Listing | None = None,
+    tally: Tally | None = None,
+    fetch: Fetch | None = None,
 ) -> Iterator[Clip]:
     """Yield the clips of each source in turn, reading as it goes.
 
     A source is a URL, an audio file, a folder (all files in it but hidden ones), a glob, `-`
     (standard input), a list, or a clip that was read before. A URL is a list if its path has the
     suffix of one, or if an input format is given. Among several files, one that is neither audio
-    nor a list is passed over.
+    nor a list is passed over. Settings for fetching hold for lists and containers elsewhere.
 
     Raises:
         UsageError: a source does not exist, its format is not known, or it lacks a column.
     """
     sources = list(sources)
-    reading = _Reading(listing or Listing(), tally or Tally(), one_of_many=len(sources) > 1)
+    reading = _Reading(
+        listing or Listing(), tally or Tally(), fetch or Fetch(), one_of_many=len(sources) > 1
+    )
     for source in sources:
         if isinstance(source, Clip):
             yield reading.counted(source)
@@ -58,6 +59,7 @@ def read_clips(
 class _Reading:
     listing: Listing
     tally: Tally
+    fetch: Fetch
     one_of_many: bool
 
     def source(self, source: str) -> Iterator[Clip]:
@@ -76,12 +78,12 @@ class _Reading:
             raise UsageError(reason=f"There is no file or folder {source!r}.")
 
     def elsewhere(self, url: str) -> Iterator[Clip]:
-        if kind := kind_of(url, self.listing.url_col):
-            yield from Container(url, kind, self.tally).clips(url)
+        if kind := kind_of(url, self.fetch, self.listing.url_col):
+            yield from Container(url, kind, self.tally, self.fetch).clips(url)
         elif self.listing.input_format == "auto" and named_format(display_uri(url)) is None:
             yield self.single(*Places("", self.tally).resolve(url))
         elif "*" in url and not url.startswith("http"):
-            for match in _remote_matches(url):
+            for match in elsewhere.matches(url):
                 yield from self.lines(match, match.rpartition("/")[0])
         else:
             yield from self.lines(url, display_uri(url).rpartition("/")[0])
@@ -98,14 +100,25 @@ class _Reading:
         if self.listing.input_format == "auto" and self.is_audio(path):
             yield self.single(storable(path))
             return
-        if kind := kind_of(str(path), self.listing.url_col):
-            yield from Container(str(path), kind, self.tally).clips(storable(path))
+        if kind := kind_of(str(path), self.fetch, self.listing.url_col):
+            container = Container(str(path), kind, self.tally, self.fetch)
+            yield from container.clips(storable(path))
             return
         folder = str(path.parent.absolute())
-        if not one_of_many or reads_as_list(path, self.base or folder, self.listing):
+        if not one_of_many or self.reads_as_list(path, self.base or folder):
             yield from self.lines(str(path), folder)
         else:
             self.tally.pass_over(str(path), "neither audio nor a list")
+
+    def reads_as_list(self, path: Path, folder: str) -> bool:
+        """Return whether one of a file's first rows names a clip."""
+        places = Places(folder, Tally())
+        reader = ListReader(str(path), Tally(), self.listing, self.fetch)
+        try:
+            rows = list(islice(reader.rows(), ROWS_TRIED))
+        except UsageError:
+            return False
+        return any(names_a_clip(text) or places.finds(text) for text, *_ in rows)
 
     def is_audio(self, path: Path) -> bool:
         if path.suffix.lower() in AUDIO_SUFFIXES:
@@ -135,7 +148,7 @@ class _Reading:
 
     def lines(self, place: str, folder: str) -> Iterator[Clip]:
         tally = self.tally
-        reader = ListReader(place, tally, self.listing)
+        reader = ListReader(place, tally, self.listing, self.fetch)
         places = Places(self.base or folder, tally)
         for text, meta, part, key in reader.rows():
             try:
@@ -170,16 +183,6 @@ def holds_audio(path: Path) -> bool:
         os.close(file)
 
 
-def reads_as_list(path: Path, folder: str, listing: Listing) -> bool:
-    """Return whether one of a file's first rows names a clip."""
-    places = Places(folder, Tally())
-    try:
-        rows = list(islice(ListReader(str(path), Tally(), listing).rows(), ROWS_TRIED))
-    except UsageError:
-        return False
-    return any(names_a_clip(text) or places.finds(text) for text, *_ in rows)
-
-
 def _shifted(meta: Mapping[str, object]) -> str:
     """Return the hint that a row seems to be shifted; empty if it does not."""
     for name, value in meta.items():
@@ -189,13 +192,3 @@ def _shifted(meta: Mapping[str, object]) -> str:
                 " cells with a delimiter into quotes"
             )
     return ""
-
-
-def _remote_matches(pattern: str) -> list[str]:
-    import fsspec
-
-    filesystem, path = fsspec.url_to_fs(pattern)
-    matches = sorted(filesystem.glob(path))
-    if not matches:
-        raise UsageError(reason=f"No file matches {pattern!r}.")
-    return [str(filesystem.unstrip_protocol(match)) for match in matches]

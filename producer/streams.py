@@ -8,39 +8,36 @@ import io
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from earmark.core.containers import zstd
 from earmark.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from earmark.core.settings import Fetch
+from producer import elsewhere
 
 
 @contextmanager
-def opened(place: str, shown: str) -> Iterator[io.BufferedReader]:
+def opened(place: str, shown: str, fetch: Fetch) -> Iterator[io.BufferedReader]:
     with ExitStack() as files:
         try:
-            raw = sys.stdin.buffer if place == "-" else files.enter_context(_raw(place))
-            stream = _decompressed(cast("io.BufferedReader", raw))
+            if place == "-":
+                raw = cast("io.BufferedReader", sys.stdin.buffer)
+            elif "://" in place:
+                raw = files.enter_context(elsewhere.stream(place, fetch))
+            else:
+                raw = files.enter_context(Path(place).open("rb"))
+            stream = _decompressed(raw)
             if stream is not raw:
                 files.enter_context(stream)
                 stream.peek(1)  # raises if it is damaged
         except Exception as error:
-            # fsspec's file systems raise any exception of their libraries.
-            reason = f"The list {shown} cannot be read: {_reason(error)}."
-            raise UsageError(reason=reason) from error
+            # File systems of fsspec raise any exception of their libraries.
+            reason = f"The list {shown} cannot be read: {elsewhere.why(place, error)}."
+            raise UsageError(reason=reason) from None
         yield stream
-
-
-def _raw(place: str) -> io.BufferedReader:
-    if "://" not in place:
-        return Path(place).open("rb")
-    import fsspec
-
-    return io.BufferedReader(fsspec.open(place, "rb").open())
 
 
 def _decompressed(raw: io.BufferedReader) -> io.BufferedReader:
@@ -64,11 +61,3 @@ def seekable(place: str, stream: io.BufferedReader) -> Iterator[Path]:
         shutil.copyfileobj(cast("BinaryIO", stream), copy)
         copy.flush()
         yield Path(copy.name)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__

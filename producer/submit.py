@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,32 +14,24 @@ from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict, Unpack
 
+import sqlalchemy as sa
 from more_itertools import spy
 
-from db import access, known_rows, ledger, passes, registry, schema
+from db import access, known_rows, ledger, passes, registry
 from db.bulk_insert import Listed, listed
 from db.identity import with_queue
 from db.known_rows import KnownRows
-from db.session import connect
+from db.registry import WorkerUp
 from earmark.core import broker
-from earmark.core.clips import KEY_BYTES
-from earmark.core.errors import ServiceError, UsageError
+from earmark.core.clips import KEY_BYTES, Clip
+from earmark.core.errors import UsageError
 from earmark.core.options import Duplicates, Listing, RunOptions
-from earmark.core.settings import Settings
+from earmark.core.settings import Fetch, Settings
 from producer.feeder import Feeder
 from producer.sources import read_clips
 from producer.tally import Tally
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Unpack
-
-    import sqlalchemy as sa
-
-    from db.registry import WorkerUp
-    from earmark.core.clips import Clip
 
 #: The first clips of a list show whether the workers may read its files.
 LOOKED_AT = 100
@@ -139,8 +132,8 @@ class Submitted:
 
 def submit(
     sources: str | Iterable[str | Clip],
-    engine: sa.Engine | None = None,
-    settings: Settings | None = None,
+    engine: sa.Engine,
+    settings: Settings,
     *,
     options: RunOptions | Sequence[RunOptions] | None = None,
     name: str | None = None,
@@ -154,7 +147,6 @@ def submit(
     """Record every clip of the sources as a row, then start to queue them for workers.
 
     Args:
-        engine: the ledger's database; default: the one of the settings, or of the environment.
         options: of several models, each makes a run of its own, and one pass serves all.
         name: if a run of this name exists, the list's new clips are added to it.
         duplicates: `keep` makes each row a clip of its own, with about 100 bytes in memory.
@@ -165,11 +157,9 @@ def submit(
         UsageError: a source cannot be read, or no source holds a clip.
         ServiceError: the database or the broker is out of reach, or the database is read-only.
     """
-    settings = settings or Settings()
-    engine = engine or _open(settings)
     access.check_writable(engine)
     tally = Tally()
-    first, clips = _read(sources, listing, limit, tally)
+    first, clips = _read(sources, listing, limit, tally, settings.fetch)
     settings, queue = _with_broker(settings, engine)
     if tell and (sentence := unreadable(first, registry.up(engine, queue))):
         tell(sentence)
@@ -184,10 +174,11 @@ def _read(
     listing: Listing | None,
     limit: int | None,
     tally: Tally,
+    fetch: Fetch,
 ) -> tuple[list[Clip], Iterator[Clip]]:
     """Return the first clips of the sources, and all of them."""
     sources = [sources] if isinstance(sources, str) else list(sources)
-    first, clips = spy(islice(read_clips(sources, listing, tally), limit), LOOKED_AT)
+    first, clips = spy(islice(read_clips(sources, listing, tally, fetch), limit), LOOKED_AT)
     if not first:
         reasons = "".join(f" {refused}." for refused in tally.examples)
         raise UsageError(reason=f"There is no clip in {', '.join(map(str, sources))}.{reasons}")
@@ -216,15 +207,6 @@ def unreadable(clips: Iterable[Clip], up: Sequence[WorkerUp]) -> str | None:
 
 def _may_read(worker: WorkerUp, clip: Clip) -> bool:
     return any(Path(clip.uri).is_relative_to(root) for root in worker.file_roots)
-
-
-def _open(settings: Settings) -> sa.Engine:
-    if settings.broker.url is None:
-        raise ServiceError(reason="No broker is known: set EARMARK_BROKER__URL.")
-    engine = connect(settings.database_url, settings.database)
-    if engine.dialect.name == "sqlite":
-        schema.upgrade(engine)
-    return engine
 
 
 def _each_row(clips: Iterable[Clip]) -> Iterator[Listed]:
@@ -286,12 +268,20 @@ class _Writer:
     mostly_known: bool = False
 
     def write(self, rows: list[Listed]) -> int:
-        new = ledger.add_listed(self.engine, self.run_ids, rows, mostly_known=self.mostly_known)
+        added = compared = dict.fromkeys(self.run_ids, rows)
+        if self.mostly_known:
+            added, compared = {}, {}
+            for run_id in self.run_ids:
+                unlike = known_rows.unlike(self.engine, run_id, rows)
+                added[run_id], compared[run_id] = unlike
+        new = ledger.add_to_each(self.engine, added)
         self.mostly_known = new < len(rows) / 2
         differing = KnownRows()
-        if new < len(rows):
-            for run_id in self.run_ids:
-                differing = known_rows.settle(self.engine, run_id, rows, again=self.again)
+        for run_id in self.run_ids:
+            if new < len(compared[run_id]):
+                differing = known_rows.settle(
+                    self.engine, run_id, compared[run_id], again=self.again
+                )
         with self.feeding:
             self.differing.add(differing)
             if time.monotonic() - self.fed > self.feed_every_s:

@@ -7,16 +7,21 @@ import json
 import re
 import tarfile
 import zipfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from werkzeug import Request, Response
+
+from earmark.core import settings
+from producer.sources import read_clips
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from pytest_httpserver import HTTPServer
+
+    from earmark.core.clips import Clip
 
 #: Sent at once: what a client that hangs up did not want is not counted.
 BLOCK_BYTES = 64 * 1024
@@ -59,6 +64,11 @@ def webdataset(sounds: Mapping[str, bytes]) -> dict[str, bytes]:
     return files
 
 
+def on(server: HTTPServer, **limits: Any) -> settings.Fetch:
+    """Return settings with which a loopback server may be asked."""
+    return settings.Fetch(allow_networks="127.0.0.0/8,::1", ports=(server.port,), **limits)
+
+
 class Served:
     """A file on a loopback server, the ranges asked for, and the bytes sent."""
 
@@ -68,12 +78,20 @@ class Served:
         self.size = len(self._content)
         self.sent = 0
         self.requests: list[str] = []
+        self.token = ""
+        self.fetch = on(server)
         server.expect_request(f"/{path.name}").respond_with_handler(self._answer)
         self.url = server.url_for(f"/{path.name}")
+
+    def clips(self) -> list[Clip]:
+        """Return the clips of this container."""
+        return list(read_clips([self.url], fetch=self.fetch))
 
     def _answer(self, request: Request) -> Response:
         asked = request.headers.get("Range", "")
         self.requests.append(asked)
+        if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
+            return Response(status=403)
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", asked)
         headers = {"Accept-Ranges": "bytes"} if self._ranges else {}
         content = self._content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,7 @@ from db import compare as comparing
 from db import runs
 from db.compare import Comparison
 from db.rows import Rows
-from earmark import events, output, progress
+from earmark import output, progress
 from earmark.cli import options as o  # noqa: TC001 - Typer reads it
 from earmark.core.clips import State
 from earmark.database import find_run, read_settings
@@ -111,19 +110,16 @@ def cut(
     db: o.Db = None,
 ) -> None:
     """Cut events out of the recordings: a sound file for each, and a table of them."""
-    from earmark.cut import AT_ONCE, Cutter, sampled
-    from earmark.sound import Listener
+    from earmark.cut import cutting
 
     settings = read_settings(db)
     engine, row = find_run(settings, run)
-    heard = events.events(engine, row, events.Rule(min_score), label=label)
-    found: Iterable[dict[str, Any]] = heard
-    if sample:
-        found = sampled(found, sample)
-    with Listener(settings, at_once=AT_ONCE) as listener:
-        cutter = Cutter(engine=engine, listener=listener, folder=folder, pad_s=pad, format=format)
+    with cutting(
+        engine, row, settings, folder,
+        label=label, min_score=min_score, sample=sample, pad_s=pad, format=format,
+    ) as (rows, missing):  # fmt: skip
         table = folder / "metadata.csv"
-        output.write(cutter.cut(found), output.Format.csv, table, empty="Nothing was cut.")
-    if missing := len(cutter.missing):
-        clips = progress.count_of(missing, "clip")
-        progress.tell(f"Events of {clips} are missing, as of {cutter.missing[0]}")
+        output.write(rows, output.Format.csv, table, empty="Nothing was cut.")
+    if missing:
+        clips = progress.count_of(len(missing), "clip")
+        progress.tell(f"Events of {clips} are missing, as of {missing[0]}")

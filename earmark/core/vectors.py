@@ -1,6 +1,7 @@
-"""Embeddings as they are stored: a unit vector's scale (float32), then a signed byte a dimension.
+"""Embeddings as they are stored: a signed byte for each dimension of a unit vector.
 
-In 768 dimensions that is 772 bytes, a quarter of float32, and finds the same neighbours.
+The vector's scale is not stored, since its length is known. In 768 dimensions a vector is a quarter
+of float32, and finds the same neighbours.
 """
 
 from __future__ import annotations
@@ -9,16 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SCALE_BYTES = 4
 #: The largest value of a signed byte.
 LEVELS = 127
 
 
 def parts(stored: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Return the scales, shape (vectors, 1), and the bytes, shape (vectors, dimensions)."""
-    rows = np.frombuffer(b"".join(stored), np.uint8).reshape(len(stored), -1)
-    scales = rows[:, :SCALE_BYTES].copy().view("<f4")
-    return scales, rows[:, SCALE_BYTES:].view(np.int8)
+    levels = np.frombuffer(b"".join(stored), np.int8).reshape(len(stored), -1)
+    lengths = np.linalg.norm(levels.astype(np.float32), axis=1, keepdims=True)
+    return 1 / np.maximum(lengths, 1), levels
 
 
 def unpack(stored: Sequence[bytes]) -> np.ndarray:

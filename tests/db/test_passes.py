@@ -106,7 +106,7 @@ def test_a_model_that_joins_later_hears_what_the_others_have_heard(both: Pass) -
     ids = open_runs(both.engine, "list", "later", "starter")
     assert len(runs.in_pass(both.engine, runs.get_run(both.engine, ids[0]))) == 3
     rows = [listed(Listed(f"https://h/{n}.wav")) for n in range(CLIPS)]
-    assert ledger.add_listed(both.engine, ids, rows, mostly_known=True) == CLIPS
+    assert ledger.add_listed(both.engine, ids, rows) == CLIPS
     later = both.ids(ids[0])
     assert taken(both.claim(later)) == later
 

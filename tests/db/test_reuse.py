@@ -179,18 +179,26 @@ def test_embeddings_are_reused_and_a_result_without_them_is_not_enough(engine: s
     (run_id, ids), (later, others) = first, second
     assert reuse(engine, run_id, ids[0], SOURCE) is None
     vectors = (
-        words.Embedding(0.0, 1.0, b"\0\0\0\0\1\2"),
-        words.Embedding(1.0, 2.0, b"\0\0\0\0\3\4", channel=2),
+        words.Embedding(0.0, 1.0, b"\1\2", channel=1),
+        words.Embedding(1.0, 2.0, b"\5\6", channel=1),
+        words.Embedding(0.0, 1.0, b"\3\4", channel=2),
     )
-    heard = words.Success(ids[0], SOURCE, FACTS, WHOLE, embeddings=vectors)
+    windows = tuple(
+        words.WindowPredictions(each.start_s, each.end_s, WHOLE, each.channel) for each in vectors
+    )
+    # As windows end, not as they are stored.
+    unsorted = vectors[1], vectors[2], vectors[0]
+    heard = words.Success(ids[0], SOURCE, FACTS, WHOLE, windows, channel=1, embeddings=unsorted)
     finish(engine, heard, label_ids)
     reused = reuse(engine, later, others[0], SOURCE)
     assert reused is not None
-    assert reused.embeddings == vectors
+    assert sorted(reused.embeddings, key=lambda each: each.vector) == sorted(
+        vectors, key=lambda each: each.vector
+    )
     finish(engine, reused, label_ids)
-    assert vectors_of(engine) == {ids[0]: 2, others[0]: 2}
+    assert vectors_of(engine) == {ids[0]: 3, others[0]: 3}
     ledger.redo(engine, ids)
-    assert vectors_of(engine) == {others[0]: 2}
+    assert vectors_of(engine) == {others[0]: 3}
     ledger.prune(engine, later)
     assert vectors_of(engine) == {}
 

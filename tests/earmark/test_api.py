@@ -50,6 +50,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("dog.ogg", "siren.wav", "broken.wav"):
         shutil.copy(EXAMPLES / name, tmp_path / "clips")
     (tmp_path / "list.csv").write_text("link\nclips/dog.ogg\nclips/siren.wav\nclips/dog.ogg\n")
+    lines = ["url,what,start_s,end_s"]
+    for name, what, seconds in (("siren.wav", "siren", 6), ("dog.ogg", "dog", 5)):
+        lines += [f"clips/{name},{what},{start},{start + 1}" for start in range(seconds)]
+    (tmp_path / "labelled.csv").write_text("\n".join(lines))
     yield tmp_path
     broker.app.close()
 
@@ -288,3 +292,6 @@ def test_the_examples_of_the_page_run(
     assert "2 clips are done" in shown
     assert "march starter True" in shown
     assert "2 of 2" in shown
+    assert "11 clips rescored" in shown
+    assert f"1 {folder}/clips/siren.wav" in shown
+    assert list((folder / "sirens").glob("*.flac"))

@@ -58,9 +58,7 @@ class Heard(NamedTuple):
 
 
 def stored(vector: np.ndarray) -> bytes:
-    unit = vector / np.linalg.norm(vector)
-    scale = np.float32(np.abs(unit).max() / 127)
-    return scale.tobytes() + np.round(unit / scale).astype(np.int8).tobytes()
+    return np.round(vector / np.abs(vector).max() * 127).astype(np.int8).tobytes()
 
 
 def vector(kind: int, number: int) -> bytes:

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import requests
 import sqlalchemy as sa
@@ -60,8 +59,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
     ledger.finish(engine, claim, ended, model[1], Ledger())
     with writing(engine) as connection:
         for clip_id in range(1, COUNT + 1):
-            vector = np.float32(1 / 127).tobytes() + bytes([COUNT - clip_id, clip_id] * 4)
-            row = {"clip_id": clip_id, "channel": 0, "start_s": 0, "end_s": 1, "vector": vector}
+            vector = bytes([COUNT - clip_id, clip_id] * 4)
+            row = {"clip_id": clip_id, "number": 0, "vector": vector}
             connection.execute(sa.insert(WindowEmbedding).values(**row))
     yield engine
     engine.dispose()

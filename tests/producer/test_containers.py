@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 import pytest
 
-from earmark.core import unpacking
+from earmark.core import settings, unpacking
 from earmark.core.errors import UsageError
 from producer.sources import read_clips
 from producer.tally import Tally
@@ -208,7 +208,7 @@ def test_of_a_remote_container_only_the_headers_are_read(
 ) -> None:
     sounds = {f"{number}.flac": os.urandom(60_000) for number in range(10)}
     served = containers.Served(httpserver, containers.write(tmp_path / name, sounds))
-    clips, _ = read(served.url)
+    clips = served.clips()
     assert members(clips) == list(sounds)
     assert {clip.uri for clip in clips} == {served.url}
     assert served.sent < 0.05 * served.size
@@ -219,7 +219,7 @@ def test_a_server_without_ranges_sends_the_container_once(
 ) -> None:
     path = containers.write(tmp_path / "x.tar", SOUNDS | {"long.wav": bytes(40_000_000)})
     served = containers.Served(httpserver, path, ranges=False)
-    clips, _ = read(served.url)
+    clips = served.clips()
     assert members(clips) == [*SOUNDS, "long.wav"]
     assert served.sent <= 1.2 * served.size  # what its socket held when we hung up
 
@@ -229,14 +229,14 @@ def test_a_compressed_tar_elsewhere_is_read_as_a_whole(
     name: str, tmp_path: Path, httpserver: HTTPServer
 ) -> None:
     served = containers.Served(httpserver, containers.write(tmp_path / name, SOUNDS))
-    clips, _ = read(served.url)
+    clips = served.clips()
     assert members(clips) == list(SOUNDS)
     assert served.sent < served.size + 10  # and its first bytes
 
 
 def test_the_rows_of_a_remote_parquet_are_clips(tmp_path: Path, httpserver: HTTPServer) -> None:
     served = containers.Served(httpserver, containers.write(tmp_path / "train.parquet", SOUNDS))
-    clips, _ = read(served.url)
+    clips = served.clips()
     assert members(clips) == list(SOUNDS)
 
 
@@ -246,6 +246,40 @@ def test_a_remote_container_that_cannot_be_read_is_one_sentence_without_a_signat
 ) -> None:
     httpserver.expect_request("/x.tar").respond_with_data("", status)
     secret = "CAN" + "ARY"  # the traceback shows this file's lines
+    url = httpserver.url_for("/x.tar") + f"?X-Amz-Signature={secret}"
     with pytest.raises(UsageError, match=r"container .* cannot be read") as caught:
-        read(httpserver.url_for("/x.tar") + f"?X-Amz-Signature={secret}")
+        list(read_clips([url], fetch=containers.on(httpserver)))
     assert secret not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_private_container_is_read_with_the_token_of_its_host(
+    tmp_path: Path, httpserver: HTTPServer
+) -> None:
+    served = containers.Served(httpserver, containers.write(tmp_path / "x.tar", SOUNDS))
+    served.token = "abc"
+    with pytest.raises(UsageError, match="HTTP 403"):
+        served.clips()
+    host = httpserver.url_for("").rstrip("/")
+    served.fetch = containers.on(httpserver, tokens=f'{{"{host}": "abc"}}')
+    assert members(served.clips()) == list(SOUNDS)
+
+
+def test_lists_and_containers_are_asked_for_through_the_proxy(
+    tmp_path: Path, httpserver: HTTPServer
+) -> None:
+    served = containers.Served(httpserver, containers.write(tmp_path / "x.tar", SOUNDS))
+    # Our server is none, and says so.
+    fetch = containers.on(httpserver, proxy=httpserver.url_for("").rstrip("/"))
+    for url in (served.url, httpserver.url_for("/list.csv")):
+        with pytest.raises(UsageError, match="the proxy"):
+            list(read_clips([url], fetch=fetch))
+    assert served.requests == []
+
+
+def test_the_guard_holds_for_lists_and_containers(tmp_path: Path, httpserver: HTTPServer) -> None:
+    served = containers.Served(httpserver, containers.write(tmp_path / "x.tar", SOUNDS))
+    fetch = settings.Fetch(ports=(httpserver.port,))
+    for url in (served.url, httpserver.url_for("/list.csv")):
+        with pytest.raises(UsageError, match="EARMARK_FETCH__ALLOW_NETWORKS"):
+            list(read_clips([url], fetch=fetch))
+    assert served.requests == []

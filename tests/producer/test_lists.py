@@ -8,6 +8,7 @@ import json
 import os
 from datetime import date
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import fsspec
 import polars as pl
@@ -16,6 +17,7 @@ import pytest
 from earmark.core.containers import zstd
 from earmark.core.errors import UsageError
 from earmark.core.options import Listing
+from earmark.core.settings import Fetch
 from producer import lists
 from producer.lists import MAX_LINE_CHARS
 from producer.sources import read_clips
@@ -57,11 +59,13 @@ CONTENTS = {
 }
 
 
-def read(source: object, **options: Any) -> tuple[list[tuple[str, dict[str, Any]]], Tally]:
+def read(
+    source: object, fetch: Fetch | None = None, **options: Any
+) -> tuple[list[tuple[str, dict[str, Any]]], Tally]:
     tally = Tally()
     clips = [
         (clip.uri, dict(clip.meta))
-        for clip in read_clips([str(source)], Listing(**options), tally=tally)
+        for clip in read_clips([str(source)], Listing(**options), tally, fetch)
     ]
     counted = tally.clips + tally.blank + tally.refused + tally.extra + tally.not_audio
     assert counted == tally.lines
@@ -98,7 +102,8 @@ def test_a_remote_list_is_read_through_fsspec(format_: str) -> None:
 def test_relative_lines_of_a_list_on_a_web_server_are_resolved(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a/b.wav\nhttps://h.org/c.wav\n")
     with serving(tmp_path) as url:
-        clips, _ = read(f"{url}/list.txt?token=secret")
+        fetch = Fetch(allow_networks="127.0.0.0/8", ports=(urlsplit(url).port or 0,))
+        clips, _ = read(f"{url}/list.txt?token=secret", fetch)
     assert [uri for uri, _ in clips] == [f"{url}/a/b.wav", "https://h.org/c.wav"]
 
 
@@ -218,13 +223,15 @@ def test_a_parquet_row_without_a_url_is_refused_and_any_type_becomes_meta(tmp_pa
 
 
 @pytest.mark.parametrize("compression", [".gz", ".bz2", ".zst"])
-@pytest.mark.parametrize("format_", ["txt", "csv", "jsonl"])
+@pytest.mark.parametrize("format_", ["txt", "csv", "jsonl", "json"])
 def test_a_truncated_compressed_list_gives_its_complete_lines(
     tmp_path: Path, format_: str, compression: str
 ) -> None:
     urls = [f"https://h.org/{os.urandom(40).hex()}" for _ in range(40_000)]
     lines = [json.dumps(url) for url in urls] if format_ == "jsonl" else urls
     content = "\n".join(["url", *lines] if format_ == "csv" else lines).encode()
+    if format_ == "json":
+        content = json.dumps(urls).encode()
     whole = COMPRESSIONS[compression](content)
     (tmp_path / f"list.{format_}{compression}").write_bytes(whole[: len(whole) * 3 // 4])
     clips, tally = read(tmp_path / f"list.{format_}{compression}")

@@ -5,12 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from earmark.core.errors import ClipError
+from earmark.core.errors import ClipError
 
 #: Error codes of a missing network. Every other code came from a server that was reached.
 NETWORK_CODES = ("dns", "connect")

@@ -7,21 +7,18 @@ import os
 import stat
 import tempfile
 import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from earmark.core import clips, errors, formats
-from workers.fetching import answers, guard, object_stores, ranges, robots
-from workers.fetching.wholes import BLOCK_BYTES, Wholes, read_slice, unusable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from earmark.core import settings
+from earmark.core import addresses, answers, clips, errors, formats, guard, settings
+from earmark.core.answers import BLOCK_BYTES
+from workers.fetching import object_stores, ranges, robots
+from workers.fetching.wholes import Wholes, read_slice, unusable
 
 #: Larger bodies, and those of unknown length, go to disk: 32 clips in flight hold at most 256 MB.
 IN_MEMORY_BYTES = 8 * 1024**2
@@ -76,7 +73,7 @@ class Fetcher:
         """
         if part and part.member_offset is not None:
             return self._member(uri, part)
-        if _is_web(uri):
+        if addresses.is_http(uri):
             self._check_robots(uri)
             return self._download(uri)
         if self._is_stored(uri):
@@ -95,7 +92,7 @@ class Fetcher:
         """
         if part is not None and part.member_offset is not None:
             return self.fetch(uri, part).file
-        if _is_web(uri):
+        if addresses.is_http(uri):
             self._check_robots(uri)
             sparse = ranges.open_url(self._guard, uri, self._max_bytes)
             return sparse or self._download(uri).file
@@ -114,7 +111,7 @@ class Fetcher:
 
     def _check_robots(self, url: str) -> None:
         if self._robots:
-            self._robots.check(guard.check_url(url, self._settings))
+            self._robots.check(addresses.check_url(url, self._settings))
 
     def _download(self, url: str) -> Fetched:
         with self._guard.open(url) as answer:
@@ -149,7 +146,7 @@ class Fetcher:
         packing = part.packing or ""
         if packing not in ("", "deflate"):
             return self._sliced(self._wholes.read(uri, packing, part), part)
-        if _is_web(uri):
+        if addresses.is_http(uri):
             return self._ranged(uri, part)
         if self._is_stored(uri):
             return self._sliced(object_stores.read(uri, self._settings.timeout_s, part), part)
@@ -181,7 +178,7 @@ class Fetcher:
 
     def _container(self, uri: str) -> FileIO:
         """Return a container as an open file."""
-        if _is_web(uri):
+        if addresses.is_http(uri):
             with self._whole_guard.open(uri) as answer:
                 answers.check_status(answer)
                 blocks = answers.received(answer, answers.declared_bytes(answer))
@@ -209,10 +206,6 @@ class Fetcher:
             file.close()
             raise
         return Fetched(file, source)
-
-
-def _is_web(uri: str) -> bool:
-    return uri[:8].lower().startswith(("http://", "https://"))
 
 
 def _source(blocks: Iterable[bytes], max_bytes: int | None) -> clips.Source:
@@ -270,7 +263,7 @@ def _path(uri: str) -> str:
             here = parts.netloc.lower() in ("", "localhost")
             plain = here and not (parts.query or parts.fragment)
             path = unquote(parts.path) if plain else ""
-    if guard.CONTROL.search(uri + path) or not path.startswith("/"):
+    if addresses.CONTROL.search(uri + path) or not path.startswith("/"):
         raise errors.BadUrl(
             reason="it starts with neither http://, https:// nor /, or holds control characters"
         )

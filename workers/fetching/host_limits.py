@@ -7,14 +7,12 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import redis
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from earmark.core import settings
+from earmark.core import settings
 
 #: A late worker may catch up by this much, too little to change the rate.
 BURST_S = 0.25

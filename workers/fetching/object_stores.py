@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from earmark.core import errors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from earmark.core.clips import Part
+from earmark.core.clips import Part
 
 BLOCK_BYTES = 1024**2
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from earmark.core import broker
+from earmark.core.clips import Part
 from earmark.core.errors import DownloadError
+from earmark.core.settings import Settings
 from workers.fetching.breaker import NETWORK_CODES, Breaker
-from workers.fetching.fetch import Fetcher
+from workers.fetching.fetch import Fetched, Fetcher
 from workers.fetching.host_limits import HostLimits
-
-if TYPE_CHECKING:
-    from earmark.core.clips import Part
-    from earmark.core.settings import Settings
-    from workers.fetching.fetch import Fetched
 
 #: A clip is put off by this while the network is down: rarely enough, and soon after it is back.
 OFFLINE_S = 10.0

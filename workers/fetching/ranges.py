@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from earmark.core import errors, formats
+from urllib3 import BaseHTTPResponse
+
+from earmark.core import answers, errors, formats
+from earmark.core.guard import Guard
 from earmark.core.sparse import BLOCK_BYTES, Sparse
-from workers.fetching import answers
-
-if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse
-
-    from workers.fetching.guard import Guard
 
 #: Smaller files are fetched as a whole.
 LEAST_BYTES = 16 * BLOCK_BYTES

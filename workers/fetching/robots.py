@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Callable
+from typing import BinaryIO
 from urllib.parse import urlsplit
 from urllib.robotparser import RobotFileParser
 
 from earmark.core import errors
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 ROBOTS_KEPT_S = 3600.0
 #: Crawlers read at least this much of the file (RFC 9309, section 2.5); we read no more.

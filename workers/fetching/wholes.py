@@ -6,17 +6,13 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from io import FileIO
-from typing import TYPE_CHECKING
 
 from earmark.core import errors, unpacking
+from earmark.core.answers import BLOCK_BYTES
+from earmark.core.clips import Part
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from earmark.core.clips import Part
-
-BLOCK_BYTES = 64 * 1024
 #: Containers kept on disk: the one in progress, and the next.
 KEPT = 2
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from earmark.core import formats
 from earmark.core.errors import ClipError
+from earmark.core.guard import Guard
 from workers.fetching.breaker import Breaker
 from workers.fetching.fetch import Fetcher
-from workers.fetching.guard import Guard
 from workers.loading import messages
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from earmark.core import errors, settings
-from earmark.core.vectors import SCALE_BYTES
 from workers.scoring import description, embeddings, heads, hub, onnx, pretrained, reference
 from workers.scoring.windows import BEST, Embedded
 
@@ -115,8 +114,7 @@ class Classifier:
             scores = _best(scores[:, :count], scores[:, count:])
         outcomes: list[Outcome] = [*scores]
         if vectors is not None:
-            size = SCALE_BYTES + vectors.shape[1]
-            stored = [row.tobytes()[:size] for row in packed[:, width:]]
+            stored = [row.tobytes()[: vectors.shape[1]] for row in packed[:, width:]]
             outcomes = list(map(Embedded, scores, stored))
         return _checked(outcomes, packed[:, 0])
 
@@ -128,8 +126,7 @@ class Classifier:
         if needed and vectors is None:
             raise errors.ModelError(reason=f"{self.card.name} gives no embeddings")
         if self.head is not None and vectors is not None:
-            scales, levels = embeddings.quantised(vectors)
-            logits = self.head(scales * levels)
+            logits = self.head(embeddings.as_stored(vectors))
         return logits, vectors if embedded else None
 
     def _make_room(self, windows: Sequence[np.ndarray]) -> None:

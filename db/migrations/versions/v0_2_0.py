@@ -123,9 +123,7 @@ def _add_embeddings() -> None:
     op.create_table(
         "window_embeddings",
         sa.Column("clip_id", v0_1_0.ID, sa.ForeignKey("clips.id"), primary_key=True),
-        sa.Column("channel", sa.SmallInteger(), primary_key=True),
-        sa.Column("start_s", sa.Double(), primary_key=True),
-        *_filled(sa.Double(), "end_s"),
+        sa.Column("number", sa.Integer(), primary_key=True),
         *_filled(sa.LargeBinary(), "vector"),
     )
 

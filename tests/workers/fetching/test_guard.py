@@ -20,11 +20,11 @@ import requests
 import trustme
 
 from earmark.core import errors, settings
+from earmark.core.addresses import Addresses
+from earmark.core.names import Names
 from tests.workers.fetching.http_cases import LIMIT_BYTES, Case, every_case
 from tests.workers.fetching.http_world import CLIP, PUBLIC, PUBLIC_6, Talk, World, answer, raw
-from workers.fetching import guard
 from workers.fetching.fetch import Fetcher
-from workers.fetching.names import Names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -252,9 +252,9 @@ def test_a_name_is_looked_up_once_in_a_while_and_its_addresses_checked_each_time
 ) -> None:
     world.names["kept.test"] = [[PUBLIC], ["10.0.0.1"]]
     checked: list[str] = []
-    check = guard.Addresses.check
+    check = Addresses.check
     monkeypatch.setattr(
-        guard.Addresses,
+        Addresses,
         "check",
         lambda self, address: (checked.append(address), check(self, address)),
     )
@@ -263,7 +263,7 @@ def test_a_name_is_looked_up_once_in_a_while_and_its_addresses_checked_each_time
         fetcher.close()
     assert world.resolved == ["kept.test"]
     assert checked == [PUBLIC] * 4
-    monkeypatch.setattr("workers.fetching.names.KEPT_S", -1.0)
+    monkeypatch.setattr("earmark.core.names.KEPT_S", -1.0)
     fetcher._guard._names = Names()
     for expected in ("blocked_address", "blocked_address"):
         assert outcome(fetcher, "http://kept.test/a") == expected
@@ -367,7 +367,7 @@ def test_bytes_left_over_from_one_answer_never_become_the_next(
 def test_networks_can_be_allowed_and_denied(
     options: dict[str, str], address: str, code: str | None
 ) -> None:
-    addresses = guard.Addresses(settings.Fetch(**options))
+    addresses = Addresses(settings.Fetch(**options))
     if code is None:
         addresses.check(address)
     else:
@@ -378,7 +378,7 @@ def test_networks_can_be_allowed_and_denied(
 def test_this_machine_is_not_dialled_by_its_public_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"eth0": [SimpleNamespace(address=PUBLIC)]})
     with pytest.raises(errors.BlockedAddress):
-        guard.Addresses(settings.Fetch()).check(PUBLIC)
+        Addresses(settings.Fetch()).check(PUBLIC)
 
 
 def test_no_redirect_is_followed_when_none_is_allowed(world: World) -> None:

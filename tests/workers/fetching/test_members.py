@@ -19,6 +19,7 @@ from earmark.core import errors, settings
 from earmark.core.clips import Part
 from producer.sources import read_clips
 from tests import containers
+from tests.containers import on
 from workers.fetching.fetch import Fetcher
 
 if TYPE_CHECKING:
@@ -57,10 +58,6 @@ def local(**limits: Any) -> settings.Fetch:
     return settings.Fetch(file_roots="/", **limits)
 
 
-def on(server: HTTPServer, **limits: Any) -> settings.Fetch:
-    return settings.Fetch(allow_networks="127.0.0.0/8,::1", ports=(server.port,), **limits)
-
-
 @pytest.mark.parametrize("name", KINDS)
 def test_each_member_of_a_local_container_is_read(name: str, tmp_path: Path) -> None:
     clips = clips_of(containers.write(tmp_path / name, SOUNDS))
@@ -73,7 +70,7 @@ def test_each_member_of_a_remote_container_is_read(
     name: str, tmp_path: Path, httpserver: HTTPServer
 ) -> None:
     served = containers.Served(httpserver, containers.write(tmp_path / name, SOUNDS))
-    clips = clips_of(served.url)
+    clips = served.clips()
     with closing(Fetcher(on(httpserver))) as fetcher:
         assert contents(fetcher, clips) == SOUNDS
 
@@ -83,7 +80,7 @@ def test_four_workers_and_the_producer_fetch_hardly_more_than_the_container(
     name: str, tmp_path: Path, httpserver: HTTPServer
 ) -> None:
     served = containers.Served(httpserver, containers.write(tmp_path / name, SOUNDS))
-    clips = clips_of(served.url)
+    clips = served.clips()
     found = {}
     for worker in range(4):
         with closing(Fetcher(on(httpserver))) as fetcher:

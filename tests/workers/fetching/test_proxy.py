@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from earmark.core import errors, settings
+from earmark.core.addresses import literal
 from tests.workers.fetching import http_cases
 from tests.workers.fetching.http_world import PROXY, PUBLIC, PUBLIC_6, World
-from workers.fetching import guard
 from workers.fetching.fetch import Fetcher
 
 if TYPE_CHECKING:
@@ -141,10 +141,10 @@ def test_a_dead_proxy_is_told_as_dead(world: World) -> None:
     ],
 )
 def test_an_address_is_known_in_any_form(host: str, address: str) -> None:
-    assert guard.literal(host) == address
+    assert literal(host) == address
 
 
 @pytest.mark.parametrize("host", ["1.2.3.4.5", "1.2.3.256", "0xg.0x7", "example.1"])
 def test_a_host_that_ends_in_a_number_and_is_no_address_is_refused(host: str) -> None:
     with pytest.raises(errors.Dns):
-        guard.literal(host)
+        literal(host)

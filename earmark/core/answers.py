@@ -1,24 +1,20 @@
-"""A server's answer: whether it can be used, and its body in blocks."""
+"""An HTTP answer in; its state checked, its declared length and its bytes out."""
 
 from __future__ import annotations
 
 import http.client
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
 
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 
 from earmark.core import errors
-from workers.fetching.wholes import BLOCK_BYTES
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from urllib3 import BaseHTTPResponse
-
+BLOCK_BYTES = 64 * 1024
 #: Too slow, too early, not ready yet: states that pass.
 PASSING = (202, 408, 425)
 COMPRESSIONS = frozenset(["gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"])
