@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 from base64 import b64encode
 from contextlib import closing
@@ -120,9 +121,7 @@ def test_secrets_are_in_no_repr_and_reach_child_processes(monkeypatch: pytest.Mo
         fetch={"tokens": {"a.org": SECRET}, "proxy": f"http://me:{SECRET}@proxy:3128"}
     )
     assert SECRET not in repr(changed)
-    for name, value in environment(changed).items():
-        if name.startswith("EARMARK_FETCH__"):
-            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", environment(changed))
     assert Settings.read().fetch == changed.fetch
 
 
