@@ -165,17 +165,17 @@ def add_listed(engine: sa.Engine, run_ids: Sequence[int], rows: list[Listed]) ->
     Rows sorted by their key write each page of the index only once. Returns the most that were new
     in a run.
     """
-    return add_to_each(engine, dict.fromkeys(run_ids, rows))
+    return max(add_to_each(engine, dict.fromkeys(run_ids, rows)).values(), default=0)
 
 
-def add_to_each(engine: sa.Engine, added: Mapping[int, list[Listed]]) -> int:
-    """Do the same with rows for each run."""
-    most = 0
+def add_to_each(engine: sa.Engine, added: Mapping[int, list[Listed]]) -> dict[int, int]:
+    """Add rows to each run; return how many were new to it."""
+    counts = dict.fromkeys(added, 0)
     if any(added.values()):
         with writing(engine) as connection:
             for run_id in sorted(added):
-                most = max(most, insert(connection, run_id, added[run_id]))
-    return most
+                counts[run_id] = insert(connection, run_id, added[run_id])
+    return counts
 
 
 def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> int:

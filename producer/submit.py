@@ -274,11 +274,12 @@ class _Writer:
             for run_id in self.run_ids:
                 unlike = known_rows.unlike(self.engine, run_id, rows)
                 added[run_id], compared[run_id] = unlike
-        new = ledger.add_to_each(self.engine, added)
+        counts = ledger.add_to_each(self.engine, added)
+        new = max(counts.values())
         self.mostly_known = new < len(rows) / 2
         differing = KnownRows()
         for run_id in self.run_ids:
-            if new < len(compared[run_id]):
+            if counts[run_id] < len(compared[run_id]):
                 differing = known_rows.settle(
                     self.engine, run_id, compared[run_id], again=self.again
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -195,6 +196,7 @@ class LedgerStates(RuleBasedStateMachine):
             )
 
 
+@pytest.mark.slow
 def test_the_ledger_is_consistent_after_any_order_of_events(engine: sa.Engine) -> None:
     bound = type("BoundLedgerStates", (LedgerStates,), {"engine": engine})
     examples = 40 if engine.dialect.name == "sqlite" else 15

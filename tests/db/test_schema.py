@@ -161,6 +161,7 @@ def test_an_older_schema_asks_for_an_upgrade(
         schema.check(engine)
 
 
+@pytest.mark.slow
 def test_a_worker_that_finds_another_schema_says_so_and_exits(
     engine: sa.Engine, database_url: str, tmp_path: Path
 ) -> None:

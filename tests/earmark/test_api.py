@@ -87,6 +87,7 @@ print(json.dumps({"modules": list(sys.modules), "path_is_kept": sys.path == befo
     assert found["path_is_kept"]
 
 
+@pytest.mark.slow
 def test_using_the_api_to_read_loads_no_torch(tmp_path: Path) -> None:
     program = "import sys, earmark; earmark.open; earmark.run; print(*sys.modules)"
     modules = set(in_new_process(program, tmp_path).stdout.split())

@@ -138,6 +138,7 @@ def test_a_laptop_without_any_setting_is_well(tmp_path: Path) -> None:
     assert "for many machines" in doctor._settings(shared)
 
 
+@pytest.mark.slow
 def test_the_cores_that_a_gpu_wants_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[int] = []
     gpu: Any = SimpleNamespace(

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from earmark.worker import WORKERS_OF_A_MACHINE, reserve_name
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ def test_each_worker_of_a_machine_has_a_name_and_a_gpu_its_index(tmp_path: Path)
     assert reserve_name(tmp_path, "0,1") == "earmark-3"
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_started_again_has_the_same_name(tmp_path: Path) -> None:
     for _ in range(2):
         command = [sys.executable, "-c", RESERVE, str(tmp_path)]

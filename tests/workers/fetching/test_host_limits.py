@@ -131,6 +131,7 @@ print(asked, started, time.time(), late_s)
 """
 
 
+@pytest.mark.slow
 def test_four_processes_together_hold_the_rate(client: redis.Redis, server: str) -> None:
     command = [sys.executable, "-c", LOOP, server, str(RATE), str(SECONDS)]
     with ExitStack() as stack:
