@@ -18,15 +18,22 @@ if TYPE_CHECKING:
     from tests.servers import Postgres
 
 
-#: Faults that take their time, beside all on PostgreSQL.
-LASTING = (
-    "lock_sqlite_for_20_s", "stop_redis_for_10_s", "outage_longer_than", "takes_nothing_back",
+#: Of the faults on SQLite, those that `make test` has happen: one for each process that may die, for
+#: the queue and for the database. The others go the same ways, and `make test-chaos` has them happen.
+IN_EACH_TEST_RUN = (
+    "kill_a_worker-", "kill_a_loader", "stop_a_worker_past", "drain_a_worker-", "wipe_redis",
+    "fill_the_disk", "submit_again_and_kill",
 )  # fmt: skip
+#: Tests that take half a minute.
+LASTING = ("kill_workers_cost", "outage_longer_than", "takes_nothing_back")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Leave each fault on SQLite to `make test`, and the others to `make test-chaos`."""
-    if "postgresql" in item.name or any(name in item.name for name in LASTING):
+    """Leave faults on PostgreSQL, and more of those on SQLite, to `make test-chaos`."""
+    lasts = any(name in item.name for name in LASTING)
+    if "on_sqlite_nothing" in item.name:
+        lasts = not any(name in item.name for name in IN_EACH_TEST_RUN)
+    if lasts or "postgresql" in item.name:
         item.add_marker("chaos")
 
 
