@@ -445,6 +445,30 @@ def test_the_spans_of_a_file_share_a_download_and_are_heard_as_each_alone(
         assert clip.facts.audio == alone.facts.audio
 
 
+def test_the_spans_of_a_containers_members_are_heard_each_from_its_member(
+    make: Any, tmp_path: Path
+) -> None:
+    loaders, queue = make(audio={"clips_per_decoder": 2})
+    members = [Path(clip.uri).read_bytes() for clip in sounds(tmp_path, 2, 3.0)]
+    container = tmp_path / "both.zip"
+    container.write_bytes(b"".join(members))
+    clips, offset = [], 0
+    for number, member in enumerate(members, 1):
+        place = (f"{number}.wav", offset, len(member), "")
+        for start in (0.0, 1.0, 2.0):
+            part = Part(start, start + 1, *place)
+            clips.append(Clip(10 * number + int(start), str(container), part))
+        offset += len(member)
+    (decoder,) = decoder_processes()
+    deal(loaders, job(), clips[::2] + clips[1::2])
+    score_all(loaders, queue, clips)
+    assert [child.pid for child in decoder_processes()] == [decoder.pid]
+    for clip in clips:
+        number, start = divmod(clip.clip_id, 10)
+        assert [window.span for window in clip.windows] == [(start, start + 1)]
+        assert (clip.scores[0] * 32768 == number).all()
+
+
 def test_what_goes_wrong_with_a_span_leaves_the_others(make: Any, tmp_path: Path) -> None:
     loaders, queue = make(worker={"in_flight_bytes": 4 * WINDOW}, audio={"max_windows": 30})
     uri = sound(tmp_path, 1, 200).uri
