@@ -6,9 +6,9 @@ import math
 import threading
 from collections import defaultdict, deque
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from earmark.core.clips import Postponed
+from earmark.core.clips import Part, Postponed
 from workers.clip import ClipInWork
 from workers.loading.process import Known, Suspected
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from db.claims import Claim
-    from earmark.core.clips import Outcome, Part, Success
+    from earmark.core.clips import Outcome, Success
     from workers.clip import End
     from workers.models import RunPlan
 
@@ -109,12 +109,12 @@ class ChunkInProgress:
 
     def _clips_in_work(self) -> list[ClipInWork]:
         clips = []
-        files: dict[tuple[str, Part | None], list[ClipInWork]] = defaultdict(list)
+        files: dict[tuple[Any, ...], list[ClipInWork]] = defaultdict(list)
         for claimed in self.claim.clips:
             if claimed.run_id not in self.plans:
                 continue
             clip = ClipInWork(claimed, self.plans[claimed.run_id], self._lock, self._end)
-            clip.beside = files[clip.uri, clip.part]
+            clip.beside = files[clip.uri, (clip.part or Part()).place]
             clip.beside.append(clip)
             clips.append(clip)
         return clips

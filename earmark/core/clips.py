@@ -60,6 +60,11 @@ class Part:
     def has_span(self) -> bool:
         return self.start_s is not None or self.end_s is not None
 
+    @property
+    def place(self) -> tuple[str | int | None, ...]:
+        """The file's place in its container, which its spans have in common."""
+        return self.member, self.member_offset, self.member_bytes, self.packing
+
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Part:
         """Return the part that a row of `clips` names."""

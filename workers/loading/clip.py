@@ -6,16 +6,16 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from earmark.core.errors import ClipError, ModelError, ServiceError, TooLong
+from earmark.core.clips import AudioFacts
+from earmark.core.errors import ClipError, ModelError, ServiceError, TooLong, TooShort
 from workers.fetching.polite import HostBusyError
 from workers.loading.cutter import Cutter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
+    from collections.abc import Iterable, Iterator
 
     from earmark.core.clips import Part, Source
+    from workers.decoding.decoder import Piece
     from workers.loading.cutter import Cut, Shape
     from workers.loading.process import Job
     from workers.loading.spans import Span
@@ -37,6 +37,8 @@ class DealtClip:
     #: The part of the file that is the clip, and its span; None for all of it.
     part: Part | None = None
     span: Span | None = None
+    #: Those of its span, once this has been decoded.
+    facts: AudioFacts | None = None
     #: The first clip of a file has it, and the other clips that are heard from it.
     file: BinaryIO | None = None
     others: list[DealtClip] = field(default_factory=list)
@@ -87,19 +89,30 @@ class DealtClip:
         """Whether nobody waits for its samples any more."""
         return not any(clip.goes_on for clip in self.heard)
 
-    def cut(
-        self, samples: np.ndarray, channel: int, most: int, *, last: bool
-    ) -> Iterator[tuple[DealtClip, Cut]]:
+    def cut(self, piece: Piece, most: int) -> Iterator[tuple[DealtClip, Cut]]:
         """Yield the windows that a piece completes, of each clip that is heard from it."""
         for clip in self.heard:
-            clip.cutter = clip.cutter or Cutter(clip.shape, most)
             try:
-                for window in clip.cutter.cut(samples, channel, last=last):
+                for window in clip._cut(piece, most):
                     if not clip.goes_on:
                         break
                     yield clip, window
-            except TooLong as error:
+            except (TooLong, TooShort) as error:
                 clip.fail(error)
+
+    def _cut(self, piece: Piece, most: int) -> Iterable[Cut]:
+        self.cutter = self.cutter or Cutter(self.shape, most)
+        samples, ends = piece.samples, False
+        if self.span:
+            samples = self.span.cut(samples, piece.channel)
+            # Spans that are over hold no memory while the rest of the file is decoded.
+            ends = self.span.is_over(piece.channel)
+            if isinstance(piece.end, AudioFacts):
+                self.facts = self.span.facts(piece.end)
+            elif not len(samples):
+                return ()
+        last = piece.end is not None
+        return self.cutter.cut(samples, piece.channel, last=last, ends=ends)
 
     def left(self, clips: list[DealtClip]) -> DealtClip | None:
         """Return the first of these clips of its file, with the file and the others.

@@ -54,8 +54,14 @@ class Cutter:
         self._tracks: dict[int, _Track] = {}
         self.windows = 0
 
-    def cut(self, samples: np.ndarray, channel: int = 0, *, last: bool) -> Iterator[Cut]:
+    def cut(
+        self, samples: np.ndarray, channel: int = 0, *, last: bool, ends: bool = False
+    ) -> Iterator[Cut]:
         """Yield the windows that this piece of a channel completes.
+
+        Args:
+            last: it is the clip's last piece.
+            ends: it is the channel's last piece that is not empty.
 
         Raises:
             TooLong: the clip has more windows than EARMARK_AUDIO__MAX_WINDOWS.
@@ -63,9 +69,9 @@ class Cutter:
         track = self._tracks.setdefault(channel, _Track(self._shape))
         for start, window in track.add(samples):
             yield self._counted(Cut(channel, start, window))
-        if last:
-            for number, ended in self._tracks.items():
-                yield self._counted(Cut(number, ended.begin, ended.kept))
+        for number, ended in self._tracks.items():
+            if not ended.is_over and (last or (ends and ended is track)):
+                yield self._counted(Cut(number, *ended.end()))
 
     def _counted(self, cut: Cut) -> Cut:
         self.windows += 1
@@ -87,6 +93,7 @@ class _Track:
         self.kept = np.empty(0, np.float32)
         #: Where the kept samples begin in the clip, and the next window.
         self.begin = self._next = 0
+        self.is_over = False
 
     def add(self, samples: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield each window before the last, and keep that."""
@@ -99,3 +106,9 @@ class _Track:
             self._next += self._shape.hop
         last = max(0, total - size)
         self.kept, self.begin = held[last - self.begin :].copy(), last
+
+    def end(self) -> tuple[int, np.ndarray]:
+        """Return the last window, and keep nothing."""
+        kept, self.kept = self.kept, np.empty(0, np.float32)
+        self.is_over = True
+        return self.begin, kept

@@ -192,21 +192,8 @@ class Decodings:
             clip.windows = 1
             self._send_window(clip, offset, Cut(piece.channel, 0, piece.samples))
         else:
-            self._cut(decoding, piece)
+            decoding.windows = clip.cut(piece, self._max_windows)
         self._place_windows(decoding)
-
-    def _cut(self, decoding: Decoding, piece: Piece) -> None:
-        clip, samples = decoding.clips[0], piece.samples
-        if clip.span:
-            samples = clip.span.cut(samples, piece.channel)
-        if clip.span and isinstance(piece.end, AudioFacts):
-            try:
-                decoding.end = clip.span.facts(piece.end)
-            except errors.TooShort as error:
-                decoding.end = error
-                return
-        last = piece.end is not None
-        decoding.windows = clip.cut(samples, piece.channel, self._max_windows, last=last)
 
     def _place_windows(self, decoding: Decoding) -> None:
         """Copy windows into the arena until it is full; end the clip if they were its last."""
@@ -271,7 +258,7 @@ class Decodings:
             if clip.end is not None:
                 self._report.end(clip)
             elif isinstance(end, AudioFacts) and not clip.dropped:
-                self._report.decoded(clip, end)
+                self._report.decoded(clip, clip.facts or end)
 
     def _bury(self, decoding: Decoding) -> None:
         """Replace a decoder that is dead, or late: that costs the clip it was at."""

@@ -10,6 +10,8 @@ from collections import defaultdict, deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
+from more_itertools import chunked
+
 from db import reuse
 from earmark.core.errors import DatabaseError, ServiceError
 from workers import logs
@@ -134,7 +136,8 @@ class Downloads:
                     groups[each.job.run_id, each.source is None].append(each)
             for (run_id, _), group in groups.items():
                 with logs.about(run_id=run_id):
-                    self._look_up(run_id, group)
+                    for some in chunked(group, LOOKED_UP_AT_ONCE):
+                        self._look_up(run_id, some)
             for clip in clips:
                 if clip.source is None and clip.going:
                     self._to_fetch.put(clip)

@@ -128,11 +128,11 @@ class Loader:
 
     def _deal(self, jobs: list[Any], files: list[Any]) -> None:
         known = [Job(run_id, Shape(*shape), *others) for run_id, shape, *others in jobs]
-        for uri, values, rows in files:
-            part = Part(*values) if values else None
+        for uri, rows in files:
             clips = []
-            for deal, clip_id, number in rows:
+            for deal, clip_id, number, values in rows:
                 job = known[number]
+                part = Part(*values) if values else None
                 span = Span.of(part, job.shape.sample_rate)
                 clip = DealtClip(deal, clip_id, uri, job, part, span)
                 self._report.clips[deal] = clip

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from io import FileIO
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +16,7 @@ from zlib import crc32
 import numpy as np
 
 from earmark.core import errors
-from earmark.core.clips import Failure, Postponed, Source, Timings
+from earmark.core.clips import Failure, Part, Postponed, Source, Timings
 from earmark.core.settings import cores
 from workers import metrics
 from workers.loading import arena, copies, messages
@@ -25,7 +25,6 @@ from workers.loading.process import Dealt, Facts, Known, LoaderProcess, Share, S
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from earmark.core.clips import Part
     from earmark.core.settings import Settings
     from workers.loading.process import Job, LoadedWindow, Loading, Observer
 
@@ -103,15 +102,10 @@ class Loaders:
         self._deal((clip, job, 0) for clip, job in clips)
 
     def _deal(self, clips: Iterable[tuple[Loading, Job, int]]) -> None:
-        files: dict[tuple[str, Part | None, int], list[tuple[Loading, Job, int]]] = defaultdict(
-            list
-        )
-        times: Counter[tuple[str, Part | None, int]] = Counter()
+        files: dict[tuple[Any, ...], list[tuple[Loading, Job, int]]] = defaultdict(list)
         for clip, job, deaths in clips:
-            # A run that has a file several times has it fetched each time.
-            times[clip.uri, clip.part, job.run_id] += 1
-            number = times[clip.uri, clip.part, job.run_id]
-            files[clip.uri, clip.part, number].append((clip, job, deaths))
+            place = (clip.part or Part()).place
+            files[clip.uri, place].append((clip, job, deaths))
         groups: dict[LoaderProcess, list[list[Dealt]]] = defaultdict(list)
         with self._changing:
             for together in files.values():

@@ -206,9 +206,9 @@ class LoaderProcess:
             clips = []
             for dealt in group:
                 job = jobs.setdefault(dealt.job, len(jobs))
-                clips.append((dealt.number, dealt.clip.clip_id, job))
-            uri, part = dealt.clip.uri, dealt.clip.part
-            files.append((uri, part and astuple(part), clips))
+                part = dealt.clip.part
+                clips.append((dealt.number, dealt.clip.clip_id, job, part and astuple(part)))
+            files.append((dealt.clip.uri, clips))
         content = {"jobs": list(map(astuple, jobs)), "files": files}
         self.send(messages.DEAL + json.dumps(content).encode())
 

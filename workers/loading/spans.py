@@ -46,6 +46,10 @@ class Span:
         self._silent = self._silent and not inside.any()
         return inside
 
+    def is_over(self, channel: int) -> bool:
+        """Return whether no more samples of a channel belong to it."""
+        return self._end is not None and self._positions[channel] >= self._end
+
     def facts(self, facts: AudioFacts) -> AudioFacts:
         """Return the facts of the span by those of its file, after its last piece.
 

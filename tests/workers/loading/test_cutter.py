@@ -57,6 +57,17 @@ def test_a_day_is_cut_in_the_memory_of_a_window_and_a_piece() -> None:
     assert windows == -(-pieces * 33 // 10)
 
 
+def test_a_channel_that_ends_gives_its_last_window_once_and_keeps_nothing() -> None:
+    cutter, piece = Cutter(Shape.of(RATE, 10, None, 1), 100), np.zeros(12 * RATE, np.float32)
+    starts = []
+    for channel, last in ((1, False), (2, False), (2, True)):
+        samples = np.empty(0, np.float32) if last else piece
+        found = list(cutter.cut(samples, channel, last=last, ends=channel == 1))
+        starts.append([(cut.channel, cut.start) for cut in found])
+        assert not len(cutter._tracks[1].kept)
+    assert starts == [[(1, 0), (1, 2000)], [(2, 0)], [(2, 2000)]]
+
+
 def test_too_many_windows_are_an_error_that_names_the_setting() -> None:
     cutter = Cutter(Shape.of(RATE, 10, 5, 1), 3)
     with pytest.raises(errors.TooLong, match=r"20 s \(EARMARK_AUDIO__MAX_WINDOWS"):

@@ -81,3 +81,13 @@ def test_a_clip_of_no_run_is_not_looked_up(
         threads.begin(clip)
     through(threads, 2)
     assert looked_up == []
+
+
+def test_the_many_spans_of_a_file_are_looked_up_a_few_at_a_time(
+    threads: downloads.Downloads, looked_up: list[int]
+) -> None:
+    first, *first.others = clips(150)
+    threads.hungry.set()
+    threads.begin(first)
+    through(threads, 1)
+    assert looked_up == [64, 64, 22]

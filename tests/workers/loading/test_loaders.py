@@ -147,7 +147,12 @@ def test_each_clip_comes_with_its_samples_and_its_facts(make: Any, tmp_path: Pat
 def test_copies_of_a_clip_at_work_in_any_loader_name_it(make: Any, tmp_path: Path) -> None:
     loaders, queue = make(worker={"loaders": 2, "decoders": 2})
     first, other = sounds(tmp_path, 2)
-    clips = [Clip(number, first.uri) for number in range(10, 16)]
+    clips = []
+    for number in range(10, 16):
+        copy = tmp_path / f"{number}.wav"
+        copy.write_bytes(Path(first.uri).read_bytes())
+        clips.append(Clip(number, str(copy)))
+    clips.append(Clip(20, clips[0].uri))
     span = Clip(16, first.uri, Part(0.1, 0.3))
     page = tmp_path / "page.wav"
     page.write_text("<html>")
@@ -381,6 +386,128 @@ def test_a_loader_that_dies_has_the_clips_of_all_models_dealt_again(
         assert [window.span for window in sorted_windows(clip)] == [(0, 1), (1, 2), (2, 3)]
 
 
+# several spans ------------------------------------------------------------------------------------
+
+
+def duet(folder: Path, seconds: float) -> str:
+    """Write a file of two channels in which each sample is its second, or 100 more."""
+    times = np.arange(int(8000 * seconds)) // 8000 + 1
+    frames = np.stack([times, times + 100], axis=1).astype("<i2")
+    path = folder / "duet.wav"
+    path.write_bytes(bad_audio.wav(frames.tobytes(), rate=8000, channels=2))
+    return str(path)
+
+
+def heard(clip: Clip) -> list[tuple[Any, ...]]:
+    """Return the windows of a clip with their samples, in order."""
+    found = []
+    for window, samples in zip(clip.windows, clip.scores, strict=True):
+        found.append((window.channel, window.span, samples.tobytes()))
+    return sorted(found)
+
+
+def test_the_spans_of_a_file_share_a_download_and_are_heard_as_each_alone(
+    make: Any, host: Host, tmp_path: Path
+) -> None:
+    uri = duet(tmp_path, 150)
+    host.body = Path(uri).read_bytes()
+    fetch = {"ports": [host.server_port], "allow_networks": ["127.0.0.0/8"]}
+    jobs = [
+        job(),
+        job(Shape(4000, 8000, 2000, 1), 2),
+        job(channels=EACH, run_id=3),
+        job(channels=2, run_id=4),
+    ]
+    loaders, queue = make(fetch=fetch, audio={"clips_per_decoder": len(jobs)})
+    spans = [Part(start, start + 2.5) for start in range(140, 0, -10)]
+    spans += [Part(9.0, 12.0), Part(149.0, 199.0), Part(None, 0.5), Part(147.5), None]
+    behind = Clip(100, f"{host.url}/long", Part(150.0, 152.0))
+    clips = [(behind, jobs[0])]
+    for number, part in enumerate(spans):
+        clips.append((Clip(number, behind.uri, part), jobs[number % len(jobs)]))
+    (decoder,) = decoder_processes()
+    loaders.deal(clips)
+    score_all(loaders, queue, [clip for clip, _ in clips[1:]])
+    until(lambda: behind.end)
+    assert behind.end.error.code == "too_short"
+    assert host.asked == {"/long": 1}
+    # Once for each rate and channels, which is all that a decoder may: it was asked no more.
+    assert [child.pid for child in decoder_processes()] == [decoder.pid]
+
+    others, their_queue = make()
+    for clip, its_job in clips[1:]:
+        alone = Clip(clip.clip_id, uri, clip.part)
+        others.deal([(alone, its_job)])
+        score_all(others, their_queue, [alone])
+        assert heard(clip) == heard(alone)
+        assert clip.facts is not None
+        assert alone.facts is not None
+        assert clip.facts.audio == alone.facts.audio
+
+
+def test_the_spans_of_a_containers_members_are_heard_each_from_its_member(
+    make: Any, tmp_path: Path
+) -> None:
+    loaders, queue = make(audio={"clips_per_decoder": 2})
+    members = [Path(clip.uri).read_bytes() for clip in sounds(tmp_path, 2, 3.0)]
+    container = tmp_path / "both.zip"
+    container.write_bytes(b"".join(members))
+    clips, offset = [], 0
+    for number, member in enumerate(members, 1):
+        place = (f"{number}.wav", offset, len(member), "")
+        for start in (0.0, 1.0, 2.0):
+            part = Part(start, start + 1, *place)
+            clips.append(Clip(10 * number + int(start), str(container), part))
+        offset += len(member)
+    (decoder,) = decoder_processes()
+    deal(loaders, job(), clips[::2] + clips[1::2])
+    score_all(loaders, queue, clips)
+    assert [child.pid for child in decoder_processes()] == [decoder.pid]
+    for clip in clips:
+        number, start = divmod(clip.clip_id, 10)
+        assert [window.span for window in clip.windows] == [(start, start + 1)]
+        assert (clip.scores[0] * 32768 == number).all()
+
+
+def test_what_goes_wrong_with_a_span_leaves_the_others(make: Any, tmp_path: Path) -> None:
+    loaders, queue = make(worker={"in_flight_bytes": 4 * WINDOW}, audio={"max_windows": 30})
+    uri = sound(tmp_path, 1, 200).uri
+    whole, canceled, behind = Clip(1, uri), Clip(2, uri, Part(1.0, 9.0)), Clip(3, uri, Part(200.0))
+    spans = [Clip(10 + start, uri, Part(start, start + 2.0)) for start in (0, 60, 1, 190)]
+    slow = Clip(4, uri, Part(5.0, 6.0))
+    same = [(clip, job()) for clip in (whole, canceled, behind, *spans)]
+    loaders.deal([*same, (slow, job(Shape(4000, 4000, 4000, 1)))])
+    until(lambda: len(queue.waiting) == 4)
+    canceled.deals[0].cancel()
+    loaders.drain()
+    score_all(loaders, queue, spans)
+    until(lambda: whole.end and behind.end and slow.end)
+    assert "EARMARK_AUDIO__MAX_WINDOWS" in str(whole.end.error)
+    assert behind.end.error.code == "too_short"
+    assert slow.end == Postponed(4, 0.0)
+    assert canceled.facts is canceled.end is None
+    for clip in spans:
+        start = clip.clip_id - 10
+        assert [window.span[0] for window in sorted_windows(clip)] == [start, start + 1]
+
+
+def test_a_decoder_that_dies_in_a_file_costs_the_spans_that_were_heard(
+    one: Any, tmp_path: Path
+) -> None:
+    loaders, queue = one
+    uri = sound(tmp_path, 1, 200).uri
+    spans = [Clip(n, uri, Part(n, n + 5.0)) for n in (0, 1, 190)]
+    slow, other = Clip(4, uri, Part(5.0, 6.0)), sound(tmp_path, 5, 1)
+    slow_job = job(Shape(4000, 4000, 4000, 1))
+    loaders.deal([*((clip, job()) for clip in spans), (slow, slow_job), (other, job())])
+    until(lambda: len(queue.waiting) == 4)
+    decoder_processes()[0].kill()
+    score_all(loaders, queue, [slow, other])
+    assert [clip.end.error.code for clip in spans] == ["decoder_crashed"] * 3
+    deal(loaders, job(), spans[1:])
+    score_all(loaders, queue, spans[1:])
+
+
 # manners ------------------------------------------------------------------------------------------
 
 
@@ -394,6 +521,7 @@ class Host(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.open = self.most_open = self.robots = 0
         self.asked: Counter[str] = Counter()
+        self.body = bad_audio.wav(bytes(16000), rate=8000)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def finish_request(self, *arguments: Any) -> None:
@@ -416,7 +544,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked[self.path] += 1
         self.server.robots += robots
         time.sleep(0.02)
-        body = b"" if robots else bad_audio.wav(bytes(16000), rate=8000)
+        body = b"" if robots else self.server.body
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -7,6 +7,9 @@ import pytest
 
 from earmark.core.clips import AudioFacts, Part
 from earmark.core.errors import TooShort
+from tests.workers.loading.world import SHAPE, job
+from workers.decoding.decoder import Piece
+from workers.loading.clip import DealtClip
 from workers.loading.spans import Span
 
 RATE = 8
@@ -54,3 +57,20 @@ def test_a_silent_span_is_marked_and_one_behind_the_end_fails() -> None:
     cut(behind, samples, 6)
     with pytest.raises(TooShort, match="shorter than 3 s"):
         behind.facts(FACTS)
+
+
+def test_a_span_gives_its_windows_and_its_memory_before_the_end_of_its_file() -> None:
+    parts = [Part(0.0, 1.5), Part(1.0, 3.0), Part(5.0, 6.0)]
+    rate = SHAPE.sample_rate
+    clips = []
+    for number, part in enumerate(parts):
+        clips.append(DealtClip(number, number, "a", job(), part, Span.of(part, rate)))
+    first, *first.others = clips
+    piece = Piece(np.ones(2 * rate, np.float32), 0, None)
+    found = [(clip.id, window.start) for clip, window in first.cut(piece, 100)]
+    assert found == [(0, 0), (0, rate // 2)]
+    assert [len(clip.cutter._tracks[0].kept) for clip in clips[:2] if clip.cutter] == [0, rate]
+    last = Piece(np.ones(2 * rate, np.float32), 0, FACTS)
+    assert [(clip.id, window.start) for clip, window in first.cut(last, 100)] == [(1, 0), (1, rate)]
+    assert [clip.facts and clip.facts.duration_s for clip in clips] == [1.5, 2.0, None]
+    assert [clip.end and clip.end["error"] for clip in clips] == [None, None, "too_short"]
