@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tests.servers import Postgres
 
 
-#: Of the faults on SQLite, those that `make test` has happen: one for each process that may die, for
-#: the queue and for the database. The others go the same ways, and `make test-chaos` has them happen.
+#: Of the faults on SQLite, those that `make test` has happen: one for each process that may die,
+#: for the queue and for the database. `make test-chaos` has the others, which go the same ways.
 IN_EACH_TEST_RUN = (
     "kill_a_worker-", "kill_a_loader", "stop_a_worker_past", "drain_a_worker-", "wipe_redis",
     "fill_the_disk", "submit_again_and_kill",
