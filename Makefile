@@ -27,7 +27,7 @@ demo: .venv/ready ## serve the example clips on loopback, classify them by URL a
 	@$(BIN)/earmark demo --report demo.html
 
 test: .venv/ready-dev browser pooler ## run the tests against real servers; what they need is installed
-	@$(BIN)/python -m pytest -m "not chaos" --numprocesses 4
+	@$(BIN)/python -m pytest -m "not chaos" --numprocesses 3
 
 test-fast: .venv/ready-dev ## run the tests without workers, loaders, PostgreSQL, browser and torch
 	@$(BIN)/python -m pytest -m "not slow and not chaos and not postgresql" --numprocesses 2 $(addprefix --ignore=,$(HEAVY))
