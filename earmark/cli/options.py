@@ -156,8 +156,8 @@ SOURCES = typer.Argument(
 )
 MODELS = typer.Option(
     "--model",
-    help="starter, a Hugging Face id, or a model directory. With several each clip is fetched once,"
-    " and each model has a run NAME/MODEL.",
+    metavar="MODEL",
+    help="starter, a Hugging Face id, or a model directory. Each of several has a run NAME/MODEL.",
 )
 SCORING = parameters(
     RunOptions,
