@@ -117,7 +117,7 @@ def _ranged(guard: Guard, url: str) -> Ranged | None:
         last = start + size - 1
         with guard.open(url, byte_range=f"{start}-{last}") as answer:
             answers.check_range(answer, start, last)
-            return b"".join(answers.exactly(answers.received(answer, size), size))
+            return answers.body(answer, size)
 
     with guard.open(url, byte_range=f"0-{HEAD_BYTES - 1}") as answer:
         size = answer.headers.get("Content-Range", "").rpartition("/")[2]

@@ -89,6 +89,11 @@ def check_range(answer: BaseHTTPResponse, first: int, last: int) -> None:
         raise errors.HttpError(reason="it sent another range than the one asked for")
 
 
+def body(answer: BaseHTTPResponse, length: int) -> bytes:
+    """Return the whole body, which has to be of this length."""
+    return b"".join(exactly(received(answer, length), length))
+
+
 def exactly(blocks: Iterable[bytes], length: int) -> Iterator[bytes]:
     received = 0
     for block in blocks:

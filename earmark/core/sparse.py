@@ -40,11 +40,14 @@ class Sparse(FileIO):
             first = block * BLOCK_BYTES
             if block in self._here or not 0 <= first < self._size:
                 return
-            content = self._fetch(first, min(first + BLOCK_BYTES, self._size))
-            try:
-                written = os.pwrite(self.fileno(), content, first)
-            except OSError:
-                written = 0
-            if written < len(content):
-                raise errors.NoSpace
-            self._here.add(block)
+            self.keep(block, self._fetch(first, min(first + BLOCK_BYTES, self._size)))
+
+    def keep(self, block: int, content: bytes) -> None:
+        """Take the content of a block; raise NoSpace if the disk is full."""
+        try:
+            written = os.pwrite(self.fileno(), content, block * BLOCK_BYTES)
+        except OSError:
+            written = 0
+        if written < len(content):
+            raise errors.NoSpace
+        self._here.add(block)

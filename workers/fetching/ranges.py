@@ -30,10 +30,13 @@ def open_url(guard: Guard, url: str, max_bytes: int) -> Sparse | None:
         if answer.status != 206 or not found or int(found[1]) < LEAST_BYTES:
             return None
         size, version = int(found[1]), _version(answer)
-    file = Sparse(size, _Ranges(guard, url, version, max_bytes, max_bytes).fetch)
+        answers.check_range(answer, 0, BLOCK_BYTES - 1)
+        head = answers.body(answer, BLOCK_BYTES)
+    left = max_bytes - BLOCK_BYTES
+    file = Sparse(size, _Ranges(guard, url, version, max_bytes, left).fetch)
     with ExitStack() as stack:
         stack.enter_context(file)
-        file.bring(0)
+        file.keep(0, head)
         if formats.recognise(file.fileno()).name in FORMATS:
             stack.pop_all()
             return file
@@ -63,5 +66,4 @@ class _Ranges:
             answers.check_range(answer, start, stop - 1)
             if _version(answer) != self.version:
                 raise errors.HttpError(reason="it became another file")
-            blocks = answers.received(answer, stop - start)
-            return b"".join(answers.exactly(blocks, stop - start))
+            return answers.body(answer, stop - start)
