@@ -37,6 +37,18 @@ def base_name(run: RunRow) -> str:
     return run.name.rpartition("/")[0] if run.pass_id else run.name
 
 
+def options_again(together: Sequence[RunRow]) -> list[str]:
+    """Return the options of `earmark run` that name the runs of a pass, or a run alone."""
+    words = ["--name", base_name(together[0])]
+    for run in together:
+        options = run.options
+        if options.then_label:
+            words += ["--then", options.model, "--then-label", ",".join(options.then_label)]
+        elif len(together) > 1 or options.model != RunOptions().model:
+            words += ["--model", options.model]
+    return words
+
+
 def open_runs(
     engine: sa.Engine, name: str | None, options: RunOptions | Sequence[RunOptions], **kept: Any
 ) -> list[int]:

@@ -150,7 +150,10 @@ def of_each_model(given: Mapping[str, Any]) -> list[RunOptions]:
         models = [models]
     for name in ONE_MODELS:
         if len(models) > 1 and given.get(name):
-            raise UsageError(reason=f"--{name} belongs to one model: give it with one --model.")
+            raise UsageError(
+                reason=f"--{name} belongs to one model: run that model by itself, with a --name of"
+                " its own; `earmark compare` sets runs side by side."
+            )
     then, through = given.get("then"), given.get("then_label")
     if bool(then) != bool(through):
         raise UsageError(reason="--then and --then-label go together: the model, and what for.")

@@ -100,7 +100,8 @@ def test_each_clip_is_fetched_once_for_three_models_of_two_rates(
 
     # A retry of one run asks for its clips only, and leaves the others as they are.
     server.asked.clear()
-    earmark("retry", "march/slow")
+    hint = earmark("retry", "march/slow").stderr
+    assert f"`earmark {' '.join(words).replace('list.txt', 'YOUR_LIST')}`" in hint
     earmark(*words)
     assert server.asked == {"/gone/1": 1}
     assert rows(earmark.folder, STATES) == expected
@@ -168,8 +169,12 @@ def test_a_model_hears_only_what_the_first_one_lets_through(
 
     # A retry of the first run lets the second one follow.
     server.asked.clear()
-    earmark("retry", "march/starter")
-    earmark(*words, status=0)
+    hint = earmark("retry", "march/starter").stderr
+    (again,) = re.findall("`earmark (.*)`", hint)
+    assert again == (
+        "run YOUR_LIST --name march --model starter --then ./second --then-label dog,rain"
+    )
+    earmark(*again.replace("YOUR_LIST", "list.txt").split())
     assert server.asked == {"/gone/1": 1}
     assert rows(earmark.folder, STATES)[:2] == expected
 

@@ -140,11 +140,13 @@ def test_a_model_without_memory_fails_its_run_and_leaves_the_other_one_of_a_pass
     found = Counter(world.rows(ends.join(Run, Run.id == Clip.run_id)))
     unheard = sum(uri[-1] in "369" for uri in uris) if then else 0
     first, second = world.runs
-    assert found == +Counter({
-        (first, None, False, 1, 0): CLIPS,
-        (second, None, True, 1, 0): unheard,
-        (second, "out_of_memory", False, 2, 0): CLIPS - unheard,
-    })
+    assert found == +Counter(
+        {
+            (first, None, False, 1, 0): CLIPS,
+            (second, None, True, 1, 0): unheard,
+            (second, "out_of_memory", False, 2, 0): CLIPS - unheard,
+        }
+    )
 
 
 def test_a_worker_that_loses_its_device_ends_and_its_clips_are_scored_by_the_next(

@@ -3,9 +3,10 @@
 FAULT_CLIPS: a clip with `poison` in its URI kills its worker, one with `venom` its loader. The host
 `nowhere.test` has no address. A host whose name begins with `flaky` is on loopback, but its first
 look-up fails. Clips with a result are noted in a file. FAULT_MEMORY: the model has room for one
-window at a time. FAULT_MEMORY_OF: the model of this name has room for no clip. FAULT_DEVICE: the device is lost after so many batches. FAULT_CLOCK_S: the
-process's clock is wrong by so much. FAULT_NO_RECOVERY: the feeder takes nothing back. FAULT_START:
-the model fails to load with an unexpected error.
+window at a time. FAULT_MEMORY_OF: the model of this name has room for no clip. FAULT_DEVICE: the
+device is lost after so many batches. FAULT_CLOCK_S: the process's clock is wrong by so much.
+FAULT_NO_RECOVERY: the feeder takes nothing back. FAULT_START: the model fails to load with an
+unexpected error.
 """
 
 from __future__ import annotations
