@@ -72,8 +72,7 @@ def submit(given: dict[str, Any], watch: o.Watch = False, db: o.Db = None) -> No
         for each in run.together:
             states.append(progress.follow(run.engine, each.row, settings))
             progress.summarise(run.engine, each.row, states[-1], settings)
-        for state in states:
-            progress.exit_by_outcome(state, strict=given["strict"])
+        _end(run, states, db, strict=given["strict"])
 
 
 @commands.command(
@@ -157,12 +156,21 @@ def _show(
     and_then: str | None = None,
 ) -> None:
     progress.tell_all(run.report())
-    states, verbs = [], []
+    states = []
     for each in run.together:
         states.append(each.progress())
         progress.show_results(run.engine, each.row, states[-1])
         progress.summarise(run.engine, each.row, states[-1], settings)
-        verbs += next_verbs(each, states[-1])
+    _end(run, states, db, strict=strict, and_then=and_then)
+
+
+def _end(
+    run: Run, states: list[Progress], db: str | None, *, strict: bool, and_then: str | None = None
+) -> None:
+    """Say where the results are and what one may do next; exit by the outcome."""
+    verbs = []
+    for each, state in zip(run.together, states, strict=True):
+        verbs += next_verbs(each, state)
     if and_then:
         verbs.append(and_then)
     where = f" --db {shlex.quote(db)}" if db else ""
