@@ -65,5 +65,9 @@ def test_when_nothing_succeeds_run_exits_with_1_and_names_what_helps(
     # What is no sound stays so.
     assert "earmark retry march" not in ended.stderr
     assert "earmark results march" not in ended.stderr
+    # The logs of a run that failed are kept, until the run is deleted.
+    assert len(list((earmark.folder / "data").glob("run-*"))) == 1
+    earmark("prune", "march", "--yes")
+    assert not list((earmark.folder / "data").glob("run-*"))
     ended = earmark("run", "notes.wav", str(EXAMPLES / "dog.ogg"), "--name", "april")
     assert "earmark results april" in ended.stderr
