@@ -48,9 +48,9 @@ INSERT_LEASES = """
 INSERT INTO leases (clip_id, run_id, until, token, worker)
 SELECT id, run_id, {now} + :lease_s, :token, :worker FROM clips
 WHERE id IN {ids} AND not_before <= {now} + CASE WHEN run_id = :run_id THEN 0 ELSE :ahead_s END
-AND run_id IN (
-    SELECT id FROM runs WHERE paused IS NULL
-    AND (id = :run_id OR pass_id = (SELECT pass_id FROM runs WHERE id = :run_id))
+AND EXISTS (
+    SELECT 1 FROM runs WHERE runs.id = clips.run_id AND paused IS NULL
+    AND (runs.id = :run_id OR pass_id = (SELECT pass_id FROM runs WHERE id = :run_id))
 )
 AND :ledger_id = (SELECT id FROM ledger)
 ORDER BY id
@@ -59,13 +59,14 @@ SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
 #: Those clips of the other runs of a pass that are the same as clips that are due. A suspect is
-#: worked on alone, in each run.
+#: worked on alone, in each run. SQLite keeps to the order of cross joins: most runs have no pass,
+#: and end with the first.
 SELECT_SAME_CLIPS = """
-SELECT same.id FROM runs mine
-JOIN runs theirs ON theirs.pass_id = mine.pass_id AND theirs.id <> mine.id
-JOIN clips own ON own.id IN {ids} AND own.crashes = 0 AND own.not_before <= {now}
-JOIN clips same ON same.run_id = theirs.id AND same.uri_key = own.uri_key AND same.crashes = 0
-WHERE mine.id = :run_id
+SELECT same.id FROM runs mine CROSS JOIN runs theirs CROSS JOIN clips own CROSS JOIN clips same
+WHERE mine.id = :run_id AND mine.pass_id IS NOT NULL
+AND theirs.pass_id = mine.pass_id AND theirs.id <> mine.id
+AND own.id IN {ids} AND own.crashes = 0 AND own.not_before <= {now}
+AND same.run_id = theirs.id AND same.uri_key = own.uri_key AND same.crashes = 0
 """
 #: A clip is taken along however long it would pause, so that it is fetched once for all runs.
 AHEAD_S = 1e9

@@ -149,6 +149,7 @@ class Clip(Base):
     label_id: Mapped[int | None] = mapped_column(info={"of": "labels"})
     score: Mapped[float | None] = mapped_column(sa.REAL)
     source_sample_rate: Mapped[int | None]
+    #: To fetch and decode: of clips that share a file, each has the whole file's time.
     fetch_ms: Mapped[float | None] = mapped_column(sa.REAL)
     decode_ms: Mapped[float | None] = mapped_column(sa.REAL)
     classify_ms: Mapped[float | None] = mapped_column(sa.REAL)

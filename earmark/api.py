@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import time
 import weakref
 from dataclasses import dataclass
@@ -460,7 +459,7 @@ def run_here(
     run = Run(engine, runs.get_run(engine, submitted.run_id), settings, submitted)
     if not here.restarts and not any(map(_has_failures, run.together)):
         # Nobody needs its logs.
-        shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
+        machine.remove_logs(settings, queue)
     return run
 
 

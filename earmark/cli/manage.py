@@ -75,7 +75,7 @@ def prune(
 ) -> None:
     """Delete a run with its clips and results."""
     from db import ledger
-    from earmark import similar
+    from earmark import machine, similar
 
     settings = read_settings(db)
     engine, row = find_run(settings, run, change=True)
@@ -84,6 +84,7 @@ def prune(
     with progress.screen.status("Deleting clips"):
         count = ledger.prune(engine, row.id)
     similar.remove(engine, row, settings)
+    machine.remove_logs(settings, row.queue)
     progress.tell(f"Deleted: {progress.count_of(count, 'clip')}.")
 
 

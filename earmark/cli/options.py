@@ -48,6 +48,8 @@ MORE: dict[str, Any] = {
     "stop_at": STOPPING,
     "rank": {"min": 1},
 }
+#: The flags of an option that has more than its name.
+FLAGS = {"rank": ["--rank", "--top-k"]}
 PAUSE_HELP = "Pause if more than this share of clips fails on every worker, by no fault of theirs."
 MaybeStopAt = Annotated[float | None, typer.Option(help=PAUSE_HELP, **STOPPING)]
 Db = Annotated[
@@ -119,7 +121,7 @@ def parameters(of: Callable[..., Any], helps: dict[str, str]) -> Parameters:
         default = fields[name].default
         if kind == tuple[str, ...]:
             kind, default = str | None, None  # a text with commas
-        flags = [f"--{name.replace('_', '-')}"] if kind is bool else []
+        flags = [f"--{name.replace('_', '-')}"] if kind is bool else FLAGS.get(name, [])
         least, most = BOUNDS.get(name, (None, None))
         more = {"min": least, "max": most, **MORE.get(name, {})}
         annotation = Annotated[kind, typer.Option(*flags, help=text, **more)]
@@ -167,7 +169,7 @@ SCORING = parameters(
     {
         "model": "starter, a Hugging Face id, or a model directory.",
         "revision": "Branch, tag or commit of a hub model.",
-        "top_k": "Labels kept per clip.",
+        "top_k": "The best labels kept, of each clip and window.",
         "function_to_apply": "Function from logits to scores. Default: the checkpoint's own.",
         "window_s": "Seconds the model sees at once. Default: the model's.",
         "hop_s": "Seconds between windows. Default: the window.",

@@ -25,7 +25,7 @@ CONDITIONS = o.parameters(
     results.results,
     {
         "label": "Only this label.",
-        "rank": "Labels up to this rank; 1 is the best.",
+        "rank": "A row for each of the best labels, up to this rank among those kept.",
         "min_score": "Only from this score up.",
         "max_score": "Only up to this score.",
         "by_score": "The highest score first. Default: the order of the list.",
@@ -102,7 +102,7 @@ def show_events(
 
 
 @commands.command(epilog="Example: earmark export march -o march.parquet")
-@o.spread(CONDITIONS, "label", "min_score", "windows")
+@o.spread(CONDITIONS, "label", "rank", "min_score", "windows")
 def export(
     run: o.Run,
     file: Annotated[
@@ -111,9 +111,6 @@ def export(
     ],
     given: dict[str, Any],
     format: o.OutputFormat = None,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="A row for each of a clip's best labels, so many.")
-    ] = 1,
     wide: Annotated[bool, typer.Option("--wide", help="A column with each label's score.")] = False,
     parts: Annotated[
         bool, typer.Option("--parts", help="A folder of Parquet files, as `load_dataset` reads it.")
@@ -133,12 +130,12 @@ def export(
         label_files.write(rows, labels, file)
         return
     if wide or embeddings:
-        conditions = {"label": None, "min_score": None, "windows": False}
-        if given != conditions or top_k > 1 or (wide and embeddings):
+        none = {"label": None, "rank": 1, "min_score": None, "windows": False}
+        if given != none or (wide and embeddings):
             raise UsageError(reason="--wide or --embeddings goes with no other choice.")
         rows = results.wide(engine, row) if wide else results.embeddings(engine, row)
     else:
-        rows = results.results(engine, row.id, rank=top_k, **given)
+        rows = results.results(engine, row.id, **given)
     _write(engine, row, rows, output.Format.parquet if parts else format, file, parts=parts)
 
 
