@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from more_itertools import chunked
 from sqlalchemy.exc import DBAPIError
 
-from db.session import execute
+from db.session import execute, writing
 from earmark.core.clips import KEY_BYTES, Clip, Part, clip_key, display_uri
 
 #: A clip as submitted: its key, its URI, its meta as JSON, its part of the file, whether another
@@ -77,8 +77,20 @@ def listed(clip: Clip) -> Listed:
     return clip_key(clip), clip.uri, meta, clip.part, renews_url
 
 
-def insert(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
-    """Insert the rows that a run does not have yet; return how many those were."""
+def add(engine: sa.Engine, added: Mapping[int, list[Listed]]) -> dict[int, int]:
+    """Add rows to each run as `pending` clips, except those it has; return how many were new.
+
+    Rows sorted by their key write each page of the index only once.
+    """
+    counts = dict.fromkeys(added, 0)
+    if any(added.values()):
+        with writing(engine) as connection:
+            for run_id in sorted(added):
+                counts[run_id] = _insert(connection, run_id, added[run_id])
+    return counts
+
+
+def _insert(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
     # The driver itself: SQLAlchemy would look at every parameter of every row.
     counting = connection.execution_options(preserve_rowcount=True)
     if connection.dialect.name == "sqlite":

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from earmark.core import clips as words
+from earmark.core.clips import Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ class Claimed:
     crashes: int
     given_back_by: str | None = None
     #: The part of the file that is the clip; None for all of it.
-    part: words.Part | None = None
+    part: Part | None = None
     run_id: int = 0
 
     @property

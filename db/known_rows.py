@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from db import bulk_insert, ledger
+from db import bulk_insert, changes
 from db.bulk_insert import Listed
 from db.models import Clip
 from db.rows import parsed
@@ -86,7 +86,7 @@ def settle(
     if found.urls:
         _renew_urls(engine, found.urls)
     if again and found.changed:
-        ledger.redo(engine, sorted(found.changed))
+        changes.redo(engine, sorted(found.changed))
     return KnownRows(found.other_columns, len(found.urls), len(found.changed))
 
 

@@ -27,7 +27,7 @@ def retry(
     db: o.Db = None,
 ) -> None:
     """Put a run's failed clips back to work."""
-    from db import ledger
+    from db import changes
     from earmark.machine import has_broker
 
     codes = error.split(",") if error else []
@@ -35,9 +35,9 @@ def retry(
     settings = read_settings(db)
     engine, row = find_run(settings, run, change=True)
     with progress.screen.status("Putting clips back to work"):
-        count = ledger.retry_failed(engine, row.id, codes)
+        count = changes.retry_failed(engine, row.id, codes)
         if done:
-            count += ledger.redo_done(engine, row.id)
+            count += changes.redo_done(engine, row.id)
     progress.tell(f"Back to work: {progress.count_of(count, 'clip')}.")
     if count and not has_broker(settings):
         again = f"`earmark run YOUR_LIST --name {row.name}`, with the same list"
@@ -57,10 +57,10 @@ def resume(run: o.Run, stop_at: o.MaybeStopAt = None, db: o.Db = None) -> None:
 @commands.command(epilog="Example: earmark cancel march")
 def cancel(run: o.Run, db: o.Db = None) -> None:
     """Stop a run at once; results that workers still hold are discarded."""
-    from db import ledger
+    from db import changes
 
     engine, row = find_run(read_settings(db), run, change=True)
-    progress.tell(f"Cancelled: {progress.count_of(ledger.cancel(engine, row.id), 'clip')}.")
+    progress.tell(f"Cancelled: {progress.count_of(changes.cancel(engine, row.id), 'clip')}.")
 
 
 @commands.command(epilog="Example: earmark prune march --yes")
@@ -70,7 +70,7 @@ def prune(
     db: o.Db = None,
 ) -> None:
     """Delete a run with its clips and results."""
-    from db import ledger
+    from db import changes
     from earmark import similar
 
     settings = read_settings(db)
@@ -78,7 +78,7 @@ def prune(
     if not yes:
         typer.confirm(f"Delete the run {row.name} with all its results?", abort=True)
     with progress.screen.status("Deleting clips"):
-        count = ledger.prune(engine, row.id)
+        count = changes.prune(engine, row.id)
     similar.remove(engine, row, settings)
     progress.tell(f"Deleted: {progress.count_of(count, 'clip')}.")
 

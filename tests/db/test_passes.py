@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
-from db import brake, feeding, ledger, passes, runs
+from db import brake, bulk_insert, changes, feeding, ledger, passes, runs
 from db.bulk_insert import listed
 from db.models import Clip
 from db.session import reading, writing
@@ -36,7 +36,7 @@ class Pass:
         submit(engine, 2)
         self.run_ids = open_runs(engine, "list", *MODELS[:2])
         rows = [listed(Listed(f"https://h/{n}.wav")) for n in range(CLIPS)]
-        assert ledger.add_listed(engine, self.run_ids, rows) == CLIPS
+        assert set(bulk_insert.add(engine, dict.fromkeys(self.run_ids, rows)).values()) == {CLIPS}
         self.first, self.second = (self.ids(run_id) for run_id in self.run_ids)
 
     def ids(self, run_id: int) -> list[int]:
@@ -106,7 +106,7 @@ def test_a_model_that_joins_later_hears_what_the_others_have_heard(both: Pass) -
     ids = open_runs(both.engine, "list", "later", "starter")
     assert len(runs.in_pass(both.engine, runs.get_run(both.engine, ids[0]))) == 3
     rows = [listed(Listed(f"https://h/{n}.wav")) for n in range(CLIPS)]
-    assert ledger.add_listed(both.engine, ids, rows) == CLIPS
+    assert max(bulk_insert.add(both.engine, dict.fromkeys(ids, rows)).values()) == CLIPS
     later = both.ids(ids[0])
     assert taken(both.claim(later)) == later
 
@@ -138,7 +138,7 @@ def test_a_model_that_fails_fails_its_own_run_and_is_retried_alone(both: Pass) -
     both.finish(both.claim(both.first), *both.second)
     assert both.states(both.first) == ["done"] * CLIPS
     assert both.states(both.second) == ["failed"] * CLIPS
-    assert ledger.retry_failed(both.engine, both.run_ids[1]) == CLIPS
+    assert changes.retry_failed(both.engine, both.run_ids[1]) == CLIPS
     claim = both.claim(both.second)
     assert taken(claim) == both.second
     both.finish(claim)
@@ -168,7 +168,7 @@ def test_a_run_that_is_paused_or_cancelled_leaves_the_other_alone(both: Pass) ->
     brake.pause(both.engine, both.run_ids[1], "it fails")
     assert taken(both.claim(both.first[:1])) == both.first[:1]
     brake.resume(both.engine, both.run_ids[1])
-    ledger.cancel(both.engine, both.run_ids[0])
+    changes.cancel(both.engine, both.run_ids[0])
     assert both.states(both.first) == ["cancelled"] * CLIPS
     assert both.claim(both.first).clips == ()
     claim = both.claim(both.second)

@@ -12,7 +12,7 @@ import pytest
 import typer
 from rich.console import Console
 
-from db import ledger, registry, runs
+from db import changes, ledger, registry, runs
 from db.registry import Pause
 from earmark import progress
 from earmark.core.clips import Failure, State
@@ -80,7 +80,7 @@ def test_watching_shows_pace_and_advice_as_they_are(
         progress, "screen", Console(file=shown, force_terminal=True, color_system=None, width=200)
     )
     run_id = going(engine, seconds=20.0, fetch_ms=2500)
-    progress.watch(engine, run_id, Settings(), meanwhile=lambda: ledger.cancel(engine, run_id))
+    progress.watch(engine, run_id, Settings(), meanwhile=lambda: changes.cancel(engine, run_id))
     assert re.search(r"\d clips/s, \d+ s of audio a second, \d+ s to go", shown.getvalue())
     assert "a clip spends 2500 ms downloading, " in shown.getvalue()
     assert "for downloads: raise EARMARK_WORKER__CLIPS_IN_FLIGHT" in shown.getvalue()

@@ -19,7 +19,7 @@ from earmark.core.options import RunOptions
 from earmark.core.settings import Broker, Database, Ledger, Settings
 from producer.feeder import Feeder
 from producer.submit import submit
-from tests.db.facts import chunk_of
+from tests.db.facts import add_clips, chunk_of
 from tests.servers import free_port
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def new_run(
     run_id = ledger.open_run(
         engine, None, RunOptions(), queue="clips", chunk_size=chunk_size, priority=priority
     )
-    ledger.add_clips(
+    add_clips(
         engine, run_id, [ListedClip(f"https://{host}{n % 2}/{n}?key=secret") for n in range(count)]
     )
     return run_id
