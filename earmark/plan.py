@@ -17,17 +17,18 @@ from pydantic import ByteSize
 
 from db import charts
 from db.pace import Measured, measure
-from earmark import api, catalog, folders, progress, speed
+from earmark import catalog, folders, progress, speed
 from earmark.core.clips import Clip
 from earmark.core.errors import UsageError
 from earmark.core.options import Listing, RunOptions
 from earmark.core.settings import Settings
+from earmark.run_here import run_here
 from producer.sources import read_clips
 from producer.tally import Tally
 from workers.scoring import hub
 
 if TYPE_CHECKING:
-    from earmark.api import Run
+    from earmark.run_object import Run
 
 #: Small enough that clips are recorded steadily, which shows the speed of a small sample.
 CHUNK_SIZE = 4
@@ -169,7 +170,7 @@ def _tried(
             # A run of the whole list tries again what fails for a while.
             ledger={"max_attempts": 1},
         )
-        run = api.run_here(
+        run = run_here(
             clips,
             here,
             options,

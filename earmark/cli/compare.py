@@ -14,9 +14,9 @@ from db import runs
 from db.compare import Comparison
 from db.rows import Rows
 from earmark import output, progress
-from earmark.cli import options as o  # noqa: TC001 - Typer reads it
+from earmark.cli import options as o
 from earmark.core.clips import State
-from earmark.database import find_run, read_settings
+from earmark.database import open_database, read_settings
 from earmark.files import ParquetOptions
 
 commands = typer.Typer()
@@ -26,9 +26,9 @@ ROWS_BELOW = 12
 MEASURES = ("clips", "precision", "recall", "f1")
 
 
-@commands.command(epilog="Example: earmark compare march april --by clip -o changed.csv")
+@o.verb(commands, "earmark compare march april --by clip -o changed.csv")
 def compare(
-    a: o.Run,
+    a: o.RunName,
     b: OtherRun,
     by: Annotated[
         Literal["label", "change", "clip"],
@@ -45,8 +45,8 @@ def compare(
     db: o.Db = None,
 ) -> None:
     """Compare the labels of two runs over the same clips."""
-    engine, before = find_run(read_settings(db), a)
-    after = runs.find_run(engine, b)
+    engine = open_database(read_settings(db))
+    before, after = runs.find_run(engine, a), runs.find_run(engine, b)
     with progress.screen.status(f"Comparing {before.name} and {after.name}"):
         comparison = comparing.compare(engine, before, after)
         rows = _judged(comparison, truth) if truth else _rows(comparison, by)
@@ -94,7 +94,7 @@ def _sentences(comparison: Comparison) -> list[str]:
     return sentences
 
 
-@commands.command(epilog="Example: earmark cut march --label siren --min-score 0.6 -o sirens/")
+@o.verb(commands, "earmark cut march --label siren --min-score 0.6 -o sirens/")
 def cut(
     run: o.Run,
     folder: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
@@ -107,15 +107,12 @@ def cut(
         int | None, typer.Option(min=1, help="Only so many, spread over the scores.")
     ] = None,
     format: Annotated[Literal["flac", "wav"], typer.Option(help="The files' format.")] = "flac",
-    db: o.Db = None,
 ) -> None:
     """Cut events out of the recordings: a sound file for each, and a table of them."""
     from earmark.cut import cutting
 
-    settings = read_settings(db)
-    engine, row = find_run(settings, run)
     with cutting(
-        engine, row, settings, folder,
+        run.engine, run.row, run.settings, folder,
         label=label, min_score=min_score, sample=sample, pad_s=pad, format=format,
     ) as (rows, missing):  # fmt: skip
         table = folder / "metadata.csv"

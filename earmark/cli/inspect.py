@@ -23,8 +23,7 @@ commands = typer.Typer()
 HOSTS_SHOWN = 10
 
 
-@commands.command(epilog="Example: earmark plan urls.csv --url-col link --within 8h")
-@o.spread(o.TASK)
+@o.verb(commands, "earmark plan urls.csv --url-col link --within 8h", o.TASK)
 def plan(
     given: dict[str, Any],
     sample: Annotated[int, typer.Option(min=1, help="Clips tried, chosen at random.")] = 200,
@@ -54,7 +53,7 @@ def plan(
     output.print_rows(estimate.errors, "failures, each tried once")
 
 
-@commands.command(epilog="Example: EARMARK_DATABASE__URL=postgresql://db/earmark earmark doctor")
+@o.verb(commands, "EARMARK_DATABASE__URL=postgresql://db/earmark earmark doctor")
 def doctor(format: o.TextFormat = None, db: o.Db = None) -> None:
     """Check what a run needs on this machine, and name each cure; exit with 3 after a fault."""
     from earmark.doctor import examine
@@ -71,7 +70,7 @@ def doctor(format: o.TextFormat = None, db: o.Db = None) -> None:
         raise typer.Exit(SERVICE_EXIT)
 
 
-@commands.command(epilog="Example: earmark models")
+@o.verb(commands, "earmark models")
 def models(
     names: Annotated[
         list[str] | None,
@@ -87,10 +86,11 @@ def models(
     output.write(map(asdict, entries), format, None, columns=catalog.COLUMNS)
 
 
-@commands.command(
-    epilog="Example: earmark explain 1234, or: earmark explain https://example.org/a.wav"
+@o.verb(
+    commands,
+    "earmark explain 1234, or: earmark explain https://example.org/a.wav",
+    o.some(o.SCORING, "model", "revision", "labels", "channels"),
 )
-@o.spread(o.SCORING, "model", "revision", "labels", "channels")
 def explain(
     clip: Annotated[
         str,
@@ -115,8 +115,11 @@ def explain(
         raise typer.Exit(1)
 
 
-@commands.command(epilog="Example: earmark plot siren.wav -o siren.png")
-@o.spread(o.SCORING, "model", "revision", "window_s", "labels")
+@o.verb(
+    commands,
+    "earmark plot siren.wav -o siren.png",
+    o.some(o.SCORING, "model", "revision", "window_s", "labels"),
+)
 def plot(
     file: Annotated[str, typer.Argument(help="An audio file or its URL.")],
     picture: Annotated[Path, typer.Option("--output", "-o", help="A .png, .svg or .pdf file.")],

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from earmark import output, run_object
 from earmark.core.options import BOUNDS, STOP_AT, Duplicates, Listing, RunOptions
+from earmark.database import read_settings
 from earmark.output import Format
 
 
@@ -39,15 +42,11 @@ def _share(text: str | float) -> float:
     return share
 
 
+#: In a verb, the argument RUN and --db.
+Run = run_object.Run
 #: By name, options as typer reads them.
 Parameters = dict[str, inspect.Parameter]
 STOPPING: Any = {"parser": _share, "metavar": "SHARE|off", "min": None, "max": None}
-#: What an option has beside its help, type, default and bounds.
-MORE: dict[str, Any] = {
-    "channels": {"metavar": "mix|each|first|N"},
-    "stop_at": STOPPING,
-    "rank": {"min": 1},
-}
 PAUSE_HELP = "Pause if more than this share of clips fails on every worker, by no fault of theirs."
 MaybeStopAt = Annotated[float | None, typer.Option(help=PAUSE_HELP, **STOPPING)]
 Db = Annotated[
@@ -80,7 +79,7 @@ UiToken = Annotated[
 _truth = typer.Option(help="A column of the list that says what is there, or `reviews`.")
 Truth = Annotated[str, _truth]
 MaybeTruth = Annotated[str | None, _truth]
-Run = Annotated[str, typer.Argument(help="A run's id or name.")]
+RunName = Annotated[str, typer.Argument(help="A run's id or name.")]
 LatestRun = Annotated[
     str | None, typer.Argument(help="A run's id or name; default: all, or with --watch the newest.")
 ]
@@ -110,8 +109,12 @@ class _Submission:
     again: bool = False
 
 
-def parameters(of: Callable[..., Any], helps: dict[str, str]) -> Parameters:
-    """Return an option for some fields of a class, or arguments of a function, with their help."""
+def parameters(of: Callable[..., Any], helps: dict[str, str], **more: Any) -> Parameters:
+    """Return an option for some fields of a class, or arguments of a function, with their help.
+
+    Args:
+        more: what else an option has beside its type, default and bounds.
+    """
     hints, fields = get_type_hints(of), inspect.signature(of).parameters
     options = {}
     for name, text in helps.items():
@@ -121,33 +124,91 @@ def parameters(of: Callable[..., Any], helps: dict[str, str]) -> Parameters:
             kind, default = str | None, None  # a text with commas
         flags = [f"--{name.replace('_', '-')}"] if kind is bool else []
         least, most = BOUNDS.get(name, (None, None))
-        more = {"min": least, "max": most, **MORE.get(name, {})}
-        annotation = Annotated[kind, typer.Option(*flags, help=text, **more)]
+        values = {"min": least, "max": most, **more.get(name, {})}
+        annotation = Annotated[kind, typer.Option(*flags, help=text, **values)]
         options[name] = inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
         )
     return options
 
 
-def spread(options: Parameters, *names: str) -> Callable[[Callable[..., None]], Any]:
-    """Give a verb some options, or all of these, in place of its argument `given`, a dictionary."""
-    chosen = {name: options[name] for name in names or options}
+def some(options: Parameters, *names: str) -> Parameters:
+    """Return those of the options that have these names."""
+    return {name: options[name] for name in names}
 
-    def with_options(verb: Callable[..., None]) -> Callable[..., None]:
+
+@dataclass(frozen=True)
+class Output:
+    """How a verb writes its rows, and the file they go to."""
+
+    format: Format | None
+    file: Path | None
+
+    def write(self, rows: Iterable[dict[str, Any]], **how: Any) -> None:
+        """Write rows; `how` is that of `output.write`."""
+        output.write(rows, self.format, self.file, **how)
+
+
+def _opened(run: str, db: str | None, *, change: bool = False) -> Run:
+    return run_object.opened(read_settings(db), run, change=change)
+
+
+def _options(**kinds: Any) -> Parameters:
+    options = {}
+    for name, kind in kinds.items():
+        default = inspect.Parameter.empty if name == "run" else None
+        options[name] = inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+        )
+    return options
+
+
+#: A run that a verb changes.
+RunToChange = Annotated[Run, "change"]
+#: Arguments of verbs that are made of several options.
+MADE: dict[Any, tuple[Callable[..., Any], Parameters]] = {
+    Run: (_opened, _options(run=RunName, db=Db)),
+    RunToChange: (functools.partial(_opened, change=True), _options(run=RunName, db=Db)),
+    Output: (Output, _options(format=OutputFormat, file=OutputFile)),
+}
+
+
+def verb(
+    commands: typer.Typer, example: str, given: Parameters | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function the verb of an example.
+
+    An argument whose type is in `MADE` is made of several options, and `given` is a dictionary of
+    those that are given here.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        made: dict[str, tuple[Callable[..., Any], Parameters]] = {}
         taken: list[inspect.Parameter] = []
-        for parameter in inspect.signature(verb, eval_str=True).parameters.values():
-            own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            taken += chosen.values() if parameter.name == "given" else [own]
+        for parameter in inspect.signature(function, eval_str=True).parameters.values():
+            make, options = MADE.get(parameter.annotation, (None, {}))
+            if parameter.name == "given":
+                make, options = dict, given or {}
+            if make:
+                made[parameter.name] = make, options
+                taken += options.values()
+            else:
+                taken.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
-        @functools.wraps(verb)
-        def spread_verb(**values: Any) -> None:
-            given = {name: values.pop(name) for name in chosen}
-            verb(given=given, **values)
+        @functools.wraps(function)
+        def run_verb(**values: Any) -> None:
+            arguments = {}
+            for argument, (make, options) in made.items():
+                arguments[argument] = make(**{each: values.pop(each) for each in options})
+            function(**arguments, **values)
 
-        spread_verb.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
-        return spread_verb
+        taken.sort(key=lambda parameter: parameter.name == "db")  # as the last of each verb
+        run_verb.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+        name = re.findall(r"(?:^| )earmark (?:db )?(\w+)", example)[0]
+        commands.command(name, epilog=f"Example: {example}")(run_verb)
+        return function
 
-    return with_options
+    return register
 
 
 SOURCES = typer.Argument(
@@ -175,6 +236,7 @@ SCORING = parameters(
         "embeddings": "Keep each window's vector, for `similar` and `train`.",
         "head": "A folder that `earmark train` wrote, on top of --model.",
     },
+    channels={"metavar": "mix|each|first|N"},
 )
 LISTING = parameters(
     Listing,
@@ -195,10 +257,7 @@ LISTING = parameters(
 )
 LIMIT = parameters(_Submission, {"limit": "Stop after so many clips."})
 STRICT = parameters(
-    Listing,
-    {
-        "strict": "Exit with 1 if any clip failed; take each file of a folder as a clip.",
-    },
+    Listing, {"strict": "Exit with 1 if any clip failed; take each file of a folder as a clip."}
 )
 #: The options of a verb that classifies: its sources, and how they are scored.
 TASK: Parameters = {
@@ -228,4 +287,5 @@ SUBMISSION = TASK | parameters(
         "duplicates": "Rows of the same clip: one clip with the first row's columns, or one each.",
         "again": "Redo local files that have changed since their result.",
     },
+    stop_at=STOPPING,
 )

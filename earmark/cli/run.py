@@ -16,18 +16,18 @@ from db.runs import Progress
 from earmark import progress
 from earmark.cli import options as o
 from earmark.core.clips import State
+from earmark.core.options import split
 from earmark.core.settings import Settings
 from earmark.database import read_settings
 from earmark.output import EXAMPLE_QUERY
 
 if TYPE_CHECKING:
-    from earmark.api import Run
+    from earmark.run_object import Run
 
 commands = typer.Typer()
 
 
-@commands.command(epilog="Example: earmark run recordings/ --db labels.db --top-k 3")
-@o.spread(o.SUBMISSION)
+@o.verb(commands, "earmark run recordings/ --db labels.db --top-k 3", o.SUBMISSION)
 def run(
     given: dict[str, Any],
     workers: o.Workers = 1,
@@ -39,18 +39,17 @@ def run(
     db: o.Db = None,
 ) -> None:
     """Classify everything on this machine: embedded Valkey, worker, progress, results."""
-    from earmark import api
+    from earmark.run_here import run_here
 
     settings, sources = read_settings(db), given.pop("sources")
-    options, submission = api.split(given)
-    finished = api.run_here(
+    options, submission = split(given)
+    finished = run_here(
         sources, settings, options, workers=workers, watch=watch, notify=notify, **submission
     )
     _show(finished, settings, db, strict=given["strict"])
 
 
-@commands.command(epilog="Example: earmark submit urls.csv --url-col link --name march --watch")
-@o.spread(o.SUBMISSION)
+@o.verb(commands, "earmark submit urls.csv --url-col link --name march --watch", o.SUBMISSION)
 def submit(given: dict[str, Any], watch: o.Watch = False, db: o.Db = None) -> None:
     """Put lists into the database and the queue; print the run's id."""
     from earmark import api
@@ -75,9 +74,7 @@ def submit(given: dict[str, Any], watch: o.Watch = False, db: o.Db = None) -> No
             progress.exit_by_outcome(state, strict=given["strict"])
 
 
-@commands.command(
-    epilog="Example: EARMARK_BROKER__URL=redis://redis:6379 earmark worker --device cuda:0"
-)
+@o.verb(commands, "EARMARK_BROKER__URL=redis://redis:6379 earmark worker --device cuda:0")
 def worker(
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Chunks in progress at once.")
@@ -94,7 +91,7 @@ def worker(
     work(concurrency=concurrency, device=device, model=model, log_json=log_json)
 
 
-@commands.command(epilog="Example: earmark up --workers 2 --files recordings/")
+@o.verb(commands, "earmark up --workers 2 --files recordings/")
 def up(
     workers: o.Workers = 1,
     files: Annotated[
@@ -114,7 +111,7 @@ def up(
     keep_running(read_settings(db), workers=workers, files=files or [], flower_port=flower_port)
 
 
-@commands.command(epilog="Example: earmark flower --port 5555")
+@o.verb(commands, "earmark flower --port 5555")
 def flower(
     port: o.FlowerPort = 5555,
     address: Annotated[str, typer.Option(help="Any but loopback needs a password.")] = "127.0.0.1",
@@ -131,7 +128,7 @@ def flower(
     serve(port=port, address=address, basic_auth=basic_auth, keep=keep)
 
 
-@commands.command(epilog="Example: earmark demo --report demo.html")
+@o.verb(commands, "earmark demo --report demo.html")
 def demo(
     report: Annotated[
         Path | None, typer.Option(help="Also write the run's page to this file.")
