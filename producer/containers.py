@@ -19,7 +19,7 @@ from earmark.core.errors import UsageError
 from earmark.core.settings import Fetch
 from producer import elsewhere
 from producer.elsewhere import Ranged
-from producer.lists import named_format
+from producer.list_formats import named_format
 from producer.places import AUDIO_SUFFIXES
 from producer.tally import Tally
 

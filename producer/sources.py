@@ -18,7 +18,8 @@ from earmark.core.settings import Fetch
 from producer import elsewhere, walk
 from producer.columns import RowRefused
 from producer.containers import Container, kind_of
-from producer.lists import ListReader, named_format
+from producer.list_formats import named_format
+from producer.lists import ListReader
 from producer.places import AUDIO_SUFFIXES, Places, names_a_clip, short, storable
 from producer.tally import Tally
 
