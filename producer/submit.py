@@ -80,17 +80,9 @@ class Submitted:
         return self.run_ids[0]
 
     @property
-    def clips(self) -> int:
-        return self.tally.clips
-
-    @property
-    def blank(self) -> int:
-        return self.tally.blank
-
-    @property
     def known(self) -> int:
         """Clips that the run had already: duplicates in the list, or a list submitted before."""
-        return self.clips - self.added
+        return self.tally.clips - self.added
 
     def report(self) -> list[str]:
         """Return sentences about the list's lines; none if each line was one new clip."""
