@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 from db import compare as comparing
 from db import runs
@@ -20,7 +21,7 @@ from earmark.database import open_database, read_settings
 from earmark.files import ParquetOptions
 
 commands = typer.Typer()
-OtherRun = Annotated[str, typer.Argument(help="Another run's id or name.")]
+OtherRun = Annotated[str, Argument(help="Another run's id or name.")]
 #: Rows of a table that stands below another one.
 ROWS_BELOW = 12
 MEASURES = ("clips", "precision", "recall", "f1")
@@ -32,13 +33,11 @@ def compare(
     b: OtherRun,
     by: Annotated[
         Literal["label", "change", "clip"],
-        typer.Option(help="A row for each label, each change of label, or each changed clip."),
+        Option(help="A row for each label, each change of label, or each changed clip."),
     ] = "label",
     truth: Annotated[
         str | None,
-        typer.Option(
-            help="Show precision and recall by this column of the lists, or by `reviews`."
-        ),
+        Option(help="Show precision and recall by this column of the lists, or by `reviews`."),
     ] = None,
     format: o.OutputFormat = None,
     file: o.OutputFile = None,
@@ -97,16 +96,14 @@ def _sentences(comparison: Comparison) -> list[str]:
 @o.verb(commands, "earmark cut march --label siren --min-score 0.6 -o sirens/")
 def cut(
     run: o.Run,
-    folder: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
+    folder: Annotated[Path, Option("--output", "-o", help="A new folder.")],
     label: o.Label = None,
-    min_score: Annotated[float, typer.Option(help="The score that an event must reach.")] = 0.5,
-    pad: Annotated[
-        float, typer.Option(min=0, help="Seconds kept before and after each event.")
-    ] = 1.0,
+    min_score: Annotated[float, Option(help="The score that an event must reach.")] = 0.5,
+    pad: Annotated[float, Option(min=0, help="Seconds kept before and after each event.")] = 1.0,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="Only so many, spread over the scores.")
+        int | None, Option(min=1, help="Only so many, spread over the scores.")
     ] = None,
-    format: Annotated[Literal["flac", "wav"], typer.Option(help="The files' format.")] = "flac",
+    format: Annotated[Literal["flac", "wav"], Option(help="The files' format.")] = "flac",
 ) -> None:
     """Cut events out of the recordings: a sound file for each, and a table of them."""
     from earmark.cut import cutting

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from db import access, decisions, reviews
 from earmark import output, progress
@@ -28,10 +29,10 @@ class Show(StrEnum):
 def review(
     run: o.Run,
     take: Annotated[
-        Path | None, typer.Option("--import", help="Add the reviews of this CSV file, and end.")
+        Path | None, Option("--import", help="Add the reviews of this CSV file, and end.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the reviews to this file, and end.")
+        Path | None, Option("--output", "-o", help="Write the reviews to this file, and end.")
     ] = None,
     port: o.UiPort = 5556,
     address: o.UiAddress = "127.0.0.1",
@@ -58,10 +59,10 @@ def review(
 def thresholds(
     run: o.RunToChange,
     precision: Annotated[
-        float, typer.Option(min=0.5, max=0.999, help="The share of right clips to promise.")
+        float, Option(min=0.5, max=0.999, help="The share of right clips to promise.")
     ] = 0.95,
     looks: Annotated[
-        int, typer.Option(min=1, help="How often you mean to look, with more reviews each time.")
+        int, Option(min=1, help="How often you mean to look, with more reviews each time.")
     ] = 1,
     *,
     out: o.Output,
@@ -78,9 +79,7 @@ def thresholds(
 def evaluate(
     run: o.Run,
     truth: o.Truth,
-    show: Annotated[
-        Show, typer.Option(help="Measures, the confusion matrix, or clips.")
-    ] = Show.labels,
+    show: Annotated[Show, Option(help="Measures, the confusion matrix, or clips.")] = Show.labels,
     *,
     out: o.Output,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer import Argument, Option
 
 from db import results, runs
 from earmark import output, progress
@@ -26,10 +27,9 @@ HOSTS_SHOWN = 10
 @o.verb(commands, "earmark plan urls.csv --url-col link --within 8h", o.TASK)
 def plan(
     given: dict[str, Any],
-    sample: Annotated[int, typer.Option(min=1, help="Clips tried, chosen at random.")] = 200,
+    sample: Annotated[int, Option(min=1, help="Clips tried, chosen at random.")] = 200,
     within: Annotated[
-        str | None,
-        typer.Option(help="Tell how many workers finish in this time: 90s, 30min, 8h, 2d."),
+        str | None, Option(help="Tell how many workers finish in this time: 90s, 30min, 8h, 2d.")
     ] = None,
     format: o.TextFormat = None,
 ) -> None:
@@ -74,7 +74,7 @@ def doctor(format: o.TextFormat = None, db: o.Db = None) -> None:
 def models(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Hugging Face ids or folders. Default: all on this machine."),
+        Argument(help="Hugging Face ids or folders. Default: all on this machine."),
     ] = None,
     format: o.OutputFormat = None,
 ) -> None:
@@ -93,8 +93,7 @@ def models(
 )
 def explain(
     clip: Annotated[
-        str,
-        typer.Argument(help="A clip's id, as `results` and `failures` give it, or a URL or path."),
+        str, Argument(help="A clip's id, as `results` and `failures` give it, or a URL or path.")
     ],
     given: dict[str, Any],
     db: o.Db = None,
@@ -121,8 +120,8 @@ def explain(
     o.some(o.SCORING, "model", "revision", "window_s", "labels"),
 )
 def plot(
-    file: Annotated[str, typer.Argument(help="An audio file or its URL.")],
-    picture: Annotated[Path, typer.Option("--output", "-o", help="A .png, .svg or .pdf file.")],
+    file: Annotated[str, Argument(help="An audio file or its URL.")],
+    picture: Annotated[Path, Option("--output", "-o", help="A .png, .svg or .pdf file.")],
     given: dict[str, Any],
 ) -> None:
     """Draw one clip: waveform, mel spectrogram, labels over time, and the best labels."""

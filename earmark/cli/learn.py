@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from earmark import output, progress
 from earmark.cli import options as o
@@ -24,11 +25,10 @@ SIMILAR = ("rank", "score", "clip_id", "uri", "start_s", "end_s", "channel", "la
 def similar(
     run: o.Run,
     to: Annotated[
-        str,
-        typer.Option(help="The example: a clip's id, a file, a URL or, for a CLAP model, words."),
+        str, Option(help="The example: a clip's id, a file, a URL or, for a CLAP model, words.")
     ],
     given: dict[str, Any],
-    count: Annotated[int, typer.Option("-n", min=1, help="Windows shown.")] = 50,
+    count: Annotated[int, Option("-n", min=1, help="Windows shown.")] = 50,
     *,
     out: o.Output,
 ) -> None:
@@ -51,9 +51,9 @@ def index(run: o.Run) -> None:
 def train(
     run: o.Run,
     labels_from: Annotated[
-        str, typer.Option(help="The list's column with a clip's label, or `reviews`.")
+        str, Option(help="The list's column with a clip's label, or `reviews`.")
     ],
-    folder: Annotated[Path, typer.Option("--output", "-o", help="The folder of the head.")],
+    folder: Annotated[Path, Option("--output", "-o", help="The folder of the head.")],
     format: o.OutputFormat = None,
 ) -> None:
     """Train a head on a run's embeddings, and measure it label by label."""
@@ -67,10 +67,9 @@ def train(
 def rescore(
     run: o.RunToChange,
     head: Annotated[
-        Path,
-        typer.Option(exists=True, file_okay=False, help="A folder that `earmark train` wrote."),
+        Path, Option(exists=True, file_okay=False, help="A folder that `earmark train` wrote.")
     ],
-    name: Annotated[str, typer.Option(help="The name of the new run.")],
+    name: Annotated[str, Option(help="The name of the new run.")],
 ) -> None:
     """Make a new run with a head's results for a run's embeddings, without touching audio."""
     with progress.screen.status("Scoring"):

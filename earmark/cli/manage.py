@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from earmark import progress
 from earmark.cli import options as o
@@ -18,12 +19,8 @@ database = typer.Typer(help="The database's schema.", no_args_is_help=True)
 @o.verb(commands, "earmark retry march --error timeout,dns")
 def retry(
     run: o.RunToChange,
-    error: Annotated[
-        str | None, typer.Option(help="Only these error codes, comma-separated.")
-    ] = None,
-    done: Annotated[
-        bool, typer.Option("--done", help="Redo the clips that are done as well.")
-    ] = False,
+    error: Annotated[str | None, Option(help="Only these error codes, comma-separated.")] = None,
+    done: Annotated[bool, Option("--done", help="Redo the clips that are done as well.")] = False,
 ) -> None:
     """Put a run's failed clips back to work."""
     from db import changes
@@ -61,7 +58,7 @@ def cancel(run: o.RunToChange) -> None:
 @o.verb(commands, "earmark prune march --yes")
 def prune(
     run: o.RunToChange,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a run with its clips and results."""
     from db import changes

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer import Argument, Option
 
 from earmark import output, run_object
 from earmark.core.options import BOUNDS, STOP_AT, Duplicates, Listing, RunOptions
@@ -48,51 +49,46 @@ Run = run_object.Run
 Parameters = dict[str, inspect.Parameter]
 STOPPING: Any = {"parser": _share, "metavar": "SHARE|off", "min": None, "max": None}
 PAUSE_HELP = "Pause if more than this share of clips fails on every worker, by no fault of theirs."
-MaybeStopAt = Annotated[float | None, typer.Option(help=PAUSE_HELP, **STOPPING)]
+MaybeStopAt = Annotated[float | None, Option(help=PAUSE_HELP, **STOPPING)]
 Db = Annotated[
-    str | None,
-    typer.Option(help="Database URL. Default: EARMARK_DATABASE__URL, else a SQLite file."),
+    str | None, Option(help="Database URL. Default: EARMARK_DATABASE__URL, else a SQLite file.")
 ]
 Workers = Annotated[
-    int,
-    typer.Option(
-        parser=_workers, metavar="N|auto", help="Worker processes; auto: one for each GPU."
-    ),
+    int, Option(parser=_workers, metavar="N|auto", help="Worker processes; auto: one for each GPU.")
 ]
-Watch = Annotated[bool, typer.Option("--watch", help="Show progress until the end.")]
+Watch = Annotated[bool, Option("--watch", help="Show progress until the end.")]
 Notify = Annotated[
     str | None,
-    typer.Option(
+    Option(
         envvar="EARMARK_NOTIFY",
         show_envvar=True,
         metavar="URL",
         help="A webhook to tell when the run ends or is stopped.",
     ),
 ]
-FlowerPort = Annotated[int, typer.Option(help="Flower's port on this machine.")]
-UiPort = Annotated[int, typer.Option("--port", help="The page's port on this machine.")]
-UiAddress = Annotated[str, typer.Option("--address", help="Any but loopback needs a token.")]
+FlowerPort = Annotated[int, Option(help="Flower's port on this machine.")]
+UiPort = Annotated[int, Option("--port", help="The page's port on this machine.")]
+UiAddress = Annotated[str, Option("--address", help="Any but loopback needs a token.")]
 UiToken = Annotated[
-    str | None,
-    typer.Option("--token", envvar="EARMARK_UI_TOKEN", help="The password asked for."),
+    str | None, Option("--token", envvar="EARMARK_UI_TOKEN", help="The password asked for.")
 ]
-_truth = typer.Option(help="A column of the list that says what is there, or `reviews`.")
+_truth = Option(help="A column of the list that says what is there, or `reviews`.")
 Truth = Annotated[str, _truth]
 MaybeTruth = Annotated[str | None, _truth]
-RunName = Annotated[str, typer.Argument(help="A run's id or name.")]
+RunName = Annotated[str, Argument(help="A run's id or name.")]
 LatestRun = Annotated[
-    str | None, typer.Argument(help="A run's id or name; default: all, or with --watch the newest.")
+    str | None, Argument(help="A run's id or name; default: all, or with --watch the newest.")
 ]
-Label = Annotated[str | None, typer.Option(help="Only this label.")]
+Label = Annotated[str | None, Option(help="Only this label.")]
 OutputFormat = Annotated[
     Format | None,
-    typer.Option(
+    Option(
         "--format",
         help="Default: by the output file's name, else a table on a terminal and CSV elsewhere.",
     ),
 ]
-TextFormat = Annotated[Format | None, typer.Option("--format", help="Default: text.")]
-OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")]
+TextFormat = Annotated[Format | None, Option("--format", help="Default: text.")]
+OutputFile = Annotated[Path | None, Option("--output", "-o", help="Write to this file.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +121,7 @@ def parameters(of: Callable[..., Any], helps: dict[str, str], **more: Any) -> Pa
         flags = [f"--{name.replace('_', '-')}"] if kind is bool else []
         least, most = BOUNDS.get(name, (None, None))
         values = {"min": least, "max": most, **more.get(name, {})}
-        annotation = Annotated[kind, typer.Option(*flags, help=text, **values)]
+        annotation = Annotated[kind, Option(*flags, help=text, **values)]
         options[name] = inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
         )
@@ -211,11 +207,11 @@ def verb(
     return register
 
 
-SOURCES = typer.Argument(
+SOURCES = Argument(
     help="URLs, audio files, folders, globs, containers (tar, zip), lists (txt, csv, tsv, json,"
     " parquet), - for stdin."
 )
-MODELS = typer.Option(
+MODELS = Option(
     "--model",
     metavar="MODEL",
     help="starter, a Hugging Face id, or a model directory. Each of several has a run NAME/MODEL.",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from db import results, runs
 from db.rows import Rows
@@ -94,23 +95,22 @@ def show_events(run: o.Run, given: dict[str, Any], out: o.Output) -> None:
 def export(
     run: o.Run,
     file: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="A file; with --parts or --labels audacity a folder."),
+        Path, Option("--output", "-o", help="A file; with --parts or --labels audacity a folder.")
     ],
     given: dict[str, Any],
     format: o.OutputFormat = None,
     top_k: Annotated[
-        int, typer.Option(min=1, help="A row for each of a clip's best labels, so many.")
+        int, Option(min=1, help="A row for each of a clip's best labels, so many.")
     ] = 1,
-    wide: Annotated[bool, typer.Option("--wide", help="A column with each label's score.")] = False,
+    wide: Annotated[bool, Option("--wide", help="A column with each label's score.")] = False,
     parts: Annotated[
-        bool, typer.Option("--parts", help="A folder of Parquet files, as `load_dataset` reads it.")
+        bool, Option("--parts", help="A folder of Parquet files, as `load_dataset` reads it.")
     ] = False,
     labels: Annotated[
-        LabelFormat | None, typer.Option(help="The windows as label files for this program.")
+        LabelFormat | None, Option(help="The windows as label files for this program.")
     ] = None,
     embeddings: Annotated[
-        bool, typer.Option("--embeddings", help="Each window's vector, in place of its labels.")
+        bool, Option("--embeddings", help="Each window's vector, in place of its labels.")
     ] = False,
 ) -> None:
     """Write all of a run's results to a file, however many."""
@@ -145,10 +145,10 @@ def _write(run: o.Run, rows: Rows, out: o.Output, *, empty: str, parts: bool = F
 def report(
     run: o.Run,
     file: Annotated[
-        Path, typer.Option("--output", "-o", help="The page: one file that needs nothing else.")
+        Path, Option("--output", "-o", help="The page: one file that needs nothing else.")
     ],
     clips: Annotated[
-        int, typer.Option(min=0, max=200, help="Clips shown; of more, an even sample.")
+        int, Option(min=0, max=200, help="Clips shown; of more, an even sample.")
     ] = 200,
     truth: o.MaybeTruth = None,
 ) -> None:
@@ -164,9 +164,7 @@ def ui(
     port: o.UiPort = 5556,
     address: o.UiAddress = "127.0.0.1",
     token: o.UiToken = None,
-    flower: Annotated[
-        str, typer.Option(help="Where Flower is, for a link.")
-    ] = "http://127.0.0.1:5555",
+    flower: Annotated[str, Option(help="Where Flower is, for a link.")] = "http://127.0.0.1:5555",
     db: o.Db = None,
 ) -> None:
     """Serve a page: runs as they go, their clips to see, hear and review, and SQL."""
@@ -185,7 +183,7 @@ def failures(run: o.Run, out: o.Output) -> None:
 
 @o.verb(commands, "earmark labels starter")
 def labels(
-    model: Annotated[str, typer.Argument(help="A model's name.")] = "starter", db: o.Db = None
+    model: Annotated[str, Argument(help="A model's name.")] = "starter", db: o.Db = None
 ) -> None:
     """Print a model's labels; a worker of this database must have loaded it before."""
     with files.opened(None) as out:
@@ -195,11 +193,9 @@ def labels(
 
 @o.verb(commands, f"earmark {EXAMPLE_QUERY}")
 def query(
-    statement: Annotated[str, typer.Argument(help="One SELECT; docs/guides/sql.md has the views.")],
+    statement: Annotated[str, Argument(help="One SELECT; docs/guides/sql.md has the views.")],
     out: o.Output,
-    timeout_s: Annotated[
-        float, typer.Option(min=0.1, help="Give up after so many seconds.")
-    ] = 30.0,
+    timeout_s: Annotated[float, Option(min=0.1, help="Give up after so many seconds.")] = 30.0,
     db: o.Db = None,
 ) -> None:
     """Read the results with SQL."""

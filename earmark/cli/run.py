@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from db import urls
 from db.runs import Progress
@@ -32,8 +33,7 @@ def run(
     given: dict[str, Any],
     workers: o.Workers = 1,
     watch: Annotated[
-        bool,
-        typer.Option("--watch", help="Take new files of the folders as they come, until Ctrl-C."),
+        bool, Option("--watch", help="Take new files of the folders as they come, until Ctrl-C.")
     ] = False,
     notify: o.Notify = None,
     db: o.Db = None,
@@ -76,14 +76,10 @@ def submit(given: dict[str, Any], watch: o.Watch = False, db: o.Db = None) -> No
 
 @o.verb(commands, "EARMARK_BROKER__URL=redis://redis:6379 earmark worker --device cuda:0")
 def worker(
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Chunks in progress at once.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model to load at the start.")] = None,
-    log_json: Annotated[
-        bool | None, typer.Option("--log-json", help="Log a JSON object a line.")
-    ] = None,
+    concurrency: Annotated[int | None, Option(min=1, help="Chunks in progress at once.")] = None,
+    device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    model: Annotated[str | None, Option(help="The model to load at the start.")] = None,
+    log_json: Annotated[bool | None, Option("--log-json", help="Log a JSON object a line.")] = None,
 ) -> None:
     """Run one worker process for one device."""
     from earmark.worker import work
@@ -96,7 +92,7 @@ def up(
     workers: o.Workers = 1,
     files: Annotated[
         list[Path] | None,
-        typer.Option(
+        Option(
             exists=True,
             file_okay=False,
             help="A folder whose files may be submitted; say it again for more.",
@@ -114,12 +110,12 @@ def up(
 @o.verb(commands, "earmark flower --port 5555")
 def flower(
     port: o.FlowerPort = 5555,
-    address: Annotated[str, typer.Option(help="Any but loopback needs a password.")] = "127.0.0.1",
+    address: Annotated[str, Option(help="Any but loopback needs a password.")] = "127.0.0.1",
     basic_auth: Annotated[
-        str | None, typer.Option(envvar="FLOWER_BASIC_AUTH", help="USER:PASSWORD.")
+        str | None, Option(envvar="FLOWER_BASIC_AUTH", help="USER:PASSWORD.")
     ] = None,
     keep: Annotated[
-        Path | None, typer.Option(help="Keep the history in this file, over restarts.")
+        Path | None, Option(help="Keep the history in this file, over restarts.")
     ] = None,
 ) -> None:
     """Watch workers and chunks in the browser."""
@@ -130,9 +126,7 @@ def flower(
 
 @o.verb(commands, "earmark demo --report demo.html")
 def demo(
-    report: Annotated[
-        Path | None, typer.Option(help="Also write the run's page to this file.")
-    ] = None,
+    report: Annotated[Path | None, Option(help="Also write the run's page to this file.")] = None,
     db: o.Db = None,
 ) -> None:
     """Classify the bundled example clips, two of them broken on purpose."""
