@@ -283,10 +283,15 @@ def other_ledgers(ledger_id: str, within_s: float) -> list[str]:
 def is_elsewhere(settings: Settings) -> bool:
     """Return whether other machines may use the broker: not on loopback, nor embedded here."""
     url = settings.broker.url
-    note = settings.data_dir / EMBEDDED_NOTE
-    if url is None or (note.is_file() and note.read_text() == url):
+    if url in (None, embedded_url(settings)):
         return False
     return urlsplit(url).hostname not in LOOPBACK
+
+
+def embedded_url(settings: Settings) -> str | None:
+    """Return the URL of the Valkey that `earmark up` runs on this machine, if it does."""
+    note = settings.data_dir / EMBEDDED_NOTE
+    return note.read_text() if note.is_file() else None
 
 
 def _clock() -> float:
