@@ -182,8 +182,7 @@ def classify(
     from earmark.in_process import classified
 
     scoring = of_each_model(options)[0]
-    uri = folders.uri_of(str(clip))
-    with classified(uri, folders.readable(uri, _settings(settings)), scoring) as ended:
+    with classified(folders.uri_of(str(clip)), _settings(settings), scoring) as ended:
         predictions = ended.named(ended.success.predictions)
     return [LabelScore(label, score) for label, score in predictions]
 

@@ -131,7 +131,7 @@ def plot(
     if "://" not in file and not Path(uri).is_file():
         raise UsageError(reason=f"There is no file {uri}.")
     options = RunOptions.from_arguments(given)
-    drawn = plots.plot_clip(uri, folders.readable(uri, read_settings()), options)
+    drawn = plots.plot_clip(uri, read_settings(), options)
     plots.save(drawn, picture)
     typer.echo(str(picture))
 
