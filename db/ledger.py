@@ -8,7 +8,8 @@ machine's own clock matters.
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -17,15 +18,10 @@ from db.claims import Claim, Claimed
 from db.dialects import dialect_of, now
 from db.models import Base, Clip, Label, Lease, LedgerIdentity, Model, Run
 from db.session import execute, writing
-from earmark.core.clips import Part, State
+from earmark.core.clips import Chunk, Outcome, Part, State
 from earmark.core.errors import UsageError
 from earmark.core.options import STOP_AT, RunOptions
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from earmark.core.clips import Chunk, Outcome
-    from earmark.core.settings import Ledger
+from earmark.core.settings import Ledger
 
 # An unfinished clip is found by `not_before`, which is null once it is final: the state would lead
 # PostgreSQL to an index by state, which it takes for almost empty.

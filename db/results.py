@@ -127,9 +127,12 @@ def _rows_of(engine: sa.Engine, rank: int, *, windows: bool, in_sequence: bool) 
 
 def _conditions(values: dict[str, Any], **given: Any) -> str:
     """Return the conditions that have a value, and add their values."""
-    chosen = {name: value for name, value in given.items() if value is not None}
-    values.update(chosen)
-    return "".join(f" AND {CONDITIONS[name]}" for name in chosen)
+    conditions = ""
+    for name, value in given.items():
+        if value is not None:
+            conditions += f" AND {CONDITIONS[name]}"
+            values[name] = value
+    return conditions
 
 
 def _recorded(values: dict[str, Any], day: str | None, hours: str | None) -> str:

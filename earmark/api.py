@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from db import compare as comparing
 from db import runs
+from db.compare import Comparison
 from earmark import folders
 from earmark.core.errors import ServiceError
-from earmark.core.options import of_each_model, split
+from earmark.core.options import (
+    Combine,
+    Duplicates,
+    FunctionToApply,
+    InputFormat,
+    of_each_model,
+    split,
+)
+from earmark.core.settings import Settings
 from earmark.database import open_database, read_settings, with_database
 from earmark.machine import find_broker
 from earmark.run_here import run_here
@@ -18,13 +28,6 @@ from earmark.run_object import Run, opened
 from producer.submit import KeptOptions
 from producer.submit import submit as submit_sources
 from workers.scoring import hub
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from db.compare import Comparison
-    from earmark.core.options import Combine, Duplicates, FunctionToApply, InputFormat
-    from earmark.core.settings import Settings
 
 
 class Scoring(TypedDict, total=False):

@@ -103,14 +103,14 @@ def records(
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield the records of a table, each with the number of its first line."""
     form: dict[str, Any] = {"delimiter": header.delimiter, "skipinitialspace": header.spaced}
-    record: list[Line] = []
+    #: The lines of the current record, by their numbers.
+    record: dict[int, str] = {}
     while True:
         try:
             for cells in csv.reader(_noted(lines, record), **form):
-                text = "".join([line for _, line in record])
+                number, text = next(iter(record)), "".join(record.values())
                 _check_quotes(text, len(record))
                 tally.extra += len(record) - 1
-                number = record[0][0]
                 if reason := dialect.not_utf8(text):
                     refuse(reason, number)
                 else:
@@ -118,17 +118,18 @@ def records(
                 record.clear()
         except csv.Error as error:
             # An unclosed quote swallows the rows after it. Only its first line is refused.
-            refuse(f"it is no row of a table: {error}", record[0][0])
-            lines.prepend(*record[1:])
+            (number, _), *others = record.items()
+            refuse(f"it is no row of a table: {error}", number)
+            lines.prepend(*others)
             record.clear()
         else:
             return
 
 
-def _noted(lines: Iterator[Line], record: list[Line]) -> Iterator[str]:
-    for line in lines:
-        record.append(line)
-        yield line[1]
+def _noted(lines: Iterator[Line], record: dict[int, str]) -> Iterator[str]:
+    for number, line in lines:
+        record[number] = line
+        yield line
 
 
 def _check_quotes(text: str, lines: int) -> None:
