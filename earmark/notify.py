@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 
 from db import runs
-from earmark import progress
+from earmark import terminal
 from earmark.core.clips import State
 from earmark.core.errors import DownloadError, UsageError
 from earmark.core.settings import Settings
@@ -64,4 +64,4 @@ def _post(url: str, name: str, event: str, state: runs.Progress, settings: Setti
             problem = str(error)
     if problem:
         host = urlsplit(url).hostname
-        progress.tell(f"The webhook at {host} was not told that the run {event}: {problem}")
+        terminal.tell(f"The webhook at {host} was not told that the run {event}: {problem}")

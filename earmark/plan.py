@@ -17,7 +17,7 @@ from pydantic import ByteSize
 
 from db import charts
 from db.pace import Measured, measure
-from earmark import catalog, folders, progress, speed
+from earmark import catalog, folders, speed, terminal
 from earmark.core.clips import Clip
 from earmark.core.errors import UsageError
 from earmark.core.options import Listing, RunOptions
@@ -138,7 +138,7 @@ def _sampled(
     settings: Settings,
 ) -> tuple[Tally, list[Clip]]:
     tally = Tally()
-    with progress.screen.status("Reading the whole list"):
+    with terminal.screen.status("Reading the whole list"):
         clips = read_clips(sources, listing, tally, settings.fetch)
         chosen = sampled(islice(clips, limit), sample)
     if not chosen:
@@ -216,7 +216,7 @@ def sentences(plan: Plan, within: str | None) -> Iterator[str]:
         few = f"{plan.sampled} clips are too few, or too quick, to tell"
         yield f"speed: {few}; a larger --sample may"
         return
-    time_left = progress.in_words(plan.eta_s)
+    time_left = terminal.in_words(plan.eta_s)
     yield f"speed: {plan.clips_per_s:.1f} clips/s by one worker here, {time_left} for all"
     if plan.workers:
-        yield f"within {within}: {progress.count_of(plan.workers, 'such worker')}"
+        yield f"within {within}: {terminal.count_of(plan.workers, 'such worker')}"

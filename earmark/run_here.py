@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from db import runs, urls
 from db.passes import base_name
-from earmark import folders, machine, progress
+from earmark import folders, machine, progress, terminal
 from earmark import notify as webhook
 from earmark.core.clips import Clip, State
 from earmark.core.errors import UsageError
@@ -55,9 +55,9 @@ def run_here(
     queue = f"run-{secrets.token_hex(4)}"
     local = _on_files_of(sources, roots, settings, options[0])
     with (
-        progress.terminable(),
+        terminal.terminable(),
         machine.running(local, queue=queue, workers=workers) as here,
-        progress.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
+        terminal.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
         look = _look_after(here, engine)
 
@@ -131,7 +131,7 @@ def _look_after(here: Machine, engine: sa.Engine) -> Callable[[], None]:
     written = [here.settings.data_dir]
     if file := urls.file_of(engine.url):
         written.append(file.absolute().parent)
-    disks = folders.DiskWatch(written, progress.tell)
+    disks = folders.DiskWatch(written, terminal.tell)
 
     def look() -> None:
         here.keep_alive()

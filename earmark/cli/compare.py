@@ -14,7 +14,7 @@ from db import compare as comparing
 from db import runs
 from db.compare import Comparison
 from db.rows import Rows
-from earmark import output, progress
+from earmark import output, terminal
 from earmark.cli import options as o
 from earmark.core.clips import State
 from earmark.database import open_database, read_settings
@@ -46,10 +46,10 @@ def compare(
     """Compare the labels of two runs over the same clips."""
     engine = open_database(read_settings(db))
     before, after = runs.find_run(engine, a), runs.find_run(engine, b)
-    with progress.screen.status(f"Comparing {before.name} and {after.name}"):
+    with terminal.screen.status(f"Comparing {before.name} and {after.name}"):
         comparison = comparing.compare(engine, before, after)
         rows = _judged(comparison, truth) if truth else _rows(comparison, by)
-    progress.tell_all(_sentences(comparison))
+    terminal.tell_all(_sentences(comparison))
     parquet = ParquetOptions(of_views=False)
     output.write(rows, format, file, empty="Nothing changed.", parquet=parquet)
     if by == "label" and not (format or file) and sys.stdout.isatty():
@@ -80,14 +80,14 @@ def _rows(comparison: Comparison, by: str) -> Rows:
 
 def _sentences(comparison: Comparison) -> list[str]:
     a, b = comparison.a.name, comparison.b.name
-    count = progress.count_of(comparison.clips, "clip")
+    count = terminal.count_of(comparison.clips, "clip")
     sentences = [
         f"{count} done in both {a} and {b}; {comparison.agreement:.1%} have one best label."
     ]
     for run in (comparison.a, comparison.b):
         done = runs.progress(comparison.engine, run.id).states[State.done]
         if more := done - comparison.clips:
-            sentences.append(f"{progress.count_of(more, 'more clip')} done in {run.name} alone.")
+            sentences.append(f"{terminal.count_of(more, 'more clip')} done in {run.name} alone.")
     for option, (ours, theirs) in comparison.differences.items():
         sentences.append(f"Their {option} differs: {ours} in {a}, {theirs} in {b}.")
     return sentences
@@ -115,5 +115,5 @@ def cut(
         table = folder / "metadata.csv"
         output.write(rows, output.Format.csv, table, empty="Nothing was cut.")
     if missing:
-        clips = progress.count_of(len(missing), "clip")
-        progress.tell(f"Events of {clips} are missing, as of {missing[0]}")
+        clips = terminal.count_of(len(missing), "clip")
+        terminal.tell(f"Events of {clips} are missing, as of {missing[0]}")

@@ -11,7 +11,7 @@ import typer
 from typer import Option
 
 from db import access, decisions, reviews
-from earmark import output, progress
+from earmark import output, terminal
 from earmark.cli import options as o
 
 commands = typer.Typer()
@@ -46,7 +46,7 @@ def review(
         access.check_writable(run.engine)
     if take:
         count = review_files.take(run.engine, run.id, take, getpass.getuser())
-        progress.tell(f"Imported: {progress.count_of(count, 'review')}.")
+        terminal.tell(f"Imported: {terminal.count_of(count, 'review')}.")
     elif file:
         output.write(reviews.reviews(run.engine, run.id), None, file)
     else:
@@ -72,7 +72,7 @@ def thresholds(
 
     found = list(finding.thresholds(run.engine, run.row, precision, looks=looks))
     out.write(found)
-    progress.tell_all(map(finding.sentence, found))
+    terminal.tell_all(map(finding.sentence, found))
 
 
 @o.verb(commands, "earmark evaluate march --truth species")

@@ -12,7 +12,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from db import results, runs
-from earmark import output, progress
+from earmark import output, terminal
 from earmark.cli import options as o
 from earmark.core.clips import Part
 from earmark.core.errors import SERVICE_EXIT, UsageError
@@ -81,7 +81,7 @@ def models(
     """Load the models on this machine, list their labels, and time each on 5 s of sound."""
     from earmark import catalog
 
-    with progress.screen.status("Loading and measuring models"):
+    with terminal.screen.status("Loading and measuring models"):
         entries = catalog.models(names or (), read_settings())
     output.write(map(asdict, entries), format, None, columns=catalog.COLUMNS)
 

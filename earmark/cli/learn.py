@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from earmark import output, progress
+from earmark import output, progress, terminal
 from earmark.cli import options as o
 from earmark.cli.results import CONDITIONS
 
@@ -42,9 +42,9 @@ def index(run: o.Run) -> None:
     """Write the index that `similar` searches, if the run has changed since."""
     from earmark import similar
 
-    with progress.screen.status("Writing the index"):
+    with terminal.screen.status("Writing the index"):
         windows = len(similar.opened(run.engine, run.row, run.settings).windows)
-    progress.tell(f"The index has {progress.count_of(windows, 'window')} of {run.name}.")
+    terminal.tell(f"The index has {terminal.count_of(windows, 'window')} of {run.name}.")
 
 
 @o.verb(commands, "earmark train march --labels-from species -o head/")
@@ -57,10 +57,10 @@ def train(
     format: o.OutputFormat = None,
 ) -> None:
     """Train a head on a run's embeddings, and measure it label by label."""
-    with progress.screen.status("Training"):
+    with terminal.screen.status("Training"):
         rows = run.train(labels_from, folder)
     output.write(rows, format, None)
-    progress.tell(f"The head is in {folder}; rows without figures had too few examples.")
+    terminal.tell(f"The head is in {folder}; rows without figures had too few examples.")
 
 
 @o.verb(commands, "earmark rescore march --head head/ --name march-2")
@@ -72,6 +72,6 @@ def rescore(
     name: Annotated[str, Option(help="The name of the new run.")],
 ) -> None:
     """Make a new run with a head's results for a run's embeddings, without touching audio."""
-    with progress.screen.status("Scoring"):
+    with terminal.screen.status("Scoring"):
         made = run.rescore(head, name)
     progress.summarise(made.engine, made.row, made.progress(), made.settings)

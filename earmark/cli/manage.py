@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from earmark import progress
+from earmark import terminal
 from earmark.cli import options as o
 from earmark.core.errors import BY_CODE, UsageError
 from earmark.database import connect_to, read_settings
@@ -28,14 +28,14 @@ def retry(
 
     codes = error.split(",") if error else []
     _check_codes(codes)
-    with progress.screen.status("Putting clips back to work"):
+    with terminal.screen.status("Putting clips back to work"):
         count = changes.retry_failed(run.engine, run.id, codes)
         if done:
             count += changes.redo_done(run.engine, run.id)
-    progress.tell(f"Back to work: {progress.count_of(count, 'clip')}.")
+    terminal.tell(f"Back to work: {terminal.count_of(count, 'clip')}.")
     if count and not has_broker(run.settings):
         again = f"`earmark run YOUR_LIST --name {run.name}`, with the same list"
-        progress.tell(f"No worker runs on this machine. {again}, works them off.")
+        terminal.tell(f"No worker runs on this machine. {again}, works them off.")
 
 
 @o.verb(commands, "earmark resume march --stop-at 40%")
@@ -44,7 +44,7 @@ def resume(run: o.RunToChange, stop_at: o.MaybeStopAt = None) -> None:
     from db import brake
 
     brake.resume(run.engine, run.id, stop_at)
-    progress.tell(f"The run {run.name} {'goes on' if run.row.paused else 'is not paused'}.")
+    terminal.tell(f"The run {run.name} {'goes on' if run.row.paused else 'is not paused'}.")
 
 
 @o.verb(commands, "earmark cancel march")
@@ -52,7 +52,7 @@ def cancel(run: o.RunToChange) -> None:
     """Stop a run at once; results that workers still hold are discarded."""
     from db import changes
 
-    progress.tell(f"Cancelled: {progress.count_of(changes.cancel(run.engine, run.id), 'clip')}.")
+    terminal.tell(f"Cancelled: {terminal.count_of(changes.cancel(run.engine, run.id), 'clip')}.")
 
 
 @o.verb(commands, "earmark prune march --yes")
@@ -66,10 +66,10 @@ def prune(
 
     if not yes:
         typer.confirm(f"Delete the run {run.name} with all its results?", abort=True)
-    with progress.screen.status("Deleting clips"):
+    with terminal.screen.status("Deleting clips"):
         count = changes.prune(run.engine, run.id)
     similar.remove(run.engine, run.row, run.settings)
-    progress.tell(f"Deleted: {progress.count_of(count, 'clip')}.")
+    terminal.tell(f"Deleted: {terminal.count_of(count, 'clip')}.")
 
 
 def _check_codes(codes: list[str]) -> None:
@@ -96,4 +96,4 @@ def db_check(db: o.Db = None) -> None:
 
     engine = connect_to(read_settings(db))
     schema.check(engine)
-    progress.tell(f"{urls.shown(engine.url)} is ready.")
+    terminal.tell(f"{urls.shown(engine.url)} is ready.")

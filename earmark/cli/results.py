@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from db import results, runs
 from db.rows import Rows
-from earmark import files, label_files, output, progress, tables
+from earmark import files, label_files, output, progress, tables, terminal
 from earmark.cli import options as o
 from earmark.core.errors import UsageError
 from earmark.database import known_labels, open_database, read_settings
@@ -156,7 +156,7 @@ def report(
     from earmark.web import report as reporting
 
     shown = reporting.write(run.engine, run.row, run.settings, file, most=clips, truth=truth)
-    progress.tell(f"{file}: {shown} clips to see and hear.")
+    terminal.tell(f"{file}: {shown} clips to see and hear.")
 
 
 @o.verb(commands, "earmark ui --port 5556")

@@ -14,7 +14,7 @@ from typer import Option
 
 from db import urls
 from db.runs import Progress
-from earmark import progress
+from earmark import progress, terminal
 from earmark.cli import options as o
 from earmark.core.clips import State
 from earmark.core.options import split
@@ -58,11 +58,11 @@ def submit(given: dict[str, Any], watch: o.Watch = False, db: o.Db = None) -> No
     name = "the --name that `earmark status` shows"
     if given["name"]:
         name = f"--name {given['name']}"
-    with progress.interruptible(
+    with terminal.interruptible(
         lambda: f"Not all is submitted; the same command with {name} goes on."
     ):
-        run = api.submit(settings=settings, tell=progress.tell, **given)
-    progress.tell_all(run.report())
+        run = api.submit(settings=settings, tell=terminal.tell, **given)
+    terminal.tell_all(run.report())
     for each in run.together:
         sys.stdout.write(f"{each.id}\n")
     if watch:
@@ -135,7 +135,7 @@ def demo(
     settings = read_settings(db)
     _show(classify_examples(settings, report), settings, db, and_then="run YOUR_FOLDER")
     if report:
-        progress.tell(f"{report} shows the clips and plays them.")
+        terminal.tell(f"{report} shows the clips and plays them.")
 
 
 def _show(
@@ -146,7 +146,7 @@ def _show(
     strict: bool = False,
     and_then: str | None = None,
 ) -> None:
-    progress.tell_all(run.report())
+    terminal.tell_all(run.report())
     states, verbs = [], []
     for each in run.together:
         states.append(each.progress())
@@ -157,9 +157,9 @@ def _show(
         verbs.append(and_then)
     where = f" --db {shlex.quote(db)}" if db else ""
     commands = [f"  {_program()} {verb}{where}" for verb in dict.fromkeys(verbs)]
-    progress.tell(f"The results are in {urls.shown(run.engine.url)}.")
+    terminal.tell(f"The results are in {urls.shown(run.engine.url)}.")
     if commands:
-        progress.tell_all(["Next:", *commands])
+        terminal.tell_all(["Next:", *commands])
     for state in states:
         progress.exit_by_outcome(state, strict=strict)
 
