@@ -11,27 +11,41 @@ from db import brake
 from db.dialects import now
 from db.models import Base, Clip, Lease, Run, RunCount, WindowEmbedding, WindowPrediction, state_is
 from db.outcomes import error_values
-from db.session import fetch_column, writing
+from db.session import execute, fetch_column, writing
 from earmark.core.clips import State
 from earmark.core.errors import Cancelled, UsageError
 
 #: Clips deleted or redone in one transaction: about a second in which other writers of a SQLite
 #: file wait.
 PRUNED_AT_ONCE = 5000
+#: The same clips of the runs that follow theirs.
+SELECT_FOLLOWING = """
+SELECT same.id FROM clips own
+JOIN runs theirs ON theirs.follows = own.run_id
+JOIN clips same ON same.run_id = theirs.id AND same.uri_key = own.uri_key
+WHERE own.id IN {ids}
+"""
 _NO_ERROR: dict[str, Any] = {"error_code": None, "error_stage": None, "error": None}
 
 
 def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> int:
     """Make failed clips of a run `pending` again: all, or those with these codes; count them.
 
-    If the run is paused, it goes on.
+    If the run is paused, it goes on. So do the runs that follow it, with these clips.
     """
-    statement = sa.update(Clip).where(Clip.run_id == run_id, state_is(State.failed))
+    failed = [state_is(State.failed)]
     if wanted := list(codes):
-        statement = statement.where(Clip.error_code.in_(wanted))
+        failed.append(Clip.error_code.in_(wanted))
+    same = sa.select(Clip.uri_key).where(Clip.run_id == run_id, *failed)
     with writing(engine) as connection:
+        following = connection.scalars(sa.select(Run.id).where(Run.follows == run_id)).all()
+        for each in following:
+            brake.let_go(connection, each)
+            theirs = sa.update(Clip).where(Clip.run_id == each, *failed, Clip.uri_key.in_(same))
+            connection.execute(theirs.values(_fresh()))
         brake.let_go(connection, run_id)
-        return connection.execute(statement.values(_fresh())).rowcount
+        own = sa.update(Clip).where(Clip.run_id == run_id, *failed)
+        return connection.execute(own.values(_fresh())).rowcount
 
 
 def redo_done(engine: sa.Engine, run_id: int) -> int:
@@ -48,13 +62,23 @@ def redo_done(engine: sa.Engine, run_id: int) -> int:
 
 
 def redo(engine: sa.Engine, clip_ids: Sequence[int]) -> int:
-    """Make clips that have a result or have failed `pending` again; return how many."""
-    ended = Clip.id.in_(clip_ids), Clip.state.in_([State.done, State.failed])
+    """Make clips that have a result or have failed `pending` again; return how many.
+
+    The same clips of runs that follow theirs come with them.
+    """
     with writing(engine) as connection:
-        for table in (WindowPrediction, WindowEmbedding):
-            of_clips = table.clip_id.in_(sa.select(Clip.id).where(*ended))
-            connection.execute(sa.delete(table).where(of_clips))
-        return connection.execute(sa.update(Clip).where(*ended).values(_fresh())).rowcount
+        following = execute(connection, SELECT_FOLLOWING, ids=list(clip_ids)).scalars().all()
+        if following:
+            _redo(connection, following)
+        return _redo(connection, clip_ids)
+
+
+def _redo(connection: sa.Connection, clip_ids: Sequence[int]) -> int:
+    ended = Clip.id.in_(clip_ids), Clip.state.in_([State.done, State.failed])
+    for table in (WindowPrediction, WindowEmbedding):
+        of_clips = table.clip_id.in_(sa.select(Clip.id).where(*ended))
+        connection.execute(sa.delete(table).where(of_clips))
+    return connection.execute(sa.update(Clip).where(*ended).values(_fresh())).rowcount
 
 
 def _fresh() -> dict[str, Any]:
@@ -66,6 +90,7 @@ def _fresh() -> dict[str, Any]:
         "crashes": 0,
         "finished_at": None,
         "given_back_by": None,
+        "unheard": False,
         "duration_s": None,
         **_NO_ERROR,
     }

@@ -29,9 +29,9 @@ INSERT_LEASES = """
 INSERT INTO leases (clip_id, run_id, until, token, worker)
 SELECT id, run_id, {now} + :lease_s, :token, :worker FROM clips
 WHERE id IN {ids} AND not_before <= {now} + CASE WHEN run_id = :run_id THEN 0 ELSE :ahead_s END
-AND run_id IN (
-    SELECT id FROM runs WHERE paused IS NULL
-    AND (id = :run_id OR pass_id = (SELECT pass_id FROM runs WHERE id = :run_id))
+AND EXISTS (
+    SELECT 1 FROM runs WHERE runs.id = clips.run_id AND paused IS NULL
+    AND (runs.id = :run_id OR pass_id = (SELECT pass_id FROM runs WHERE id = :run_id))
 )
 AND :ledger_id = (SELECT id FROM ledger)
 ORDER BY id
@@ -40,20 +40,25 @@ SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
 #: Those clips of the other runs of a pass that are the same as clips that are due. A suspect is
-#: worked on alone, in each run.
+#: worked on alone, in each run. SQLite keeps to the order of cross joins: most runs have no pass,
+#: and end with the first.
 SELECT_SAME_CLIPS = """
-SELECT same.id FROM runs mine
-JOIN runs theirs ON theirs.pass_id = mine.pass_id AND theirs.id <> mine.id
-JOIN clips own ON own.id IN {ids} AND own.crashes = 0 AND own.not_before <= {now}
-JOIN clips same ON same.run_id = theirs.id AND same.uri_key = own.uri_key AND same.crashes = 0
-WHERE mine.id = :run_id
+SELECT same.id FROM runs mine CROSS JOIN runs theirs CROSS JOIN clips own CROSS JOIN clips same
+WHERE mine.id = :run_id AND mine.pass_id IS NOT NULL
+AND theirs.pass_id = mine.pass_id AND theirs.id <> mine.id
+AND own.id IN {ids} AND own.crashes = 0 AND own.not_before <= {now}
+AND same.run_id = theirs.id AND same.uri_key = own.uri_key AND same.crashes = 0
 """
 #: A clip is taken along however long it would pause, so that it is fetched once for all runs.
 AHEAD_S = 1e9
 SELECT_LEASED = """
-SELECT id, run_id, uri, attempts + 1 AS attempts, crashes, given_back_by, start_s, end_s, member,
-member_offset, member_bytes, packing FROM clips
-WHERE id IN {ids} AND not_before IS NOT NULL ORDER BY id
+SELECT c.id, c.run_id, c.uri, c.attempts + 1 AS attempts, c.crashes, c.given_back_by,
+c.start_s, c.end_s, c.member, c.member_offset, c.member_bytes, c.packing,
+CASE WHEN r.follows IS NOT NULL THEN coalesce((
+    SELECT first.id FROM clips first WHERE first.run_id = r.follows AND first.uri_key = c.uri_key
+), 0) END AS first
+FROM clips c JOIN runs r ON r.id = c.run_id
+WHERE c.id IN {ids} AND c.not_before IS NOT NULL ORDER BY c.id
 """
 WHOLE = Part()
 
@@ -182,6 +187,7 @@ def _claimed(row: sa.Row[Any]) -> Claimed:
         row.given_back_by,
         None if part == WHOLE else part,
         row.run_id,
+        row.first,
     )
 
 

@@ -111,6 +111,8 @@ class Run(Base):
     resumed_at: Mapped[float] = mapped_column(server_default="0")
     #: Runs with the same number hear the same clips, which are fetched once for all of them.
     pass_id: Mapped[int | None]
+    #: The run of its pass that lets clips through to this one; see `RunOptions.then_label`.
+    follows: Mapped[int | None]
 
 
 class Clip(Base):
@@ -147,6 +149,7 @@ class Clip(Base):
     label_id: Mapped[int | None] = mapped_column(info={"of": "labels"})
     score: Mapped[float | None] = mapped_column(sa.REAL)
     source_sample_rate: Mapped[int | None]
+    #: To fetch and decode: of clips that share a file, each has the whole file's time.
     fetch_ms: Mapped[float | None] = mapped_column(sa.REAL)
     decode_ms: Mapped[float | None] = mapped_column(sa.REAL)
     classify_ms: Mapped[float | None] = mapped_column(sa.REAL)
@@ -156,6 +159,8 @@ class Clip(Base):
     crashes: Mapped[int] = mapped_column(sa.SmallInteger, server_default="0")
     channels: Mapped[int | None] = mapped_column(sa.SmallInteger)
     reused: Mapped[bool] = mapped_column(server_default=sa.text("false"))
+    #: Done without a label, as the run that this one follows did not let it through.
+    unheard: Mapped[bool] = mapped_column(server_default=sa.text("false"))
     truncated: Mapped[bool | None]
     silent: Mapped[bool | None]
     over_scale: Mapped[bool | None]

@@ -71,8 +71,9 @@ class Pace:
 def pace(engine: sa.Engine, run_id: int, state: Progress) -> Pace:
     """Return how fast a run goes now, or went if it is at its end."""
     if state.finished:
-        seconds = max(state.seconds, 0.1)
-        return Pace(state.final / seconds, state.audio_s / seconds) if state.final else Pace()
+        if state.final < LEAST_CLIPS or state.seconds < LEAST_S:
+            return Pace()
+        return Pace(state.final / state.seconds, state.audio_s / state.seconds)
     recent = _recent(engine, run_id)
     if recent is None:
         return Pace()

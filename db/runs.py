@@ -53,6 +53,7 @@ class RunRow:
     paused: str | None = None
     #: Runs with the same number hear the same clips.
     pass_id: int | None = None
+    queue: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,8 @@ def _run_where(engine: sa.Engine, condition: sa.ColumnElement[bool], name: str) 
         raise UsageError(reason=f"There is no run {name}; `earmark status` lists them.{meant}")
     (run,) = rows
     options = RunOptions.from_json(run.options)
-    return RunRow(run.id, run.name, options, run.model_id, run.reuse_urls, run.paused, run.pass_id)
+    own = run.model_id, run.reuse_urls, run.paused, run.pass_id, run.queue
+    return RunRow(run.id, run.name, options, *own)
 
 
 def in_pass(engine: sa.Engine, run: RunRow) -> list[RunRow]:

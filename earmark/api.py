@@ -27,7 +27,7 @@ from earmark.run_here import run_here
 from earmark.run_object import Run, opened
 from producer.submit import KeptOptions
 from producer.submit import submit as submit_sources
-from workers.scoring import hub
+from workers.scoring import cache, hub
 
 
 class Scoring(TypedDict, total=False):
@@ -45,6 +45,9 @@ class Scoring(TypedDict, total=False):
     embeddings: bool
     head: str | None
     channels: str | int
+    then: str | None
+    then_label: str | Sequence[str] | None
+    then_min_score: float
 
 
 class Submission(Scoring, KeptOptions, total=False):
@@ -97,7 +100,8 @@ def run(
         watch: take new files of the sources, which are folders, until Ctrl-C.
         notify: a webhook to tell when every clip has ended, or the run is stopped.
         options: as those of `earmark run`: `model`, `top_k`, `name`, `url_col` and so on. With
-            several models, the run of the first is returned; `together` has them all.
+            several models, or with `then`, the run of the first is returned; `together` has them
+            all.
 
     Raises:
         UsageError: a source cannot be read or holds no clip, or an option is wrong.
@@ -135,6 +139,7 @@ def submit(
     scoring, submission = split(options)
     for each in scoring:
         hub.check(each, here=False)
+    cache.check_then(scoring)
     reachable = find_broker(_settings(settings, db))
     engine = open_database(reachable, create=True)
     submitted = submit_sources(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,8 @@ from earmark.core.settings import Worker as WorkerSettings
 IN_FLIGHT_PART = 8
 #: Stop restarting a worker after it has ended this often.
 MAX_RESTARTS = 10
+#: The queue of a run on this machine, which names the folder of its logs.
+OWN_QUEUE = re.compile("run-[0-9a-f]{8}")
 
 
 @contextmanager
@@ -35,6 +38,12 @@ def running(settings: Settings, *, queue: str, workers: int) -> Iterator[Machine
         with running_workers(environments, folder) as started:
             yield Machine(here, started)
     broker.app.close()
+
+
+def remove_logs(settings: Settings, queue: str) -> None:
+    """Delete what a run on this machine left in the data folder, if this is such a run's queue."""
+    if OWN_QUEUE.fullmatch(queue):
+        shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from earmark.database import open_database
 from earmark.growth import Growth
 from earmark.run_object import Run
 from producer.submit import submit
-from workers.scoring import heads, hub
+from workers.scoring import cache, heads, hub
 
 if TYPE_CHECKING:
     from earmark.machine import Machine
@@ -75,7 +74,7 @@ def run_here(
     failed = sum(each.progress().states[State.failed] for each in run.together)
     if not (here.restarts or failed):
         # Nobody needs its logs.
-        shutil.rmtree(settings.data_dir / queue, ignore_errors=True)
+        machine.remove_logs(settings, queue)
     return run
 
 
@@ -88,6 +87,7 @@ def _check(settings: Settings, options: Sequence[RunOptions], notify: str | None
         hub.check(each, here=True)
         if each.head:
             heads.load(each.head)
+    cache.check_then(options)
 
 
 def _on_files_of(

@@ -26,7 +26,11 @@ SELECT coalesce(sum(clips), 0) AS clips, coalesce(max(finished_at), 0) AS finish
 FROM run_counts WHERE run_id = :run_id AND state = 'done'
 """
 SELECT_OF_CLIP = "SELECT vector FROM embeddings WHERE clip_id = :clip_id"
-SELECT_SHOWN = "SELECT clip_id, uri, member, label FROM results WHERE clip_id IN {ids}"
+SELECT_SHOWN = "SELECT clip_id, uri, member FROM results WHERE clip_id IN {ids}"
+SELECT_LABEL = """
+SELECT label FROM windows
+WHERE clip_id = :clip_id AND start_s = :start_s AND coalesce(channel, 0) = :channel AND rank = 1
+"""
 
 
 def similar(
@@ -63,7 +67,10 @@ def similar(
     for rank, (window, cosine) in enumerate(zip(windows, scores, strict=True), 1):
         clip, channel, start_s, end_s = window
         where = {"channel": channel or None, "start_s": start_s, "end_s": end_s}
-        yield {"rank": rank, "score": round(cosine, 4), **where, **shown.get(clip, {})}
+        at = {"clip_id": clip, "channel": channel, "start_s": start_s}
+        label = next(iter(fetch_column(engine, SELECT_LABEL, **at)), None)
+        found = {"rank": rank, "score": round(cosine, 4), **where, **shown.get(clip, {})}
+        yield {**found, "label": label}
 
 
 def opened(engine: sa.Engine, run: RunRow, settings: Settings) -> vector_index.Index:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -24,6 +25,8 @@ def retry(
 ) -> None:
     """Put a run's failed clips back to work."""
     from db import changes
+    from db.passes import options_again
+    from db.runs import in_pass
     from earmark.machine import has_broker
 
     codes = error.split(",") if error else []
@@ -34,7 +37,8 @@ def retry(
             count += changes.redo_done(run.engine, run.id)
     terminal.tell(f"Back to work: {terminal.count_of(count, 'clip')}.")
     if count and not has_broker(run.settings):
-        again = f"`earmark run YOUR_LIST --name {run.name}`, with the same list"
+        words = shlex.join(options_again(in_pass(run.engine, run.row)))
+        again = f"`earmark run YOUR_LIST {words}`, with the same list"
         terminal.tell(f"No worker runs on this machine. {again}, works them off.")
 
 
@@ -62,13 +66,14 @@ def prune(
 ) -> None:
     """Delete a run with its clips and results."""
     from db import changes
-    from earmark import similar
+    from earmark import machine, similar
 
     if not yes:
         typer.confirm(f"Delete the run {run.name} with all its results?", abort=True)
     with terminal.screen.status("Deleting clips"):
         count = changes.prune(run.engine, run.id)
     similar.remove(run.engine, run.row, run.settings)
+    machine.remove_logs(run.settings, run.row.queue)
     terminal.tell(f"Deleted: {terminal.count_of(count, 'clip')}.")
 
 

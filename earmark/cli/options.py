@@ -121,6 +121,7 @@ def parameters(of: Callable[..., Any], helps: dict[str, str], **more: Any) -> Pa
         flags = [f"--{name.replace('_', '-')}"] if kind is bool else []
         least, most = BOUNDS.get(name, (None, None))
         values = {"min": least, "max": most, **more.get(name, {})}
+        flags = values.pop("flags", flags)
         annotation = Annotated[kind, Option(*flags, help=text, **values)]
         options[name] = inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
@@ -216,12 +217,15 @@ MODELS = Option(
     metavar="MODEL",
     help="starter, a Hugging Face id, or a model directory. Each of several has a run NAME/MODEL.",
 )
+FOLLOWER = Option(
+    metavar="MODEL", help="A model that hears only the clips that the first one lets through."
+)
 SCORING = parameters(
     RunOptions,
     {
         "model": "starter, a Hugging Face id, or a model directory.",
         "revision": "Branch, tag or commit of a hub model.",
-        "top_k": "Labels kept per clip.",
+        "top_k": "The best labels kept, of each clip and window.",
         "function_to_apply": "Function from logits to scores. Default: the checkpoint's own.",
         "window_s": "Seconds the model sees at once. Default: the model's.",
         "hop_s": "Seconds between windows. Default: the window.",
@@ -233,6 +237,14 @@ SCORING = parameters(
         "head": "A folder that `earmark train` wrote, on top of --model.",
     },
     channels={"metavar": "mix|each|first|N"},
+)
+THEN = parameters(
+    RunOptions,
+    {
+        "then_label": "The labels of the first model that let a clip through to --then,"
+        " comma-separated.",
+        "then_min_score": "The score that one of them must reach.",
+    },
 )
 LISTING = parameters(
     Listing,
@@ -267,6 +279,13 @@ TASK: Parameters = {
         default=[RunOptions().model],
         annotation=Annotated[list[str], MODELS],
     ),
+    "then": inspect.Parameter(
+        "then",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, FOLLOWER],
+    ),
+    **THEN,
     **LISTING,
     **LIMIT,
     **STRICT,

@@ -24,7 +24,7 @@ CONDITIONS = o.parameters(
     results.results,
     {
         "label": "Only this label.",
-        "rank": "Labels up to this rank; 1 is the best.",
+        "rank": "A row for each of the best labels, up to this rank among those kept.",
         "min_score": "Only from this score up.",
         "max_score": "Only up to this score.",
         "by_score": "The highest score first. Default: the order of the list.",
@@ -32,7 +32,7 @@ CONDITIONS = o.parameters(
         "day": "Only recorded on this day (2026-05-01) or in this month.",
         "hours": "Only recorded in these hours of the day, such as 22-3.",
     },
-    rank={"min": 1},
+    rank={"min": 1, "flags": ["--rank", "--top-k"]},
 )
 
 EVENTS = o.parameters(
@@ -90,7 +90,7 @@ def show_events(run: o.Run, given: dict[str, Any], out: o.Output) -> None:
 @o.verb(
     commands,
     "earmark export march -o march.parquet",
-    o.some(CONDITIONS, "label", "min_score", "windows"),
+    o.some(CONDITIONS, "label", "rank", "min_score", "windows"),
 )
 def export(
     run: o.Run,
@@ -99,9 +99,6 @@ def export(
     ],
     given: dict[str, Any],
     format: o.OutputFormat = None,
-    top_k: Annotated[
-        int, Option(min=1, help="A row for each of a clip's best labels, so many.")
-    ] = 1,
     wide: Annotated[bool, Option("--wide", help="A column with each label's score.")] = False,
     parts: Annotated[
         bool, Option("--parts", help="A folder of Parquet files, as `load_dataset` reads it.")
@@ -119,12 +116,12 @@ def export(
         label_files.write(rows, labels, file)
         return
     if wide or embeddings:
-        conditions = {"label": None, "min_score": None, "windows": False}
-        if given != conditions or top_k > 1 or (wide and embeddings):
+        none = {"label": None, "rank": 1, "min_score": None, "windows": False}
+        if given != none or (wide and embeddings):
             raise UsageError(reason="--wide or --embeddings goes with no other choice.")
         rows = (results.wide if wide else results.embeddings)(run.engine, run.row)
     else:
-        rows = run.results(rank=top_k, **given)
+        rows = run.results(**given)
     out = o.Output(output.Format.parquet if parts else format, file)
     _write(run, rows, out, empty="There are no results.", parts=parts)
 

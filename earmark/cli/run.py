@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from db import urls
+from db import charts, urls
 from db.runs import Progress
 from earmark import progress, terminal
 from earmark.cli import options as o
 from earmark.core.clips import State
+from earmark.core.errors import BY_CODE, Cause, ClipError
 from earmark.core.options import split
 from earmark.core.settings import Settings
 from earmark.database import read_settings
@@ -70,8 +71,7 @@ def submit(given: dict[str, Any], watch: o.Watch = False, db: o.Db = None) -> No
         for each in run.together:
             states.append(progress.follow(run.engine, each.row, settings))
             progress.summarise(run.engine, each.row, states[-1], settings)
-        for state in states:
-            progress.exit_by_outcome(state, strict=given["strict"])
+        _end(run, states, db, strict=given["strict"])
 
 
 @o.verb(commands, "EARMARK_BROKER__URL=redis://redis:6379 earmark worker --device cuda:0")
@@ -147,12 +147,21 @@ def _show(
     and_then: str | None = None,
 ) -> None:
     terminal.tell_all(run.report())
-    states, verbs = [], []
+    states = []
     for each in run.together:
         states.append(each.progress())
         progress.show_results(run.engine, each.row, states[-1])
         progress.summarise(run.engine, each.row, states[-1], settings)
-        verbs += _next_verbs(each.name, states[-1])
+    _end(run, states, db, strict=strict, and_then=and_then)
+
+
+def _end(
+    run: Run, states: list[Progress], db: str | None, *, strict: bool, and_then: str | None = None
+) -> None:
+    """Say where the results are and what one may do next; exit by the outcome."""
+    verbs = []
+    for each, state in zip(run.together, states, strict=True):
+        verbs += next_verbs(each, state)
     if and_then:
         verbs.append(and_then)
     where = f" --db {shlex.quote(db)}" if db else ""
@@ -164,13 +173,22 @@ def _show(
         progress.exit_by_outcome(state, strict=strict)
 
 
-def _next_verbs(name: str, state: Progress) -> list[str]:
+def next_verbs(run: Run, state: Progress) -> list[str]:
+    """Return what one may do next; `retry` only where another try may help."""
     verbs = []
     if state.states[State.failed]:
-        verbs += [f"failures {name}", f"retry {name}"]
+        verbs.append(f"failures {run.name}")
+        errors = charts.top_errors(run.engine, run.id)
+        if any(_may_succeed(code) for code, *_ in errors):
+            verbs.append(f"retry {run.name}")
     if state.states[State.done]:
-        verbs += [f"results {name}", f"report {name} -o report.html", EXAMPLE_QUERY]
+        verbs += [f"results {run.name}", f"report {run.name} -o report.html", EXAMPLE_QUERY]
     return verbs
+
+
+def _may_succeed(code: str) -> bool:
+    kind = BY_CODE.get(code, ClipError)
+    return kind.transient or kind.cause != Cause.clip
 
 
 def _program() -> str:

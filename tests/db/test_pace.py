@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from db import changes, ledger, runs
 from db.dialects import now
-from db.models import Clip
+from db.models import Clip, Run
 from db.pace import Pace, measure, pace
 from db.session import reading, writing
 from earmark.core import clips as words
@@ -98,11 +98,21 @@ def test_no_bottleneck_is_named_for_few_clips_of_many_workers(engine: sa.Engine)
 
 
 def test_a_finished_run_has_its_average_pace(engine: sa.Engine) -> None:
+    run_id, ids = submit(engine, ENDED)
+    finish(engine, ids)
+    with writing(engine) as connection:
+        connection.execute(sa.update(Run).values(created_at=now() - SECONDS))
+    found = look(engine, run_id)
+    assert found.clips_per_s == pytest.approx(ENDED / SECONDS, rel=0.05)
+    assert (found.eta_s, found.workload) == (None, None)
+
+
+def test_the_few_seconds_of_a_small_run_are_no_pace(engine: sa.Engine) -> None:
     run_id, ids = submit(engine, 2)
     finish(engine, ids)
-    found = look(engine, run_id)
-    assert found.clips_per_s
-    assert (found.eta_s, found.workload) == (None, None)
+    with writing(engine) as connection:
+        connection.execute(sa.update(Run).values(created_at=now() - SECONDS))
+    assert look(engine, run_id) == Pace()
 
 
 def test_pace_uses_the_index(engine: sa.Engine) -> None:

@@ -161,7 +161,10 @@ def test_top_k_has_a_row_for_each_label(march: str, tmp_path: Path) -> None:
     assert [(row["rank"], row["label"]) for row in rows] == [
         (1, "siren"), (2, "dog"), (1, "rain"), (2, "dog"), (1, "rain"),
     ]  # fmt: skip
-    export(march, tmp_path / "w.jsonl", "--top-k", "2", "--windows", "--label", "rain")
+    # `--rank` is the same option, in `results` as well.
+    shown = verb("results", "march", "--top-k", "2", "--format", "jsonl", "--db", march).text
+    assert [json.loads(line)["rank"] for line in shown.splitlines()] == [1, 2, 1, 2, 1]
+    export(march, tmp_path / "w.jsonl", "--rank", "2", "--windows", "--label", "rain")
     rows = [json.loads(line) for line in (tmp_path / "w.jsonl").read_text().splitlines()]
     assert [row["rank"] for row in rows] == [2, 2, 2, 2, 1, 1]
 

@@ -69,14 +69,17 @@ def vector(kind: int, number: int) -> bytes:
 
 
 def hear(engine: sa.Engine, run_id: int, ids: list[int]) -> None:
-    """End clips with a label that is always the same, and embeddings of their species."""
+    """End clips with labels that are always the same, and embeddings of their species."""
     model_id, label_ids = ledger.register_model(engine, ["dog", "siren"], **IDENTITY)
     ledger.settle_model(engine, run_id, model_id)
     outcomes: list[words.Outcome] = []
     for number, clip_id in enumerate(ids):
         best = (words.Prediction(number % 2, 0.5 + number / 1000),)
         spans = ((0.0, 5.0), (5.0, 10.0))
-        windows = tuple(words.WindowPredictions(*span, best) for span in spans)
+        other = (words.Prediction(1 - number % 2, 0.4),)
+        windows = (
+            words.WindowPredictions(*spans[0], best), words.WindowPredictions(*spans[1], other)
+        )  # fmt: skip
         kind = number % len(SPECIES)
         embeddings = tuple(
             words.Embedding(*span, vector(kind, 2 * number + half))
@@ -120,6 +123,10 @@ def test_similar_windows_come_first_and_the_clip_itself_does_not(heard: Heard) -
     assert found[0]["score"] > 0.9
     assert {(row["start_s"], row["end_s"]) for row in found} == {(0.0, 5.0), (5.0, 10.0)}
     assert found[0].keys() >= {"uri", "label", "channel", "member"}
+    # Each window has its own label, which is not the clip's in the second half.
+    for row in found:
+        dog = (row["clip_id"] in heard.ids[::2]) == (row["start_s"] == 0.0)
+        assert row["label"] == ("dog" if dog else "siren")
     # The run's even clips are dogs.
     dogs = heard.rows("similar", "night", "--to", str(foxes[0]), "-n", "50", "--label", "dog")
     assert {row["clip_id"] for row in dogs} == {*heard.ids[::2]}

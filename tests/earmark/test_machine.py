@@ -113,3 +113,14 @@ def test_what_is_said_of_decoders_and_threads_holds_for_each_worker() -> None:
 def test_another_number_of_workers_is_refused_with_a_sentence(said: str) -> None:
     with pytest.raises(AssertionError, match="a number from 1 up, or auto"):
         counted(said)
+
+
+def test_a_queue_of_a_shared_ledger_cannot_name_another_folder(tmp_path: Path) -> None:
+    kept = [tmp_path / "clips-12345678", tmp_path / "run-0123abcd" / "..", tmp_path.parent]
+    (tmp_path / "clips-12345678").mkdir()
+    (tmp_path / "run-0123abcd").mkdir()
+    for queue in ("clips-12345678", "run-0123abcd/..", "..", ""):
+        machine.remove_logs(Settings(data_dir=tmp_path), queue)
+    assert all(folder.is_dir() for folder in kept)
+    machine.remove_logs(Settings(data_dir=tmp_path), "run-0123abcd")
+    assert not (tmp_path / "run-0123abcd").exists()

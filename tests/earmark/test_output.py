@@ -300,8 +300,8 @@ def test_prune_asks_first(earmark: CommandLine, database: Path) -> None:
 def test_status_gives_the_same_numbers_as_json(earmark: CommandLine, database: Path) -> None:
     told = json.loads(earmark(database, "status", "march", "--format", "json").stdout)
     assert (told["done"], told["failed"]) == (3, 1)
-    assert told["clips_per_s"] > 0
-    assert (told["eta_s"], told["bottleneck"]) == (None, None)
+    # Four clips are too few for a pace.
+    assert (told["clips_per_s"], told["eta_s"], told["bottleneck"]) == (None, None, None)
     every = json.loads(earmark(database, "status", "--format", "json").stdout)
     assert [each["run"] for each in every] == ["april", "march"]
 

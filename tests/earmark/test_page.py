@@ -67,9 +67,7 @@ def test_from_the_runs_to_a_clip_that_is_seen_and_heard(page: Page) -> None:
     bar = page.locator(".rows .bar")
     assert bar.get_attribute("aria-label") == "4 done, 2 failed, 0 to do"
     assert [part.get_attribute("width") for part in bar.locator("rect").all()] == ["6", "4", "2"]
-    assert re.match(
-        r"starter, [\d.]+ clips/s, took \d+ s, begun 20", page.locator(".rows small").inner_text()
-    )
+    assert re.match(r"starter, took \d+ s, begun 20", page.locator(".rows small").inner_text())
     page.locator(".rows a").click()
     page.locator("summary", has_text="mixed.m4a").click()
     card = page.locator(".card", has_text="mixed.m4a")

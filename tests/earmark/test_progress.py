@@ -14,8 +14,10 @@ from rich.console import Console
 from db import changes, ledger, registry, runs
 from db.registry import Pause
 from earmark import progress
+from earmark.api import Run
+from earmark.cli.run import next_verbs
 from earmark.core.clips import Failure, State
-from earmark.core.errors import Connect, NotFound, ServiceError
+from earmark.core.errors import ClipError, Connect, FileNotFound, NotAudio, NotFound, ServiceError
 from earmark.core.settings import Ledger, Settings
 from tests.db.facts import chunk_of, submit
 from tests.db.test_pace import going
@@ -64,6 +66,25 @@ def test_a_run_without_any_success_exits_with_1(
     expected = pytest.raises(typer.Exit) if ends else contextlib.nullcontext()
     with expected:
         progress.exit_by_outcome(runs.Progress(states, 1.0, 1.0), strict=bool(strict))
+
+
+@pytest.mark.parametrize(
+    ("errors", "verbs"),
+    [
+        ([NotFound(status=404), NotAudio(kind="an HTML page")], ["failures"]),
+        ([NotFound(status=404), FileNotFound()], ["failures", "retry"]),
+        ([Connect(reason="no route")], ["failures", "retry"]),
+    ],
+)
+def test_retry_is_offered_only_where_another_try_may_help(
+    engine: sa.Engine, errors: list[ClipError], verbs: list[str]
+) -> None:
+    run_id, ids = submit(engine, len(errors))
+    claim = ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=Ledger())
+    failures = [Failure(*each) for each in zip(ids, errors, strict=True)]
+    ledger.finish(engine, claim, failures, (), Ledger(max_attempts=1))
+    run = Run(engine, runs.get_run(engine, run_id), Settings())
+    assert next_verbs(run, run.progress()) == [f"{each} {run.name}" for each in verbs]
 
 
 def test_a_paused_run_is_an_error_of_the_service() -> None:

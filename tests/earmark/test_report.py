@@ -149,6 +149,15 @@ def test_it_is_accessible_and_fits_a_phone(
         page.goto(file.as_uri())
         assert serious(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        number = page.locator(".bars .number").first
+        number.evaluate("cell => { cell.textContent = '1,234,567'; }")
+        words = number.evaluate(
+            "cell => { const all = document.createRange(); all.selectNodeContents(cell);"
+            " return all.getBoundingClientRect().left; }"
+        )
+        bar = page.locator(".bars .bar").first.bounding_box()
+        assert bar is not None
+        assert words - bar["x"] - bar["width"] >= 8  # a large number keeps its distance
 
 
 def test_a_shared_ledger_cannot_name_a_file_of_the_machine_that_shows_it() -> None:

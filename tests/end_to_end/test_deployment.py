@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import subprocess
 import urllib.request
 from configparser import ConfigParser
@@ -137,11 +138,16 @@ def test_the_image_is_small_and_runs_as_an_ordinary_user() -> None:
 
 
 def test_systemd_restarts_a_worker_and_gives_it_time_to_drain() -> None:
-    unit = ConfigParser(strict=False)
+    unit = ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(ROOT / "deploy/systemd/earmark-worker@.service")
     service = unit["Service"]
-    assert service["ExecStart"].split()[1:] == ["worker", "--log-json"]
+    command = service["ExecStart"].replace("%i", "12").replace("$$", "$")
+    assert "exec /opt/earmark/bin/earmark worker --log-json" in command
+    # The thirteenth worker of a machine has a port of its own as well.
+    shown = shlex.split(command.replace("/opt/earmark/bin/earmark worker --log-json", "env"))
+    environment = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
+    assert "EARMARK_WORKER__METRICS_PORT=9112\n" in environment
     assert (service["Restart"], unit["Unit"]["StartLimitIntervalSec"]) == ("always", "0")
     assert (service["KillMode"], service["TimeoutStopSec"]) == ("mixed", "60")
     assert (service["NoNewPrivileges"], service["CapabilityBoundingSet"]) == ("yes", "")

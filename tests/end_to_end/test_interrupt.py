@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sqlite3
@@ -119,7 +120,8 @@ def test_up_divides_the_cores_reads_the_given_folders_and_ends_on_ctrl_c(
         str(max(1, cores() // 2))
     ] * 2
     earmark("submit", str(folder), "--watch", "--strict")
-    earmark("submit", str(EXAMPLES), "--watch", "--strict", status=1)
+    failed = earmark("submit", str(EXAMPLES), "--watch", "--strict", status=1).stderr
+    assert re.search(r"The results are in .*\nNext:\n.* failures run-2\n.* retry run-2\n", failed)
     assert "file_not_allowed" in earmark("failures", "run-2").stdout
     up.send_signal(signal.SIGINT)
     assert up.wait(TIMEOUT_S) == 0

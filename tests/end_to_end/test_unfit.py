@@ -56,13 +56,18 @@ def test_an_unfit_worker_fails_no_clip_and_a_run_without_a_fit_one_pauses(
     assert f"{CLIPS} clips, {CLIPS} done" in shown
 
 
-def test_when_nothing_succeeds_run_exits_with_1_and_names_failures_and_retry(
+def test_when_nothing_succeeds_run_exits_with_1_and_names_what_helps(
     earmark: Earmark,
 ) -> None:
     (earmark.folder / "notes.wav").write_text("this is no sound")
     ended = earmark("run", "notes.wav", "--name", "march", status=1)
     assert "earmark failures march" in ended.stderr
-    assert "earmark retry march" in ended.stderr
+    # What is no sound stays so.
+    assert "earmark retry march" not in ended.stderr
     assert "earmark results march" not in ended.stderr
+    # The logs of a run that failed are kept, until the run is deleted.
+    assert len(list((earmark.folder / "data").glob("run-*"))) == 1
+    earmark("prune", "march", "--yes")
+    assert not list((earmark.folder / "data").glob("run-*"))
     ended = earmark("run", "notes.wav", str(EXAMPLES / "dog.ogg"), "--name", "april")
     assert "earmark results april" in ended.stderr
