@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db.session import execute, writing
 from earmark.core.clips import KEY_BYTES, Clip, Part, clip_key, display_uri
+from earmark.core.spelling import storable
 
 #: A clip as submitted: its key, its URI, its meta as JSON, its part of the file, whether another
 #: row of this key may bring another URL. A plain tuple, since the garbage collector looks at any
@@ -157,9 +158,9 @@ def _json(meta: Mapping[str, Any]) -> str:
 
 
 def _storable(value: Any) -> Any:
-    # Databases refuse NUL, half a surrogate pair, NaN and the infinities in JSON.
+    # Databases refuse NaN and the infinities in JSON.
     if isinstance(value, str):
-        return value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+        return storable(value)
     if isinstance(value, dict):
         return {_storable(str(name)): _storable(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -8,6 +8,7 @@ from earmark.core.clips import display_uri
 from earmark.core.errors import UsageError
 from earmark.core.options import InputFormat, Listing
 from producer import columns, dialect
+from producer.streams import COMPRESSED
 
 LIST_SUFFIXES: dict[str, InputFormat] = {
     ".txt": "txt",
@@ -19,13 +20,12 @@ LIST_SUFFIXES: dict[str, InputFormat] = {
     ".json": "jsonl",
     ".parquet": "parquet",
 }
-COMPRESSED_SUFFIXES = frozenset({".gz", ".zst", ".zstd", ".bz2"})
 
 
 def named_format(name: str) -> InputFormat | None:
     """Return the format of a list by its name, if the name has a known suffix."""
     path = PurePosixPath(name)
-    if path.suffix.lower() in COMPRESSED_SUFFIXES:
+    if path.suffix.lower() in COMPRESSED:
         path = path.with_suffix("")
     return LIST_SUFFIXES.get(path.suffix.lower())
 
