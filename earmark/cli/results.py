@@ -178,7 +178,7 @@ def report(
     settings = read_settings(db)
     engine, row = find_run(settings, run)
     shown = reporting.write(engine, row, settings, file, most=clips, truth=truth)
-    progress.tell(f"{file}: {shown} clips to see and hear.")
+    progress.tell(f"{file}: {progress.count_of(shown, 'clip')} to see and hear.")
 
 
 @commands.command(epilog="Example: earmark ui --port 5556")
