@@ -29,7 +29,7 @@ VALUES = 8
 
 _SHOWN = (
     Clip.id, Clip.display_uri.label("display_uri"), Label.name.label("label"), Clip.state,
-    Clip.score, Clip.duration_s, Clip.meta, Clip.recorded_at,
+    Clip.score, Clip.unheard, Clip.duration_s, Clip.meta, Clip.recorded_at,
     Clip.error_code, Clip.error_stage, Clip.error, Clip.finished_at,
 )  # fmt: skip
 _LEFT_OUT = {

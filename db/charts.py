@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from db.models import Clip, state_is
 from db.rows import Rows, select
-from db.session import fetch
+from db.session import fetch, fetch_column
 from earmark.core.clips import State
 
 SELECT_FAILING_HOSTS = """
@@ -45,6 +45,14 @@ def top_errors(
     statement = statement.where(Clip.error_code.is_not(None)).group_by(Clip.error_code)
     rows = fetch(engine, statement.order_by(clips.desc(), Clip.error_code))
     return list(map(tuple, rows))
+
+
+def unheard(engine: sa.Engine, run_id: int) -> int:
+    """Return how many clips the run that this one follows did not let through."""
+    # Their label is null, which the index by label knows.
+    done = sa.select(sa.func.count()).where(Clip.run_id == run_id, state_is(State.done))
+    (count,) = fetch_column(engine, done.where(Clip.label_id.is_(None), Clip.unheard))
+    return int(count)
 
 
 def failing_hosts(engine: sa.Engine, run_id: int, limit: int = 5) -> list[tuple[str, int]]:

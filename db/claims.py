@@ -25,6 +25,8 @@ class Claimed:
     #: The part of the file that is the clip; None for all of it.
     part: words.Part | None = None
     run_id: int = 0
+    #: The same clip of the run that its run follows; 0 if there is none any more.
+    first: int | None = None
 
     @property
     def workers_before(self) -> list[str]:

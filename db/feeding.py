@@ -33,7 +33,8 @@ FROM set_config('enable_seqscan', 'off', true)
 """
 SELECT_UNFINISHED_RUNS = """
 SELECT id, name, chunk_size, priority, (SELECT id FROM ledger) AS ledger_id FROM runs
-WHERE queue = :queue AND paused IS NULL AND (
+WHERE queue = :queue AND paused IS NULL
+AND (SELECT paused FROM runs first WHERE first.id = runs.follows) IS NULL AND (
     SELECT sum(clips) FROM run_counts WHERE run_id = runs.id AND state = 'pending'
 ) > 0
 ORDER BY id

@@ -48,9 +48,9 @@ INSERT_LEASES = """
 INSERT INTO leases (clip_id, run_id, until, token, worker)
 SELECT id, run_id, {now} + :lease_s, :token, :worker FROM clips
 WHERE id IN {ids} AND not_before <= {now} + CASE WHEN run_id = :run_id THEN 0 ELSE :ahead_s END
-AND run_id IN (
-    SELECT id FROM runs WHERE paused IS NULL
-    AND (id = :run_id OR pass_id = (SELECT pass_id FROM runs WHERE id = :run_id))
+AND EXISTS (
+    SELECT 1 FROM runs WHERE runs.id = clips.run_id AND paused IS NULL
+    AND (runs.id = :run_id OR pass_id = (SELECT pass_id FROM runs WHERE id = :run_id))
 )
 AND :ledger_id = (SELECT id FROM ledger)
 ORDER BY id
@@ -59,20 +59,32 @@ SET until = excluded.until, token = excluded.token, worker = excluded.worker
 WHERE leases.token IS NULL OR leases.token = excluded.token RETURNING clip_id
 """
 #: Those clips of the other runs of a pass that are the same as clips that are due. A suspect is
-#: worked on alone, in each run.
+#: worked on alone, in each run. SQLite keeps to the order of cross joins: most runs have no pass,
+#: and end with the first.
 SELECT_SAME_CLIPS = """
-SELECT same.id FROM runs mine
-JOIN runs theirs ON theirs.pass_id = mine.pass_id AND theirs.id <> mine.id
-JOIN clips own ON own.id IN {ids} AND own.crashes = 0 AND own.not_before <= {now}
-JOIN clips same ON same.run_id = theirs.id AND same.uri_key = own.uri_key AND same.crashes = 0
-WHERE mine.id = :run_id
+SELECT same.id FROM runs mine CROSS JOIN runs theirs CROSS JOIN clips own CROSS JOIN clips same
+WHERE mine.id = :run_id AND mine.pass_id IS NOT NULL
+AND theirs.pass_id = mine.pass_id AND theirs.id <> mine.id
+AND own.id IN {ids} AND own.crashes = 0 AND own.not_before <= {now}
+AND same.run_id = theirs.id AND same.uri_key = own.uri_key AND same.crashes = 0
 """
 #: A clip is taken along however long it would pause, so that it is fetched once for all runs.
 AHEAD_S = 1e9
 SELECT_LEASED = """
-SELECT id, run_id, uri, attempts + 1 AS attempts, crashes, given_back_by, start_s, end_s, member,
-member_offset, member_bytes, packing FROM clips
-WHERE id IN {ids} AND not_before IS NOT NULL ORDER BY id
+SELECT c.id, c.run_id, c.uri, c.attempts + 1 AS attempts, c.crashes, c.given_back_by,
+c.start_s, c.end_s, c.member, c.member_offset, c.member_bytes, c.packing,
+CASE WHEN r.follows IS NOT NULL THEN coalesce((
+    SELECT first.id FROM clips first WHERE first.run_id = r.follows AND first.uri_key = c.uri_key
+), 0) END AS first
+FROM clips c JOIN runs r ON r.id = c.run_id
+WHERE c.id IN {ids} AND c.not_before IS NOT NULL ORDER BY c.id
+"""
+#: The same clips of the runs that follow theirs.
+SELECT_FOLLOWING = """
+SELECT same.id FROM clips own
+JOIN runs theirs ON theirs.follows = own.run_id
+JOIN clips same ON same.run_id = theirs.id AND same.uri_key = own.uri_key
+WHERE own.id IN {ids}
 """
 _NO_ERROR: dict[str, Any] = {"error_code": None, "error_stage": None, "error": None}
 #: Clips deleted or redone in one transaction: about a second in which other writers of a SQLite
@@ -181,14 +193,21 @@ def add_to_each(engine: sa.Engine, added: Mapping[int, list[Listed]]) -> dict[in
 def retry_failed(engine: sa.Engine, run_id: int, codes: Iterable[str] = ()) -> int:
     """Make failed clips of a run `pending` again: all, or those with these codes; count them.
 
-    If the run is paused, it goes on.
+    If the run is paused, it goes on. So do the runs that follow it, with these clips.
     """
-    statement = sa.update(Clip).where(Clip.run_id == run_id, state_is(State.failed))
+    failed = [state_is(State.failed)]
     if wanted := list(codes):
-        statement = statement.where(Clip.error_code.in_(wanted))
+        failed.append(Clip.error_code.in_(wanted))
+    same = sa.select(Clip.uri_key).where(Clip.run_id == run_id, *failed)
     with writing(engine) as connection:
+        following = connection.scalars(sa.select(Run.id).where(Run.follows == run_id)).all()
+        for each in following:
+            brake.let_go(connection, each)
+            theirs = sa.update(Clip).where(Clip.run_id == each, *failed, Clip.uri_key.in_(same))
+            connection.execute(theirs.values(_fresh()))
         brake.let_go(connection, run_id)
-        return connection.execute(statement.values(_fresh())).rowcount
+        own = sa.update(Clip).where(Clip.run_id == run_id, *failed)
+        return connection.execute(own.values(_fresh())).rowcount
 
 
 def redo_done(engine: sa.Engine, run_id: int) -> int:
@@ -205,13 +224,23 @@ def redo_done(engine: sa.Engine, run_id: int) -> int:
 
 
 def redo(engine: sa.Engine, clip_ids: Sequence[int]) -> int:
-    """Make clips that have a result or have failed `pending` again; return how many."""
-    ended = Clip.id.in_(clip_ids), Clip.state.in_([State.done, State.failed])
+    """Make clips that have a result or have failed `pending` again; return how many.
+
+    The same clips of runs that follow theirs come with them.
+    """
     with writing(engine) as connection:
-        for table in (WindowPrediction, WindowEmbedding):
-            of_clips = table.clip_id.in_(sa.select(Clip.id).where(*ended))
-            connection.execute(sa.delete(table).where(of_clips))
-        return connection.execute(sa.update(Clip).where(*ended).values(_fresh())).rowcount
+        following = execute(connection, SELECT_FOLLOWING, ids=list(clip_ids)).scalars().all()
+        if following:
+            _redo(connection, following)
+        return _redo(connection, clip_ids)
+
+
+def _redo(connection: sa.Connection, clip_ids: Sequence[int]) -> int:
+    ended = Clip.id.in_(clip_ids), Clip.state.in_([State.done, State.failed])
+    for table in (WindowPrediction, WindowEmbedding):
+        of_clips = table.clip_id.in_(sa.select(Clip.id).where(*ended))
+        connection.execute(sa.delete(table).where(of_clips))
+    return connection.execute(sa.update(Clip).where(*ended).values(_fresh())).rowcount
 
 
 def _fresh() -> dict[str, Any]:
@@ -223,6 +252,7 @@ def _fresh() -> dict[str, Any]:
         "crashes": 0,
         "finished_at": None,
         "given_back_by": None,
+        "unheard": False,
         "duration_s": None,
         **_NO_ERROR,
     }
@@ -341,6 +371,7 @@ def _claimed(row: sa.Row[Any]) -> Claimed:
         row.given_back_by,
         None if part == WHOLE else part,
         row.run_id,
+        row.first,
     )
 
 

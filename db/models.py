@@ -111,6 +111,8 @@ class Run(Base):
     resumed_at: Mapped[float] = mapped_column(server_default="0")
     #: Runs with the same number hear the same clips, which are fetched once for all of them.
     pass_id: Mapped[int | None]
+    #: The run of its pass that lets clips through to this one; see `RunOptions.then_label`.
+    follows: Mapped[int | None]
 
 
 class Clip(Base):
@@ -157,6 +159,8 @@ class Clip(Base):
     crashes: Mapped[int] = mapped_column(sa.SmallInteger, server_default="0")
     channels: Mapped[int | None] = mapped_column(sa.SmallInteger)
     reused: Mapped[bool] = mapped_column(server_default=sa.text("false"))
+    #: Done without a label, as the run that this one follows did not let it through.
+    unheard: Mapped[bool] = mapped_column(server_default=sa.text("false"))
     truncated: Mapped[bool | None]
     silent: Mapped[bool | None]
     over_scale: Mapped[bool | None]

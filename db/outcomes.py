@@ -21,7 +21,7 @@ from earmark.core.settings import Ledger
 
 #: Columns that an outcome sets. Missing ones become NULL.
 OUTCOME_COLUMNS = (
-    "state", "attempts", "worker", "reused", "sha256", "bytes", "channel",
+    "state", "attempts", "worker", "reused", "unheard", "sha256", "bytes", "channel",
     "label_id", "score", "label_ids", "scores",
     "error_code", "error_stage", "error", "given_back_by",
     *AudioFacts.__slots__, *Timings.__slots__,
@@ -131,6 +131,7 @@ def _success_values(success: Success, label_ids: Sequence[int]) -> dict[str, Any
     values = {
         "state": State.done,
         "reused": success.reused,
+        "unheard": success.unheard,
         "channel": success.channel,
         **_values(success.facts),
         **_top_k(success, label_ids),
@@ -154,7 +155,12 @@ def _recorded(facts: AudioFacts, uri: str) -> dict[str, str | None]:
 
 def _failure_values(failure: Failure, clip: Claimed, worker: str, limits: Ledger) -> dict[str, Any]:
     error = failure.error
-    values = {"state": State.failed, "reused": False, **error_values(error)}
+    values = {
+        "state": State.failed,
+        "reused": False,
+        "unheard": False,
+        **error_values(error),
+    }
     if error.cause is not Cause.clip and not failure.own:
         values["given_back_by"] = clip.given_back_by
     if failure.given_back:

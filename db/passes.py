@@ -7,16 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from db import reuse
 from db.ledger import open_run
-from db.models import Run
-from db.session import writing
-from earmark.core.errors import UsageError
+from db.models import Clip, Run
+from db.session import reading, writing
+from earmark.core.clips import Failure, Postponed, State, Success
+from earmark.core.errors import Cancelled, UsageError, as_recorded
 from earmark.core.options import RunOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from db.claims import Claimed
     from db.runs import RunRow
+    from earmark.core.clips import Outcome
+
+#: A clip whose fate the first run has not decided, as others work on it, is tried again after this.
+FOLLOW_PAUSE_S = 5.0
 
 
 def short_name(options: RunOptions) -> str:
@@ -28,6 +35,18 @@ def short_name(options: RunOptions) -> str:
 def base_name(run: RunRow) -> str:
     """Return the name to go on with: what the runs of its pass have in common, or its own."""
     return run.name.rpartition("/")[0] if run.pass_id else run.name
+
+
+def options_again(together: Sequence[RunRow]) -> list[str]:
+    """Return the options of `earmark run` that name the runs of a pass, or a run alone."""
+    words = ["--name", base_name(together[0])]
+    for run in together:
+        options = run.options
+        if options.then_label:
+            words += ["--then", options.model, "--then-label", ",".join(options.then_label)]
+        elif len(together) > 1 or options.model != RunOptions().model:
+            words += ["--model", options.model]
+    return words
 
 
 def open_runs(
@@ -57,13 +76,49 @@ def open_runs(
     ids = []
     for model, each in zip(models, options, strict=True):
         ids.append(open_run(engine, f"{name}/{model}", each, **kept))
-    _join(engine, ids)
+    following = [run_id for run_id, each in zip(ids, options, strict=True) if each.then_label]
+    _join(engine, ids, following)
     return ids
 
 
-def _join(engine: sa.Engine, ids: list[int]) -> None:
-    """Make runs those of one pass: of that which some of them have, if they do."""
+def _join(engine: sa.Engine, ids: list[int], following: list[int]) -> None:
+    """Make runs those of one pass: of that which some of them have, if they do.
+
+    Some of them follow the first.
+    """
     of_runs = Run.id.in_(ids)
     with writing(engine) as connection:
         known = connection.scalar(sa.select(sa.func.min(Run.pass_id)).where(of_runs))
         connection.execute(sa.update(Run).where(of_runs).values(pass_id=known or min(ids)))
+        connection.execute(sa.update(Run).where(Run.id.in_(following)).values(follows=ids[0]))
+
+
+def lets_through(heard: Iterable[tuple[str, float]], options: RunOptions) -> bool:
+    """Return whether labels and scores of a clip let it through to a run with these options."""
+    return any(
+        label in options.then_label and score >= options.then_min_score for label, score in heard
+    )
+
+
+def unheard(first: Success, clip_id: int) -> Success:
+    """Return the outcome of a clip that the same clip of another run does not let through."""
+    return Success(clip_id, first.source, first.facts, (), unheard=True)
+
+
+def verdict(engine: sa.Engine, clip: Claimed, options: RunOptions) -> Outcome | Postponed | None:
+    """Return the end that the first run has for a clip; None if it lets it through."""
+    of_first = sa.select(Clip.state, Clip.error_code, Clip.error).where(Clip.id == clip.first)
+    heard = sa.text("SELECT label, score FROM top_k WHERE clip_id = :first")
+    with reading(engine) as connection:
+        first = connection.execute(of_first).first()
+        labels = [
+            (row.label, row.score) for row in connection.execute(heard, {"first": clip.first})
+        ]
+    if first is None:
+        return Failure(clip.id, Cancelled())
+    if first.state in (State.failed, State.cancelled):
+        return Failure(clip.id, as_recorded(first.error_code, first.error))
+    if first.state == State.done and lets_through(labels, options):
+        return None
+    success = reuse.result(engine, clip.first or 0, clip.id)
+    return unheard(success, clip.id) if success else Postponed(clip.id, FOLLOW_PAUSE_S)

@@ -14,7 +14,7 @@ from db.session import execute, writing
 GIVEN = ("run_id", "label_id", "score", "label_ids", "scores")
 NOT_COPIED = {
     *GIVEN, "id", "state", "not_before", "finished_at", "worker", "attempts", "crashes", "reused",
-    "fetch_ms", "decode_ms", "classify_ms", "given_back_by",
+    "unheard", "fetch_ms", "decode_ms", "classify_ms", "given_back_by",
 }  # fmt: skip
 COPIED = sorted({*Clip.__table__.columns.keys()} - NOT_COPIED)
 #: What is there already was written by a rescoring that was stopped.

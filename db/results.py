@@ -34,7 +34,7 @@ SELECT_TOP_K = "SELECT * FROM top_k WHERE run_id = :run_id ORDER BY clip_id, ran
 SELECT_EMBEDDINGS = "SELECT * FROM embeddings WHERE run_id = :run_id ORDER BY clip_id, start_s"
 SELECT_FAILURES = "SELECT * FROM failures WHERE run_id = :run_id ORDER BY clip_id"
 SELECT_CLIPS = """
-SELECT id AS clip_id, coalesce(display_uri, uri) AS uri, member, state, error_code, error
+SELECT id AS clip_id, coalesce(display_uri, uri) AS uri, member, state, error_code, error, unheard
 FROM clips WHERE run_id = :run_id ORDER BY id
 """
 #: A result with the ids and scores of all its labels, which are the columns that come last.

@@ -18,7 +18,7 @@ WITH wanted(id, start, content) AS (VALUES ROWS)
 SELECT wanted.id, (
     SELECT known.id FROM clips known JOIN runs theirs ON theirs.id = known.run_id
     WHERE theirs.model_id = mine.model_id AND theirs.options = mine.options
-    AND known.state = 'done' AND substr(known.sha256, 1, 7) = wanted.start
+    AND known.state = 'done' AND NOT known.unheard AND substr(known.sha256, 1, 7) = wanted.start
     AND known.sha256 = wanted.content
     AND known.start_s {same} own.start_s AND known.end_s {same} own.end_s
     AND known.member {same} own.member
@@ -30,7 +30,8 @@ SELECT_BY_URL = """
 SELECT own.id, (
     SELECT known.id FROM clips known JOIN runs theirs ON theirs.id = known.run_id
     WHERE theirs.model_id = mine.model_id AND theirs.options = mine.options
-    AND theirs.id <> mine.id AND known.state = 'done' AND known.uri_key = own.uri_key
+    AND theirs.id <> mine.id AND known.state = 'done' AND NOT known.unheard
+    AND known.uri_key = own.uri_key
     ORDER BY theirs.id DESC LIMIT 1
 ) FROM clips own JOIN runs mine ON mine.id = :run_id WHERE own.id IN (ROWS)
 """

@@ -6,7 +6,7 @@ SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) 
        l.name AS label, c.score, c.meta,
        c.duration_s, c.source_sample_rate, c.channels, c.codec, c.truncated, c.silent,
        c.over_scale, c.cancelling, c.recorded_at, c.recorded_from, {tags} AS tags,
-       c.reused, c.bytes, {sha256} AS sha256,
+       c.reused, c.unheard, c.bytes, {sha256} AS sha256,
        c.fetch_ms, c.decode_ms, c.classify_ms, c.worker, {finished_at} AS finished_at
 FROM clips c
 JOIN runs r ON r.id = c.run_id

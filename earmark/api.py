@@ -23,7 +23,7 @@ from earmark.growth import Growth
 from earmark.machine import find_broker
 from producer.submit import KeptOptions
 from producer.submit import submit as submit_sources
-from workers.scoring import heads, hub
+from workers.scoring import cache, heads, hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -62,6 +62,9 @@ class Scoring(TypedDict, total=False):
     embeddings: bool
     head: str | None
     channels: str | int
+    then: str | None
+    then_label: str | Sequence[str] | None
+    then_min_score: float
 
 
 class Submission(Scoring, KeptOptions, total=False):
@@ -320,7 +323,8 @@ def run(
         watch: take new files of the sources, which are folders, until Ctrl-C.
         notify: a webhook to tell when every clip has ended, or the run is stopped.
         options: as those of `earmark run`: `model`, `top_k`, `name`, `url_col` and so on. With
-            several models, the run of the first is returned; `together` has them all.
+            several models, or with `then`, the run of the first is returned; `together` has them
+            all.
 
     Raises:
         UsageError: a source cannot be read or holds no clip, or an option is wrong.
@@ -358,6 +362,7 @@ def submit(
     scoring, submission = split(options)
     for each in scoring:
         hub.check(each, here=False)
+    cache.check_then(scoring)
     reachable = find_broker(_settings(settings, db))
     engine = open_database(reachable, create=True)
     submitted = submit_sources(
@@ -485,6 +490,7 @@ def _check(settings: Settings, options: Sequence[RunOptions], notify: str | None
         hub.check(each, here=True)
         if each.head:
             heads.load(each.head)
+    cache.check_then(options)
 
 
 def _on_files_of(
@@ -534,7 +540,7 @@ def _listed(sources: str | Iterable[str]) -> list[str]:
 
 def split(given: Mapping[str, Any]) -> tuple[list[RunOptions], dict[str, Any]]:
     """Return the options for each model, and the other arguments of `producer.submit.submit`."""
-    taken = {*RunOptions.__slots__, *Listing.__slots__}
+    taken = {*RunOptions.__slots__, *Listing.__slots__, "then"}
     others = {name: value for name, value in given.items() if name not in taken}
     others["listing"] = Listing.from_arguments(given)
     return of_each_model(given), others

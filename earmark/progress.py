@@ -242,7 +242,7 @@ def _clip_table(engine: sa.Engine, run_id: int) -> Table:
     heard = groupby(results.top_k(engine, run_id), itemgetter("clip_id"))
     lines = {clip_id: _labels(list(predictions)) for clip_id, predictions in heard}
     for row in results.clips(engine, run_id):
-        text = lines.get(row["clip_id"], "")
+        text = lines.get(row["clip_id"], "[dim]not heard[/]" if row["unheard"] else "")
         if row["error"]:
             text = f"[red]{row['error_code']}[/]: {escape(row['error'])}"
         table.add_row(escape(_short(row["member"] or row["uri"])), text)
@@ -283,6 +283,9 @@ def summarise(engine: sa.Engine, run: RunRow, state: runs.Progress, settings: Se
     if not state.finished:
         for delay in delays(engine, run.id):
             screen.print(f"  [yellow]{escape(delay)}[/]")
+    if labels := ", ".join(run.options.then_label):
+        count, score = charts.unheard(engine, run.id), run.options.then_min_score
+        screen.print(f"  {count} not heard: none of these reached {score:g}: {escape(labels)}.")
     if state.paused:
         screen.print(f"  [red]{escape(state.paused)}[/]")
     _print_failures(engine, run)

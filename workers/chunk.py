@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import threading
 from collections import defaultdict, deque
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from earmark.core.clips import Part, Postponed
+from db.passes import lets_through, unheard
+from earmark.core.clips import Part, Postponed, Success
 from workers.clip import ClipInWork
 from workers.loading.process import Known, Suspected
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from db.claims import Claim
-    from earmark.core.clips import Outcome, Success
+    from earmark.core.clips import Outcome
     from workers.clip import End
     from workers.models import RunPlan
 
@@ -45,6 +47,9 @@ class Work(Protocol):
 
     def result_of(self, known: Known, clip: ClipInWork) -> Success | None:
         """Return the recorded result that a clip shares, if there is one."""
+
+    def verdict(self, clip: ClipInWork) -> Outcome | Postponed | None:
+        """Return the end that the run that a clip's run follows has for it; None: it is heard."""
 
     def forget(self, clips: list[ClipInWork]) -> None:
         """Take clips out of the queue of the model."""
@@ -79,7 +84,9 @@ class ChunkInProgress:
         #: The chunk's thread has something to do.
         self._wake = threading.Event()
         self._running: dict[int, ClipInWork] = {}
-        self._start(self._clips_in_work())
+        #: Those of them that wait for another one's outcome.
+        self._held: set[ClipInWork] = set()
+        self._start(self._let_through(self._clips_in_work()))
 
     @property
     def unfinished(self) -> bool:
@@ -119,6 +126,24 @@ class ChunkInProgress:
             clips.append(clip)
         return clips
 
+    def _let_through(self, clips: list[ClipInWork]) -> list[ClipInWork]:
+        """Return clips without those that another run has decided; some wait for it here."""
+        by_id = {clip.clip_id: clip for clip in clips}
+        started = []
+        for clip in clips:
+            end = None
+            if first := by_id.get(clip.claimed.first or 0):
+                first.followers.append(clip)
+                clip.held = True
+                self._held.add(clip)
+            elif clip.claimed.first is not None:
+                end = self._work.verdict(clip)
+            if end is None:
+                started.append(clip)
+            else:
+                self._take(clip, end)
+        return started
+
     def _start(self, clips: list[ClipInWork], *, join: bool = True) -> None:
         innocent = []
         for clip in clips:
@@ -133,28 +158,56 @@ class ChunkInProgress:
     def _end(self, clip: ClipInWork, end: End) -> None:
         # Called by any thread, which does as little as it can: others wait for it.
         self._ended.append((clip, end))
-        if len(self._ended) == len(self._running) or isinstance(end, (Known, Suspected)):
+        left = len(self._running) - len(self._held)
+        if len(self._ended) >= left or isinstance(end, (Known, Suspected)):
             self._wake.set()
 
     def _take_ended(self) -> None:
         while self._ended:
             clip, end = self._ended.popleft()
             if self._running.pop(clip.clip_id, None):
+                self._held.discard(clip)
                 self._take(clip, end)
 
     def _take(self, clip: ClipInWork, end: End) -> None:
         match end:
             case None:
-                self._outcomes.append(clip.success())
+                self._note(clip, clip.success())
             case Postponed():
-                self.given_back[clip.clip_id] = end.delay_s
+                self._note(clip, end)
+            case Suspected() if clip.held:
+                # By itself, once the other run has decided.
+                self._note(clip, Postponed(clip.clip_id, 0.0))
             case Suspected():
                 self._running[clip.clip_id] = clip
                 self._work.quarantine(clip)
             case Known():
                 self._take_known(clip, end)
             case _:
-                self._outcomes.append(end)
+                self._note(clip, end)
+
+    def _note(self, clip: ClipInWork, end: Outcome | Postponed) -> None:
+        if isinstance(end, Postponed):
+            self.given_back[clip.clip_id] = end.delay_s
+        else:
+            self._outcomes.append(end)
+        for follower in clip.followers:
+            if follower in self._held:
+                self._held.remove(follower)
+                self._decide(follower, clip, end)
+
+    def _decide(self, clip: ClipInWork, first: ClipInWork, end: Outcome | Postponed) -> None:
+        """Have a clip heard, or end it as the same clip of the run that its run follows says."""
+        if isinstance(end, Success):
+            labels = first.plan.model.card.labels
+            heard = ((labels[each.label], each.score) for each in end.predictions)
+            if lets_through(heard, clip.plan.options):
+                clip.release()
+                return
+            end = unheard(end, clip.clip_id)
+        clip.cancel()
+        del self._running[clip.clip_id]
+        self._note(clip, replace(end, clip_id=clip.clip_id))
 
     def _take_known(self, clip: ClipInWork, known: Known) -> None:
         first = self._work.in_work(known.clip_id)
@@ -164,7 +217,7 @@ class ChunkInProgress:
         outcome = first and first.outcome_of(clip, known)
         outcome = outcome or self._work.result_of(known, clip)
         if outcome:
-            self._outcomes.append(outcome)
+            self._note(clip, outcome)
         else:
             self._start([clip], join=False)
 
@@ -181,7 +234,8 @@ class ChunkInProgress:
 
     def _stop(self, clips: list[ClipInWork]) -> None:
         for clip in clips:
-            clip.cancel()
-            del self._running[clip.clip_id]
-            self.given_back[clip.clip_id] = 0.0
+            if self._running.pop(clip.clip_id, None):
+                clip.cancel()
+                self._held.discard(clip)
+                self._note(clip, Postponed(clip.clip_id, 0.0))
         self._work.forget(clips)

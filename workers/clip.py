@@ -123,6 +123,9 @@ class ClipInWork:
     wanted: bool = True
     #: The clips of its chunk and its file, itself among them: all wait for one download.
     beside: list[ClipInWork] = field(default_factory=list)
+    #: The same clips of runs that follow its run, and whether it is such a one, which waits.
+    followers: list[ClipInWork] = field(default_factory=list)
+    held: bool = False
     _dealt: Dealt | None = None
     _facts: Facts | None = None
     _scores: Scores | None = None
@@ -157,6 +160,15 @@ class ClipInWork:
             self._ended = False
             self._scores = Scores(self.plan.options)
             self._scored = 0
+            if dealt.job.held and not self.held:
+                dealt.release()
+
+    def release(self) -> None:
+        """Have it heard, since the run that its run follows lets it through."""
+        with self.lock:
+            self.held = False
+            if self._dealt is not None:
+                self._dealt.release()
 
     def decoded(self, dealt: Dealt, facts: Facts) -> None:
         with self.lock:

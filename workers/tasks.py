@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.exceptions import Reject
 
-from db import ledger, registry, reuse, runs
+from db import ledger, passes, registry, reuse, runs
 from earmark.core import broker
 from earmark.core.clips import Failure
 from earmark.core.errors import BY_CODE, DatabaseError, MessageError, ModelError, ServiceError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from celery import Task
 
     from db.claims import Claim
-    from earmark.core.clips import Chunk, Outcome, Success
+    from earmark.core.clips import Chunk, Outcome, Postponed, Success
     from earmark.core.settings import Settings
     from workers.clip import ClipInWork
     from workers.loading.loaders import Loaders
@@ -395,7 +395,9 @@ class WorkerState:
 
     def load(self, clips: list[ClipInWork], *, join: bool) -> None:
         self._in_work.update((clip.clip_id, clip) for clip in clips)
-        self._loaders.deal((clip, replace(clip.plan.job, joins=join)) for clip in clips)
+        self._loaders.deal(
+            (clip, replace(clip.plan.job, joins=join, held=clip.held)) for clip in clips
+        )
 
     def in_work(self, clip_id: int) -> ClipInWork | None:
         return self._in_work.get(clip_id)
@@ -419,6 +421,10 @@ class WorkerState:
         if success is None or known.source not in (None, success.source):
             return None
         return replace(success, timings=known.timings)
+
+    def verdict(self, clip: ClipInWork) -> Outcome | Postponed | None:
+        verdict = partial(passes.verdict, self.engine, clip.claimed, clip.plan.options)
+        return self._through_outage(clip.plan.run_id, verdict)
 
     def forget(self, clips: list[ClipInWork]) -> None:
         self._loaders.forget(clips)

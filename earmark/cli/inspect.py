@@ -85,6 +85,8 @@ def models(
     with progress.screen.status("Loading and measuring models"):
         entries = catalog.models(names or (), read_settings())
     output.write(map(asdict, entries), format, None, columns=catalog.COLUMNS)
+    if format is None and (advice := catalog.advice(entries)):
+        progress.tell(advice)
 
 
 @commands.command(

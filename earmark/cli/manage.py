@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -28,6 +29,8 @@ def retry(
 ) -> None:
     """Put a run's failed clips back to work."""
     from db import ledger
+    from db.passes import options_again
+    from db.runs import in_pass
     from earmark.machine import has_broker
 
     codes = error.split(",") if error else []
@@ -40,7 +43,8 @@ def retry(
             count += ledger.redo_done(engine, row.id)
     progress.tell(f"Back to work: {progress.count_of(count, 'clip')}.")
     if count and not has_broker(settings):
-        again = f"`earmark run YOUR_LIST --name {row.name}`, with the same list"
+        words = shlex.join(options_again(in_pass(engine, row)))
+        again = f"`earmark run YOUR_LIST {words}`, with the same list"
         progress.tell(f"No worker runs on this machine. {again}, works them off.")
 
 

@@ -161,6 +161,9 @@ MODELS = typer.Option(
     metavar="MODEL",
     help="starter, a Hugging Face id, or a model directory. Each of several has a run NAME/MODEL.",
 )
+FOLLOWER = typer.Option(
+    metavar="MODEL", help="A model that hears only the clips that the first one lets through."
+)
 SCORING = parameters(
     RunOptions,
     {
@@ -176,6 +179,14 @@ SCORING = parameters(
         "channels": "Which channels are heard: their mix, each by itself, the first, or the Nth.",
         "embeddings": "Keep each window's vector, for `similar` and `train`.",
         "head": "A folder that `earmark train` wrote, on top of --model.",
+    },
+)
+THEN = parameters(
+    RunOptions,
+    {
+        "then_label": "The labels of the first model that let a clip through to --then,"
+        " comma-separated.",
+        "then_min_score": "The score that one of them must reach.",
     },
 )
 LISTING = parameters(
@@ -214,6 +225,13 @@ TASK: Parameters = {
         default=[RunOptions().model],
         annotation=Annotated[list[str], MODELS],
     ),
+    "then": inspect.Parameter(
+        "then",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, FOLLOWER],
+    ),
+    **THEN,
     **LISTING,
     **LIMIT,
     **STRICT,

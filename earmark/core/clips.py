@@ -196,6 +196,8 @@ class Success:
     reused: bool = False
     #: One for each window, if the run keeps them.
     embeddings: tuple[Embedding, ...] = ()
+    #: The model that this one follows did not let the clip through, so that it has no predictions.
+    unheard: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -328,3 +328,11 @@ def _leaves(kind: type[ClipError]) -> list[type[ClipError]]:
 
 #: The closed list that `failures` groups by.
 BY_CODE: dict[str, type[ClipError]] = {kind.code: kind for kind in _leaves(ClipError)}
+
+
+def as_recorded(code: str, text: str) -> ClipError:
+    """Return an error that a clip ended with, to end another one with it for good."""
+    kind = BY_CODE[code]
+    error = kind.__new__(kind, text)
+    error.__dict__.update(facts={}, transient=False, cause=Cause.clip)
+    return error

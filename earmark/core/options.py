@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -47,8 +47,18 @@ STOP_AT = 0.2
 
 #: Options that make sense for one model only.
 ONE_MODELS = ("revision", "labels", "head")
+#: Options of the run that follows another one.
+THEN_OPTIONS = ("then_label", "then_min_score")
+#: Options that are several labels, or a text with commas.
+LISTS = ("labels", "then_label")
 #: Options that are kept only where they are used, so that results of older runs are reused.
-SINCE_0_2 = {"embeddings": False, "head": None, "channels": "mix"}
+SINCE_0_2 = {
+    "embeddings": False,
+    "head": None,
+    "channels": "mix",
+    "then_label": (),
+    "then_min_score": 0.5,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +87,10 @@ class RunOptions:
     head: str | None = None
     #: `mix`, `each`, `first`, or the number of one, from 1 up.
     channels: str = "mix"
+    #: Of a run that follows another one: the labels there that let a clip through, and the score
+    #: that one of them must reach.
+    then_label: tuple[str, ...] = ()
+    then_min_score: float = 0.5
 
     @property
     def decoded_channels(self) -> int:
@@ -104,22 +118,29 @@ class RunOptions:
         """
         check_arguments(given)
         chosen = _chosen(cls, given)
-        labels = chosen.get("labels") or ()
-        if isinstance(labels, str):
-            labels = [label.strip() for label in labels.split(",")]
+        for name in LISTS:
+            chosen[name] = _listed(chosen.get(name) or ())
         if head := chosen.get("head"):
             chosen["head"] = str(Path(head).expanduser().resolve())
         channels = str(chosen.get("channels", "mix"))
-        return cls(**{**chosen, "labels": tuple(labels), "channels": channels})
+        return cls(**{**chosen, "channels": channels})
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunOptions:
         known = _chosen(cls, values)
-        return cls(**{**known, "labels": tuple(known.get("labels", ()))})
+        return cls(**{**known, **{name: tuple(known.get(name, ())) for name in LISTS}})
+
+
+def _listed(labels: str | Iterable[str]) -> tuple[str, ...]:
+    if isinstance(labels, str):
+        labels = [label.strip() for label in labels.split(",")]
+    return tuple(labels)
 
 
 def of_each_model(given: Mapping[str, Any]) -> list[RunOptions]:
     """Return the options among a person's arguments, once for each model that they name.
+
+    The last are those of the model that follows the first, if one does.
 
     Raises:
         UsageError: a value is wrong, or belongs to one model where there are several.
@@ -129,8 +150,23 @@ def of_each_model(given: Mapping[str, Any]) -> list[RunOptions]:
         models = [models]
     for name in ONE_MODELS:
         if len(models) > 1 and given.get(name):
-            raise UsageError(reason=f"--{name} belongs to one model: give it with one --model.")
-    return [RunOptions.from_arguments({**given, "model": model}) for model in models]
+            raise UsageError(
+                reason=f"--{name} belongs to one model: run that model by itself, with a --name of"
+                " its own; `earmark compare` sets runs side by side."
+            )
+    then, through = given.get("then"), given.get("then_label")
+    if bool(then) != bool(through):
+        raise UsageError(reason="--then and --then-label go together: the model, and what for.")
+    own = _without(THEN_OPTIONS, given)
+    options = [RunOptions.from_arguments({**own, "model": model}) for model in models]
+    if then:
+        follower = _without(ONE_MODELS, given)
+        options.append(RunOptions.from_arguments({**follower, "model": then}))
+    return options
+
+
+def _without(names: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -208,7 +208,7 @@ class Model(Group):
     threads: int = 0
     #: Padded seconds of audio in a batch; 0: 640 on a GPU, a few on a CPU.
     batch_s: float = 0.0
-    #: Windows in a batch; 0: 64 on a GPU, 16 on a CPU: more gain nothing.
+    #: Windows in a batch; 0: 64 on a GPU, 8 on a CPU: more gain nothing, and take memory.
     batch_windows: int = 0
 
 

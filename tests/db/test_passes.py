@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 
-from db import brake, feeding, ledger, passes, runs
+from db import brake, feeding, ledger, passes, reuse, runs
 from db.bulk_insert import listed
 from db.models import Clip
 from db.session import reading, writing
 from earmark.core.clips import Clip as Listed
-from earmark.core.clips import Failure
+from earmark.core.clips import Failure, Postponed
 from earmark.core.errors import ModelError, ServerError, UsageError
 from earmark.core.options import RunOptions, of_each_model
 from earmark.core.settings import Ledger
@@ -34,10 +35,13 @@ class Pass:
         self.engine = engine
         # Ids of the two runs would be the same places without it.
         submit(engine, 2)
-        self.run_ids = open_runs(engine, "list", *MODELS[:2])
+        self.run_ids = self.open()
         rows = [listed(Listed(f"https://h/{n}.wav")) for n in range(CLIPS)]
         assert ledger.add_listed(engine, self.run_ids, rows) == CLIPS
         self.first, self.second = (self.ids(run_id) for run_id in self.run_ids)
+
+    def open(self) -> list[int]:
+        return open_runs(self.engine, "list", *MODELS[:2])
 
     def ids(self, run_id: int) -> list[int]:
         of_run = sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id)
@@ -175,3 +179,109 @@ def test_a_run_that_is_paused_or_cancelled_leaves_the_other_alone(both: Pass) ->
     assert taken(claim) == both.second
     both.finish(claim)
     assert both.states(both.second) == ["done"] * CLIPS
+
+
+class Then(Pass):
+    """A pass whose second run hears only what the first one lets through."""
+
+    def open(self) -> list[int]:
+        return follow(self.engine, "siren", 0.75)
+
+    def verdict(self, clip_id: int) -> Any:
+        (clip,) = self.claim([clip_id]).clips
+        end = passes.verdict(self.engine, clip, runs.get_run(self.engine, clip.run_id).options)
+        expire_leases(self.engine)
+        feeding.take_back(self.engine, "clips")
+        return end
+
+
+def follow(engine: sa.Engine, label: str, min_score: float) -> list[int]:
+    given = {"then": MODELS[1], "then_label": label, "then_min_score": min_score}
+    return passes.open_runs(engine, "list", of_each_model(given), queue="clips", chunk_size=16)
+
+
+@pytest.fixture
+def then(engine: sa.Engine) -> Then:
+    return Then(engine)
+
+
+def test_a_run_that_follows_another_one_waits_for_its_verdict(then: Then) -> None:
+    claim = then.claim(then.second)
+    assert {clip.id: clip.first for clip in claim.clips} == {
+        **dict.fromkeys(then.first),
+        **dict(zip(then.second, then.first, strict=True)),
+    }
+    first = [success(then.first[0]), replace(success(then.first[1]), predictions=())]
+    failed = Failure(then.first[2], ServerError(status=500))
+    limits = Ledger(max_attempts=1)
+    ledger.finish(then.engine, claim, first, labels(then.engine), limits)
+    ledger.finish(then.engine, claim, [failed], (), limits)
+    expire_leases(then.engine)
+    feeding.take_back(then.engine, "clips")
+
+    assert then.verdict(then.second[0]) is None
+    unheard = then.verdict(then.second[1])
+    assert (unheard.clip_id, unheard.unheard, unheard.predictions) == (then.second[1], True, ())
+    # The first run has used up its tries, and this one has not.
+    claim = then.claim(then.second)
+    ends = [passes.verdict(then.engine, clip, RunOptions()) for clip in claim.clips[1:]]
+    assert ends[1] == replace(ends[1], clip_id=then.second[2])
+    ledger.finish(then.engine, claim, ends, (), LIMITS)
+    assert then.states(then.second) == ["running", "done", "failed"]
+    row_of = [row(then.engine, clip_id) for clip_id in (*then.second, then.first[2])]
+    assert [clip.unheard for clip in row_of] == [False, True, False, False]
+    assert (row_of[2].error_code, row_of[2].error) == (row_of[3].error_code, row_of[3].error)
+
+
+def test_a_verdict_is_put_off_while_others_have_the_first_clip(then: Then) -> None:
+    (clip,) = (clip for clip in then.claim(then.second[:1]).clips if clip.first)
+    end = passes.verdict(then.engine, clip, RunOptions(then_label=("siren",)))
+    assert end == Postponed(clip.id, passes.FOLLOW_PAUSE_S)
+
+
+def test_what_nobody_can_let_through_any_more_fails_as_cancelled(then: Then) -> None:
+    ledger.cancel(then.engine, then.run_ids[0])
+    assert then.verdict(then.second[0]).error.code == "cancelled"
+    ledger.prune(then.engine, then.run_ids[0])
+    assert then.verdict(then.second[1]).error.code == "cancelled"
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_retry_of_the_first_run_lets_the_second_one_follow(then: Then, *, done: bool) -> None:
+    claim = then.claim(then.first)
+    failing = () if done else (then.first[0], then.second[0])
+    then.finish(claim, *failing, then.second[1])
+    if done:
+        assert ledger.redo_done(then.engine, then.run_ids[0]) == CLIPS
+        expected = ["pending", "pending", "pending"]
+    else:
+        assert ledger.retry_failed(then.engine, then.run_ids[0]) == 1
+        expected = ["pending", "failed", "done"]
+    assert then.states(then.second) == expected
+
+
+def test_a_run_whose_first_run_is_paused_is_not_fed(then: Then) -> None:
+    brake.pause(then.engine, then.run_ids[0], "it fails")
+    picked = {part.run_id for part in feeding.pick(then.engine, "clips", 10, LIMITS)}
+    assert not picked & set(then.run_ids)
+    brake.resume(then.engine, then.run_ids[0])
+    picked = {part.run_id for part in feeding.pick(then.engine, "clips", 10, LIMITS)}
+    assert picked >= set(then.run_ids)
+
+
+def test_other_labels_to_let_clips_through_are_other_options(then: Then) -> None:
+    assert follow(then.engine, "siren", 0.75) == then.run_ids
+    with pytest.raises(UsageError, match="another then_min_score"):
+        follow(then.engine, "siren", 0.5)
+
+
+def test_what_was_not_heard_is_no_result_for_a_copy(then: Then) -> None:
+    claim = then.claim(then.first)
+    heard, unheard = success(then.second[0]), passes.unheard(success(0), then.second[1])
+    first = success(then.first[0])
+    ledger.finish(then.engine, claim, [first, unheard], labels(then.engine), LIMITS)
+    copy = {then.second[2]: first.source}
+    assert reuse.known(then.engine, then.run_ids[1], copy) == {}
+    ledger.finish(then.engine, claim, [heard], labels(then.engine), LIMITS)
+    ledger.settle_model(then.engine, then.run_ids[1], 1)
+    assert reuse.known(then.engine, then.run_ids[1], copy) == {then.second[2]: then.second[0]}

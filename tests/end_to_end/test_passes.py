@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sqlite3
 from collections import Counter
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +19,10 @@ from tests.workers.scoring import graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.end_to_end.conftest import Earmark
 
+PAGE = Path(__file__).parents[2] / "docs/guides/models.md"
 NAMES = ("dog.ogg", "siren.wav", "piano.flac", "rain.ogg")
 BEST = "SELECT uri || label FROM results WHERE run = '{}'"
 STATES = "SELECT run, done, failed, total FROM run_progress ORDER BY run_id"
@@ -97,7 +100,8 @@ def test_each_clip_is_fetched_once_for_three_models_of_two_rates(
 
     # A retry of one run asks for its clips only, and leaves the others as they are.
     server.asked.clear()
-    earmark("retry", "march/slow")
+    hint = earmark("retry", "march/slow").stderr
+    assert f"`earmark {' '.join(words).replace('list.txt', 'YOUR_LIST')}`" in hint
     earmark(*words)
     assert server.asked == {"/gone/1": 1}
     assert rows(earmark.folder, STATES) == expected
@@ -129,3 +133,64 @@ def test_what_cannot_be_for_several_models_is_refused_before_the_run(earmark: Ea
     assert "./mute gives no embeddings: its earmark.json names no such output." in refused
     twice = ("run", str(EXAMPLES), "--model", "./mute", "--model", "./mute")
     assert "would be called the same: mute, mute" in earmark(*twice, status=2).stderr
+
+
+THEN = ("--then-label", "dog,rain", "--then-min-score", "0.5")
+#: A run's clips by the file's name: its best label, and whether it was not heard.
+HEARD = "SELECT uri, label, score, unheard FROM results WHERE run = '{}' ORDER BY uri"
+
+
+@pytest.mark.parametrize("rate", [16_000, 8000])
+def test_a_model_hears_only_what_the_first_one_lets_through(
+    earmark: Earmark, server: Server, rate: int
+) -> None:
+    clips = [("ok", number) for number in range(12)] + [("gone", 1), ("busy", 2)]
+    urls = [f"http://127.0.0.1:{server.server_port}/{kind}/{number}" for kind, number in clips]
+    (earmark.folder / "list.txt").write_text("\n".join(urls))
+    graphs.save(earmark.folder / "second", rate=rate)
+    words = ("run", "list.txt", "--name", "march", "--then", "./second", *THEN)
+    shown = earmark(*words)
+    assert server.asked == {f"/{kind}/{number}": 1 + (kind == "busy") for kind, number in clips}
+    expected = [("march/starter", 13, 1, 14), ("march/second", 13, 1, 14)]
+    assert rows(earmark.folder, STATES) == expected
+    codes = "SELECT run, error_code FROM failures ORDER BY run_id"
+    assert rows(earmark.folder, codes) == [(run, "not_found") for run, *_ in expected]
+
+    earmark("run", "list.txt", "--name", "alone", "--model", "./second")
+    first, second, alone = (
+        {row[0]: row[1:] for row in rows(earmark.folder, HEARD.format(run))}
+        for run in ("march/starter", "march/second", "alone")
+    )
+    through = [uri for uri, (label, *_) in first.items() if label in ("dog", "rain")]
+    assert 0 < len(through) < len(first)
+    for uri, heard in second.items():
+        assert heard == (alone[uri] if uri in through else (None, None, 1))
+    assert f"  {len(first) - len(through)} not heard: none of" in shown.stderr
+
+    # A retry of the first run lets the second one follow.
+    server.asked.clear()
+    hint = earmark("retry", "march/starter").stderr
+    (again,) = re.findall("`earmark (.*)`", hint)
+    assert again == (
+        "run YOUR_LIST --name march --model starter --then ./second --then-label dog,rain"
+    )
+    earmark(*again.replace("YOUR_LIST", "list.txt").split())
+    assert server.asked == {"/gone/1": 1}
+    assert rows(earmark.folder, STATES)[:2] == expected
+
+
+def test_the_command_of_the_guide_tells_what_was_not_heard(earmark: Earmark) -> None:
+    (command,) = re.findall(r"^\$ earmark (run .*--then .*)$", PAGE.read_text(), re.M)
+    sounds = ("dog.ogg", "music.mp3", "rain.ogg", "siren.wav", "speech.wav")
+    (earmark.folder / "clips").mkdir()
+    for name in sounds:
+        shutil.copy(EXAMPLES / name, earmark.folder / "clips")
+    graphs.save(earmark.folder / "dnsmos")
+    shown = earmark(*command.split())
+    not_heard = re.findall(r"^(\S+) +not heard", shown.stdout, re.M)
+    assert not_heard == re.findall(r"^(\S+) +not heard", PAGE.read_text(), re.M) == list(sounds[:4])
+    assert "4 not heard: none of these reached 0.5: speech, baby_cry." in shown.stderr
+    misspelt = earmark("run", "clips", "--then", "./dnsmos", "--then-label", "speach", status=2)
+    assert "starter has no label speach. Did you mean speech?" in misspelt.stderr
+    alone = earmark("run", "clips", "--then", "./dnsmos", status=2).stderr
+    assert "--then and --then-label go together" in alone

@@ -1,4 +1,4 @@
-"""A loopback server of one sound under many URLs, whose paths say how it misbehaves.
+"""A loopback server of two sounds under many URLs, whose paths say how it misbehaves.
 
 Every other clip has bytes of its own; the others are copies of each other.
 """
@@ -44,7 +44,8 @@ class FlakyServer(ThreadingHTTPServer):
     def __init__(self, delay_s: float) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.delay_s = delay_s
-        self.sound = (EXAMPLES / "dog.ogg").read_bytes()
+        #: Of every third clip it is the second.
+        self.sounds = [(EXAMPLES / name).read_bytes() for name in ("dog.ogg", "rain.ogg")]
         self.asked: Counter[str] = Counter()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -84,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         number = self.path.rpartition("/")[2]
         # No decoder reads what lies behind the sound.
         own = number.encode() if number[-1:] in "13579" else b""
-        return self.server.sound + own
+        return self.server.sounds[number[-1:] in "369"] + own
 
     def _never_end(self) -> None:
         self.send_response(200)

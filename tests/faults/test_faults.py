@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 
 from db import feeding, ledger, outcomes
 from db.identity import ledger_id, own_queue
-from db.models import Clip, Lease
+from db.models import Clip, Lease, Run
 from earmark.core import broker
 from earmark.core.clips import AudioFacts, Failure, Prediction, Source, Success
 from earmark.core.errors import NotFound
@@ -19,7 +20,7 @@ from earmark.core.settings import Broker, Ledger
 from tests.db.facts import chunk_of
 from tests.end_to_end.conftest import wait_until
 from tests.faults import faults
-from tests.faults.world import LEASE_S, SUBMITTED_S, check_invariants
+from tests.faults.world import LEASE_S, OTHER_MODEL, SUBMITTED_S, check_invariants
 from tests.servers import answers, free_port
 from workers.chunk import SUSPECT_CRASHES
 
@@ -124,6 +125,28 @@ def test_a_worker_without_memory_for_a_batch_scores_windows_one_by_one(world: Wo
     world.until_final()
     check_invariants(world)
     assert world.rows(sa.select(sa.func.max(Clip.attempts))) == [(1,)]
+
+
+@pytest.mark.parametrize("then", [False, True])
+def test_a_model_without_memory_fails_its_run_and_leaves_the_other_one_of_a_pass_whole(
+    world: World, *, then: bool
+) -> None:
+    world.use_two_models(then=then)
+    uris = world.uris(CLIPS)
+    world.submit(*uris)
+    world.start_workers(1, FAULT_MEMORY_OF=OTHER_MODEL, EARMARK_LEDGER__MAX_ATTEMPTS="2")
+    world.until_final()
+    ends = sa.select(Run.name, Clip.error_code, Clip.unheard, Clip.attempts, Clip.crashes)
+    found = Counter(world.rows(ends.join(Run, Run.id == Clip.run_id)))
+    unheard = sum(uri[-1] in "369" for uri in uris) if then else 0
+    first, second = world.runs
+    assert found == +Counter(
+        {
+            (first, None, False, 1, 0): CLIPS,
+            (second, None, True, 1, 0): unheard,
+            (second, "out_of_memory", False, 2, 0): CLIPS - unheard,
+        }
+    )
 
 
 def test_a_worker_that_loses_its_device_ends_and_its_clips_are_scored_by_the_next(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from earmark.core.clips import Failure, Postponed, Source, Success, Timings
 from earmark.core.errors import Corrupt, DecoderCrashed, NotFound
 from earmark.core.options import RunOptions
 from tests.db.facts import success
+from tests.workers.loading.world import until
 from workers import chunk as chunks
 from workers.chunk import ChunkInProgress
 from workers.loading.cutter import Shape
@@ -40,12 +42,22 @@ class Work:
         self.forgotten: list[int] = []
         self.drains = 0
         self.result: Any = None
+        #: What the first run says of clips that another one follows, by their ids.
+        self.verdicts: dict[int, Any] = {}
+        #: Clips whose kept file is heard, and those that nobody wants.
+        self.released: list[int] = []
+        self.cancelled: list[int] = []
 
     def load(self, clips: list[ClipInWork], *, join: bool) -> None:
         self.loaded += clips
         self.joining = join
         for clip in clips:
-            dealt = SimpleNamespace(clip=clip, job=JOB, cancel=lambda: None)
+            dealt = SimpleNamespace(
+                clip=clip,
+                job=replace(JOB, held=clip.held),
+                release=partial(self.released.append, clip.clip_id),
+                cancel=partial(self.cancelled.append, clip.clip_id),
+            )
             clip.begin(dealt)  # type: ignore[arg-type]
 
     def quarantine(self, clip: ClipInWork) -> None:
@@ -56,6 +68,9 @@ class Work:
 
     def in_work(self, clip_id: int) -> ClipInWork | None:
         return next((clip for clip in self.loaded if clip.clip_id == clip_id), None)
+
+    def verdict(self, clip: ClipInWork) -> Any:
+        return self.verdicts[clip.clip_id]
 
     def forget(self, clips: list[ClipInWork]) -> None:
         self.forgotten += [clip.clip_id for clip in clips]
@@ -284,3 +299,92 @@ def test_a_copy_is_not_stuck_while_the_first_one_makes_progress(work: Work) -> N
     chunk.run(0.01, NEVER)
     assert chunk.collect() == []
     assert len(first.collect()) == 1
+
+
+# runs that follow another one --------------------------------------------------------------------
+
+
+def following(work: Work, *, firsts: int = 2, others: int = 0) -> ChunkInProgress:
+    """Begin clips from 1 up of a run, and the same from 11 up of one that follows it.
+
+    The first run's clips from 21 up, which those from 31 up follow, are not in the chunk.
+    """
+    claimed = []
+    for number in range(1, firsts + 1):
+        claimed.append(Claimed(number, f"/{number}", 1, 0))
+        claimed.append(Claimed(10 + number, f"/{number}", 1, 0, run_id=1, first=number))
+    claimed += [
+        Claimed(30 + number, f"/3{number}", 1, 0, run_id=1, first=20 + number)
+        for number in range(1, others + 1)
+    ]
+    card = SimpleNamespace(labels=("dog", "siren"))
+    first = RunPlan(RunOptions(), SimpleNamespace(card=card))  # type: ignore[arg-type]
+    options = RunOptions(then_label=("siren",), then_min_score=0.75)
+    then = RunPlan(options, None, run_id=1)  # type: ignore[arg-type]
+    return ChunkInProgress(Claim(7, tuple(claimed)), {0: first, 1: then}, 600, work)
+
+
+def test_a_clip_is_heard_once_the_first_run_lets_it_through(work: Work) -> None:
+    chunk = following(work)
+    assert [clip.held for clip in work.loaded] == [False, True, False, True]
+    quiet = replace(success(2), predictions=success(2).predictions[1:])
+    work.end(1, success(1))
+    work.end(2, quiet)
+    chunk.run(0.01, NEVER)
+    assert (work.released, work.cancelled) == ([11], [12])
+    unheard = Success(12, quiet.source, quiet.facts, (), unheard=True)
+    assert chunk.collect() == [success(1), quiet, unheard]
+    assert chunk.unfinished
+    work.end(11, success(11))
+    chunk.run(60, NEVER)
+    assert chunk.collect() == [success(11)]
+    assert not chunk.unfinished
+
+
+def test_verdicts_come_as_soon_as_the_first_clips_have_ended(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "CHECK_EVERY_S", 600)
+    chunk = following(work)
+    thread = threading.Thread(target=chunk.run, args=(60, NEVER), daemon=True)
+    thread.start()
+    work.end(1, success(1))
+    work.end(2, success(2))
+    until(lambda: work.released == [11, 12])
+    work.end(11, success(11))
+    work.end(12, success(12))
+    thread.join(60)
+    assert not chunk.unfinished
+
+
+@pytest.mark.parametrize("end", [NotFound(status=404), Corrupt(reason="its end is missing"), 9.0])
+def test_a_clip_ends_as_that_of_the_first_run_does(work: Work, end: Any) -> None:
+    chunk = following(work, firsts=1)
+    if isinstance(end, float):
+        work.end(1, Postponed(1, end))
+        expected: tuple[Any, ...] = ([], {1: end, 11: end})
+    else:
+        work.end(1, Failure(1, end))
+        expected = ([Failure(1, end), Failure(11, end)], {})
+    chunk.run(60, NEVER)
+    assert (chunk.collect(), chunk.given_back) == expected
+    assert work.cancelled == [11]
+
+
+def test_a_kept_file_that_loaders_die_of_is_given_back(work: Work) -> None:
+    chunk = following(work, firsts=1)
+    work.end(11, Suspected())
+    work.end(1, success(1))
+    chunk.run(60, NEVER)
+    assert (work.alone, chunk.given_back) == ([], {11: 0.0})
+
+
+def test_clips_that_the_first_run_has_decided_end_or_begin_at_once(work: Work) -> None:
+    failed = Failure(32, NotFound(status=404))
+    work.verdicts = {31: None, 32: failed, 33: Postponed(33, 5.0)}
+    chunk = following(work, firsts=0, others=3)
+    assert [(clip.clip_id, clip.held) for clip in work.loaded] == [(31, False)]
+    assert (chunk.collect(), chunk.given_back) == ([failed], {33: 5.0})
+    work.end(31, success(31))
+    chunk.run(60, NEVER)
+    assert chunk.collect() == [success(31)]

@@ -97,10 +97,9 @@ def serve(parent: socket.socket, audio_settings: settings.Audio) -> None:
 
 def _end_in(seconds: float) -> None:
     """Have the kernel end this process after so long, even if the parent is dead; 0 cancels."""
+    # No limit of processor time beside it: the kernel counts whole ticks against that, which on a
+    # busy machine are seconds more than were used.
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used + seconds + 1), hard))
 
 
 def _want(parent: socket.socket, block: int) -> None:

@@ -38,7 +38,6 @@ TUNING = {
 BROKEN = (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError)
 #: A clip of 5 s fits, so that its decoder goes on with the next one before it is received.
 SEND_BUFFER_BYTES = 2**20
-_TIMED_OUT = (-signal.SIGALRM, -signal.SIGXCPU)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +215,7 @@ class Decoder:
         """End the process, and return the error of the clip that it was at."""
         late = time.monotonic() > self.deadline
         self.stop()
-        if late or self._process.returncode in _TIMED_OUT:
+        if late or self._process.returncode == -signal.SIGALRM:
             return errors.DecoderTimeout(timeout_s=self._settings.decode_timeout_s)
         return errors.DecoderCrashed()
 

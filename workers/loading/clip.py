@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from earmark.core.clips import AudioFacts
@@ -57,6 +58,10 @@ class DealtClip:
     end: dict[str, Any] | None = None
     #: Nobody waits for it any more.
     dropped: bool = False
+    #: Its file is kept until it is wanted.
+    held: bool = False
+    #: The clips that are heard from the same samples, itself among them, once a decoder has it.
+    heard: list[DealtClip] = field(default_factory=list)
 
     @property
     def shape(self) -> Shape:
@@ -67,13 +72,13 @@ class DealtClip:
         """The clips of its file that it is the first of."""
         return [self, *self.others]
 
-    @property
-    def heard(self) -> list[DealtClip]:
-        """Those of them that are heard from the same samples: of one rate and channels."""
+    def begin(self) -> None:
+        """Have those of them heard that take the same samples: of one rate and channels."""
+        self.heard = []
         decoded = self.shape.sample_rate, self.job.channels
-        return [
-            clip for clip in self.together if (clip.shape.sample_rate, clip.job.channels) == decoded
-        ]
+        for clip in self.together:
+            if (clip.shape.sample_rate, clip.job.channels) == decoded and not clip.held:
+                self.heard.append(clip)
 
     @property
     def goes_on(self) -> bool:
@@ -83,6 +88,11 @@ class DealtClip:
     def going(self) -> list[DealtClip]:
         """The clips of its file that are not at their end."""
         return [clip for clip in self.together if clip.goes_on]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its file is kept for clips that may be wanted, and for no others."""
+        return bool(self.going) and all(clip.held for clip in self.going)
 
     @property
     def is_moot(self) -> bool:
@@ -117,12 +127,12 @@ class DealtClip:
     def left(self, clips: list[DealtClip]) -> DealtClip | None:
         """Return the first of these clips of its file, with the file and the others.
 
-        The file is closed if there are none.
+        It is one that is not held, if there is one. The file is closed if there are none.
         """
         if not clips:
             self.close()
             return None
-        first, *first.others = clips
+        first, *first.others = sorted(clips, key=attrgetter("held"))
         if first is not self:
             first.file, self.file = self.file, None
         return first

@@ -61,6 +61,8 @@ class Decodings:
         self._report = report
         self._selector = selector
         self._fetched: deque[DealtClip] = deque()
+        #: Those that are kept for clips that may be wanted.
+        self._held: list[DealtClip] = []
         self._room = room
         #: Decoders that wait for room, and the one whose turn it is.
         self._waiting: deque[Decoding] = deque()
@@ -81,9 +83,12 @@ class Decodings:
         return len(self._fetched) >= len(self._decodings)
 
     def put(self, clip: DealtClip) -> None:
-        """Have the file of a fetched clip decoded, once for each rate of its clips."""
+        """Have the file of a fetched clip decoded, once for each rate of its clips, or kept."""
         clip.waits_since = time.perf_counter()
-        self._fetched.append(clip)
+        if clip.is_held:
+            self._held.append(clip)
+        else:
+            self._fetched.append(clip)
 
     def begun(self) -> set[int]:
         """Return the deals that are at a decoder."""
@@ -99,6 +104,15 @@ class Decodings:
         for decoding in self._decodings:
             if decoding.clips and decoding.clips[0].is_moot:
                 self._replace(decoding)
+
+    def released(self) -> list[DealtClip]:
+        """Return the kept files that are wanted now; close those that nobody may want any more."""
+        kept, self._held = self._held, []
+        wanted: list[DealtClip] = []
+        for clip in kept:
+            if first := clip.left(clip.going):
+                (self._held if first.is_held else wanted).append(first)
+        return wanted
 
     def beat(self) -> None:
         """Replace late decoders."""
@@ -133,7 +147,11 @@ class Decodings:
         clip = fetched.left(fetched.going)
         if clip is None:
             return
+        if clip.is_held:
+            self._held.append(clip)
+            return
         assert clip.file is not None
+        clip.begin()
         clip.waits_since = fetched.waits_since
         decoding.clips.append(clip)
         if len(decoding.clips) == 1:

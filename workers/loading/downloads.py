@@ -90,7 +90,7 @@ class Downloads:
             threading.Thread(target=target, daemon=True).start()
 
     def begin(self, clip: DealtClip) -> None:
-        if clip.job.by_url:
+        if clip.job.by_url or clip.source is not None:
             self._to_look_up.put(clip)
         else:
             self._to_fetch.put(clip)
@@ -130,16 +130,12 @@ class Downloads:
                     clips.append(self._to_look_up.get_nowait())
             except Empty:
                 pass
-            groups = defaultdict(list)
-            for clip in clips:
-                for each in clip.going:
-                    groups[each.job.run_id, each.source is None].append(each)
-            for (run_id, _), group in groups.items():
+            for (run_id, _), group in _by_run(clips).items():
                 with logs.about(run_id=run_id):
                     for some in chunked(group, LOOKED_UP_AT_ONCE):
                         self._look_up(run_id, some)
             for clip in clips:
-                if clip.source is None and clip.going:
+                if clip.source is None and clip.going and not clip.is_held:
                     self._to_fetch.put(clip)
                 else:
                     self._pass(clip)
@@ -179,3 +175,13 @@ class Downloads:
     def _pass(self, clip: DealtClip) -> None:
         self._through.append(clip)
         self._bell.ring()
+
+
+def _by_run(clips: list[DealtClip]) -> dict[tuple[int, bool], list[DealtClip]]:
+    """Return the clips to look up of each run, those with and without a source apart."""
+    groups = defaultdict(list)
+    for clip in clips:
+        for each in clip.going:
+            if not each.held:
+                groups[each.job.run_id, each.source is None].append(each)
+    return groups

@@ -121,6 +121,8 @@ class Loader:
                 self._room.free(np.frombuffer(content, messages.OFFSET).tolist())
             case messages.DEAL:
                 self._deal(**json.loads(content))
+            case messages.RELEASE:
+                self._release(json.loads(content))
             case messages.CANCEL:
                 self._cancel(json.loads(content))
             case messages.DRAIN:
@@ -134,7 +136,7 @@ class Loader:
                 job = known[number]
                 part = Part(*values) if values else None
                 span = Span.of(part, job.shape.sample_rate)
-                clip = DealtClip(deal, clip_id, uri, job, part, span)
+                clip = DealtClip(deal, clip_id, uri, job, part, span, held=job.held)
                 self._report.clips[deal] = clip
                 clips.append(clip)
             first, *first.others = clips
@@ -142,11 +144,18 @@ class Loader:
         if self._draining:
             self._drain()
 
+    def _release(self, deals: list[int]) -> None:
+        for deal in deals:
+            if clip := self._report.clips.get(deal):
+                clip.held = False
+        self._backlog.extend(self._decodings.released())
+
     def _cancel(self, deals: list[int]) -> None:
         for deal in deals:
             if clip := self._report.clips.pop(deal, None):
                 clip.dropped = True
         self._decodings.drop()
+        self._backlog.extend(self._decodings.released())
 
     def _drain(self) -> None:
         """Give back the clips that are at no decoder."""
@@ -169,8 +178,8 @@ class Loader:
         while self._parked and self._parked[0][0] <= now:
             self._backlog.append(heappop(self._parked)[2])
         while self._backlog and self._downloading + self._decodings.waiting_clips < self._at_once:
-            clip = self._backlog.popleft()
-            if clip.going:
+            dealt = self._backlog.popleft()
+            if clip := dealt.left(dealt.going):
                 self._downloading += 1
                 self._downloads.begin(clip)
 

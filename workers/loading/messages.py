@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # To a loader.
-DEAL, FREE, CANCEL, DRAIN = b"D", b"F", b"C", b"S"
+DEAL, FREE, RELEASE, CANCEL, DRAIN = b"D", b"F", b"G", b"C", b"S"
 # From a loader. A beat says that it lives, and whether its network is down; a step of a clip that
 # was seen is sent to observers alone.
 READY, REFUSED, ROWS, ENDED, BEAT, SEEN = b"R", b"N", b"W", b"E", b"B", b"O"

@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from multiprocessing.connection import Pipe
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
@@ -104,6 +104,8 @@ class Job:
     channels: int = MIX
     #: Whether a clip waits for another one that is at work on the same content.
     joins: bool = True
+    #: Whether the file of a clip is kept, and not heard until it is released.
+    held: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -118,6 +120,12 @@ class Dealt:
     deaths: int
     #: Whether anybody waits for its windows.
     wanted: bool = True
+
+    def release(self) -> None:
+        """Have its file heard, which was kept."""
+        self.job = replace(self.job, held=False)
+        if self.number in self.loader.dealt:
+            self.loader.send(messages.RELEASE + json.dumps([self.number]).encode())
 
     def cancel(self) -> None:
         """Have its loader stop working on it."""

@@ -9,12 +9,18 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
 from earmark.core import errors
-from workers.scoring import hub
+from earmark.core.spelling import did_you_mean
+from workers.scoring import heads, hub
 from workers.scoring.description import Described
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from earmark.core.options import RunOptions
+
+#: Labels that a refusal of another one names.
+_SHOWN = 10
 
 
 class Local(NamedTuple):
@@ -53,6 +59,29 @@ class Local(NamedTuple):
         if file.is_file():
             config = json.loads(file.read_text())
         return config
+
+
+def check_then(options: Sequence[RunOptions]) -> None:
+    """Check the labels that let clips through, if the files of the first model are here.
+
+    Raises:
+        UsageError: the first model has no such label.
+    """
+    first, wanted = options[0], options[-1].then_label
+    known = _labels(first) if wanted else ()
+    for label in wanted:
+        if known and label not in known:
+            meant = did_you_mean(label, known) or f" It has {', '.join(known[:_SHOWN])}."
+            raise errors.UsageError(reason=f"{first.model} has no label {label}.{meant}")
+
+
+def _labels(options: RunOptions) -> tuple[str, ...]:
+    if options.labels:
+        return options.labels
+    if options.head:
+        return heads.load(options.head).labels
+    folder = hub.folder_here(options.model, options.revision)
+    return Local(options.model, folder, None).labels() if folder else ()
 
 
 def local_models() -> Iterator[Local]:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 #: What a batch may hold at most: padded seconds of audio, and windows.
 _GPU_BATCH_S, _GPU_BATCH_WINDOWS = 640.0, 64
-CPU_BATCH_S, _CPU_BATCH_WINDOWS = 10.0, 16
+CPU_BATCH_S, _CPU_BATCH_WINDOWS = 10.0, 8
 
 #: glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, with values at which a lane keeps its memory.
 _MALLOC = ((-3, 32 * 1024**2), (-1, 256 * 1024**2))

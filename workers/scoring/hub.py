@@ -98,6 +98,14 @@ def _cached(name: str, revision: str | None, file: str) -> Path:
     return Path(cached)
 
 
+def folder_here(name: str, revision: str | None) -> Path | None:
+    """Return the folder with those files of a model that are on this machine already."""
+    try:
+        return _folder(name) or _cached(name, revision, CONFIG).parent
+    except (OSError, errors.ServiceError):
+        return None
+
+
 def _folder(name: str) -> Path | None:
     """Return the folder of a model that is no hub model; raise ServiceError if it is missing."""
     if name == "starter":

@@ -33,7 +33,12 @@ ADDED: tuple[tuple[str, sa.types.TypeEngine[Any], tuple[str, ...]], ...] = (
     ("clips", sa.String(), ("tags", "recorded_at", "recorded_from")),
     ("clips", sa.Boolean(), ("over_scale", "cancelling")),
     ("runs", sa.String(), ("paused",)),
-    ("runs", sa.Integer(), ("pass_id",)),
+    ("runs", sa.Integer(), ("pass_id", "follows")),
+)
+#: The others.
+NOT_NULL: tuple[tuple[str, sa.types.TypeEngine[Any], tuple[str, ...]], ...] = (
+    ("clips", sa.Boolean(), ("unheard",)),
+    ("runs", sa.Double(), ("stop_at", "resumed_at")),
 )
 
 
@@ -47,6 +52,10 @@ def upgrade() -> None:
     for table, kind, names in ADDED:
         for name in names:
             op.add_column(table, sa.Column(name, kind))
+    op.add_column(
+        "clips",
+        sa.Column("unheard", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+    )
     op.add_column("runs", sa.Column("stop_at", sa.Double(), server_default="0.2", nullable=False))
     op.add_column("runs", sa.Column("resumed_at", sa.Double(), server_default="0", nullable=False))
     _add_workers()
@@ -77,7 +86,7 @@ def downgrade() -> None:
         op.drop_column("window_predictions", "channel")
     for table in ("window_embeddings", "workers", "thresholds", "review_log"):
         op.drop_table(table)
-    for table, _, names in (*ADDED, ("runs", sa.Double(), ("stop_at", "resumed_at"))):
+    for table, _, names in (*ADDED, *NOT_NULL):
         for name in names:
             op.drop_column(table, name)
     _rekey(whole_uri_key)

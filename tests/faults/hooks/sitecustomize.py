@@ -3,9 +3,10 @@
 FAULT_CLIPS: a clip with `poison` in its URI kills its worker, one with `venom` its loader. The host
 `nowhere.test` has no address. A host whose name begins with `flaky` is on loopback, but its first
 look-up fails. Clips with a result are noted in a file. FAULT_MEMORY: the model has room for one
-window at a time. FAULT_DEVICE: the device is lost after so many batches. FAULT_CLOCK_S: the
-process's clock is wrong by so much. FAULT_NO_RECOVERY: the feeder takes nothing back. FAULT_START:
-the model fails to load with an unexpected error.
+window at a time. FAULT_MEMORY_OF: the model of this name has room for no clip. FAULT_DEVICE: the
+device is lost after so many batches. FAULT_CLOCK_S: the process's clock is wrong by so much.
+FAULT_NO_RECOVERY: the feeder takes nothing back. FAULT_START: the model fails to load with an
+unexpected error.
 """
 
 from __future__ import annotations
@@ -68,6 +69,23 @@ if "FAULT_MEMORY" in os.environ:
         return _forward(self, windows, **how)
 
     Classifier._forward = _forward_if_small  # type: ignore[method-assign]
+
+if "FAULT_MEMORY_OF" in os.environ:
+    import torch
+
+    from workers.scoring.batcher import Batcher
+
+    _score = Batcher._score
+
+    def _fail_to_score(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def _score_or_fail(self: Any, lane: Any, batch: Any) -> None:
+        if os.environ["FAULT_MEMORY_OF"] in lane.card.name:
+            lane._scores = _fail_to_score
+        _score(self, lane, batch)
+
+    Batcher._score = _score_or_fail  # type: ignore[method-assign]
 
 if "FAULT_DEVICE" in os.environ:
     from itertools import count

@@ -1,5 +1,6 @@
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -316,6 +317,15 @@ def test_a_long_clip_is_decoded_in_the_memory_of_a_piece(pool):
     before_mb = bad_audio.peak_mb(child)
     decoded(decoders, bad_audio.silence("FLAC", "PCM_16", 16000, 1, 3600))  # 230 MB of samples
     assert bad_audio.peak_mb(child) < before_mb + 30
+
+
+@LINUX
+def test_a_day_of_sound_may_take_hours_of_processor_time(pool):
+    others = set(children())
+    decoders = pool()
+    (child,) = set(children()) - others
+    decoded(decoders, whole_clip(60))
+    assert resource.prlimit(child, resource.RLIMIT_CPU)[0] == resource.RLIM_INFINITY
 
 
 def test_a_reader_that_takes_its_time_costs_a_decoder_none(pool):

@@ -386,6 +386,61 @@ def test_a_loader_that_dies_has_the_clips_of_all_models_dealt_again(
         assert [window.span for window in sorted_windows(clip)] == [(0, 1), (1, 2), (2, 3)]
 
 
+# files that are kept ------------------------------------------------------------------------------
+
+
+def then_heard(number: int, uri: str, held: Job) -> tuple[Clip, Clip, list[tuple[Clip, Job]]]:
+    """Return a clip, the same of a run that follows it, and both with their jobs."""
+    first, second = Clip(number, uri), Clip(100 + number, uri)
+    return first, second, [(second, held), (first, job())]
+
+
+@pytest.mark.parametrize("size", [8000, 4000])
+def test_a_kept_file_is_heard_when_it_is_released_without_another_request(
+    make: Any, host: Host, size: int
+) -> None:
+    loaders, queue = make(fetch={"ports": [host.server_port]}, worker={"in_flight_bytes": WINDOW})
+    held = job(Shape(size, size, size, 1), 2, held=True)
+    pairs = [then_heard(number, f"{host.url}/{number}", held) for number in range(1, 7)]
+    loaders.deal([each for *_, both in pairs for each in both])
+    score_all(loaders, queue, [first for first, *_ in pairs])
+    seconds = [second for _, second, _ in pairs]
+    assert not any(second.windows or second.facts or second.end for second in seconds)
+    released, dropped = seconds[::2], seconds[1::2]
+    for clip in released:
+        clip.deals[0].release()
+    for clip in dropped:
+        clip.deals[0].cancel()
+    score_all(loaders, queue, released)
+    assert set(host.asked.values()) == {1}
+    assert not any(clip.windows for clip in dropped)
+    (loader,) = loader_processes()
+    until(lambda: not [file for file in loader.open_files() if "deleted" in file.path])
+
+
+def test_a_file_that_cannot_be_had_ends_the_clips_that_are_kept_alike(
+    make: Any, tmp_path: Path
+) -> None:
+    loaders, _ = make()
+    first, second, both = then_heard(1, str(tmp_path / "missing.wav"), job(run_id=2, held=True))
+    loaders.deal(both)
+    until(lambda: first.end and second.end)
+    assert first.end.error.code == second.end.error.code == "file_not_found"
+
+
+def test_a_kept_file_outlives_its_loader(make: Any, tmp_path: Path) -> None:
+    loaders, queue = make()
+    (clip,) = sounds(tmp_path, 1)
+    first, second, both = then_heard(1, clip.uri, job(run_id=2, held=True))
+    loaders.deal(both)
+    score_all(loaders, queue, [first])
+    loader_processes()[0].kill()
+    until(lambda: len(second.deals) == 2)
+    assert not second.windows
+    second.deals[-1].release()
+    score_all(loaders, queue, [second])
+
+
 # several spans ------------------------------------------------------------------------------------
 
 

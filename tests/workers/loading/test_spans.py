@@ -66,6 +66,7 @@ def test_a_span_gives_its_windows_and_its_memory_before_the_end_of_its_file() ->
     for number, part in enumerate(parts):
         clips.append(DealtClip(number, number, "a", job(), part, Span.of(part, rate)))
     first, *first.others = clips
+    first.begin()
     piece = Piece(np.ones(2 * rate, np.float32), 0, None)
     found = [(clip.id, window.start) for clip, window in first.cut(piece, 100)]
     assert found == [(0, 0), (0, rate // 2)]

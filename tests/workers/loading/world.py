@@ -121,5 +121,12 @@ def settings_for(folder: Path, database_url: str, **groups: dict[str, Any]) -> S
     return Settings().changed(**defaults)
 
 
-def job(shape: Shape = SHAPE, run_id: int = 1, *, channels: int = MIX, joins: bool = False) -> Job:
-    return Job(run_id, shape, by_url=False, channels=channels, joins=joins)
+def job(
+    shape: Shape = SHAPE,
+    run_id: int = 1,
+    *,
+    channels: int = MIX,
+    joins: bool = False,
+    held: bool = False,
+) -> Job:
+    return Job(run_id, shape, by_url=False, channels=channels, joins=joins, held=held)
