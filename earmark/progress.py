@@ -130,11 +130,11 @@ def delays(engine: sa.Engine, run_id: int) -> list[str]:
         assert worker.pause
         sentences.append(f"The worker {worker.name} takes no chunks. {worker.pause.reason}")
     if (others := len(paused) - WORKERS_ON_SCREEN) > 0:
-        sentences.append(f"Nor do {others} other workers.")
+        sentences.append(f"Others that pause: {count_of(others, 'worker')}.")
     clips, seconds = runs.waiting(engine, run_id)
     if clips:
-        count = "At least " * (clips == runs.MOST_WAITING) + f"{clips} clips wait"
-        sentences.append(f"{count} for another try, the next in {in_words(seconds)}.")
+        count = "at least " * (clips == runs.MOST_WAITING) + count_of(clips, "clip")
+        sentences.append(f"Waiting for another try: {count}, the next in {in_words(seconds)}.")
     return sentences
 
 

@@ -103,7 +103,7 @@ def test_what_holds_clips_up_is_told(engine: sa.Engine) -> None:
         registry.beat(engine, f"w{number}", "clips", [], Pause("no network") if number else None)
     *paused, waiting = progress.delays(engine, run_id)
     assert paused[0] == "The worker w1 takes no chunks. no network"
-    assert paused[3:] == ["Nor do 1 other workers."]
+    assert paused[3:] == ["Others that pause: 1 worker."]
     assert re.fullmatch(
-        r"2 clips wait for another try, the next in (10 min 0 s|9 min \d+ s)\.", waiting
+        r"Waiting for another try: 2 clips, the next in (10 min 0 s|9 min \d+ s)\.", waiting
     )
