@@ -2,6 +2,7 @@
 
     python -m benchmarks.stages
     python -m benchmarks.stages --database postgresql --clips 2000
+    python -m benchmarks.stages --model starter --model ./other      # in one pass
 
 The worker runs in this process, with its functions wrapped; what one spends in another that is
 named here is not counted twice. Loaders, decoders and servers are processes of their own; loaders
@@ -98,6 +99,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--database", default="sqlite", choices=("sqlite", "postgresql"))
     parser.add_argument("--lanes", type=int, default=os.cpu_count())
+    parser.add_argument("--model", action="append", help="starter, or folders: all in one pass")
+    parser.add_argument("--then", help="a model that hears what the first lets through")
+    parser.add_argument("--then-label", help="the labels that let a clip through")
     arguments = parser.parse_args()
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
@@ -111,7 +115,9 @@ def main() -> None:
             "EARMARK_MODEL__THREADS": str(arguments.lanes),
             "PYTHONPATH": str(HOOKS),
         }
-        _work(folder, clips, arguments.database, running)
+        options = {"model": arguments.model or ["starter"]}
+        options |= {"then": arguments.then, "then_label": arguments.then_label}
+        _work(folder, clips, arguments.database, options, running)
 
 
 def _served(folder: Path, count: int, running: ExitStack) -> list[str]:
@@ -130,7 +136,9 @@ def _served(folder: Path, count: int, running: ExitStack) -> list[str]:
     return [f"{base}/{name}" for name in names]
 
 
-def _work(folder: Path, clips: list[str], database: str, running: ExitStack) -> None:
+def _work(
+    folder: Path, clips: list[str], database: str, options: dict[str, Any], running: ExitStack
+) -> None:
     from earmark import machine, valkey, worker
     from earmark.core.settings import Settings
     from earmark.database import open_database
@@ -141,12 +149,13 @@ def _work(folder: Path, clips: list[str], database: str, running: ExitStack) -> 
     os.environ["EARMARK_BROKER__URL"] = running.enter_context(valkey.running(folder / "valkey"))
     settings = machine.find_broker(Settings())
     open_database(settings, create=True)
-    threading.Thread(target=_submit, args=(clips, settings, running), daemon=True).start()
+    task = (clips, settings, options, running)
+    threading.Thread(target=_submit, args=task, daemon=True).start()
     wrap()
     worker.work()
 
 
-def _submit(clips: list[str], settings: Any, running: ExitStack) -> None:
+def _submit(clips: list[str], settings: Any, options: dict[str, Any], running: ExitStack) -> None:
     import earmark
 
     listed = settings.data_dir / "list.txt"
@@ -154,7 +163,9 @@ def _submit(clips: list[str], settings: Any, running: ExitStack) -> None:
     for turn in (1, 2):
         spent.clear()
         before, start, mine = cpu_s([os.getpid()]), time.perf_counter(), time.thread_time()
-        earmark.submit(str(listed), settings=settings, min_score=1e-9 * turn).wait()
+        run = earmark.submit(str(listed), settings=settings, min_score=1e-9 * turn, **options)
+        for each in run.together:
+            each.wait()
         seconds = time.perf_counter() - start
         after, submitting = cpu_s([os.getpid()]), time.thread_time() - mine
     whole = {name: after[name] - before.get(name, 0.0) for name in after if name != ELSE}

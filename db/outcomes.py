@@ -207,9 +207,13 @@ def _values(record: AudioFacts | Timings) -> dict[str, Any]:
 def _top_k(heard: Success | WindowPredictions, label_ids: Sequence[int]) -> dict[str, Any]:
     return {
         "label_ids": [label_ids[prediction.label] for prediction in heard.predictions],
-        # To the digits a float32 has, which SQLite writes out.
-        "scores": [float(f"{prediction.score:.7g}") for prediction in heard.predictions],
+        "scores": [stored_score(prediction.score) for prediction in heard.predictions],
     }
+
+
+def stored_score(score: float) -> float:
+    """Return a score to the digits that a float32 has, as it is stored."""
+    return float(f"{score:.7g}")
 
 
 def _pause_s(error: ClipError, tries: int, limits: Ledger) -> float:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from db import reuse
 from db.ledger import open_run
 from db.models import Clip, Run
+from db.outcomes import stored_score
 from db.session import reading, writing
 from earmark.core.clips import Failure, Postponed, State, Success
 from earmark.core.errors import Cancelled, UsageError, as_recorded
@@ -44,6 +45,7 @@ def options_again(together: Sequence[RunRow]) -> list[str]:
         options = run.options
         if options.then_label:
             words += ["--then", options.model, "--then-label", ",".join(options.then_label)]
+            words += ["--then-min-score", f"{options.then_min_score:g}"]
         elif len(together) > 1 or options.model != RunOptions().model:
             words += ["--model", options.model]
     return words
@@ -95,9 +97,10 @@ def _join(engine: sa.Engine, ids: list[int], following: list[int]) -> None:
 
 def lets_through(heard: Iterable[tuple[str, float]], options: RunOptions) -> bool:
     """Return whether labels and scores of a clip let it through to a run with these options."""
-    return any(
-        label in options.then_label and score >= options.then_min_score for label, score in heard
-    )
+    for label, score in heard:
+        if label in options.then_label and stored_score(score) >= options.then_min_score:
+            return True
+    return False
 
 
 def unheard(first: Success, clip_id: int) -> Success:

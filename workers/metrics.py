@@ -57,7 +57,7 @@ def chunk(counts: Counts[str], outcomes: Sequence[Outcome], stages: Mapping[str,
             fetched += outcome.source.bytes
         if isinstance(outcome, Failure):
             _errors.labels(outcome.error.code).inc()
-        elif not outcome.reused:
+        elif not (outcome.reused or outcome.unheard):
             audio_s += outcome.facts.duration_s
     _bytes.inc(fetched)
     _audio.inc(audio_s)

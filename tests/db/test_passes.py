@@ -285,3 +285,11 @@ def test_what_was_not_heard_is_no_result_for_a_copy(then: Then) -> None:
     ledger.finish(then.engine, claim, [heard], labels(then.engine), LIMITS)
     ledger.settle_model(then.engine, then.run_ids[1], 1)
     assert reuse.known(then.engine, then.run_ids[1], copy) == {then.second[2]: then.second[0]}
+
+
+def test_a_score_lets_through_as_it_is_shown() -> None:
+    options = RunOptions(then_label=("dog", "siren"), then_min_score=0.7)
+    shown_as_0_7 = 0.699999988079071
+    assert passes.lets_through([("rain", 0.9), ("siren", shown_as_0_7)], options)
+    assert not passes.lets_through([("rain", 0.9), ("siren", 0.69999)], options)
+    assert not passes.lets_through([], options)

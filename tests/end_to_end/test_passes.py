@@ -173,6 +173,7 @@ def test_a_model_hears_only_what_the_first_one_lets_through(
     (again,) = re.findall("`earmark (.*)`", hint)
     assert again == (
         "run YOUR_LIST --name march --model starter --then ./second --then-label dog,rain"
+        " --then-min-score 0.5"
     )
     earmark(*again.replace("YOUR_LIST", "list.txt").split())
     assert server.asked == {"/gone/1": 1}
