@@ -49,7 +49,7 @@ def _post(url: str, name: str, event: str, state: runs.Progress, settings: Setti
     from earmark.core.guard import Guard
 
     done, failed = state.states[State.done], state.states[State.failed]
-    clips = progress.count_of(state.total, "clip")
+    clips = terminal.count_of(state.total, "clip")
     notice = {
         "text": f"Earmark: {name} {event}, {clips}, {done} done, {failed} failed",
         "run": name,

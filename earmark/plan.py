@@ -202,7 +202,7 @@ def sentences(plan: Plan, within: str | None) -> Iterator[str]:
     share, margin = plan.success
     refused = f" ({plan.refused_lines} lines refused)" if plan.refused_lines else ""
     tried = f"{plan.sampled} of them tried on this machine; nothing is kept."
-    yield f"{progress.count_of(plan.clips, 'clip')}{refused}, {tried}"
+    yield f"{terminal.count_of(plan.clips, 'clip')}{refused}, {tried}"
     yield f"success: {share:.1%}, give or take {margin:.1%}"
     yield f"licence of the model: {plan.license or 'not stated'}"
     if plan.cheaper:

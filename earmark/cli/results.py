@@ -153,7 +153,7 @@ def report(
     from earmark.web import report as reporting
 
     shown = reporting.write(run.engine, run.row, run.settings, file, most=clips, truth=truth)
-    terminal.tell(f"{file}: {progress.count_of(shown, 'clip')} to see and hear.")
+    terminal.tell(f"{file}: {terminal.count_of(shown, 'clip')} to see and hear.")
 
 
 @o.verb(commands, "earmark ui --port 5556")
