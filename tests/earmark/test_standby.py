@@ -59,7 +59,7 @@ def test_all_that_reads_works_there(standby_url: str, tmp_path: Path) -> None:
         (("results", "march"), "clip_id"),
         (("failures", "march"), "not_audio"),
         (("export", "march", "-o", file), ""),
-        (("report", "march", "-o", file), "1 clips to see"),
+        (("report", "march", "-o", file), "1 clip to see"),
         (("query", "SELECT count(*) FROM failures"), "1"),
         (("db", "check"), "is ready"),
         (("db", "upgrade"), "is ready"),
