@@ -128,7 +128,7 @@ def test_run_and_submit_take_every_option_of_the_command_line() -> None:
     of_the_producer -= {"sources", "engine", "settings", "options", "listing", "tell", "kept"}
     of_the_producer |= set(KeptOptions.__annotations__)
     typed = set(api.Submission.__annotations__)
-    taken = {*RunOptions.__slots__, *Listing.__slots__, *of_the_producer}
+    taken = {*RunOptions.__slots__, *Listing.__slots__, *of_the_producer, "then"}
     assert typed == of_the_verb == taken
 
 
