@@ -87,7 +87,9 @@ def _insert(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
     # By the driver itself: SQLAlchemy would look at every parameter of every row.
     if connection.dialect.name == "sqlite":
         counting = connection.execution_options(preserve_rowcount=True)
-        added = sum(_insert_values(counting, run_id, some) for some in chunked(rows, _ROWS_AT_ONCE))
+        added = 0
+        for group in chunked(rows, _ROWS_AT_ONCE):
+            added += _insert_values(counting, run_id, group)
     else:
         _take_turn(connection, run_id, rows)
         added = _copy(connection, run_id, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -59,23 +60,32 @@ def run_here(
         terminal.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
         look = _look_after(here, engine)
-
-        def watch_all(run_ids: Iterable[int], meanwhile: Callable[[], object]) -> None:
-            for run_id in run_ids:
-                with webhook.telling(notify, engine, run_id, settings):
-                    progress.watch(engine, run_id, settings, meanwhile=meanwhile, quiet=quiet)
-
+        watch_all = partial(_watch, engine, settings, notify, quiet)
         if growth:
-            submission["options"] = options
-            _grow(growth, here, engine, look, watch_all, submission)
+            _grow(growth, here, engine, look, watch_all, {"options": options, **submission})
         submitted = submit(sources, engine, here.settings, options=options, **submission)
         watch_all(submitted.run_ids, look)
     run = Run(engine, runs.get_run(engine, submitted.run_id), settings, submitted)
-    failed = sum(each.progress().states[State.failed] for each in run.together)
-    if not (here.restarts or failed):
-        # Nobody needs its logs.
+    if not here.restarts and not any(map(_has_failures, run.together)):
         machine.remove_logs(settings, queue)
     return run
+
+
+def _watch(
+    engine: sa.Engine,
+    settings: Settings,
+    notify: str | None,
+    quiet: bool,
+    run_ids: Iterable[int],
+    meanwhile: Callable[[], object],
+) -> None:
+    for run_id in run_ids:
+        with webhook.telling(notify, engine, run_id, settings):
+            progress.watch(engine, run_id, settings, meanwhile=meanwhile, quiet=quiet)
+
+
+def _has_failures(run: Run) -> bool:
+    return bool(run.progress().states[State.failed])
 
 
 def _check(settings: Settings, options: Sequence[RunOptions], notify: str | None) -> None:
