@@ -15,7 +15,7 @@ RUN grep -v '^torch==' constraints.txt > pins.txt && /venv/bin/pip install --no-
 FROM ${PYTHON}
 COPY --from=build /venv /venv
 RUN useradd --create-home --uid 10001 earmark && install -d -o earmark /models
-ENV PATH=/venv/bin:$PATH HF_HOME=/models EARMARK_DATA_DIR=/tmp/earmark NUMBA_CACHE_DIR=/tmp/numba PYTHONUNBUFFERED=1 EARMARK_WORKER__METRICS_PORT=9100
+ENV PATH=/venv/bin:$PATH HF_HOME=/models EARMARK_DATA_DIR=/tmp/earmark NUMBA_CACHE_DIR=/tmp/numba MPLCONFIGDIR=/tmp/matplotlib PYTHONUNBUFFERED=1 EARMARK_WORKER__METRICS_PORT=9100
 VOLUME /models
 # By number, so that Kubernetes can see that it is not root.
 USER 10001

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from db import ledger, runs
+from db import bulk_insert, ledger, runs
 from db.bulk_insert import listed
 from db.identity import ledger_id
 from db.session import connect, writing
@@ -29,6 +29,7 @@ from earmark.core import settings as settings_module
 from earmark.core.clips import AudioFacts, Chunk, Clip, Embedding, Prediction, Source, Success
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Settings
+from tests.db.facts import add_clips
 from tests.servers import upgraded
 from workers.scoring import heads
 
@@ -232,7 +233,7 @@ def _filled(engine: sa.Engine, count: int) -> int:
     run_id = ledger.open_run(engine, "a", RunOptions(embeddings=True), queue="q", chunk_size=16)
     for start in range(0, count, AT_ONCE):
         clips = [listed(Clip(f"https://a.org/{n}.wav")) for n in range(start, start + AT_ONCE)]
-        ledger.add_listed(engine, [run_id], sorted(clips[: count - start]))
+        bulk_insert.add(engine, {run_id: sorted(clips[: count - start])})
     identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000, "window_s": 5.0}
     model_id, _ = ledger.register_model(engine, ["x"], **identity, function_to_apply="softmax")
     ledger.settle_model(engine, run_id, model_id)
@@ -282,7 +283,7 @@ def overhead(count: int) -> None:
 
 def _claimed(engine: sa.Engine, turn: int) -> tuple[Any, tuple[int, ...]]:
     run_id = ledger.open_run(engine, "a", RunOptions(), queue="q", chunk_size=16)
-    ledger.add_clips(engine, run_id, [Clip(f"https://a.org/{turn}-{n}.wav") for n in range(16)])
+    add_clips(engine, run_id, [Clip(f"https://a.org/{turn}-{n}.wav") for n in range(16)])
     identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000, "window_s": 5.0}
     names = [str(place) for place in range(17)]
     _, label_ids = ledger.register_model(engine, names, **identity, function_to_apply="softmax")

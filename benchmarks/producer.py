@@ -144,7 +144,7 @@ def _submit(settings: Settings, listed: str) -> dict[str, float]:
         listed, connect(settings.database_url, settings.database), settings, name=listed
     )
     seconds = time.perf_counter() - start
-    rows = submitted.clips
+    rows = submitted.tally.clips
     return {
         "rows_s": rows / seconds,
         "cpu_us": (time.process_time() - cpu) / rows * 1e6,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from db import ledger, runs, schema
+from db import bulk_insert, ledger, runs, schema
 from db.bulk_insert import listed
 from db.identity import ledger_id
 from db.models import Clip, state_is
@@ -202,7 +202,7 @@ def rates(engine: sa.Engine, label_ids: tuple[int, ...]) -> tuple[float, float]:
     new = sorted(
         listed(Listed(f"https://archive-0.example.org/new/{n:08}.wav")) for n in range(PENDING)
     )
-    ledger.add_listed(engine, [1], new)
+    bulk_insert.add(engine, {1: new})
     ids = list(range_of_pending(engine))
     identity = ledger_id(engine)
     claiming = finishing = 0.0

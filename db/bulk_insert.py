@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from more_itertools import chunked
 from sqlalchemy.exc import DBAPIError
 
-from db.session import execute
+from db.session import execute, writing
 from earmark.core.clips import KEY_BYTES, Clip, Part, clip_key, display_uri
+from earmark.core.spelling import storable
 
 #: A clip as submitted: its key, its URI, its meta as JSON, its part of the file, whether another
 #: row of this key may bring another URL. A plain tuple, since the garbage collector looks at any
@@ -60,14 +61,6 @@ _encode = json.JSONEncoder(default=str).encode
 #: Held until the transaction ends, which works behind a transaction pooler too.
 LOCK_RUN = "SELECT pg_advisory_xact_lock(hashtext('earmark submit'), :run_id)"
 SHARE_RUN = "SELECT pg_advisory_xact_lock_shared(hashtext('earmark submit'), :run_id)"
-#: Parameters in binary, since keys written as text cost 40 microseconds each.
-INSERT_ARRAYS = (
-    f"INSERT INTO clips ({_COLUMNS}, {_PART_COLUMNS})"  # noqa: S608 - our own words
-    " SELECT 'pending', %s, listed.* FROM unnest(%b::bytea[], %b::text[], %b::text[]::jsonb[],"
-    " %b::text[], %b::float8[], %b::float8[], %b::text[], %b::bigint[], %b::bigint[],"
-    " %b::text[]) AS listed"
-    f" {_SKIP_KNOWN}"
-)
 
 
 def listed(clip: Clip) -> Listed:
@@ -77,17 +70,29 @@ def listed(clip: Clip) -> Listed:
     return clip_key(clip), clip.uri, meta, clip.part, renews_url
 
 
-def insert(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
-    """Insert the rows that a run does not have yet; return how many those were."""
-    # The driver itself: SQLAlchemy would look at every parameter of every row.
-    counting = connection.execution_options(preserve_rowcount=True)
+def add(engine: sa.Engine, added: Mapping[int, list[Listed]]) -> dict[int, int]:
+    """Add rows to each run as `pending` clips, except those it has; return how many were new.
+
+    Rows sorted by their key write each page of the index only once.
+    """
+    counts = dict.fromkeys(added, 0)
+    if any(added.values()):
+        with writing(engine) as connection:
+            for run_id in sorted(added):
+                counts[run_id] = _insert(connection, run_id, added[run_id])
+    return counts
+
+
+def _insert(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
+    # By the driver itself: SQLAlchemy would look at every parameter of every row.
     if connection.dialect.name == "sqlite":
+        counting = connection.execution_options(preserve_rowcount=True)
         added = 0
         for group in chunked(rows, _ROWS_AT_ONCE):
             added += _insert_values(counting, run_id, group)
     else:
         _take_turn(connection, run_id, rows)
-        added = _copy(counting, run_id, unlike(connection, run_id, rows, [None] * len(rows)))
+        added = _copy(connection, run_id, rows)
     execute(connection, ADD_TO_COUNT, run_id=run_id, clips=added)
     return added
 
@@ -125,8 +130,9 @@ def _take_turn(connection: sa.Connection, run_id: int, rows: list[Listed]) -> No
 
 
 def _copy(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
+    missing = unlike(connection, run_id, rows, [None] * len(rows))
     # The first row of a clip counts.
-    new = list({row[0]: row for row in reversed(rows)}.values())[::-1]
+    new = list({row[0]: row for row in reversed(missing)}.values())[::-1]
     driver: Any = connection.connection
     try:
         with connection.begin_nested(), driver.cursor() as cursor, cursor.copy(COPY_CLIPS) as copy:
@@ -136,17 +142,9 @@ def _copy(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
         return len(new)
     except psycopg.errors.UniqueViolation:
         # Another submission to the run has just added some of them.
-        return _insert_arrays(connection, run_id, new)
+        return _copy(connection, run_id, rows)
     except psycopg.Error as error:
         raise DBAPIError(COPY_CLIPS, None, error) from error
-
-
-def _insert_arrays(connection: sa.Connection, run_id: int, rows: list[Listed]) -> int:
-    columns = []
-    for key, uri, meta, part, _ in rows:
-        columns.append((key, uri, meta, _shown(uri), *_values_of(part or _WHOLE)))
-    values = (run_id, *map(list, zip(*columns, strict=True)))
-    return connection.exec_driver_sql(INSERT_ARRAYS, values).rowcount
 
 
 def _shown(uri: str) -> str | None:
@@ -162,9 +160,9 @@ def _json(meta: Mapping[str, Any]) -> str:
 
 
 def _storable(value: Any) -> Any:
-    # Databases refuse NUL, half a surrogate pair, NaN and the infinities in JSON.
+    # Databases refuse NaN and the infinities in JSON.
     if isinstance(value, str):
-        return value.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+        return storable(value)
     if isinstance(value, dict):
         return {_storable(str(name)): _storable(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):

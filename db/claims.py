@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
-from earmark.core import clips as words
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from earmark.core.clips import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +20,7 @@ class Claimed:
     crashes: int
     given_back_by: str | None = None
     #: The part of the file that is the clip; None for all of it.
-    part: words.Part | None = None
+    part: Part | None = None
     run_id: int = 0
     #: The same clip of the run that its run follows; 0 if there is none any more.
     first: int | None = None

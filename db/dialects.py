@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -127,9 +127,9 @@ SQLITE = Dialect(
     timestamp="datetime({}, 'unixepoch')",
     hexadecimal="lower(hex({}))",
     json="{}",
-    each_label="json_each({row}.label_ids) p",
+    each_label="json_each({}.label_ids) p",
     rank="p.key + 1",
-    score="{row}.scores ->> p.key",
+    score="{}.scores ->> p.key",
     host=(
         "CASE instr(uri, '://') WHEN 0 THEN '' ELSE substr(uri, instr(uri, '://') + 3,"
         " instr(substr(uri, instr(uri, '://') + 3) || '/', '/') - 1) END"
@@ -168,7 +168,7 @@ POSTGRESQL = Dialect(
     timestamp="to_timestamp({})",
     hexadecimal="encode({}, 'hex')",
     json="CAST({} AS jsonb)",
-    each_label="unnest({row}.label_ids, {row}.scores) WITH ORDINALITY AS p(value, score, key)",
+    each_label="unnest({}.label_ids, {}.scores) WITH ORDINALITY AS p(value, score, key)",
     rank="p.key",
     score="p.score",
     host="split_part(split_part(uri, '://', 2), '/', 1)",
@@ -181,10 +181,22 @@ def dialect_of(database: sa.Engine | sa.Connection) -> Dialect:
     return DIALECTS[database.dialect.name]
 
 
+class _Field(str):
+    """A field of a dialect, whose empty braces are filled with what stands behind its name."""
+
+    __slots__ = ()
+
+    def __format__(self, filling: str) -> str:
+        return self.replace("{}", filling)
+
+
 @cache
 def spelled(statement: str, dialect: Dialect) -> str:
-    """Return a statement with the dialect's fields in place of their names in braces."""
-    return statement.format_map(asdict(dialect))
+    """Return a statement with the dialect's fields in place of their names in braces.
+
+    `{timestamp:c.at}` is the field `timestamp` with `c.at` in its own braces.
+    """
+    return statement.format_map({name: _Field(field) for name, field in vars(dialect).items()})
 
 
 @cache

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
 
-from db import bulk_insert, ledger
+from db import bulk_insert, changes
 from db.bulk_insert import Listed
 from db.models import Clip
 from db.rows import parsed
@@ -51,13 +51,6 @@ class KnownRows:
         self.changed_files += other.changed_files
 
 
-@dataclass(slots=True)
-class _Differences:
-    other_columns: int = 0
-    urls: dict[int, str] = field(default_factory=dict)
-    changed: set[int] = field(default_factory=set)
-
-
 def unlike(engine: sa.Engine, run_id: int, rows: list[Listed]) -> tuple[list[Listed], list[Listed]]:
     """Return the rows that are not as a run has them already, and those to compare with it.
 
@@ -79,19 +72,24 @@ def settle(
     Args:
         again: put clips whose local file has changed back to work.
     """
-    compared = [row for row in rows if _may_differ(row)]
-    if not compared:
-        return KnownRows()
-    found = _differences(engine, run_id, compared)
-    if found.urls:
-        _renew_urls(engine, found.urls)
-    if again and found.changed:
-        ledger.redo(engine, sorted(found.changed))
-    return KnownRows(found.other_columns, len(found.urls), len(found.changed))
-
-
-def _may_differ(row: Listed) -> bool:
-    return row[2] is not None or _may_change(row)
+    compared = [row for row in rows if row[2] is not None or _may_change(row)]
+    differing = KnownRows()
+    urls: dict[int, str] = {}
+    changed: set[int] = set()
+    for (_, uri, meta, _, renews_url), clip in _known(engine, run_id, compared):
+        clip_id, state, stored_uri, stored_meta, size, finished_at = clip
+        if meta != stored_meta and not _same_meta(meta, stored_meta):
+            differing.other_columns += 1
+        if renews_url and uri != stored_uri and state != State.done:
+            urls[clip_id] = uri
+        if uri[0] == "/" and state in ENDED and _changed(uri, size, finished_at):
+            changed.add(clip_id)
+    if urls:
+        _renew_urls(engine, urls)
+    if again and changed:
+        changes.redo(engine, sorted(changed))
+    differing.fresh_urls, differing.changed_files = len(urls), len(changed)
+    return differing
 
 
 def _may_change(row: Listed) -> bool:
@@ -99,29 +97,21 @@ def _may_change(row: Listed) -> bool:
     return row[4] or row[1].startswith("/")
 
 
-def _differences(engine: sa.Engine, run_id: int, rows: list[Listed]) -> _Differences:
+def _known(
+    engine: sa.Engine, run_id: int, rows: list[Listed]
+) -> Iterator[tuple[Listed, Sequence[Any]]]:
+    """Yield those of the rows whose clips the run has, with these clips."""
+    if not rows:
+        return
     keys = b"".join(map(itemgetter(0), rows))
     values = {"run_id": run_id, "keys": keys, "size": KEY_BYTES, "count": len(rows)}
     with reading(engine) as connection:
         ids = execute(connection, SELECT_IDS, **values).scalars().all()
         stored = execute(connection, SELECT_STORED, ids=list(filter(None, ids))).all()
     clips = {clip[0]: clip for clip in stored}
-    found = _Differences()
     for clip_id, row in zip(ids, rows, strict=True):
         if clip_id is not None:
-            _compare(row, clips[clip_id], found)
-    return found
-
-
-def _compare(row: Listed, clip: Sequence[Any], found: _Differences) -> None:
-    _, uri, meta, _, renews_url = row
-    clip_id, state, stored_uri, stored_meta, size, finished_at = clip
-    if meta != stored_meta and not _same_meta(meta, stored_meta):
-        found.other_columns += 1
-    if renews_url and uri != stored_uri and state != State.done:
-        found.urls[clip_id] = uri
-    if uri[0] == "/" and state in ENDED and _changed(uri, size, finished_at):
-        found.changed.add(clip_id)
+            yield row, clips[clip_id]
 
 
 def _same_meta(listed: str | None, stored: Any) -> bool:

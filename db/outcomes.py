@@ -13,9 +13,16 @@ from more_itertools import chunked
 from db.claims import Claimed
 from db.dialects import dialect_of, spelled
 from db.session import execute
-from earmark.core import clips as words
 from earmark.core import recorded
-from earmark.core.clips import AudioFacts, Failure, Outcome, State, Success, Timings
+from earmark.core.clips import (
+    AudioFacts,
+    Failure,
+    Outcome,
+    State,
+    Success,
+    Timings,
+    WindowPredictions,
+)
 from earmark.core.errors import Cause, ClipError
 from earmark.core.settings import Ledger
 
@@ -187,7 +194,7 @@ def _embedding_rows(successes: list[Success]) -> Iterator[dict[str, Any]]:
             yield {"clip_id": success.clip_id, "number": number, "vector": each.vector}
 
 
-def _place(success: Success, window: words.WindowPredictions) -> dict[str, Any]:
+def _place(success: Success, window: WindowPredictions) -> dict[str, Any]:
     span = {"start_s": window.start_s, "end_s": window.end_s}
     return {"clip_id": success.clip_id, "channel": window.channel or 0, **span}
 
@@ -197,7 +204,7 @@ def _values(record: AudioFacts | Timings) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__slots__}
 
 
-def _top_k(heard: Success | words.WindowPredictions, label_ids: Sequence[int]) -> dict[str, Any]:
+def _top_k(heard: Success | WindowPredictions, label_ids: Sequence[int]) -> dict[str, Any]:
     return {
         "label_ids": [label_ids[prediction.label] for prediction in heard.predictions],
         "scores": [stored_score(prediction.score) for prediction in heard.predictions],

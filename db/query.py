@@ -14,7 +14,7 @@ import psycopg
 import sqlalchemy as sa
 
 from db.rows import ROWS_AT_ONCE, Rows
-from db.sqlite_file import is_read_only, read_only_uri
+from db.sqlite_file import read_only_uri
 from earmark.core.errors import ServiceError, UsageError
 from earmark.core.spelling import did_you_mean
 
@@ -74,11 +74,8 @@ def _meant(connection: sqlite3.Connection, error: str) -> str:
 
 
 def _open_read_only(file: str) -> sqlite3.Connection:
-    uri = f"{Path(file).absolute().as_uri()}?mode=ro"
-    if is_read_only(file):
-        uri = read_only_uri(Path(file))
     try:
-        return sqlite3.connect(uri, uri=True)
+        return sqlite3.connect(read_only_uri(Path(file)), uri=True)
     except sqlite3.OperationalError as error:
         raise ServiceError(
             reason=f"The database {file} cannot be opened: {error}. Has anything run yet?"

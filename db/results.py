@@ -62,6 +62,12 @@ SELECT_MODEL = """
 SELECT model, revision, sha256, sample_rate, function_to_apply, window_s
 FROM models_used WHERE run_id = :run_id
 """
+#: What an argument of `results` asks of a row.
+CONDITIONS = {
+    "label": "label = :label",
+    "min_score": "score >= :min_score",
+    "max_score": "score <= :max_score",
+}
 #: The start of the columns with the score of each label.
 SCORE_OF = "score."
 
@@ -103,7 +109,8 @@ def results(
     values: dict[str, Any] = {"run_id": run_id}
     if ":rank" in statement:
         values["rank"] = rank
-    statement += _conditions(values, label, min_score, max_score) + _recorded(values, day, hours)
+    statement += _conditions(values, label=label, min_score=min_score, max_score=max_score)
+    statement += _recorded(values, day, hours)
     return select(engine, f"{statement} ORDER BY {order}", **values)
 
 
@@ -118,28 +125,19 @@ def _rows_of(engine: sa.Engine, rank: int, *, windows: bool, in_sequence: bool) 
     return SELECT_RESULTS, "clip_id"
 
 
-def _conditions(
-    values: dict[str, Any], label: str | None, min_score: float | None, max_score: float | None
-) -> str:
-    """Return the conditions on label and score, and add their values."""
+def _conditions(values: dict[str, Any], **given: Any) -> str:
+    """Return the conditions that have a value, and add their values."""
     conditions = ""
-    if label is not None:
-        conditions += " AND label = :label"
-        values["label"] = label
-    if min_score is not None:
-        conditions += " AND score >= :min_score"
-        values["min_score"] = min_score
-    if max_score is not None:
-        conditions += " AND score <= :max_score"
-        values["max_score"] = max_score
+    for name, value in given.items():
+        if value is not None:
+            conditions += f" AND {CONDITIONS[name]}"
+            values[name] = value
     return conditions
 
 
 def _recorded(values: dict[str, Any], day: str | None, hours: str | None) -> str:
     """Return the condition on when a clip was recorded, and add its values."""
-    if day is None and hours is None:
-        return ""
-    of_clip = "recorded_at IS NOT NULL"
+    of_clip = ""
     if day is not None:
         of_clip += " AND substr(recorded_at, 1, :length) = :day"
         values.update(day=day, length=len(day))
@@ -149,7 +147,7 @@ def _recorded(values: dict[str, Any], day: str | None, hours: str | None) -> str
         hour = "substr(recorded_at, 12, 2)"
         of_clip += f" AND ({hour} >= :first {joined} {hour} <= :last)"
         values.update(first=f"{first:02}", last=f"{last:02}")
-    return f" AND clip_id IN (SELECT id FROM clips WHERE run_id = :run_id AND {of_clip})"  # noqa: S608
+    return of_clip and f" AND clip_id IN (SELECT id FROM clips WHERE run_id = :run_id{of_clip})"  # noqa: S608
 
 
 def _hours(text: str) -> tuple[int, int]:
@@ -215,7 +213,7 @@ def heard(engine: sa.Engine, run_id: int, *, label: str | None, min_score: float
     if label is not None:
         _check_label(engine, run_id, label)
     values: dict[str, Any] = {"run_id": run_id}
-    statement = SELECT_HEARD + _conditions(values, label, min_score, None)
+    statement = SELECT_HEARD + _conditions(values, label=label, min_score=min_score)
     return select(engine, f"{statement} ORDER BY clip_id, start_s, channel", **values)
 
 

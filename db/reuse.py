@@ -10,7 +10,15 @@ import sqlalchemy as sa
 
 from db.models import Clip, Label, WindowPrediction
 from db.session import ask, execute, reading
-from earmark.core import clips as words
+from earmark.core.clips import (
+    AudioFacts,
+    Embedding,
+    Prediction,
+    Source,
+    State,
+    Success,
+    WindowPredictions,
+)
 
 #: For each clip: the same content, and the same part of it. `{same}` compares NULL as a value.
 SELECT_BY_CONTENT = """
@@ -41,9 +49,7 @@ SELECT_EMBEDDINGS = (
 )
 
 
-def known(
-    engine: sa.Engine, run_id: int, sources: Mapping[int, words.Source | None]
-) -> dict[int, int]:
+def known(engine: sa.Engine, run_id: int, sources: Mapping[int, Source | None]) -> dict[int, int]:
     """Return the clips whose content has a result already, from the run's model with its options.
 
     The values are the ids of the clips that have the results. Of a clip without a source: the
@@ -68,11 +74,11 @@ def _statement(count: int, *, by_url: bool) -> str:
     return statement.replace("ROWS", rows)
 
 
-def result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
+def result(engine: sa.Engine, known: int, clip_id: int) -> Success | None:
     """Return a clip's result as another's; None if it has none any more, or not yet."""
-    facts = [getattr(Clip, name) for name in words.AudioFacts.__slots__]
+    facts = [getattr(Clip, name) for name in AudioFacts.__slots__]
     columns = Clip.label_ids, Clip.scores, Clip.channel, Clip.sha256, Clip.bytes, *facts
-    is_known = (Clip.id == known) & (Clip.state == words.State.done)
+    is_known = (Clip.id == known) & (Clip.state == State.done)
     windows_of = sa.select(WindowPrediction).where(WindowPrediction.clip_id == known)
     order = WindowPrediction.channel, WindowPrediction.start_s
     with reading(engine) as connection:
@@ -81,11 +87,11 @@ def result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
             return None
         windows = connection.execute(windows_of.order_by(*order)).all()
         vectors = execute(connection, SELECT_EMBEDDINGS, clip_id=known)
-        embeddings = tuple(words.Embedding(*row) for row in vectors)
+        embeddings = tuple(Embedding(*row) for row in vectors)
         positions = _positions(connection, [clip, *windows])
-    return words.Success(
+    return Success(
         clip_id,
-        words.Source(clip.sha256.hex(), clip.bytes),
+        Source(clip.sha256.hex(), clip.bytes),
         _facts(clip),
         _predictions(clip, positions),
         tuple(_window(row, positions) for row in windows),
@@ -95,9 +101,9 @@ def result(engine: sa.Engine, known: int, clip_id: int) -> words.Success | None:
     )
 
 
-def _facts(clip: sa.Row[Any]) -> words.AudioFacts:
-    known = {name: getattr(clip, name) for name in words.AudioFacts.__slots__}
-    return words.AudioFacts(**{name: value for name, value in known.items() if value is not None})
+def _facts(clip: sa.Row[Any]) -> AudioFacts:
+    known = {name: getattr(clip, name) for name in AudioFacts.__slots__}
+    return AudioFacts(**{name: value for name, value in known.items() if value is not None})
 
 
 def _positions(connection: sa.Connection, rows: list[sa.Row[Any]]) -> dict[int, int]:
@@ -108,11 +114,11 @@ def _positions(connection: sa.Connection, rows: list[sa.Row[Any]]) -> dict[int, 
     return dict(connection.execute(places).all())
 
 
-def _predictions(row: sa.Row[Any], positions: dict[int, int]) -> tuple[words.Prediction, ...]:
+def _predictions(row: sa.Row[Any], positions: dict[int, int]) -> tuple[Prediction, ...]:
     pairs = zip(row.label_ids, row.scores, strict=True)
-    return tuple(words.Prediction(positions[label_id], score) for label_id, score in pairs)
+    return tuple(Prediction(positions[label_id], score) for label_id, score in pairs)
 
 
-def _window(row: sa.Row[Any], positions: dict[int, int]) -> words.WindowPredictions:
+def _window(row: sa.Row[Any], positions: dict[int, int]) -> WindowPredictions:
     predictions = _predictions(row, positions)
-    return words.WindowPredictions(row.start_s, row.end_s, predictions, row.channel or None)
+    return WindowPredictions(row.start_s, row.end_s, predictions, row.channel or None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from db import access, urls
-from db.dialects import DIALECTS, Dialect
+from db.dialects import DIALECTS, spelled
 from db.session import reading, writing
 from earmark.core.errors import ServiceError
 
@@ -123,25 +123,7 @@ def versions() -> list[str]:
 
 def view_statements(dialect: str) -> list[str]:
     """Return the statements that create the public views on a dialect."""
-    words = _view_words(DIALECTS[dialect])
-    return _statements(VIEWS.read_text(encoding="utf-8").format(**words))
-
-
-def _view_words(dialect: Dialect) -> dict[str, str]:
-    return {
-        "finished_at": dialect.timestamp.format("c.finished_at"),
-        "created_at": dialect.timestamp.format("r.created_at"),
-        "at": dialect.timestamp.format("v.at"),
-        "same": dialect.same,
-        "sha256": dialect.hexadecimal.format("c.sha256"),
-        "tags": dialect.json.format("c.tags"),
-        "labels_of_c": dialect.each_label.format(row="c"),
-        "labels_of_w": dialect.each_label.format(row="w"),
-        "score_of_c": dialect.score.format(row="c"),
-        "score_of_w": dialect.score.format(row="w"),
-        "rank": dialect.rank,
-        "host": dialect.host,
-    }
+    return _statements(spelled(VIEWS.read_text(encoding="utf-8"), DIALECTS[dialect]))
 
 
 def view_query(view: str, dialect: str) -> str:

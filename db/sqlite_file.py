@@ -18,8 +18,10 @@ def is_read_only(name: str | None) -> bool:
 
 def read_only_uri(file: Path) -> str:
     """Return how to open a file for reading, in the form of SQLite's URIs."""
-    # A reader of a file in WAL mode writes beside it too, unless the file is declared immutable.
-    option = "mode=ro" if _log(file).exists() else "immutable=1"
+    option = "mode=ro"
+    if is_read_only(str(file)) and not _log(file).exists():
+        # A reader of a file in WAL mode writes beside it too, unless the file is immutable.
+        option = "immutable=1"
     return f"{file.absolute().as_uri()}?{option}"
 
 

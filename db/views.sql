@@ -1,13 +1,13 @@
--- The public SQL interface. db/schema.py says what each word in braces is on each database.
+-- The public SQL interface. db/dialects.py says what each word in braces is on each database.
 
 CREATE VIEW results AS
 SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri,
        c.start_s, c.end_s, c.channel, c.member,
        l.name AS label, c.score, c.meta,
        c.duration_s, c.source_sample_rate, c.channels, c.codec, c.truncated, c.silent,
-       c.over_scale, c.cancelling, c.recorded_at, c.recorded_from, {tags} AS tags,
-       c.reused, c.unheard, c.bytes, {sha256} AS sha256,
-       c.fetch_ms, c.decode_ms, c.classify_ms, c.worker, {finished_at} AS finished_at
+       c.over_scale, c.cancelling, c.recorded_at, c.recorded_from, {json:c.tags} AS tags,
+       c.reused, c.unheard, c.bytes, {hexadecimal:c.sha256} AS sha256,
+       c.fetch_ms, c.decode_ms, c.classify_ms, c.worker, {timestamp:c.finished_at} AS finished_at
 FROM clips c
 JOIN runs r ON r.id = c.run_id
 LEFT JOIN labels l ON l.id = c.label_id
@@ -16,28 +16,28 @@ WHERE c.state = 'done';
 CREATE VIEW top_k AS
 SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri,
        c.start_s, c.end_s, c.channel, c.member,
-       {rank} AS rank, l.name AS label, {score_of_c} AS score
+       {rank} AS rank, l.name AS label, {score:c} AS score
 FROM clips c
 JOIN runs r ON r.id = c.run_id
-CROSS JOIN {labels_of_c}
+CROSS JOIN {each_label:c}
 JOIN labels l ON l.id = p.value;
 
 CREATE VIEW windows AS
 SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri,
        w.start_s, w.end_s, nullif(w.channel, 0) AS channel, c.member,
-       {rank} AS rank, l.name AS label, {score_of_w} AS score
+       {rank} AS rank, l.name AS label, {score:w} AS score
 FROM clips c
 JOIN runs r ON r.id = c.run_id
 JOIN window_predictions w ON w.clip_id = c.id
-CROSS JOIN {labels_of_w}
+CROSS JOIN {each_label:w}
 JOIN labels l ON l.id = p.value
 UNION ALL
 SELECT c.id, c.run_id, r.name, coalesce(c.display_uri, c.uri),
        coalesce(c.start_s, 0.0), coalesce(c.start_s, 0.0) + c.duration_s, c.channel, c.member,
-       {rank}, l.name, {score_of_c}
+       {rank}, l.name, {score:c}
 FROM clips c
 JOIN runs r ON r.id = c.run_id
-CROSS JOIN {labels_of_c}
+CROSS JOIN {each_label:c}
 JOIN labels l ON l.id = p.value
 WHERE NOT EXISTS (SELECT 1 FROM window_predictions w WHERE w.clip_id = c.id);
 
@@ -83,7 +83,7 @@ CREATE VIEW failures AS
 SELECT c.id AS clip_id, c.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri,
        c.start_s, c.end_s, c.member,
        c.error_code, c.error_stage, c.error, c.attempts, c.crashes, c.meta, c.worker,
-       {finished_at} AS finished_at
+       {timestamp:c.finished_at} AS finished_at
 FROM clips c
 JOIN runs r ON r.id = c.run_id
 WHERE c.state = 'failed';
@@ -98,7 +98,7 @@ SELECT r.id AS run_id, r.name AS run, CAST(coalesce(sum(n.clips), 0) AS bigint) 
        CAST(coalesce(sum(CASE WHEN n.state = 'failed' THEN n.clips END), 0) AS bigint) AS failed,
        CAST(coalesce(sum(CASE WHEN n.state = 'cancelled' THEN n.clips END), 0) AS bigint)
        AS cancelled,
-       coalesce(sum(n.audio_s), 0) AS audio_s, {created_at} AS created_at, r.paused
+       coalesce(sum(n.audio_s), 0) AS audio_s, {timestamp:r.created_at} AS created_at, r.paused
 FROM runs r
 LEFT JOIN run_counts n ON n.run_id = r.id
 LEFT JOIN (
@@ -144,7 +144,7 @@ JOIN models m ON m.id = r.model_id;
 -- The newest word on a label in a part of a clip.
 CREATE VIEW reviews AS
 SELECT v.clip_id, v.run_id, r.name AS run, coalesce(c.display_uri, c.uri) AS uri, c.member,
-       v.start_s, v.end_s, v.channel, v.label, v.verdict, v.reviewer, {at} AS at,
+       v.start_s, v.end_s, v.channel, v.label, v.verdict, v.reviewer, {timestamp:v.at} AS at,
        v.sample_low, v.sample_high
 FROM review_log v
 JOIN clips c ON c.id = v.clip_id

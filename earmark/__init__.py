@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from earmark.api import LabelScore, Run, classify, compare, open, run, submit
+    from earmark.api import LabelScore, classify, compare, open, run, submit
     from earmark.core.settings import Settings
+    from earmark.run_object import Run
 
     __version__: str
 

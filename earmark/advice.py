@@ -41,5 +41,5 @@ def _at_the_model(workload: Workload) -> str | None:
         return None
     return (
         f"Clips spend {share:.0%} of their time at the model: add workers, each with a device of"
-        " its own, or take a faster one."
+        " its own, or take a faster device or a cheaper model (`earmark models` times them)."
     )

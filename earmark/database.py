@@ -6,8 +6,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from db import access, results, runs, schema, urls
-from db.runs import RunRow
+from db import access, results, schema, urls
 from db.session import connect
 from earmark.core.errors import ServiceError, UsageError
 from earmark.core.settings import Settings, sqlite_url
@@ -61,19 +60,6 @@ def open_database(settings: Settings, *, create: bool = False) -> sa.Engine:
     else:
         raise ServiceError(reason=f"There is no database at {file} yet: `earmark run` makes one.")
     return engine
-
-
-def find_run(settings: Settings, run: str, *, change: bool = False) -> tuple[sa.Engine, RunRow]:
-    """Return the database and a run in it by id or name.
-
-    Raises:
-        UsageError: there is no such run.
-        ServiceError: the run is to be changed, and the database can only be read.
-    """
-    engine = open_database(settings)
-    if change:
-        access.check_writable(engine)
-    return engine, runs.find_run(engine, run)
 
 
 def known_labels(settings: Settings, model: str) -> list[str]:

@@ -10,13 +10,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earmark import api
 from earmark.core.options import RunOptions
 from earmark.core.settings import Settings
 from earmark.ports import LOOPBACK
+from earmark.run_here import run_here
 
 if TYPE_CHECKING:
-    from earmark.api import Run
+    from earmark.run_object import Run
 
 EXAMPLES = Path(__file__).with_name("examples")
 CLIPS = (
@@ -35,7 +35,7 @@ def demo(settings: Settings, report: Path | None = None) -> Run:
     with _served(EXAMPLES) as port:
         allowed = settings.changed(fetch={"allow_networks": f"{LOOPBACK}/32", "ports": str(port)})
         urls = [f"http://{LOOPBACK}:{port}/{name}" for name in CLIPS]
-        run = api.run_here(urls, allowed, [RunOptions(window_s=WINDOW_S)])
+        run = run_here(urls, allowed, [RunOptions(window_s=WINDOW_S)])
         if report:
             _write_report(run, allowed, report)
         return run

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from earmark.core.errors import UsageError
 from producer import walk
-from producer.places import AUDIO_SUFFIXES
-from producer.sources import holds_audio
+from producer.sources import is_audio
 
 #: A file is complete when it has not changed for this long: recorders write every second or so.
 SETTLED_S = 5.0
@@ -48,7 +47,7 @@ class Growth:
                 growing[path] = state, since
                 continue
             self._taken.add(path)
-            if path.suffix.lower() in AUDIO_SUFFIXES or holds_audio(path):
+            if is_audio(path):
                 complete.append(str(path))
         self._growing = growing
         now = time.monotonic()

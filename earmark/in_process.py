@@ -57,12 +57,14 @@ def classified(
 ) -> Iterator[Classified]:
     """Yield how the clip ended, while the model is still loaded.
 
+    Without settings for it, a file is read wherever it is: a person has named it.
+
     Raises:
         ServiceError: the model or the decoder cannot be had.
     """
     folders.check_temporary()
     heard = _Heard()
-    alone = Alone(settings, options, observer or _Nobody(), heard)
+    alone = Alone(folders.readable(uri, settings), options, observer or _Nobody(), heard)
     try:
         card = alone.plan.model.card
         outcome = alone.classify(Claimed(0, uri, attempts=1, crashes=0, part=part))

@@ -10,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from earmark import files, progress
+from earmark import files, terminal
 
 
 class LabelFormat(StrEnum):
@@ -36,13 +36,13 @@ def write(rows: Iterable[dict[str, Any]], format: LabelFormat, place: Path) -> N
     Args:
         rows: windows in the order of their clips, each with the `file_begin_s` of its file.
     """
-    with progress.screen.status("Writing label files"):
+    with terminal.screen.status("Writing label files"):
         match format:
             case LabelFormat.raven:
                 count, noun = _write_raven(rows, place), "row"
             case LabelFormat.audacity:
                 count, noun = _write_audacity(rows, place), "file"
-    progress.tell(f"{progress.count_of(count, noun)}: {place}")
+    terminal.tell(f"{terminal.count_of(count, noun)}: {place}")
 
 
 def _write_raven(rows: Iterable[dict[str, Any]], file: Path) -> int:

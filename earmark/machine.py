@@ -16,7 +16,6 @@ from more_itertools import divide
 
 from earmark import children, valkey
 from earmark.core import broker
-from earmark.core.broker import EMBEDDED_NOTE
 from earmark.core.errors import SERVICE_EXIT, ServiceError
 from earmark.core.settings import Settings, cores, memory
 from earmark.core.settings import Worker as WorkerSettings
@@ -167,9 +166,7 @@ def find_broker(settings: Settings) -> Settings:
     Raises:
         ServiceError: there is neither.
     """
-    url = settings.broker.url
-    if url is None and has_broker(settings):
-        url = (settings.data_dir / EMBEDDED_NOTE).read_text()
+    url = settings.broker.url or broker.embedded_url(settings)
     if url is None:
         raise ServiceError(
             reason="No broker is known: set EARMARK_BROKER__URL, or start `earmark up` here."
@@ -179,7 +176,7 @@ def find_broker(settings: Settings) -> Settings:
 
 def has_broker(settings: Settings) -> bool:
     """Return whether workers may be at work: a broker is set, or `earmark up` runs here."""
-    return settings.broker.url is not None or (settings.data_dir / EMBEDDED_NOTE).is_file()
+    return bool(settings.broker.url or broker.embedded_url(settings))
 
 
 def use_broker(settings: Settings, **changes: Any) -> Settings:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 
 from db import runs
-from earmark import progress
+from earmark import terminal
 from earmark.core.clips import State
 from earmark.core.errors import DownloadError, UsageError
 from earmark.core.settings import Settings
@@ -49,8 +49,9 @@ def _post(url: str, name: str, event: str, state: runs.Progress, settings: Setti
     from earmark.core.guard import Guard
 
     done, failed = state.states[State.done], state.states[State.failed]
+    clips = terminal.count_of(state.total, "clip")
     notice = {
-        "text": f"Earmark: {name} {event}, {state.total} clips, {done} done, {failed} failed",
+        "text": f"Earmark: {name} {event}, {clips}, {done} done, {failed} failed",
         "run": name,
         "event": event,
         "clips": state.total,
@@ -64,4 +65,4 @@ def _post(url: str, name: str, event: str, state: runs.Progress, settings: Setti
             problem = str(error)
     if problem:
         host = urlsplit(url).hostname
-        progress.tell(f"The webhook at {host} was not told that the run {event}: {problem}")
+        terminal.tell(f"The webhook at {host} was not told that the run {event}: {problem}")

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from db.rows import Rows, plain
-from earmark import progress, tables
+from earmark import tables, terminal
 from earmark.core.errors import UsageError
 from earmark.files import ParquetOptions, opened
 
@@ -88,12 +88,12 @@ def write(
     if file is None:
         _print(counted, format, columns)
     else:
-        with progress.screen.status(f"Writing {escape(str(file))}") as status:
+        with terminal.screen.status(f"Writing {escape(str(file))}") as status:
             counted.look = lambda text: status.update(f"Writing {escape(str(file))}: {text}")
             _write_file(counted, format, file, parquet)
-        progress.tell(f"{progress.count_of(counted.count, 'row')}: {file}")
+        terminal.tell(f"{terminal.count_of(counted.count, 'row')}: {file}")
     if not counted.count:
-        progress.tell(empty)
+        terminal.tell(empty)
 
 
 def write_record(record: dict[str, Any], format: Format) -> None:

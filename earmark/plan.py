@@ -17,17 +17,18 @@ from pydantic import ByteSize
 
 from db import charts
 from db.pace import Measured, measure
-from earmark import api, catalog, folders, progress, speed
+from earmark import catalog, folders, speed, terminal
 from earmark.core.clips import Clip
 from earmark.core.errors import UsageError
 from earmark.core.options import Listing, RunOptions
 from earmark.core.settings import Settings
+from earmark.run_here import run_here
 from producer.sources import read_clips
 from producer.tally import Tally
 from workers.scoring import hub
 
 if TYPE_CHECKING:
-    from earmark.api import Run
+    from earmark.run_object import Run
 
 #: Small enough that clips are recorded steadily, which shows the speed of a small sample.
 CHUNK_SIZE = 4
@@ -137,7 +138,7 @@ def _sampled(
     settings: Settings,
 ) -> tuple[Tally, list[Clip]]:
     tally = Tally()
-    with progress.screen.status("Reading the whole list"):
+    with terminal.screen.status("Reading the whole list"):
         clips = read_clips(sources, listing, tally, settings.fetch)
         chosen = sampled(islice(clips, limit), sample)
     if not chosen:
@@ -169,7 +170,7 @@ def _tried(
             # A run of the whole list tries again what fails for a while.
             ledger={"max_attempts": 1},
         )
-        run = api.run_here(
+        run = run_here(
             clips,
             here,
             options,
@@ -201,7 +202,7 @@ def sentences(plan: Plan, within: str | None) -> Iterator[str]:
     share, margin = plan.success
     refused = f" ({plan.refused_lines} lines refused)" if plan.refused_lines else ""
     tried = f"{plan.sampled} of them tried on this machine; nothing is kept."
-    yield f"{plan.clips} clips{refused}, {tried}"
+    yield f"{terminal.count_of(plan.clips, 'clip')}{refused}, {tried}"
     yield f"success: {share:.1%}, give or take {margin:.1%}"
     yield f"licence of the model: {plan.license or 'not stated'}"
     if plan.cheaper:
@@ -215,7 +216,7 @@ def sentences(plan: Plan, within: str | None) -> Iterator[str]:
         few = f"{plan.sampled} clips are too few, or too quick, to tell"
         yield f"speed: {few}; a larger --sample may"
         return
-    time_left = progress.in_words(plan.eta_s)
+    time_left = terminal.in_words(plan.eta_s)
     yield f"speed: {plan.clips_per_s:.1f} clips/s by one worker here, {time_left} for all"
     if plan.workers:
-        yield f"within {within}: {progress.count_of(plan.workers, 'such worker')}"
+        yield f"within {within}: {terminal.count_of(plan.workers, 'such worker')}"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -25,6 +22,7 @@ from earmark.advice import bottleneck
 from earmark.core.clips import State
 from earmark.core.errors import ServiceError
 from earmark.core.settings import Settings
+from earmark.terminal import count_of, in_words, interruptible, screen
 
 #: Quick enough to look alive, slow enough to cost a million-row run nothing.
 LOOK_S = 0.5
@@ -38,8 +36,6 @@ CODES_ON_SCREEN = 5
 WORKERS_ON_SCREEN = 3
 #: A clip's row shows so many of its labels.
 LABELS_SHOWN = 3
-
-screen = Console(stderr=True, highlight=False)
 
 
 class _Bar(Progress):
@@ -134,59 +130,12 @@ def delays(engine: sa.Engine, run_id: int) -> list[str]:
         assert worker.pause
         sentences.append(f"The worker {worker.name} takes no chunks. {worker.pause.reason}")
     if (others := len(paused) - WORKERS_ON_SCREEN) > 0:
-        sentences.append(f"Nor do {others} other workers.")
+        sentences.append(f"Others that pause: {count_of(others, 'worker')}.")
     clips, seconds = runs.waiting(engine, run_id)
     if clips:
-        count = "At least " * (clips == runs.MOST_WAITING) + f"{clips} clips wait"
-        sentences.append(f"{count} for another try, the next in {in_words(seconds)}.")
+        count = "at least " * (clips == runs.MOST_WAITING) + count_of(clips, "clip")
+        sentences.append(f"Waiting for another try: {count}, the next in {in_words(seconds)}.")
     return sentences
-
-
-def count_of(number: int, noun: str) -> str:
-    """Return a number with its noun, such as `1 row` or `2 rows`."""
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def tell(sentence: str) -> None:
-    """Print a sentence, above the progress bar if there is one."""
-    screen.print(sentence, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def interruptible(how_to_go_on: Callable[[], str]) -> Iterator[None]:
-    """Answer Ctrl-C with a sentence, then let it end what has to be ended."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        with suppress(OSError):  # the terminal may be closed
-            tell(how_to_go_on())
-        raise
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM, and SIGHUP of a terminal that is closed, end the block as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    # `nohup` has SIGHUP ignored, and it stays so.
-    before = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        handler = signal.getsignal(number)
-        if handler is not signal.SIG_IGN:
-            before[number] = handler or signal.SIG_DFL
-            signal.signal(number, _interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(number: int, _: Any) -> None:
-    # A shell repeats SIGHUP, which must not interrupt the end.
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _doing(state: runs.Progress, going: Pace) -> str:
@@ -212,23 +161,6 @@ def stages_in_words(going: Pace) -> str:
         f"a clip spends {going.fetch_ms:.0f} ms downloading, {going.decode_ms:.0f} ms decoding,"
         f" {going.classify_ms:.0f} ms at the model"
     )
-
-
-def in_words(seconds: float) -> str:
-    """Return a span of time to two figures that matter: 45 s, 3 min 20 s, 5 h 12 min, 3 d 4 h."""
-    parts: list[str] = []
-    left = round(seconds)
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if left >= length or parts or unit == "s":
-            parts.append(f"{left // length} {unit}")
-            left %= length
-    return " ".join(parts[:2])
-
-
-def tell_all(sentences: Iterable[str]) -> None:
-    """Print some sentences, a line each."""
-    for sentence in sentences:
-        tell(sentence)
 
 
 def show_results(engine: sa.Engine, run: RunRow, state: runs.Progress) -> None:

@@ -139,8 +139,7 @@ def _heard(run: RunRow, settings: Settings, to: str) -> np.ndarray:
     # Imported here because it loads what a worker loads.
     from earmark.in_process import classified
 
-    uri = folders.uri_of(to)
-    with classified(uri, folders.readable(uri, settings), run.options) as ended:
+    with classified(folders.uri_of(to), settings, run.options) as ended:
         return _mean([each.vector for each in ended.success.embeddings])
 
 

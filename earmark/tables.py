@@ -36,8 +36,8 @@ GAP = 2
 BAR = 10
 
 
-def show(rows: Iterable[dict[str, Any]], console: Console, columns: Sequence[str] = ()) -> int:
-    """Print rows as a table, or one below the other if they are too wide; return how many.
+def show(rows: Iterable[dict[str, Any]], console: Console, columns: Sequence[str] = ()) -> None:
+    """Print rows as a table, or one below the other if they are too wide.
 
     Args:
         rows: only the first thousand are shown.
@@ -56,7 +56,6 @@ def show(rows: Iterable[dict[str, Any]], console: Console, columns: Sequence[str
         console.print(_table(cells, widths) if widths else _records(cells))
     if len(shown) > TABLE_ROWS:
         console.print(f"The first {TABLE_ROWS} rows; --format csv gives all.", style="dim")
-    return len(shown)
 
 
 def _has_values(name: str, rows: list[dict[str, Any]]) -> bool:

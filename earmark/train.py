@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from more_itertools import always_iterable
 
 from db import results, reviews
+from db.decisions import REVIEWS
 from db.rows import parsed, select
 from db.runs import RunRow
 from earmark import similar
@@ -22,7 +23,6 @@ from workers.scoring import heads
 if TYPE_CHECKING:
     from earmark.vector_index import Index
 
-REVIEWS = "reviews"
 #: Clips that must have a label, and that must not: one in each of the parts for cross-validation.
 LEAST_CLIPS = PARTS = 5
 #: The inverse strength of the regularisation, for unit vectors.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from db.identity import with_queue
-from earmark import children, folders, machine, progress
+from earmark import children, folders, machine, progress, terminal
 from earmark.core.broker import EMBEDDED_NOTE
 from earmark.core.settings import Settings
 from earmark.database import open_database
@@ -30,7 +30,7 @@ def up(
     if files:
         roots = list(map(Path.absolute, files))
         settings = settings.changed(fetch={"file_roots": roots})
-    with progress.terminable(), machine.running(settings, queue=queue, workers=workers) as here:
+    with terminal.terminable(), machine.running(settings, queue=queue, workers=workers) as here:
         assert here.settings.broker.url is not None
         note.write_text(here.settings.broker.url)
         environment = children.environment(here.settings)
@@ -45,8 +45,8 @@ def up(
 
 def _tell_up(workers: int, flower_port: int) -> None:
     flower_url = f"http://127.0.0.1:{flower_port}"
-    progress.screen.print(f"[bold]Up[/]: {workers} worker(s); Flower at {flower_url}")
-    progress.screen.print(
+    terminal.screen.print(f"[bold]Up[/]: {workers} worker(s); Flower at {flower_url}")
+    terminal.screen.print(
         "In another terminal: earmark submit LIST --watch. Ctrl-C stops everything."
     )
 
@@ -57,4 +57,4 @@ def _wait_for_ctrl_c(here: Machine) -> None:
             here.keep_alive()
             time.sleep(progress.LOOK_S)
     except KeyboardInterrupt:
-        progress.screen.print("Stopping.")
+        terminal.screen.print("Stopping.")

@@ -124,6 +124,15 @@ class Columns:
         return span(start_s, end_s)
 
 
+def suffice(names: Sequence[str], listing: Listing) -> bool:
+    """Return whether a list with these columns has what is needed."""
+    try:
+        Columns(names, listing, "")
+    except UsageError:
+        return False
+    return True
+
+
 def span(start_s: float | None, end_s: float | None) -> Part | None:
     """Return the part of a file between two times; None for all of it.
 

@@ -17,14 +17,15 @@ from earmark.core.clips import Clip, Part, display_uri
 from earmark.core.containers import PACKINGS
 from earmark.core.errors import UsageError
 from earmark.core.settings import Fetch
+from earmark.core.spelling import storable
 from producer import elsewhere
 from producer.elsewhere import Ranged
-from producer.lists import named_format
+from producer.list_formats import named_format
 from producer.places import AUDIO_SUFFIXES
+from producer.streams import COMPRESSED
 from producer.tally import Tally
 
 KINDS = {".tar": "tar", ".tgz": "tar", ".tbz2": "tar", ".txz": "tar", ".zip": "zip"}
-COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst"})
 #: The longest line about a member: its name, and the files beside it.
 MAX_LINE_BYTES = 1024**2
 MAX_FOOTER_BYTES = 64 * 1024**2
@@ -120,8 +121,7 @@ class Container:
     def _clip(self, uri: str, told: dict[str, Any]) -> Clip | None:
         self._number += 1
         parts = re.split(r"[/\\]", told["member"])
-        # Databases store neither NUL nor half a surrogate pair as text.
-        name = told["member"].replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+        name = storable(told["member"])
         if told["refused"]:
             self._refuse(f"{name!r} is left out: {told['refused']}")
         elif not parts[0] or ".." in parts:

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from earmark.core import spelling
 from earmark.core.clips import Part, display_uri
 from producer.columns import RowRefused, seconds, span
 from producer.tally import Tally
@@ -50,8 +51,7 @@ class Places:
         if "#t=" in text:
             text, part = self._without_times(text)
         if not text.isprintable():
-            # Databases store neither NUL nor half a surrogate pair as text.
-            text = text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+            text = spelling.storable(text)
         if "://" in text:
             return text, part
         return self._path(text), part

@@ -18,7 +18,8 @@ from earmark.core.settings import Fetch
 from producer import elsewhere, walk
 from producer.columns import RowRefused
 from producer.containers import Container, kind_of
-from producer.lists import ListReader, named_format
+from producer.list_formats import named_format
+from producer.lists import ListReader
 from producer.places import AUDIO_SUFFIXES, Places, names_a_clip, short, storable
 from producer.tally import Tally
 
@@ -97,7 +98,7 @@ class _Reading:
                 yield from self.file(Path(match), one_of_many=True)
 
     def file(self, path: Path, *, one_of_many: bool) -> Iterator[Clip]:
-        if self.listing.input_format == "auto" and self.is_audio(path):
+        if self.listing.input_format == "auto" and is_audio(path):
             yield self.single(storable(path))
             return
         if kind := kind_of(str(path), self.fetch, self.listing.url_col):
@@ -120,11 +121,6 @@ class _Reading:
             return False
         return any(names_a_clip(text) or places.finds(text) for text, *_ in rows)
 
-    def is_audio(self, path: Path) -> bool:
-        if path.suffix.lower() in AUDIO_SUFFIXES:
-            return True
-        return named_format(path.name) is None and holds_audio(path)
-
     def walk(self, folder: Path) -> Iterator[Clip]:
         def refuse(error: OSError) -> None:
             self.tally.lines += 1
@@ -132,7 +128,7 @@ class _Reading:
             self.tally.refuse(str(error.filename), 0, reason)
 
         for path in walk.files(folder, refuse):
-            if self.listing.strict or self.is_audio(path):
+            if self.listing.strict or is_audio(path):
                 yield self.single(storable(path))
             else:
                 self.tally.lines += 1
@@ -167,8 +163,14 @@ class _Reading:
         return str(Path(base).expanduser().absolute())
 
 
-def holds_audio(path: Path) -> bool:
-    """Return whether a file's first bytes are those of a known audio format."""
+def is_audio(path: Path) -> bool:
+    """Return whether a file is called like sound, or begins like it and is not called a list."""
+    if path.suffix.lower() in AUDIO_SUFFIXES:
+        return True
+    return named_format(path.name) is None and _holds_audio(path)
+
+
+def _holds_audio(path: Path) -> bool:
     try:
         file = os.open(path, _PEEK)
     except (OSError, ValueError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
 import shutil
 import sys
@@ -13,10 +11,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from earmark.core.containers import zstd
+from earmark.core.containers import packing_of, unpacked
 from earmark.core.errors import UsageError
 from earmark.core.settings import Fetch
 from producer import elsewhere
+
+#: The endings of compressed lists and containers.
+COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst", ".zstd"})
 
 
 @contextmanager
@@ -41,14 +42,10 @@ def opened(place: str, shown: str, fetch: Fetch) -> Iterator[io.BufferedReader]:
 
 
 def _decompressed(raw: io.BufferedReader) -> io.BufferedReader:
-    head = raw.peek(4)
-    if head.startswith(b"\x1f\x8b"):
-        return io.BufferedReader(cast("io.RawIOBase", gzip.open(raw)))
-    if head.startswith(b"BZh"):
-        return io.BufferedReader(cast("io.RawIOBase", bz2.open(raw)))
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
-        return io.BufferedReader(zstd().open(raw))
-    return raw
+    packing = packing_of(raw)
+    if not packing:
+        return raw
+    return io.BufferedReader(unpacked(raw, packing))
 
 
 @contextmanager

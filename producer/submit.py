@@ -19,7 +19,7 @@ from typing import TypedDict, Unpack
 import sqlalchemy as sa
 from more_itertools import spy
 
-from db import access, known_rows, ledger, passes, registry
+from db import access, bulk_insert, known_rows, passes, registry
 from db.bulk_insert import Listed, listed
 from db.identity import with_queue
 from db.known_rows import KnownRows
@@ -80,17 +80,9 @@ class Submitted:
         return self.run_ids[0]
 
     @property
-    def clips(self) -> int:
-        return self.tally.clips
-
-    @property
-    def blank(self) -> int:
-        return self.tally.blank
-
-    @property
     def known(self) -> int:
         """Clips that the run had already: duplicates in the list, or a list submitted before."""
-        return self.clips - self.added
+        return self.tally.clips - self.added
 
     def report(self) -> list[str]:
         """Return sentences about the list's lines; none if each line was one new clip."""
@@ -274,7 +266,7 @@ class _Writer:
             for run_id in self.run_ids:
                 unlike = known_rows.unlike(self.engine, run_id, rows)
                 added[run_id], compared[run_id] = unlike
-        counts = ledger.add_to_each(self.engine, added)
+        counts = bulk_insert.add(self.engine, added)
         new = max(counts.values())
         self.mostly_known = new < len(rows) / 2
         differing = KnownRows()

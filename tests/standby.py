@@ -12,7 +12,7 @@ import psycopg
 
 from tests.servers import Postgres, free_port
 
-CAUGHT_UP_S = 30.0
+CAUGHT_UP_S = 120.0
 
 
 class Standby(Postgres):

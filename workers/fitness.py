@@ -10,15 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from db.claims import Claim, Claimed
 from db.registry import Pause
 from earmark.core.clips import Failure, Outcome
 from earmark.core.errors import Cause, DatabaseError, FileNotFound
-
-if TYPE_CHECKING:
-    from db.claims import Claim, Claimed
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from concurrent.futures import TimeoutError as TookTooLong
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
+from db.claims import Claimed
 from earmark.core import broker
 from earmark.core.clips import Failure, Outcome, Postponed
 from earmark.core.errors import EarmarkError, ModelError, WorkerLost
@@ -20,10 +20,6 @@ from earmark.core.options import RunOptions
 from earmark.core.processes import end_with_parent
 from earmark.core.settings import Settings
 from workers.alone import Alone
-
-if TYPE_CHECKING:
-    from db.claims import Claimed
-
 
 #: What the process of a quarantine keeps.
 _here = SimpleNamespace()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from earmark import progress
+from earmark import terminal
 from earmark.cli import compare, decide, inspect, learn, manage, results, run
 from earmark.core.settings import Settings
 
@@ -45,4 +45,4 @@ def main(
     ] = False,
 ) -> None:
     """Take the options that stand before a verb, and name variables that no verb reads."""
-    progress.tell_all(Settings.misspelt())
+    terminal.tell_all(Settings.misspelt())

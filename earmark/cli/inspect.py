@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer import Argument, Option
 
 from db import results, runs
-from earmark import output, progress
+from earmark import output, terminal
 from earmark.cli import options as o
 from earmark.core.clips import Part
 from earmark.core.errors import SERVICE_EXIT, UsageError
@@ -23,14 +24,12 @@ commands = typer.Typer()
 HOSTS_SHOWN = 10
 
 
-@commands.command(epilog="Example: earmark plan urls.csv --url-col link --within 8h")
-@o.spread(o.TASK)
+@o.verb(commands, "earmark plan urls.csv --url-col link --within 8h", o.TASK)
 def plan(
     given: dict[str, Any],
-    sample: Annotated[int, typer.Option(min=1, help="Clips tried, chosen at random.")] = 200,
+    sample: Annotated[int, Option(min=1, help="Clips tried, chosen at random.")] = 200,
     within: Annotated[
-        str | None,
-        typer.Option(help="Tell how many workers finish in this time: 90s, 30min, 8h, 2d."),
+        str | None, Option(help="Tell how many workers finish in this time: 90s, 30min, 8h, 2d.")
     ] = None,
     format: o.TextFormat = None,
 ) -> None:
@@ -54,7 +53,7 @@ def plan(
     output.print_rows(estimate.errors, "failures, each tried once")
 
 
-@commands.command(epilog="Example: EARMARK_DATABASE__URL=postgresql://db/earmark earmark doctor")
+@o.verb(commands, "EARMARK_DATABASE__URL=postgresql://db/earmark earmark doctor")
 def doctor(format: o.TextFormat = None, db: o.Db = None) -> None:
     """Check what a run needs on this machine, and name each cure; exit with 3 after a fault."""
     from earmark.doctor import examine
@@ -71,32 +70,32 @@ def doctor(format: o.TextFormat = None, db: o.Db = None) -> None:
         raise typer.Exit(SERVICE_EXIT)
 
 
-@commands.command(epilog="Example: earmark models")
+@o.verb(commands, "earmark models")
 def models(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Hugging Face ids or folders. Default: all on this machine."),
+        Argument(help="Hugging Face ids or folders. Default: all on this machine."),
     ] = None,
     format: o.OutputFormat = None,
 ) -> None:
     """Load the models on this machine, list their labels, and time each on 5 s of sound."""
     from earmark import catalog
 
-    with progress.screen.status("Loading and measuring models"):
+    with terminal.screen.status("Loading and measuring models"):
         entries = catalog.models(names or (), read_settings())
     output.write(map(asdict, entries), format, None, columns=catalog.COLUMNS)
     if format is None and (advice := catalog.advice(entries)):
-        progress.tell(advice)
+        terminal.tell(advice)
 
 
-@commands.command(
-    epilog="Example: earmark explain 1234, or: earmark explain https://example.org/a.wav"
+@o.verb(
+    commands,
+    "earmark explain 1234, or: earmark explain https://example.org/a.wav",
+    o.some(o.SCORING, "model", "revision", "labels", "channels"),
 )
-@o.spread(o.SCORING, "model", "revision", "labels", "channels")
 def explain(
     clip: Annotated[
-        str,
-        typer.Argument(help="A clip's id, as `results` and `failures` give it, or a URL or path."),
+        str, Argument(help="A clip's id, as `results` and `failures` give it, or a URL or path.")
     ],
     given: dict[str, Any],
     db: o.Db = None,
@@ -117,11 +116,14 @@ def explain(
         raise typer.Exit(1)
 
 
-@commands.command(epilog="Example: earmark plot siren.wav -o siren.png")
-@o.spread(o.SCORING, "model", "revision", "window_s", "labels")
+@o.verb(
+    commands,
+    "earmark plot siren.wav -o siren.png",
+    o.some(o.SCORING, "model", "revision", "window_s", "labels"),
+)
 def plot(
-    file: Annotated[str, typer.Argument(help="An audio file or its URL.")],
-    picture: Annotated[Path, typer.Option("--output", "-o", help="A .png, .svg or .pdf file.")],
+    file: Annotated[str, Argument(help="An audio file or its URL.")],
+    picture: Annotated[Path, Option("--output", "-o", help="A .png, .svg or .pdf file.")],
     given: dict[str, Any],
 ) -> None:
     """Draw one clip: waveform, mel spectrogram, labels over time, and the best labels."""
@@ -131,7 +133,7 @@ def plot(
     if "://" not in file and not Path(uri).is_file():
         raise UsageError(reason=f"There is no file {uri}.")
     options = RunOptions.from_arguments(given)
-    drawn = plots.plot_clip(uri, folders.readable(uri, read_settings()), options)
+    drawn = plots.plot_clip(uri, read_settings(), options)
     plots.save(drawn, picture)
     typer.echo(str(picture))
 

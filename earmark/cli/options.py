@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer import Argument, Option
 
+from earmark import output, run_object
 from earmark.core.options import BOUNDS, STOP_AT, Duplicates, Listing, RunOptions
+from earmark.database import read_settings
 from earmark.output import Format
 
 
@@ -39,63 +43,52 @@ def _share(text: str | float) -> float:
     return share
 
 
+#: In a verb, the argument RUN and --db.
+Run = run_object.Run
 #: By name, options as typer reads them.
 Parameters = dict[str, inspect.Parameter]
 STOPPING: Any = {"parser": _share, "metavar": "SHARE|off", "min": None, "max": None}
-#: What an option has beside its help, type, default and bounds.
-MORE: dict[str, Any] = {
-    "channels": {"metavar": "mix|each|first|N"},
-    "stop_at": STOPPING,
-    "rank": {"min": 1},
-}
-#: The flags of an option that has more than its name.
-FLAGS = {"rank": ["--rank", "--top-k"]}
 PAUSE_HELP = "Pause if more than this share of clips fails on every worker, by no fault of theirs."
-MaybeStopAt = Annotated[float | None, typer.Option(help=PAUSE_HELP, **STOPPING)]
+MaybeStopAt = Annotated[float | None, Option(help=PAUSE_HELP, **STOPPING)]
 Db = Annotated[
-    str | None,
-    typer.Option(help="Database URL. Default: EARMARK_DATABASE__URL, else a SQLite file."),
+    str | None, Option(help="Database URL. Default: EARMARK_DATABASE__URL, else a SQLite file.")
 ]
 Workers = Annotated[
-    int,
-    typer.Option(
-        parser=_workers, metavar="N|auto", help="Worker processes; auto: one for each GPU."
-    ),
+    int, Option(parser=_workers, metavar="N|auto", help="Worker processes; auto: one for each GPU.")
 ]
-Watch = Annotated[bool, typer.Option("--watch", help="Show progress until the end.")]
+Watch = Annotated[bool, Option("--watch", help="Show progress until the end.")]
 Notify = Annotated[
     str | None,
-    typer.Option(
+    Option(
         envvar="EARMARK_NOTIFY",
         show_envvar=True,
         metavar="URL",
         help="A webhook to tell when the run ends or is stopped.",
     ),
 ]
-FlowerPort = Annotated[int, typer.Option(help="Flower's port on this machine.")]
-UiPort = Annotated[int, typer.Option("--port", help="The page's port on this machine.")]
-UiAddress = Annotated[str, typer.Option("--address", help="Any but loopback needs a token.")]
+FlowerPort = Annotated[int, Option(help="Flower's port on this machine.")]
+UiPort = Annotated[int, Option("--port", help="The page's port on this machine.")]
+UiAddress = Annotated[str, Option("--address", help="Any but loopback needs a token.")]
 UiToken = Annotated[
-    str | None,
-    typer.Option("--token", envvar="EARMARK_UI_TOKEN", help="The password asked for."),
+    str | None, Option("--token", envvar="EARMARK_UI_TOKEN", help="The password asked for.")
 ]
-_truth = typer.Option(help="A column of the list that says what is there, or `reviews`.")
+_truth = Option(help="A column of the list that says what is there, or `reviews`.")
 Truth = Annotated[str, _truth]
 MaybeTruth = Annotated[str | None, _truth]
-Run = Annotated[str, typer.Argument(help="A run's id or name.")]
+RunName = Annotated[str, Argument(help="A run's id or name.")]
 LatestRun = Annotated[
-    str | None, typer.Argument(help="A run's id or name; default: all, or with --watch the newest.")
+    str | None, Argument(help="A run's id or name; default: all, or with --watch the newest.")
 ]
-Label = Annotated[str | None, typer.Option(help="Only this label.")]
+Label = Annotated[str | None, Option(help="Only this label.")]
 OutputFormat = Annotated[
     Format | None,
-    typer.Option(
+    Option(
         "--format",
         help="Default: by the output file's name, else a table on a terminal and CSV elsewhere.",
     ),
 ]
-TextFormat = Annotated[Format | None, typer.Option("--format", help="Default: text.")]
-OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")]
+TextFormat = Annotated[Format | None, Option("--format", help="Default: text.")]
+OutputFile = Annotated[Path | None, Option("--output", "-o", help="Write to this file.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +105,12 @@ class _Submission:
     again: bool = False
 
 
-def parameters(of: Callable[..., Any], helps: dict[str, str]) -> Parameters:
-    """Return an option for some fields of a class, or arguments of a function, with their help."""
+def parameters(of: Callable[..., Any], helps: dict[str, str], **more: Any) -> Parameters:
+    """Return an option for some fields of a class, or arguments of a function, with their help.
+
+    Args:
+        more: what else an option has beside its type, default and bounds.
+    """
     hints, fields = get_type_hints(of), inspect.signature(of).parameters
     options = {}
     for name, text in helps.items():
@@ -121,47 +118,106 @@ def parameters(of: Callable[..., Any], helps: dict[str, str]) -> Parameters:
         default = fields[name].default
         if kind == tuple[str, ...]:
             kind, default = str | None, None  # a text with commas
-        flags = [f"--{name.replace('_', '-')}"] if kind is bool else FLAGS.get(name, [])
+        flags = [f"--{name.replace('_', '-')}"] if kind is bool else []
         least, most = BOUNDS.get(name, (None, None))
-        more = {"min": least, "max": most, **MORE.get(name, {})}
-        annotation = Annotated[kind, typer.Option(*flags, help=text, **more)]
+        values = {"min": least, "max": most, **more.get(name, {})}
+        flags = values.pop("flags", flags)
+        annotation = Annotated[kind, Option(*flags, help=text, **values)]
         options[name] = inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
         )
     return options
 
 
-def spread(options: Parameters, *names: str) -> Callable[[Callable[..., None]], Any]:
-    """Give a verb some options, or all of these, in place of its argument `given`, a dictionary."""
-    chosen = {name: options[name] for name in names or options}
+def some(options: Parameters, *names: str) -> Parameters:
+    """Return those of the options that have these names."""
+    return {name: options[name] for name in names}
 
-    def with_options(verb: Callable[..., None]) -> Callable[..., None]:
+
+@dataclass(frozen=True)
+class Output:
+    """How a verb writes its rows, and the file they go to."""
+
+    format: Format | None
+    file: Path | None
+
+    def write(self, rows: Iterable[dict[str, Any]], **how: Any) -> None:
+        """Write rows; `how` is that of `output.write`."""
+        output.write(rows, self.format, self.file, **how)
+
+
+def _opened(run: str, db: str | None, *, change: bool = False) -> Run:
+    return run_object.opened(read_settings(db), run, change=change)
+
+
+def _options(**kinds: Any) -> Parameters:
+    options = {}
+    for name, kind in kinds.items():
+        default = inspect.Parameter.empty if name == "run" else None
+        options[name] = inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+        )
+    return options
+
+
+#: A run that a verb changes.
+RunToChange = Annotated[Run, "change"]
+#: Arguments of verbs that are made of several options.
+MADE: dict[Any, tuple[Callable[..., Any], Parameters]] = {
+    Run: (_opened, _options(run=RunName, db=Db)),
+    RunToChange: (functools.partial(_opened, change=True), _options(run=RunName, db=Db)),
+    Output: (Output, _options(format=OutputFormat, file=OutputFile)),
+}
+
+
+def verb(
+    commands: typer.Typer, example: str, given: Parameters | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function the verb of an example.
+
+    An argument whose type is in `MADE` is made of several options, and `given` is a dictionary of
+    those that are given here.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        made: dict[str, tuple[Callable[..., Any], Parameters]] = {}
         taken: list[inspect.Parameter] = []
-        for parameter in inspect.signature(verb, eval_str=True).parameters.values():
-            own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            taken += chosen.values() if parameter.name == "given" else [own]
+        for parameter in inspect.signature(function, eval_str=True).parameters.values():
+            make, options = MADE.get(parameter.annotation, (None, {}))
+            if parameter.name == "given":
+                make, options = dict, given or {}
+            if make:
+                made[parameter.name] = make, options
+                taken += options.values()
+            else:
+                taken.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
-        @functools.wraps(verb)
-        def spread_verb(**values: Any) -> None:
-            given = {name: values.pop(name) for name in chosen}
-            verb(given=given, **values)
+        @functools.wraps(function)
+        def run_verb(**values: Any) -> None:
+            arguments = {}
+            for argument, (make, options) in made.items():
+                arguments[argument] = make(**{each: values.pop(each) for each in options})
+            function(**arguments, **values)
 
-        spread_verb.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
-        return spread_verb
+        taken.sort(key=lambda parameter: parameter.name == "db")  # as the last of each verb
+        run_verb.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+        name = re.findall(r"(?:^| )earmark (?:db )?(\w+)", example)[0]
+        commands.command(name, epilog=f"Example: {example}")(run_verb)
+        return function
 
-    return with_options
+    return register
 
 
-SOURCES = typer.Argument(
+SOURCES = Argument(
     help="URLs, audio files, folders, globs, containers (tar, zip), lists (txt, csv, tsv, json,"
     " parquet), - for stdin."
 )
-MODELS = typer.Option(
+MODELS = Option(
     "--model",
     metavar="MODEL",
     help="starter, a Hugging Face id, or a model directory. Each of several has a run NAME/MODEL.",
 )
-FOLLOWER = typer.Option(
+FOLLOWER = Option(
     metavar="MODEL", help="A model that hears only the clips that the first one lets through."
 )
 SCORING = parameters(
@@ -180,6 +236,7 @@ SCORING = parameters(
         "embeddings": "Keep each window's vector, for `similar` and `train`.",
         "head": "A folder that `earmark train` wrote, on top of --model.",
     },
+    channels={"metavar": "mix|each|first|N"},
 )
 THEN = parameters(
     RunOptions,
@@ -208,10 +265,7 @@ LISTING = parameters(
 )
 LIMIT = parameters(_Submission, {"limit": "Stop after so many clips."})
 STRICT = parameters(
-    Listing,
-    {
-        "strict": "Exit with 1 if any clip failed; take each file of a folder as a clip.",
-    },
+    Listing, {"strict": "Exit with 1 if any clip failed; take each file of a folder as a clip."}
 )
 #: The options of a verb that classifies: its sources, and how they are scored.
 TASK: Parameters = {
@@ -248,4 +302,5 @@ SUBMISSION = TASK | parameters(
         "duplicates": "Rows of the same clip: one clip with the first row's columns, or one each.",
         "again": "Redo local files that have changed since their result.",
     },
+    stop_at=STOPPING,
 )

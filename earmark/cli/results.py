@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import sqlalchemy as sa
 import typer
+from typer import Argument, Option
 
 from db import results, runs
 from db.rows import Rows
-from db.runs import RunRow
-from earmark import events, files, label_files, output, progress, tables
+from earmark import files, label_files, output, progress, tables, terminal
 from earmark.cli import options as o
 from earmark.core.errors import UsageError
-from earmark.database import find_run, known_labels, open_database, read_settings
+from earmark.database import known_labels, open_database, read_settings
 from earmark.files import ParquetOptions
 from earmark.label_files import LabelFormat  # noqa: TC001
 from earmark.output import EXAMPLE_QUERY
@@ -33,10 +32,24 @@ CONDITIONS = o.parameters(
         "day": "Only recorded on this day (2026-05-01) or in this month.",
         "hours": "Only recorded in these hours of the day, such as 22-3.",
     },
+    rank={"min": 1, "flags": ["--rank", "--top-k"]},
+)
+
+EVENTS = o.parameters(
+    o.Run.events,
+    {
+        "label": "Only this label.",
+        "min_score": "The score that an event must reach.",
+        "low": "The score down to which an event goes on. Default: --min-score.",
+        "gap_s": "Join events with a gap of at most so many seconds.",
+    },
+    min_score={"min": 0, "max": 1},
+    low={"min": 0, "max": 1},
+    gap_s={"min": 0},
 )
 
 
-@commands.command(epilog="Example: earmark status march --watch")
+@o.verb(commands, "earmark status march --watch")
 def status(
     run: o.LatestRun = None,
     watch: o.Watch = False,
@@ -58,137 +71,97 @@ def status(
         output.write(every, format, None, columns=tables.STATUS, empty=NO_RUN)
 
 
-@commands.command(
-    "results", epilog="Example: earmark results march --label siren --min-score 0.6 -o sirens.csv"
+@o.verb(
+    commands,
+    "earmark results march --label siren --min-score 0.6 -o sirens.csv",
+    CONDITIONS,
 )
-@o.spread(CONDITIONS)
-def show_results(
-    run: o.Run,
-    given: dict[str, Any],
-    format: o.OutputFormat = None,
-    file: o.OutputFile = None,
-    db: o.Db = None,
-) -> None:
+def show_results(run: o.Run, given: dict[str, Any], out: o.Output) -> None:
     """Print a run's results: each clip with its best label."""
-    engine, row = find_run(read_settings(db), run)
-    rows = results.results(engine, row.id, **given)
-    _write(engine, row, rows, format, file, empty=f"No clip of {row.name} has such a result.")
+    _write(run, run.results(**given), out, empty=f"No clip of {run.name} has such a result.")
 
 
-@commands.command("events", epilog="Example: earmark events march --label siren --min-score 0.3")
-def show_events(
-    run: o.Run,
-    label: o.Label = None,
-    min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="The score that an event must reach.")
-    ] = 0.5,
-    low: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="The score down to which an event goes on. Default: --min-score."
-        ),
-    ] = None,
-    gap_s: Annotated[
-        float, typer.Option(min=0, help="Join events with a gap of at most so many seconds.")
-    ] = 0.0,
-    format: o.OutputFormat = None,
-    file: o.OutputFile = None,
-    db: o.Db = None,
-) -> None:
+@o.verb(commands, "earmark events march --label siren --min-score 0.3", EVENTS)
+def show_events(run: o.Run, given: dict[str, Any], out: o.Output) -> None:
     """Print when each label is heard, also where another one is louder."""
-    engine, row = find_run(read_settings(db), run)
-    rows = events.events(engine, row, events.Rule(min_score, low, gap_s), label=label)
-    _write(engine, row, rows, format, file, empty=f"Nothing is heard like that in {row.name}.")
+    _write(run, run.events(**given), out, empty=f"Nothing is heard like that in {run.name}.")
 
 
-@commands.command(epilog="Example: earmark export march -o march.parquet")
-@o.spread(CONDITIONS, "label", "rank", "min_score", "windows")
+@o.verb(
+    commands,
+    "earmark export march -o march.parquet",
+    o.some(CONDITIONS, "label", "rank", "min_score", "windows"),
+)
 def export(
     run: o.Run,
     file: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="A file; with --parts or --labels audacity a folder."),
+        Path, Option("--output", "-o", help="A file; with --parts or --labels audacity a folder.")
     ],
     given: dict[str, Any],
     format: o.OutputFormat = None,
-    wide: Annotated[bool, typer.Option("--wide", help="A column with each label's score.")] = False,
+    wide: Annotated[bool, Option("--wide", help="A column with each label's score.")] = False,
     parts: Annotated[
-        bool, typer.Option("--parts", help="A folder of Parquet files, as `load_dataset` reads it.")
+        bool, Option("--parts", help="A folder of Parquet files, as `load_dataset` reads it.")
     ] = False,
     labels: Annotated[
-        LabelFormat | None, typer.Option(help="The windows as label files for this program.")
+        LabelFormat | None, Option(help="The windows as label files for this program.")
     ] = None,
     embeddings: Annotated[
-        bool, typer.Option("--embeddings", help="Each window's vector, in place of its labels.")
+        bool, Option("--embeddings", help="Each window's vector, in place of its labels.")
     ] = False,
-    db: o.Db = None,
 ) -> None:
     """Write all of a run's results to a file, however many."""
-    engine, row = find_run(read_settings(db), run)
     if labels:
-        rows = results.results(engine, row.id, in_sequence=True, **given)
+        rows = results.results(run.engine, run.id, in_sequence=True, **given)
         label_files.write(rows, labels, file)
         return
     if wide or embeddings:
         none = {"label": None, "rank": 1, "min_score": None, "windows": False}
         if given != none or (wide and embeddings):
             raise UsageError(reason="--wide or --embeddings goes with no other choice.")
-        rows = results.wide(engine, row) if wide else results.embeddings(engine, row)
+        rows = (results.wide if wide else results.embeddings)(run.engine, run.row)
     else:
-        rows = results.results(engine, row.id, **given)
-    _write(engine, row, rows, output.Format.parquet if parts else format, file, parts=parts)
+        rows = run.results(**given)
+    out = o.Output(output.Format.parquet if parts else format, file)
+    _write(run, rows, out, empty="There are no results.", parts=parts)
 
 
-def _write(
-    engine: sa.Engine,
-    run: RunRow,
-    rows: Rows,
-    format: output.Format | None,
-    file: Path | None,
-    *,
-    empty: str = "There are no results.",
-    parts: bool = False,
-) -> None:
+def _write(run: o.Run, rows: Rows, out: o.Output, *, empty: str, parts: bool = False) -> None:
     """Write results of a run; a Parquet file says what made them."""
 
     def made_by() -> dict[str, Any]:
         from earmark import parquet
 
-        return parquet.made_by(engine, run)
+        return parquet.made_by(run.engine, run.row)
 
     options = ParquetOptions(made_by=made_by, parts=parts)
-    output.write(rows, format, file, columns=tables.RESULTS, empty=empty, parquet=options)
+    out.write(rows, columns=tables.RESULTS, empty=empty, parquet=options)
 
 
-@commands.command(epilog="Example: earmark report march -o march.html")
+@o.verb(commands, "earmark report march -o march.html")
 def report(
     run: o.Run,
     file: Annotated[
-        Path, typer.Option("--output", "-o", help="The page: one file that needs nothing else.")
+        Path, Option("--output", "-o", help="The page: one file that needs nothing else.")
     ],
     clips: Annotated[
-        int, typer.Option(min=0, max=200, help="Clips shown; of more, an even sample.")
+        int, Option(min=0, max=200, help="Clips shown; of more, an even sample.")
     ] = 200,
     truth: o.MaybeTruth = None,
-    db: o.Db = None,
 ) -> None:
     """Write one page on a run: counts, labels, failures, and clips to see and hear."""
     from earmark.web import report as reporting
 
-    settings = read_settings(db)
-    engine, row = find_run(settings, run)
-    shown = reporting.write(engine, row, settings, file, most=clips, truth=truth)
-    progress.tell(f"{file}: {shown} clips to see and hear.")
+    shown = reporting.write(run.engine, run.row, run.settings, file, most=clips, truth=truth)
+    terminal.tell(f"{file}: {terminal.count_of(shown, 'clip')} to see and hear.")
 
 
-@commands.command(epilog="Example: earmark ui --port 5556")
+@o.verb(commands, "earmark ui --port 5556")
 def ui(
     port: o.UiPort = 5556,
     address: o.UiAddress = "127.0.0.1",
     token: o.UiToken = None,
-    flower: Annotated[
-        str, typer.Option(help="Where Flower is, for a link.")
-    ] = "http://127.0.0.1:5555",
+    flower: Annotated[str, Option(help="Where Flower is, for a link.")] = "http://127.0.0.1:5555",
     db: o.Db = None,
 ) -> None:
     """Serve a page: runs as they go, their clips to see, hear and review, and SQL."""
@@ -199,19 +172,15 @@ def ui(
     page.serve(engine, settings, address=address, port=port, token=token, flower=flower)
 
 
-@commands.command(epilog="Example: earmark failures march --format jsonl")
-def failures(
-    run: o.Run, format: o.OutputFormat = None, file: o.OutputFile = None, db: o.Db = None
-) -> None:
+@o.verb(commands, "earmark failures march --format jsonl")
+def failures(run: o.Run, out: o.Output) -> None:
     """Print why clips of a run have no result."""
-    engine, row = find_run(read_settings(db), run)
-    rows = results.failures(engine, row.id)
-    _write(engine, row, rows, format, file, empty=f"No clip of {row.name} failed.")
+    _write(run, run.failures(), out, empty=f"No clip of {run.name} failed.")
 
 
-@commands.command(epilog="Example: earmark labels starter")
+@o.verb(commands, "earmark labels starter")
 def labels(
-    model: Annotated[str, typer.Argument(help="A model's name.")] = "starter", db: o.Db = None
+    model: Annotated[str, Argument(help="A model's name.")] = "starter", db: o.Db = None
 ) -> None:
     """Print a model's labels; a worker of this database must have loaded it before."""
     with files.opened(None) as out:
@@ -219,14 +188,11 @@ def labels(
             out.write(f"{name}\n")
 
 
-@commands.command(epilog=f"Example: earmark {EXAMPLE_QUERY}")
+@o.verb(commands, f"earmark {EXAMPLE_QUERY}")
 def query(
-    statement: Annotated[str, typer.Argument(help="One SELECT; docs/guides/sql.md has the views.")],
-    format: o.OutputFormat = None,
-    file: o.OutputFile = None,
-    timeout_s: Annotated[
-        float, typer.Option(min=0.1, help="Give up after so many seconds.")
-    ] = 30.0,
+    statement: Annotated[str, Argument(help="One SELECT; docs/guides/sql.md has the views.")],
+    out: o.Output,
+    timeout_s: Annotated[float, Option(min=0.1, help="Give up after so many seconds.")] = 30.0,
     db: o.Db = None,
 ) -> None:
     """Read the results with SQL."""
@@ -234,4 +200,4 @@ def query(
 
     engine = open_database(read_settings(db))
     rows = queries.query(engine, statement, timeout_s=timeout_s)
-    output.write(rows, format, file, parquet=ParquetOptions(of_views=False))
+    out.write(rows, parquet=ParquetOptions(of_views=False))

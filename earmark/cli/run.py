@@ -10,48 +10,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from db import charts, urls
 from db.runs import Progress
-from earmark import progress
+from earmark import progress, terminal
 from earmark.cli import options as o
 from earmark.core.clips import State
 from earmark.core.errors import BY_CODE, Cause, ClipError
+from earmark.core.options import split
 from earmark.core.settings import Settings
 from earmark.database import read_settings
 from earmark.output import EXAMPLE_QUERY
 
 if TYPE_CHECKING:
-    from earmark.api import Run
+    from earmark.run_object import Run
 
 commands = typer.Typer()
 
 
-@commands.command(epilog="Example: earmark run recordings/ --db labels.db --top-k 3")
-@o.spread(o.SUBMISSION)
+@o.verb(commands, "earmark run recordings/ --db labels.db --top-k 3", o.SUBMISSION)
 def run(
     given: dict[str, Any],
     workers: o.Workers = 1,
     watch: Annotated[
-        bool,
-        typer.Option("--watch", help="Take new files of the folders as they come, until Ctrl-C."),
+        bool, Option("--watch", help="Take new files of the folders as they come, until Ctrl-C.")
     ] = False,
     notify: o.Notify = None,
     db: o.Db = None,
 ) -> None:
     """Classify everything on this machine: embedded Valkey, worker, progress, results."""
-    from earmark import api
+    from earmark.run_here import run_here
 
     settings, sources = read_settings(db), given.pop("sources")
-    options, submission = api.split(given)
-    finished = api.run_here(
+    options, submission = split(given)
+    finished = run_here(
         sources, settings, options, workers=workers, watch=watch, notify=notify, **submission
     )
     _show(finished, settings, db, strict=given["strict"])
 
 
-@commands.command(epilog="Example: earmark submit urls.csv --url-col link --name march --watch")
-@o.spread(o.SUBMISSION)
+@o.verb(commands, "earmark submit urls.csv --url-col link --name march --watch", o.SUBMISSION)
 def submit(given: dict[str, Any], watch: o.Watch = False, db: o.Db = None) -> None:
     """Put lists into the database and the queue; print the run's id."""
     from earmark import api
@@ -60,11 +59,11 @@ def submit(given: dict[str, Any], watch: o.Watch = False, db: o.Db = None) -> No
     name = "the --name that `earmark status` shows"
     if given["name"]:
         name = f"--name {given['name']}"
-    with progress.interruptible(
+    with terminal.interruptible(
         lambda: f"Not all is submitted; the same command with {name} goes on."
     ):
-        run = api.submit(settings=settings, tell=progress.tell, **given)
-    progress.tell_all(run.report())
+        run = api.submit(settings=settings, tell=terminal.tell, **given)
+    terminal.tell_all(run.report())
     for each in run.together:
         sys.stdout.write(f"{each.id}\n")
     if watch:
@@ -75,18 +74,12 @@ def submit(given: dict[str, Any], watch: o.Watch = False, db: o.Db = None) -> No
         _end(run, states, db, strict=given["strict"])
 
 
-@commands.command(
-    epilog="Example: EARMARK_BROKER__URL=redis://redis:6379 earmark worker --device cuda:0"
-)
+@o.verb(commands, "EARMARK_BROKER__URL=redis://redis:6379 earmark worker --device cuda:0")
 def worker(
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Chunks in progress at once.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model to load at the start.")] = None,
-    log_json: Annotated[
-        bool | None, typer.Option("--log-json", help="Log a JSON object a line.")
-    ] = None,
+    concurrency: Annotated[int | None, Option(min=1, help="Chunks in progress at once.")] = None,
+    device: Annotated[str | None, Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    model: Annotated[str | None, Option(help="The model to load at the start.")] = None,
+    log_json: Annotated[bool | None, Option("--log-json", help="Log a JSON object a line.")] = None,
 ) -> None:
     """Run one worker process for one device."""
     from earmark.worker import work
@@ -94,12 +87,12 @@ def worker(
     work(concurrency=concurrency, device=device, model=model, log_json=log_json)
 
 
-@commands.command(epilog="Example: earmark up --workers 2 --files recordings/")
+@o.verb(commands, "earmark up --workers 2 --files recordings/")
 def up(
     workers: o.Workers = 1,
     files: Annotated[
         list[Path] | None,
-        typer.Option(
+        Option(
             exists=True,
             file_okay=False,
             help="A folder whose files may be submitted; say it again for more.",
@@ -114,15 +107,15 @@ def up(
     keep_running(read_settings(db), workers=workers, files=files or [], flower_port=flower_port)
 
 
-@commands.command(epilog="Example: earmark flower --port 5555")
+@o.verb(commands, "earmark flower --port 5555")
 def flower(
     port: o.FlowerPort = 5555,
-    address: Annotated[str, typer.Option(help="Any but loopback needs a password.")] = "127.0.0.1",
+    address: Annotated[str, Option(help="Any but loopback needs a password.")] = "127.0.0.1",
     basic_auth: Annotated[
-        str | None, typer.Option(envvar="FLOWER_BASIC_AUTH", help="USER:PASSWORD.")
+        str | None, Option(envvar="FLOWER_BASIC_AUTH", help="USER:PASSWORD.")
     ] = None,
     keep: Annotated[
-        Path | None, typer.Option(help="Keep the history in this file, over restarts.")
+        Path | None, Option(help="Keep the history in this file, over restarts.")
     ] = None,
 ) -> None:
     """Watch workers and chunks in the browser."""
@@ -131,11 +124,9 @@ def flower(
     serve(port=port, address=address, basic_auth=basic_auth, keep=keep)
 
 
-@commands.command(epilog="Example: earmark demo --report demo.html")
+@o.verb(commands, "earmark demo --report demo.html")
 def demo(
-    report: Annotated[
-        Path | None, typer.Option(help="Also write the run's page to this file.")
-    ] = None,
+    report: Annotated[Path | None, Option(help="Also write the run's page to this file.")] = None,
     db: o.Db = None,
 ) -> None:
     """Classify the bundled example clips, two of them broken on purpose."""
@@ -144,7 +135,7 @@ def demo(
     settings = read_settings(db)
     _show(classify_examples(settings, report), settings, db, and_then="run YOUR_FOLDER")
     if report:
-        progress.tell(f"{report} shows the clips and plays them.")
+        terminal.tell(f"{report} shows the clips and plays them.")
 
 
 def _show(
@@ -155,7 +146,7 @@ def _show(
     strict: bool = False,
     and_then: str | None = None,
 ) -> None:
-    progress.tell_all(run.report())
+    terminal.tell_all(run.report())
     states = []
     for each in run.together:
         states.append(each.progress())
@@ -175,9 +166,9 @@ def _end(
         verbs.append(and_then)
     where = f" --db {shlex.quote(db)}" if db else ""
     commands = [f"  {_program()} {verb}{where}" for verb in dict.fromkeys(verbs)]
-    progress.tell(f"The results are in {urls.shown(run.engine.url)}.")
+    terminal.tell(f"The results are in {urls.shown(run.engine.url)}.")
     if commands:
-        progress.tell_all(["Next:", *commands])
+        terminal.tell_all(["Next:", *commands])
     for state in states:
         progress.exit_by_outcome(state, strict=strict)
 

@@ -49,14 +49,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 FIXED = {
     "include": ["workers.tasks"],
     "task_serializer": "json",
-    "result_serializer": "json",
-    "event_serializer": "json",
     "accept_content": ["json"],
     "result_accept_content": ["json"],
     "result_backend": None,
     "task_ignore_result": True,
     "task_acks_late": True,
-    "task_acks_on_failure_or_timeout": True,
     "task_reject_on_worker_lost": False,
     "worker_pool": "threads",
     "worker_prefetch_multiplier": 1,
@@ -66,10 +63,7 @@ FIXED = {
     "worker_eta_task_limit": 1000,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
-    "event_queue_expires": 60,
-    "event_queue_ttl": 5,
     "control_queue_expires": 60,
-    "enable_utc": True,
     "timezone": "UTC",
 }
 
@@ -289,10 +283,15 @@ def other_ledgers(ledger_id: str, within_s: float) -> list[str]:
 def is_elsewhere(settings: Settings) -> bool:
     """Return whether other machines may use the broker: not on loopback, nor embedded here."""
     url = settings.broker.url
-    note = settings.data_dir / EMBEDDED_NOTE
-    if url is None or (note.is_file() and note.read_text() == url):
+    if url in (None, embedded_url(settings)):
         return False
     return urlsplit(url).hostname not in LOOPBACK
+
+
+def embedded_url(settings: Settings) -> str | None:
+    """Return the URL of the Valkey that `earmark up` runs on this machine, if it does."""
+    note = settings.data_dir / EMBEDDED_NOTE
+    return note.read_text() if note.is_file() else None
 
 
 def _clock() -> float:

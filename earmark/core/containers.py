@@ -25,7 +25,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from importlib import import_module
-from itertools import groupby
 from typing import Any, NamedTuple, cast
 
 from earmark.core import processes
@@ -115,24 +114,22 @@ def index(kind: str, size: int) -> None:
             _tell_member(member, meta)
         return
     stream = opened(size)
-    found = zip_members(stream) if kind == "zip" else tar_members(stream)
-    broken: list[Exception] = []
-    for _, group in groupby(_until(broken, found), key=lambda member: _stem(member.name)):
-        members = list(group)
-        meta = described(members)
-        for member in members:
-            if member.side is None:
-                _tell_member(member, meta)
-    for error in broken:
-        raise error
-
-
-def _until(broken: list[Exception], found: Iterator[Member]) -> Iterator[Member]:
-    """Yield the members before a damage, and keep its error."""
+    group: list[Member] = []
     try:
-        yield from found
-    except BROKEN as error:
-        broken.append(error)
+        for member in zip_members(stream) if kind == "zip" else tar_members(stream):
+            if group and _stem(member.name) != _stem(group[0].name):
+                _tell_group(group)
+                group = []
+            group.append(member)
+    finally:  # members before a damage are told too
+        _tell_group(group)
+
+
+def _tell_group(members: list[Member]) -> None:
+    meta = described(members)
+    for member in members:
+        if member.side is None:
+            _tell_member(member, meta)
 
 
 def _tell_member(member: Member, meta: dict[str, Any]) -> None:
@@ -170,13 +167,8 @@ class _Asked(io.RawIOBase):
         count = max(0, min(len(buffer), self._size - self._at))
         if count:
             tell({"read": [self._at, count]})
-            view = memoryview(buffer)
-            received = 0
-            while received < count:
-                more = self._parent.recv_into(view[received:count])
-                if not more:
-                    raise EOFError("the container cannot be read any more")
-                received += more
+            if self._parent.recv_into(buffer, count, socket.MSG_WAITALL) < count:
+                raise EOFError("the container cannot be read any more")
         self._at += count
         return count
 
@@ -191,19 +183,19 @@ def tar_members(stream: io.BufferedReader) -> Iterator[Member]:
             if info.issparse():
                 yield Member(info.name, 0, 0, refused="it is a sparse file")
             elif info.isreg():
-                place = info.offset_data, info.size
-                yield Member(info.name, *place, packing, _side(info.name, info.size, plain, place))
+                side = None
+                if _describes(info.name, info.size):
+                    plain.seek(info.offset_data)
+                    side = plain.read(info.size)
+                yield Member(info.name, info.offset_data, info.size, packing, side)
         plain.seek(tar.offset)
         if plain.read(512).strip(b"\0"):
             raise ValueError(f"there is no header at byte {tar.offset}")
 
 
-def _side(name: str, size: int, plain: Any, place: tuple[int, int]) -> bytes | None:
-    if not name.lower().endswith(SIDES) or size > MAX_SIDE_BYTES:
-        return None
-    plain.seek(place[0])
-    content: bytes = plain.read(size)
-    return content
+def _describes(name: str, size: int) -> bool:
+    """Return whether a file may describe the sound beside it."""
+    return name.lower().endswith(SIDES) and size <= MAX_SIDE_BYTES
 
 
 def zip_members(stream: io.BufferedReader) -> Iterator[Member]:
@@ -224,9 +216,7 @@ def zip_members(stream: io.BufferedReader) -> Iterator[Member]:
             if info.flag_bits & 1 or info.compress_type not in packing:
                 yield Member(info.filename, 0, 0, refused="it is encrypted, or packed unusually")
                 continue
-            side = None
-            if info.filename.lower().endswith(SIDES) and info.file_size <= MAX_SIDE_BYTES:
-                side = archive.read(info)
+            side = archive.read(info) if _describes(info.filename, info.file_size) else None
             place = start, info.compress_size
             yield Member(info.filename, *place, packing[info.compress_type], side)
 

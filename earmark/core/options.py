@@ -200,6 +200,14 @@ class Listing:
         return cls(**_chosen(cls, given))
 
 
+def split(given: Mapping[str, Any]) -> tuple[list[RunOptions], dict[str, Any]]:
+    """Return the options for each model, and the other arguments of `producer.submit.submit`."""
+    taken = {*RunOptions.__slots__, *Listing.__slots__, "then"}
+    others = {name: value for name, value in given.items() if name not in taken}
+    others["listing"] = Listing.from_arguments(given)
+    return of_each_model(given), others
+
+
 def _chosen(kind: type[RunOptions | Listing], given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: given[name] for name in kind.__slots__ if name in given}
 

@@ -276,7 +276,7 @@ class Settings(BaseSettings):
     @classmethod
     def misspelt(cls) -> list[str]:
         """Return a sentence for each variable that seems meant for a setting, and names none."""
-        known = {"UI_TOKEN"}  # Only `ui` reads it.
+        known: set[str] = set()
         for name, field in cls.model_fields.items():
             keys = getattr(field.annotation, "model_fields", None)
             known |= {f"{name}__{key}".upper() for key in keys} if keys else {name.upper()}

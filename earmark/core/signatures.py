@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 #: Cheap, since it looks at every URL with a query.
 _MAYBE_SIGNED = re.compile(
@@ -11,35 +10,24 @@ _MAYBE_SIGNED = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Scheme:
-    """A way of signing: the parameters that every signature has, and those that some have."""
-
-    always: frozenset[str]
-    sometimes: frozenset[str] = frozenset()
-
-
-def _scheme(always: str, sometimes: str = "") -> _Scheme:
-    return _Scheme(frozenset(always.split()), frozenset(sometimes.split()))
-
-
 _AZURE = "sr srt ss st spr sip si se sp sdd ses scid skoid sktid skt ske sks skv saoid suoid"
-#: A URL is signed only if it has all parameters of a scheme: an `Expires` alone may mean anything.
+#: Ways of signing: the parameters that every signature has, and those that some have. A URL is
+#: signed only if it has all of the former: an `Expires` alone may mean anything.
 _SCHEMES = (
-    _scheme(
+    (
         "x-amz-signature x-amz-expires",
         "x-amz-algorithm x-amz-credential x-amz-date x-amz-signedheaders x-amz-security-token",
     ),
-    _scheme(
+    (
         "x-goog-signature x-goog-expires",
         "x-goog-algorithm x-goog-credential x-goog-date x-goog-signedheaders",
     ),
-    _scheme("awsaccesskeyid signature expires", "x-amz-security-token"),
-    _scheme("googleaccessid signature expires"),
-    _scheme("key-pair-id signature expires", "hash-algorithm"),
-    _scheme("key-pair-id signature policy", "hash-algorithm"),
-    _scheme("sig sv se sp", _AZURE),
-    _scheme("sig sv si", _AZURE),
+    ("awsaccesskeyid signature expires", "x-amz-security-token"),
+    ("googleaccessid signature expires", ""),
+    ("key-pair-id signature expires", "hash-algorithm"),
+    ("key-pair-id signature policy", "hash-algorithm"),
+    ("sig sv se sp", _AZURE),
+    ("sig sv si", _AZURE),
 )
 
 
@@ -51,9 +39,9 @@ def without(url: str) -> str:
     query, _, _ = query.partition("#")
     pairs = query.split("&")
     names = {_name(pair) for pair in pairs}
-    for scheme in _SCHEMES:
-        if scheme.always <= names:
-            dropped = scheme.always | scheme.sometimes
+    for always, sometimes in _SCHEMES:
+        if names.issuperset(always.split()):
+            dropped = {*always.split(), *sometimes.split()}
             kept = [pair for pair in pairs if _name(pair) not in dropped]
             return f"{start}?{'&'.join(kept)}" if kept else start
     return url

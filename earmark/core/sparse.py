@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections.abc import Callable
 from io import FileIO
-from typing import TYPE_CHECKING
 
 from earmark.core import errors
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 BLOCK_BYTES = 256 * 1024
 

@@ -33,8 +33,8 @@ from earmark.core.clips import Part
 from earmark.core.errors import BY_CODE, ClipError, EarmarkError, UsageError
 from earmark.core.settings import Settings
 from earmark.ports import check_port
-from earmark.progress import screen
 from earmark.sound import Listener
+from earmark.terminal import screen
 from earmark.web import report
 from earmark.web.report import TEMPLATES, UNCERTAIN, Card, card, charts, colours, overview, render
 from earmark.web.review import Reviewing

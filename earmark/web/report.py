@@ -30,8 +30,8 @@ from earmark.core.clips import Part, State
 from earmark.core.errors import ClipError
 from earmark.core.settings import Settings
 from earmark.evaluation import evaluate
-from earmark.progress import in_words, screen
 from earmark.sound import Heard, Listener, Segment, segments
+from earmark.terminal import in_words, screen
 
 #: Clips on a page: it opens at once on a phone, and in 5 MB each clip has seconds of sound.
 MOST_CLIPS = 200

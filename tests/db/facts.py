@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from db import ledger
+from db import bulk_insert, ledger
 from db.identity import ledger_id
 from db.models import Clip, Lease
 from db.session import reading, writing
@@ -16,7 +16,7 @@ from earmark.core.options import RunOptions
 from earmark.core.settings import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from db.claims import Claim
 
@@ -52,7 +52,7 @@ def _claimed(engine: sa.Engine, name: str) -> tuple[int, Claim]:
     clips = [
         words.Clip(f"https://h{n % 2}.org/{n}.wav", {"city": city}) for n, city in enumerate(cities)
     ]
-    ledger.add_clips(engine, run_id, clips)
+    add_clips(engine, run_id, clips)
     with reading(engine) as connection:
         ids = list(
             connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id))
@@ -97,10 +97,15 @@ def _success(
     )
 
 
+def add_clips(engine: sa.Engine, run_id: int, clips: Iterable[words.Clip]) -> int:
+    """Add clips to a run; return how many were new."""
+    return bulk_insert.add(engine, {run_id: list(map(bulk_insert.listed, clips))})[run_id]
+
+
 def submit(engine: sa.Engine, count: int = 3, **options: Any) -> tuple[int, list[int]]:
     """Make a run of so many clips; return its id and theirs."""
     run_id = ledger.open_run(engine, None, RunOptions(**options), queue="clips", chunk_size=16)
-    ledger.add_clips(engine, run_id, [words.Clip(f"https://h/{n}.wav") for n in range(count)])
+    add_clips(engine, run_id, [words.Clip(f"https://h/{n}.wav") for n in range(count)])
     with reading(engine) as connection:
         return run_id, list(
             connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id).order_by(Clip.id))

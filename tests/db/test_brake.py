@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
-from db import brake, feeding, ledger, registry, runs
+from db import brake, changes, feeding, ledger, registry, runs
 from db.models import Clip, Run, Worker
 from db.registry import Pause
 from db.session import reading, writing
@@ -173,7 +173,7 @@ def test_whoever_retries_or_submits_a_paused_run_lets_it_go_on(engine: sa.Engine
     run_id = failing_run(engine, 1.0)
     assert brake.pause_failing(engine, "clips")
     if how == "retry":
-        assert ledger.retry_failed(engine, run_id) == 200
+        assert changes.retry_failed(engine, run_id) == 200
     else:
         run = runs.get_run(engine, run_id)
         ledger.open_run(engine, run.name, run.options, queue="clips", chunk_size=16)
@@ -185,7 +185,7 @@ def test_whoever_retries_or_submits_a_paused_run_lets_it_go_on(engine: sa.Engine
 def test_a_paused_run_that_is_cancelled_is_at_its_end(engine: sa.Engine) -> None:
     run_id, _ = submit(engine, 1)
     brake.pause(engine, run_id, "it fails")
-    ledger.cancel(engine, run_id)
+    changes.cancel(engine, run_id)
     state = runs.progress(engine, run_id)
     assert state.finished
     assert state.paused is None

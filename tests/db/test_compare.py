@@ -15,7 +15,7 @@ from earmark.core import clips as words
 from earmark.core.errors import NotFound
 from earmark.core.options import RunOptions
 from earmark.core.settings import Ledger, Settings
-from tests.db.facts import FACTS, chunk_of
+from tests.db.facts import FACTS, add_clips, chunk_of
 from tests.earmark.test_page import serving
 from tests.earmark.verbs import verb
 
@@ -37,7 +37,7 @@ def scored(engine: sa.Engine, run: str, model: str, best: list[Best]) -> None:
         # Two parts of one file: told apart by their spans.
         part = words.Part(start_s=number, end_s=number + 1)
         listed.append(words.Clip("/a.wav", {"heard": "dog"}, part))
-    ledger.add_clips(engine, run_id, listed)
+    add_clips(engine, run_id, listed)
     with reading(engine) as connection:
         clips = connection.execute(
             Clip.__table__.select().where(Clip.run_id == run_id).order_by(Clip.start_s)

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from db import feeding, ledger, runs
+from db import feeding, ledger
 from db.models import Lease
 from db.session import reading, writing
 from earmark.core import clips as words
-from earmark.core.errors import Dns, NotFound, RateLimited, ServerError, UsageError
+from earmark.core.errors import NotFound, RateLimited, ServerError, UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Ledger
-from tests.db.facts import chunk_of, expire_leases, labels, row, submit, success
+from tests.db.facts import add_clips, chunk_of, expire_leases, labels, row, submit, success
 
 LIMITS = Ledger()
 
@@ -35,7 +35,7 @@ def test_a_chunk_of_another_ledger_or_run_takes_no_clip(engine: sa.Engine) -> No
 def test_a_clip_that_a_run_has_already_is_not_added_again(engine: sa.Engine) -> None:
     run_id, _ = submit(engine, 3)
     same = [words.Clip("HTTPS://H:443/0.wav#part"), words.Clip("https://h/9.wav")]
-    assert ledger.add_clips(engine, run_id, same) == 1
+    assert add_clips(engine, run_id, same) == 1
 
 
 def test_a_claim_whose_answer_was_lost_is_repeated_with_its_token(engine: sa.Engine) -> None:
@@ -198,33 +198,6 @@ def test_clips_lost_from_the_queue_are_taken_back_when_their_lease_ends(engine: 
     assert feeding.take_back_queued(engine, "clips", LIMITS.queue_lease_s - 10) == 0
     assert feeding.take_back_queued(engine, "clips", LIMITS.queue_lease_s) == 3
     assert len(feeding.pick(engine, "clips", 10, LIMITS)[0].clips) == 3
-
-
-def test_cancelled_clips_are_final_and_failed_ones_can_be_retried(engine: sa.Engine) -> None:
-    run_id, ids = submit(engine, 3)
-    claim = ledger.claim(engine, chunk_of(engine, ids[:2]), worker="a", limits=LIMITS)
-    failures = [
-        words.Failure(ids[0], NotFound(status=404)),
-        words.Failure(ids[1], NotFound(status=404)),
-    ]
-    ledger.finish(engine, claim, failures, (), LIMITS)
-    assert ledger.cancel(engine, run_id) == 1
-    assert ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS).clips == ()
-    assert ledger.retry_failed(engine, run_id, ["dns"]) == 0
-    assert ledger.retry_failed(engine, run_id, ["not_found"]) == 2
-    assert row(engine, ids[0]).error_code is None
-
-
-def test_a_cancelled_run_is_final_and_stays_cancelled(engine: sa.Engine) -> None:
-    run_id, ids = submit(engine, 3)
-    feeding.pick(engine, "clips", 10, LIMITS)
-    claim = ledger.claim(engine, chunk_of(engine, ids[:2]), worker="a", limits=LIMITS)
-    assert ledger.cancel(engine, run_id) == 3
-    assert runs.progress(engine, run_id).finished
-    ended = [words.Failure(ids[0], Dns(host="h")), success(ids[1])]
-    assert ledger.finish(engine, claim, ended, labels(engine), LIMITS)["lost"] == 2
-    assert {row(engine, clip_id).state for clip_id in ids} == {"cancelled"}
-    assert feeding.pick(engine, "clips", 10, LIMITS) == []
 
 
 def test_a_model_is_registered_once_with_its_labels_in_order(engine: sa.Engine) -> None:

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from db import feeding, ledger, runs
+from db import changes, feeding, ledger, runs
 from db.models import Clip, Lease
 from db.session import reading, writing
 from earmark.core import clips as words
@@ -25,7 +25,7 @@ from earmark.core.clips import FINAL_STATES
 from earmark.core.errors import NotFound, ServerError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Ledger
-from tests.db.facts import chunk_of
+from tests.db.facts import add_clips, chunk_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,9 +58,7 @@ class LedgerStates(RuleBasedStateMachine):
         self.run_id = ledger.open_run(
             self.engine, None, RunOptions(), queue=self.queue, chunk_size=2
         )
-        ledger.add_clips(
-            self.engine, self.run_id, [words.Clip(f"https://h/{n}") for n in range(count)]
-        )
+        add_clips(self.engine, self.run_id, [words.Clip(f"https://h/{n}") for n in range(count)])
         self.labels = ledger.register_model(
             self.engine, ["a", "b"], **MODEL, function_to_apply="none", window_s=1.0
         )[1]
@@ -126,12 +124,12 @@ class LedgerStates(RuleBasedStateMachine):
 
     @rule()
     def cancel(self) -> None:
-        ledger.cancel(self.engine, self.run_id)
+        changes.cancel(self.engine, self.run_id)
 
     @rule()
     def retry(self) -> None:
         self.final = {clip_id: state for clip_id, state in self.final.items() if state != "failed"}
-        ledger.retry_failed(self.engine, self.run_id)
+        changes.retry_failed(self.engine, self.run_id)
 
     @invariant()
     def final_states_stay(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from db import ledger, runs
+from db import changes, ledger, runs
 from db.dialects import now
 from db.models import Clip, Run
 from db.pace import Pace, measure, pace
@@ -139,7 +139,7 @@ def test_a_burst_of_clips_tells_no_rate(
     engine: sa.Engine, seconds: float, rate: float | None
 ) -> None:
     run_id = going(engine, seconds=seconds)
-    ledger.cancel(engine, run_id)
+    changes.cancel(engine, run_id)
     with writing(engine) as connection:
         connection.execute(sa.delete(Clip).where(Clip.state == "cancelled"))
     expected = None if rate is None else pytest.approx(rate, rel=0.1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from db import brake, feeding, ledger, passes, reuse, runs
+from db import brake, bulk_insert, changes, feeding, ledger, passes, reuse, runs
 from db.bulk_insert import listed
 from db.models import Clip
 from db.session import reading, writing
@@ -37,7 +37,7 @@ class Pass:
         submit(engine, 2)
         self.run_ids = self.open()
         rows = [listed(Listed(f"https://h/{n}.wav")) for n in range(CLIPS)]
-        assert ledger.add_listed(engine, self.run_ids, rows) == CLIPS
+        assert set(bulk_insert.add(engine, dict.fromkeys(self.run_ids, rows)).values()) == {CLIPS}
         self.first, self.second = (self.ids(run_id) for run_id in self.run_ids)
 
     def open(self) -> list[int]:
@@ -110,7 +110,7 @@ def test_a_model_that_joins_later_hears_what_the_others_have_heard(both: Pass) -
     ids = open_runs(both.engine, "list", "later", "starter")
     assert len(runs.in_pass(both.engine, runs.get_run(both.engine, ids[0]))) == 3
     rows = [listed(Listed(f"https://h/{n}.wav")) for n in range(CLIPS)]
-    assert ledger.add_listed(both.engine, ids, rows) == CLIPS
+    assert max(bulk_insert.add(both.engine, dict.fromkeys(ids, rows)).values()) == CLIPS
     later = both.ids(ids[0])
     assert taken(both.claim(later)) == later
 
@@ -142,7 +142,7 @@ def test_a_model_that_fails_fails_its_own_run_and_is_retried_alone(both: Pass) -
     both.finish(both.claim(both.first), *both.second)
     assert both.states(both.first) == ["done"] * CLIPS
     assert both.states(both.second) == ["failed"] * CLIPS
-    assert ledger.retry_failed(both.engine, both.run_ids[1]) == CLIPS
+    assert changes.retry_failed(both.engine, both.run_ids[1]) == CLIPS
     claim = both.claim(both.second)
     assert taken(claim) == both.second
     both.finish(claim)
@@ -172,7 +172,7 @@ def test_a_run_that_is_paused_or_cancelled_leaves_the_other_alone(both: Pass) ->
     brake.pause(both.engine, both.run_ids[1], "it fails")
     assert taken(both.claim(both.first[:1])) == both.first[:1]
     brake.resume(both.engine, both.run_ids[1])
-    ledger.cancel(both.engine, both.run_ids[0])
+    changes.cancel(both.engine, both.run_ids[0])
     assert both.states(both.first) == ["cancelled"] * CLIPS
     assert both.claim(both.first).clips == ()
     claim = both.claim(both.second)
@@ -240,9 +240,9 @@ def test_a_verdict_is_put_off_while_others_have_the_first_clip(then: Then) -> No
 
 
 def test_what_nobody_can_let_through_any_more_fails_as_cancelled(then: Then) -> None:
-    ledger.cancel(then.engine, then.run_ids[0])
+    changes.cancel(then.engine, then.run_ids[0])
     assert then.verdict(then.second[0]).error.code == "cancelled"
-    ledger.prune(then.engine, then.run_ids[0])
+    changes.prune(then.engine, then.run_ids[0])
     assert then.verdict(then.second[1]).error.code == "cancelled"
 
 
@@ -252,10 +252,10 @@ def test_a_retry_of_the_first_run_lets_the_second_one_follow(then: Then, *, done
     failing = () if done else (then.first[0], then.second[0])
     then.finish(claim, *failing, then.second[1])
     if done:
-        assert ledger.redo_done(then.engine, then.run_ids[0]) == CLIPS
+        assert changes.redo_done(then.engine, then.run_ids[0]) == CLIPS
         expected = ["pending", "pending", "pending"]
     else:
-        assert ledger.retry_failed(then.engine, then.run_ids[0]) == 1
+        assert changes.retry_failed(then.engine, then.run_ids[0]) == 1
         expected = ["pending", "failed", "done"]
     assert then.states(then.second) == expected
 

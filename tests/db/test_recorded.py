@@ -23,7 +23,7 @@ NAMES = ("a_20260501_040000.wav", "b_20260501_230000.wav", "c_20260602_050000.wa
 def run_id(engine: sa.Engine) -> int:
     """A run of four clips, whose names tell a time but for the last, which has a tag."""
     run_id = ledger.open_run(engine, "dawn", RunOptions(), queue="clips", chunk_size=16)
-    ledger.add_clips(engine, run_id, [words.Clip(f"/cards/{name}") for name in NAMES])
+    facts.add_clips(engine, run_id, [words.Clip(f"/cards/{name}") for name in NAMES])
     with reading(engine) as connection:
         ids = connection.scalars(sa.text("SELECT id FROM clips ORDER BY id")).all()
     claim = ledger.claim(engine, facts.chunk_of(engine, list(ids)), worker="w", limits=Ledger())

@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 import sqlalchemy as sa
 
-from db import ledger
+from db import changes, ledger
 from db import reuse as look_up
 from db.models import Clip
 from db.session import reading, writing
@@ -197,9 +197,9 @@ def test_embeddings_are_reused_and_a_result_without_them_is_not_enough(engine: s
     )
     finish(engine, reused, label_ids)
     assert vectors_of(engine) == {ids[0]: 3, others[0]: 3}
-    ledger.redo(engine, ids)
+    changes.redo(engine, ids)
     assert vectors_of(engine) == {others[0]: 3}
-    ledger.prune(engine, later)
+    changes.prune(engine, later)
     assert vectors_of(engine) == {}
 
 

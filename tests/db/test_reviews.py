@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from db import ledger, reviews
+from db import changes, reviews
 from db.models import ReviewLog
 from db.reviews import Review
 from db.session import reading
@@ -118,7 +118,7 @@ def test_reviews_are_deleted_with_their_run(engine: sa.Engine) -> None:
     two_runs(engine)
     reviews.write(engine, 1, [said(1)])
     reviews.write(engine, 2, [said(5)])
-    ledger.cancel(engine, 1)
-    ledger.prune(engine, 1)
+    changes.cancel(engine, 1)
+    changes.prune(engine, 1)
     with reading(engine) as connection:
         assert list(connection.scalars(sa.select(ReviewLog.run_id))) == [2]

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from db import charts, feeding, ledger, runs, schema
+from db import changes, charts, feeding, ledger, runs, schema
 from db.models import Base, Clip
 from db.query import query
 from db.session import connect, reading
 from earmark.core import clips as words
 from earmark.core.errors import UsageError
 from earmark.core.settings import Database, Ledger
-from tests.db.facts import chunk_of, labels, submit, success, two_runs
+from tests.db.facts import add_clips, chunk_of, labels, submit, success, two_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,9 +113,9 @@ def test_run_counts_agree_with_the_clips_after_each_change(engine: sa.Engine) ->
     assert kept(engine) == counted(engine)
     run_id = runs.find_run(engine, "march").id
     assert runs.progress(engine, run_id).audio_s == 24.0
-    ledger.retry_failed(engine, run_id)
+    changes.retry_failed(engine, run_id)
     assert kept(engine) == counted(engine)
-    ledger.cancel(engine, run_id)
+    changes.cancel(engine, run_id)
     assert kept(engine) == counted(engine)
     with engine.connect() as connection:
         connection.execute(sa.text("UPDATE clips SET state = 'pending'"))
@@ -131,9 +131,7 @@ def test_run_counts_agree_with_the_clips_after_concurrent_writes(
 
     def work(part: int) -> None:
         own = connect(database_url, Database())
-        ledger.add_clips(
-            own, run_id, [words.Clip(f"https://h/{part % 2}/{n}.wav") for n in range(48)]
-        )
+        add_clips(own, run_id, [words.Clip(f"https://h/{part % 2}/{n}.wav") for n in range(48)])
         for picked in [
             *feeding.pick(own, "clips", 2, Ledger()),
             *feeding.pick(own, "clips", 2, Ledger()),
@@ -163,9 +161,9 @@ def test_prune_deletes_the_whole_run_and_nothing_else(engine: sa.Engine) -> None
     two_runs(engine)
     march, april = runs.find_run(engine, "march").id, runs.find_run(engine, "april").id
     with pytest.raises(UsageError, match="cancel"):
-        ledger.prune(engine, april)
+        changes.prune(engine, april)
     before = ask(engine, "SELECT * FROM top_k WHERE run = 'april'")
-    assert ledger.prune(engine, march) == 4
+    assert changes.prune(engine, march) == 4
     assert ask(engine, "SELECT * FROM top_k") == before
     assert [row["run"] for row in ask(engine, "SELECT run FROM run_progress")] == ["april"]
     assert ask(engine, "SELECT * FROM windows WHERE run_id = 1") == []

@@ -15,7 +15,7 @@ from earmark.core.errors import NotAudio, NotFound
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger, Settings
 from earmark.demo import EXAMPLES
-from tests.db.facts import chunk_of
+from tests.db.facts import add_clips, chunk_of
 from tests.servers import upgraded
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Heard]:
     )
     uris = [str(EXAMPLES / name) for name in ("dog.ogg", "mixed.m4a", "siren.wav")]
     uris += [GONE, "https://a.org/missing.wav", "https://a.org/page.wav"]
-    ledger.add_clips(
-        engine, run_id, [words.Clip(uri, {"note": HOSTILE, "city": "Rome"}) for uri in uris]
-    )
+    add_clips(engine, run_id, [words.Clip(uri, {"note": HOSTILE, "city": "Rome"}) for uri in uris])
     with reading(engine) as connection:
         ids = list(connection.scalars(sa.select(Clip.id).order_by(Clip.id)))
     claim = ledger.claim(engine, chunk_of(engine, ids), worker=HOSTILE, limits=Ledger())

@@ -26,7 +26,12 @@ from earmark.core.settings import Worker
             "8.0 downloads a worker at once: raise EARMARK_FETCH__HOST_CONCURRENCY",
         ),
         ((0.2, 25.0, 0.38), {}, "for decoding"),
-        ((2.0, 0.05, 25.0), {}, "92% of their time at the model"),
+        (
+            (2.0, 0.05, 25.0),
+            {},
+            "92% of their time at the model: add workers, each with a device of its own, or take"
+            " a faster device or a cheaper model (`earmark models` times them).",
+        ),
     ],
 )
 def test_the_bottleneck_is_named_with_its_cure(

@@ -16,7 +16,7 @@ import polars
 import pytest
 
 import earmark
-from db import ledger
+from db import changes
 from earmark import api, children, frames, machine
 from earmark.cli.options import SUBMISSION
 from earmark.core import broker
@@ -128,7 +128,7 @@ def test_run_and_submit_take_every_option_of_the_command_line() -> None:
     of_the_producer -= {"sources", "engine", "settings", "options", "listing", "tell", "kept"}
     of_the_producer |= set(KeptOptions.__annotations__)
     typed = set(api.Submission.__annotations__)
-    taken = {*RunOptions.__slots__, *Listing.__slots__, *of_the_producer, "then"}
+    taken = {*RunOptions.__slots__, *Listing.__slots__, "then", *of_the_producer}
     assert typed == of_the_verb == taken
 
 
@@ -173,7 +173,7 @@ def test_a_submitted_run_is_waited_for(folder: Path) -> None:
         ]
         with pytest.raises(TimeoutError, match="0 of 2 clips"):
             run.wait(timeout_s=0)
-        ledger.cancel(run.engine, run.id)
+        changes.cancel(run.engine, run.id)
         assert run.wait().states["cancelled"] == 2
         assert list(run.results()) == list(run.failures()) == []
 
@@ -206,7 +206,7 @@ def test_a_data_frame_of_postgresql_has_the_same_types(postgres_url: str, folder
     with running_valkey(folder) as url:
         settings = earmark.Settings(broker={"url": url}, database={"url": postgres_url})
         run = earmark.submit("list.csv", url_col="link", settings=settings)
-    ledger.cancel(run.engine, run.id)
+    changes.cancel(run.engine, run.id)
     assert run.to_polars().schema["truncated"] == polars.Boolean
     run.engine.dispose()
 

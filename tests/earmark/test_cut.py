@@ -16,7 +16,7 @@ from earmark import cut
 from earmark.core import clips as words
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger
-from tests.db.facts import chunk_of
+from tests.db.facts import add_clips, chunk_of
 from tests.earmark.verbs import verb
 from tests.servers import upgraded
 
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
     url = upgraded(f"sqlite:///{folder}/e.db")
     engine = connect(url, Database())
     run_id = ledger.open_run(engine, "march", RunOptions(), queue="clips", chunk_size=16)
-    ledger.add_clips(engine, run_id, [words.Clip(str(file)), words.Clip(str(gone))])
+    add_clips(engine, run_id, [words.Clip(str(file)), words.Clip(str(gone))])
     with reading(engine) as connection:
         ids = [row.id for row in connection.execute(Clip.__table__.select().order_by(Clip.id))]
     identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000, "window_s": 2.0}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from db import decisions, ledger, reviews
+from db import changes, decisions, reviews
 from db.reviews import Review
 from db.rows import select
 from db.session import connect, fetch, writing
@@ -104,5 +104,5 @@ def test_each_look_that_tests_takes_from_the_confidence(engine: sa.Engine) -> No
     assert look(95)["confidence"] == pytest.approx(0.90)
     assert look(97, looks=2)["confidence"] == pytest.approx(0.875)
     assert len(list(select(engine, "SELECT * FROM accepted"))) == first["clips"]
-    ledger.prune(engine, run.id)
+    changes.prune(engine, run.id)
     assert json.dumps(list(select(engine, "SELECT * FROM thresholds"))) == "[]"

@@ -17,7 +17,7 @@ from earmark.core.errors import UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Ledger
 from earmark.evaluation import evaluate, share
-from tests.db.facts import LABELS, _model, chunk_of
+from tests.db.facts import LABELS, _model, add_clips, chunk_of
 
 if TYPE_CHECKING:
     from db.runs import RunRow
@@ -31,7 +31,7 @@ def classified(engine: sa.Engine) -> tuple[RunRow, list[str], np.ndarray]:
     truth = [str(random.choice([*LABELS, "cat"])) for _ in range(COUNT)]
     run_id = ledger.open_run(engine, "birds", RunOptions(), queue="q", chunk_size=16)
     listed = [words.Clip(f"https://h/{n}", {"species": true}) for n, true in enumerate(truth)]
-    ledger.add_clips(engine, run_id, listed)
+    add_clips(engine, run_id, listed)
     with reading(engine) as connection:
         ids = list(connection.scalars(sa.text("SELECT id FROM clips ORDER BY id")))
     claim = ledger.claim(engine, chunk_of(engine, ids), worker="w", limits=Ledger())

@@ -15,6 +15,7 @@ from earmark.core import clips as words
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Settings
 from earmark.demo import EXAMPLES
+from tests.db.facts import add_clips
 from tests.earmark.verbs import verb
 from tests.end_to_end.conftest import Earmark
 
@@ -90,7 +91,7 @@ def test_a_clip_of_the_ledger_is_explained_by_its_id(tmp_path: Path, nursery: Nu
     engine = connect(f"sqlite:///{tmp_path}/e.db", Database())
     schema.upgrade(engine)
     run_id = ledger.open_run(engine, None, RunOptions(top_k=1), queue="clips", chunk_size=16)
-    ledger.add_clips(engine, run_id, [words.Clip(str(EXAMPLES / "siren.wav"))])
+    add_clips(engine, run_id, [words.Clip(str(EXAMPLES / "siren.wav"))])
     engine.dispose()
     earmark = Earmark({}, tmp_path, nursery)
     shown = earmark("explain", "1", "--db", f"{tmp_path}/e.db").stdout

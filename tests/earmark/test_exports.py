@@ -16,7 +16,7 @@ from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger
 from earmark.label_files import LabelFormat
 from tests import needs
-from tests.db.facts import chunk_of, two_runs
+from tests.db.facts import add_clips, chunk_of, two_runs
 from tests.earmark.verbs import Ended, verb
 from tests.servers import upgraded
 
@@ -241,9 +241,7 @@ def test_names_of_label_files_stay_in_their_folder(tmp_path: Path, uri: str, nam
 def test_no_export_has_the_signature_of_an_address(local: str, tmp_path: Path) -> None:
     engine = connect(local, Database())
     run_id = ledger.open_run(engine, "signed", RunOptions(), queue="clips", chunk_size=16)
-    ledger.add_clips(
-        engine, run_id, [clips.Clip("https://me:SECRET@h/a.wav?X-Amz-Signature=SECRET")]
-    )
+    add_clips(engine, run_id, [clips.Clip("https://me:SECRET@h/a.wav?X-Amz-Signature=SECRET")])
     clip_id = next(
         row["clip_id"] for row in runs.select(engine, "SELECT max(id) AS clip_id FROM clips")
     )

@@ -20,7 +20,7 @@ from db.session import reading
 from earmark.core import clips as words
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger, Settings
-from tests.db.facts import FACTS, chunk_of
+from tests.db.facts import FACTS, add_clips, chunk_of
 from tests.earmark.test_page import serving
 from tests.earmark.verbs import Ended, verb
 from workers.scoring import heads
@@ -96,7 +96,7 @@ def submit(engine: sa.Engine, run_id: int, numbers: range) -> list[int]:
         words.Clip(f"https://a.org/{n}.wav", {"what": SPECIES[n % len(SPECIES)], "odd": n})
         for n in numbers
     ]
-    ledger.add_clips(engine, run_id, clips)
+    add_clips(engine, run_id, clips)
     with reading(engine) as connection:
         waiting = sa.select(Clip.id).where(Clip.run_id == run_id, Clip.state == "pending")
         return list(connection.scalars(waiting.order_by(Clip.id)))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import signal
 from typing import TYPE_CHECKING
 
 import pytest
 import typer
 from rich.console import Console
 
-from db import ledger, registry, runs
+from db import changes, ledger, registry, runs
 from db.registry import Pause
 from earmark import progress
 from earmark.api import Run
@@ -42,38 +41,6 @@ def test_status_names_final_failures_and_what_waits_for_another_try(
     assert "1 connect, to be tried again, such as: The server cannot be reached: no route." in shown
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_block_as_ctrl_c_does_and_once_only(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), progress.terminable():
-        _raise_twice(number)
-    assert signal.getsignal(number) is before
-
-
-def _raise_twice(number: signal.Signals) -> None:
-    try:
-        signal.raise_signal(number)
-    finally:
-        signal.raise_signal(number)
-
-
-def test_nohup_is_obeyed() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with progress.terminable():
-            signal.raise_signal(signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.4, "0 s"), (45, "45 s"), (3600, "1 h 0 min"), (200.4, "3 min 20 s"), (273_601, "3 d 4 h")],
-)
-def test_a_span_of_time_is_told_to_what_matters(seconds: float, words: str) -> None:
-    assert progress.in_words(seconds) == words
-
-
 def test_watching_shows_pace_and_advice_as_they_are(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +49,7 @@ def test_watching_shows_pace_and_advice_as_they_are(
         progress, "screen", Console(file=shown, force_terminal=True, color_system=None, width=200)
     )
     run_id = going(engine, seconds=20.0, fetch_ms=2500)
-    progress.watch(engine, run_id, Settings(), meanwhile=lambda: ledger.cancel(engine, run_id))
+    progress.watch(engine, run_id, Settings(), meanwhile=lambda: changes.cancel(engine, run_id))
     assert re.search(r"\d clips/s, \d+ s of audio a second, \d+ s to go", shown.getvalue())
     assert "a clip spends 2500 ms downloading, " in shown.getvalue()
     assert "for downloads: raise EARMARK_WORKER__CLIPS_IN_FLIGHT" in shown.getvalue()
@@ -136,7 +103,7 @@ def test_what_holds_clips_up_is_told(engine: sa.Engine) -> None:
         registry.beat(engine, f"w{number}", "clips", [], Pause("no network") if number else None)
     *paused, waiting = progress.delays(engine, run_id)
     assert paused[0] == "The worker w1 takes no chunks. no network"
-    assert paused[3:] == ["Nor do 1 other workers."]
+    assert paused[3:] == ["Others that pause: 1 worker."]
     assert re.fullmatch(
-        r"2 clips wait for another try, the next in (10 min 0 s|9 min \d+ s)\.", waiting
+        r"Waiting for another try: 2 clips, the next in (10 min 0 s|9 min \d+ s)\.", waiting
     )

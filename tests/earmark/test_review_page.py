@@ -21,7 +21,7 @@ from db.rows import select
 from db.session import connect, writing
 from earmark.core.settings import Database
 from earmark.demo import EXAMPLES
-from tests.db.facts import chunk_of
+from tests.db.facts import add_clips, chunk_of
 from tests.earmark.conftest import HOSTILE, Watched, serious, untouched
 from tests.servers import free_port, upgraded
 
@@ -46,7 +46,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
     run_id = ledger.open_run(engine, "march", RunOptions(embeddings=True), queue="q", chunk_size=16)
     parts = [words.Part(start_s=n / 20, end_s=n / 20 + 0.5) for n in range(COUNT)]
     listed = [words.Clip(str(EXAMPLES / "siren.wav"), {"n": HOSTILE}, part) for part in parts]
-    ledger.add_clips(engine, run_id, listed)
+    add_clips(engine, run_id, listed)
     claim = ledger.claim(engine, chunk_of(engine, range(1, COUNT + 1)), worker="w", limits=Ledger())
     facts = words.AudioFacts(0.5, 44100, 1, "wav")
     ended = []

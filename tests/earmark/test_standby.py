@@ -14,7 +14,7 @@ from earmark.core.errors import NotAudio
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger, Settings
 from earmark.web import page
-from tests.db.facts import chunk_of
+from tests.db.facts import add_clips, chunk_of
 from tests.earmark.verbs import verb
 from tests.standby import Standby
 
@@ -43,7 +43,7 @@ def standby_url(standby: Standby, postgres_url: str) -> str:
     engine = connect(postgres_url, Database())
     run_id = ledger.open_run(engine, "march", RunOptions(), queue="clips", chunk_size=16)
     listed = [words.Clip(f"https://example.org/{number}.wav", {}) for number in range(CLIPS)]
-    ledger.add_clips(engine, run_id, listed)
+    add_clips(engine, run_id, listed)
     ids = [row["clip_id"] for row in results.clips(engine, run_id)]
     claim = ledger.claim(engine, chunk_of(engine, ids[:CLAIMED]), worker="w", limits=Ledger())
     ledger.finish(engine, claim, [words.Failure(ids[0], NotAudio(kind="a web page"))], (), Ledger())
@@ -59,7 +59,7 @@ def test_all_that_reads_works_there(standby_url: str, tmp_path: Path) -> None:
         (("results", "march"), "clip_id"),
         (("failures", "march"), "not_audio"),
         (("export", "march", "-o", file), ""),
-        (("report", "march", "-o", file), "1 clips to see"),
+        (("report", "march", "-o", file), "1 clip to see"),
         (("query", "SELECT count(*) FROM failures"), "1"),
         (("db", "check"), "is ready"),
         (("db", "upgrade"), "is ready"),

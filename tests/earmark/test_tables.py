@@ -36,7 +36,7 @@ def result(**values: Any) -> dict[str, Any]:
 
 def shown(rows: list[dict[str, Any]], columns: Sequence[str] = (), width: int = 80) -> list[str]:
     out = io.StringIO()
-    assert tables.show(rows, Console(file=out, width=width), columns) == len(rows)
+    tables.show(rows, Console(file=out, width=width), columns)
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 

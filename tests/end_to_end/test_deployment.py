@@ -134,6 +134,8 @@ def test_the_image_is_small_and_runs_as_an_ordinary_user() -> None:
     assert "COPY --from=build /venv /venv" in final
     assert {"USER 10001", "VOLUME /models", 'ENTRYPOINT ["earmark"]'} <= set(final.splitlines())
     assert re.search(r"HF_HOME=/models .*METRICS_PORT=9100", final)
+    # The root is read-only.
+    assert re.search(r"NUMBA_CACHE_DIR=/tmp/.* MPLCONFIGDIR=/tmp/", final)
     assert re.search(r"HEALTHCHECK [^\n]*\\\n.*127.0.0.1:9100/ready", final)
 
 

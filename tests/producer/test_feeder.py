@@ -19,7 +19,7 @@ from earmark.core.options import RunOptions
 from earmark.core.settings import Broker, Database, Ledger, Settings
 from producer.feeder import Feeder
 from producer.submit import submit
-from tests.db.facts import chunk_of
+from tests.db.facts import add_clips, chunk_of
 from tests.servers import free_port
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def new_run(
     run_id = ledger.open_run(
         engine, None, RunOptions(), queue="clips", chunk_size=chunk_size, priority=priority
     )
-    ledger.add_clips(
+    add_clips(
         engine, run_id, [ListedClip(f"https://{host}{n % 2}/{n}?key=secret") for n in range(count)]
     )
     return run_id
@@ -204,10 +204,10 @@ def test_another_versions_message_is_distinguished_from_a_foreign_one() -> None:
 def test_submit_counts_every_line(engine: sa.Engine, settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("https://h/a\nhttps://h/b\n\nHTTPS://h:443/a\n")
     first = submit([str(tmp_path / "list.txt")], engine, settings, name="mine")
-    assert (first.added, first.known, first.blank) == (2, 1, 1)
+    assert (first.added, first.known, first.tally.blank) == (2, 1, 1)
     again = submit([str(tmp_path / "list.txt")], engine, settings, name="mine")
     assert (again.run_id, again.added, again.known) == (first.run_id, 0, 3)
-    assert submit(["https://h/c", "https://h/d"], engine, settings, limit=1).clips == 1
+    assert submit(["https://h/c", "https://h/d"], engine, settings, limit=1).tally.clips == 1
 
 
 def test_an_unreachable_broker_raises_one_sentence(engine: sa.Engine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import lzma
 import os
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
+    ".xz": lambda content: lzma.compress(content, preset=0),
     ".zst": lambda content: bytes(zstd().compress(content)),
 }
 
@@ -222,7 +224,7 @@ def test_a_parquet_row_without_a_url_is_refused_and_any_type_becomes_meta(tmp_pa
     ]
 
 
-@pytest.mark.parametrize("compression", [".gz", ".bz2", ".zst"])
+@pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
 @pytest.mark.parametrize("format_", ["txt", "csv", "jsonl", "json"])
 def test_a_truncated_compressed_list_gives_its_complete_lines(
     tmp_path: Path, format_: str, compression: str

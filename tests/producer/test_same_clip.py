@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 
-from db import ledger, runs, schema
+from db import changes, ledger, runs, schema
 from db.identity import ledger_id
 from db.models import Clip, WindowPrediction
 from db.session import connect, reading, writing
@@ -143,7 +143,7 @@ def test_a_local_file_that_changed_is_told_and_redone_if_asked(
 def test_retry_can_redo_what_is_done(engine: sa.Engine, add: Any) -> None:
     submitted = add("url\nhttps://h/a\nhttps://h/b\n")
     end(engine, submitted)
-    assert ledger.redo_done(engine, submitted.run_id) == 2
+    assert changes.redo_done(engine, submitted.run_id) == 2
     progress = runs.progress(engine, submitted.run_id)
     assert (progress.final, progress.total, progress.audio_s) == (0, 2, 0)
 

@@ -26,6 +26,7 @@ from producer import submit as submit_module
 from producer.sources import read_clips
 from producer.submit import submit
 from tests import containers
+from tests.db.facts import add_clips
 from tests.producer.races import FORKED, LONGEST_S, submit_one
 
 if TYPE_CHECKING:
@@ -156,10 +157,13 @@ def test_rows_added_by_another_submitter_meanwhile_are_skipped(
 ) -> None:
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=16)
     rows = [bulk_insert.listed(ListedClip(f"https://h.org/{n}", {"n": n})) for n in range(10)]
-    assert ledger.add_listed(engine, [run_id], [*rows[:5], rows[0]]) == 5
+    assert bulk_insert.add(engine, {run_id: [*rows[:5], rows[0]]}) == {run_id: 5}
     # Looked at a moment before the other's commit, all of them are new.
-    monkeypatch.setattr(bulk_insert, "unlike", lambda *_: rows)
-    assert ledger.add_listed(engine, [run_id], rows) == 5
+    unlike, before = bulk_insert.unlike, [rows]
+    monkeypatch.setattr(
+        bulk_insert, "unlike", lambda *given: before.pop() if before else unlike(*given)
+    )
+    assert bulk_insert.add(engine, {run_id: rows}) == {run_id: 5}
     assert count(engine, run_id) == (10, 10)
     assert runs.progress(engine, run_id).total == 10
 
@@ -179,7 +183,7 @@ def test_a_database_lost_during_an_insert_raises_one_sentence(
 
     monkeypatch.setattr(bulk_insert, "_shown", cut_off)
     with pytest.raises(DatabaseError, match="cannot be used"):
-        ledger.add_clips(engine, run_id, [ListedClip("https://h.org/a")])
+        add_clips(engine, run_id, [ListedClip("https://h.org/a")])
     engine.dispose()
 
 
@@ -270,7 +274,7 @@ def plan(engine: sa.Engine, statement: str, **values: int) -> str:
 
 def test_the_feeder_walks_its_index_and_sorts_nothing(engine: sa.Engine) -> None:
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=16)
-    ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(20_000)])
+    add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(20_000)])
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("ANALYZE clips")
@@ -285,7 +289,7 @@ def test_the_feeder_walks_its_index_and_sorts_nothing(engine: sa.Engine) -> None
 
 def test_due_retries_are_picked_before_new_clips(engine: sa.Engine) -> None:
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=4)
-    ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(40)])
+    add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(40)])
     after: dict[int, int] = {}
     (first,) = feeding.pick(engine, "clips", 1, Ledger(queue_lease_s=-1.0), after)
     assert feeding.take_back(engine, "clips") == 4
@@ -302,6 +306,6 @@ def test_due_retries_are_picked_before_new_clips(engine: sa.Engine) -> None:
 
 def test_clips_before_the_feeders_mark_are_picked_at_the_end(engine: sa.Engine) -> None:
     run_id = ledger.open_run(engine, None, RunOptions(), queue="clips", chunk_size=4)
-    ledger.add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(4)])
+    add_clips(engine, run_id, [ListedClip(f"https://h.org/{n}") for n in range(4)])
     after = {run_id: 10**9}
     assert len(feeding.pick(engine, "clips", 1, Ledger(), after)[0].clips) == 4

@@ -17,7 +17,7 @@ from db.session import connect, reading
 from earmark.core import clips as records
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database
-from tests.db.facts import chunk_of, labels, row
+from tests.db.facts import add_clips, chunk_of, labels, row
 from tests.servers import copied_sqlite
 from tests.workers.decoding import bad_audio
 from tests.workers.loading.world import settings_for, until
@@ -92,7 +92,7 @@ class World:
     def chunk(self, *uris: str) -> records.Chunk:
         run_id = ledger.open_run(self.engine, None, RunOptions(), queue="clips", chunk_size=16)
         ledger.settle_model(self.engine, run_id, 1)
-        ledger.add_clips(self.engine, run_id, [records.Clip(uri) for uri in uris])
+        add_clips(self.engine, run_id, [records.Clip(uri) for uri in uris])
         with reading(self.engine) as connection:
             ids = connection.scalars(sa.select(Clip.id).where(Clip.run_id == run_id)).all()
         return chunk_of(self.engine, ids)

@@ -11,8 +11,9 @@ from earmark.core.errors import ClipError
 
 #: Error codes of a missing network. Every other code came from a server that was reached.
 NETWORK_CODES = ("dns", "connect")
-NEARLY_ALL = 0.9
-LONGEST_PAUSE_S = 120.0
+#: The network is down if nearly all of so many downloads fail, from at least so many hosts.
+DOWNLOADS, NEARLY_ALL, HOSTS = 20, 0.9, 5
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 15.0, 120.0
 
 
 class Breaker:
@@ -22,21 +23,12 @@ class Breaker:
     while `open`. So a worker without a network fails no clips.
     """
 
-    def __init__(
-        self,
-        window: int = 20,
-        *,
-        hosts: int = 5,
-        pause_s: float = 15.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._window = window
-        self._hosts = hosts
-        self._shortest_s = self._pause_s = pause_s
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pause_s = SHORTEST_PAUSE_S
         self._clock = clock
         self._lock = threading.Lock()
         #: Of the last downloads: the host if no network was found, else None.
-        self._last: deque[str | None] = deque(maxlen=window)
+        self._last: deque[str | None] = deque(maxlen=DOWNLOADS)
         self._opened_until = 0.0
 
     @property
@@ -53,14 +45,14 @@ class Breaker:
         with self._lock:
             if self._opened_until and not failed:
                 self._last.clear()
-                self._opened_until, self._pause_s = 0.0, self._shortest_s
+                self._opened_until, self._pause_s = 0.0, SHORTEST_PAUSE_S
             self._last.append(host if failed else None)
             if self._network_is_down() and not self.open:
                 self._opened_until = self._clock() + self._pause_s
                 self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def _network_is_down(self) -> bool:
-        if len(self._last) < self._window:
+        if len(self._last) < DOWNLOADS:
             return False
         failed = [host for host in self._last if host is not None]
-        return len(failed) >= NEARLY_ALL * self._window and len(set(failed)) >= self._hosts
+        return len(failed) >= NEARLY_ALL * DOWNLOADS and len(set(failed)) >= HOSTS

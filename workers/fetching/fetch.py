@@ -77,9 +77,7 @@ class Fetcher:
             self._check_robots(uri)
             return self._download(uri)
         if self._is_stored(uri):
-            file = _new_file(None)
-            blocks = object_stores.read(uri, self._settings.timeout_s)
-            return self._fetched(file, _saved(blocks, file), self._max_bytes)
+            return self._kept(object_stores.read(uri, self._settings.timeout_s), None)
         return self._open(_path(uri))
 
     def open(self, uri: str, part: clips.Part | None = None) -> BinaryIO:
@@ -122,8 +120,7 @@ class Fetcher:
             blocks = answers.received(answer, declared)
             if answers.is_gzip(answer):
                 declared, blocks = None, _unpacked(blocks, GZIP_BITS)
-            file = _new_file(declared)
-            return self._fetched(file, _saved(blocks, file), self._max_bytes)
+            return self._kept(blocks, declared)
 
     def _is_stored(self, uri: str) -> bool:
         scheme, separator, _ = uri.partition("://")
@@ -170,11 +167,9 @@ class Fetcher:
         if not part.member_bytes:
             raise errors.Empty
         blocks = answers.exactly(blocks, part.member_bytes)
-        if part.packing != "deflate":
-            file = _new_file(part.member_bytes)
-        else:
-            file, blocks = _new_file(None), _unpacked(blocks, -zlib.MAX_WBITS)
-        return self._fetched(file, _saved(blocks, file), self._max_bytes)
+        if part.packing == "deflate":
+            return self._kept(_unpacked(blocks, -zlib.MAX_WBITS), None)
+        return self._kept(blocks, part.member_bytes)
 
     def _container(self, uri: str) -> FileIO:
         """Return a container as an open file."""
@@ -197,6 +192,11 @@ class Fetcher:
                 raise unusable()
         file.seek(0)
         return file
+
+    def _kept(self, blocks: Iterable[bytes], declared: int | None) -> Fetched:
+        """Return blocks in a file of their own; how many bytes they have may be known."""
+        file = _new_file(declared)
+        return self._fetched(file, _saved(blocks, file), self._max_bytes)
 
     def _fetched(self, file: FileIO, blocks: Iterable[bytes], most: int | None) -> Fetched:
         try:

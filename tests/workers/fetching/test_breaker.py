@@ -25,7 +25,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def breaker(clock: Clock) -> Breaker:
-    return Breaker(20, hosts=5, pause_s=15, clock=clock)
+    return Breaker(clock)
 
 
 def fail(breaker: Breaker, times: int, *, hosts: int = 10) -> None:
