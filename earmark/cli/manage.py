@@ -17,10 +17,22 @@ commands = typer.Typer()
 database = typer.Typer(help="The database's schema.", no_args_is_help=True)
 
 
+def _codes(text: str) -> str:
+    unknown = sorted(set(text.split(",")) - set(BY_CODE))
+    if unknown:
+        raise UsageError(
+            reason=f"There is no error code {', '.join(unknown)}; there are {', '.join(BY_CODE)}."
+        )
+    return text
+
+
 @o.verb(commands, "earmark retry march --error timeout,dns")
 def retry(
     run: o.RunToChange,
-    error: Annotated[str | None, Option(help="Only these error codes, comma-separated.")] = None,
+    error: Annotated[
+        str | None,
+        Option(parser=_codes, metavar="CODES", help="Only these error codes, comma-separated."),
+    ] = None,
     done: Annotated[bool, Option("--done", help="Redo the clips that are done as well.")] = False,
 ) -> None:
     """Put a run's failed clips back to work."""
@@ -30,7 +42,6 @@ def retry(
     from earmark.machine import has_broker
 
     codes = error.split(",") if error else []
-    _check_codes(codes)
     with terminal.screen.status("Putting clips back to work"):
         count = changes.retry_failed(run.engine, run.id, codes)
         if done:
@@ -75,14 +86,6 @@ def prune(
     similar.remove(run.engine, run.row, run.settings)
     machine.remove_logs(run.settings, run.row.queue)
     terminal.tell(f"Deleted: {terminal.count_of(count, 'clip')}.")
-
-
-def _check_codes(codes: list[str]) -> None:
-    unknown = sorted(set(codes) - set(BY_CODE))
-    if unknown:
-        raise UsageError(
-            reason=f"There is no error code {', '.join(unknown)}; there are {', '.join(BY_CODE)}."
-        )
 
 
 @o.verb(database, "earmark db upgrade")
