@@ -39,9 +39,9 @@ BOUNDS: dict[str, tuple[float, float | None]] = {
 }
 #: Values of `channels` beside a number, as decoders take them.
 _CHANNELS = {"mix": clips.MIX_UNLESS_CANCELLING, "each": clips.EACH, "first": 1}
-#: Clips in one queue message. With 32, a clip of the starter takes 5% less processor time, but three
-#: workers without the folder try 640 clips before their run pauses, in place of 320. Where a worker's
-#: device scores more at once, a message has as many.
+#: Clips in one queue message. With 32, a clip of the starter takes 5% less processor time, but
+#: three workers without the folder try 640 clips before their run pauses, in place of 320. Where a
+#: worker's device scores more at once, a message has as many.
 CHUNK_SIZE = 16
 #: A run pauses if more than this share of its clips fails on every worker; 1: never.
 STOP_AT = 0.2
