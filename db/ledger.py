@@ -174,6 +174,8 @@ def claim(
             _check_origin(connection, chunk)
         # Read once they are leased: a moment before, another worker may have finished them.
         rows = execute(connection, SELECT_LEASED, ids=leased).all()
+        if finished := set(leased) - {row.id for row in rows}:
+            outcomes.release(connection, token, finished)
         return Claim(token, tuple(_claimed(row) for row in rows), chunk.run_id)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
 
-from db import feeding, ledger
+from db import feeding, ledger, outcomes
 from db.models import Lease
 from db.session import reading, writing
 from earmark.core import clips as words
@@ -16,6 +17,7 @@ from earmark.core.errors import NotFound, RateLimited, ServerError, UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Ledger
 from tests.db.facts import add_clips, chunk_of, expire_leases, labels, row, submit, success
+from tests.end_to_end.conftest import wait_until
 
 LIMITS = Ledger()
 
@@ -77,6 +79,28 @@ def test_concurrent_claims_of_the_same_clips_are_disjoint(engine: sa.Engine) -> 
         )
     claimed = [clip.id for claim in claims for clip in claim.clips]
     assert sorted(claimed) == ids
+
+
+def test_a_clip_that_ends_while_it_is_claimed_again_keeps_no_lease(engine: sa.Engine) -> None:
+    _, ids = submit(engine, 1)
+    first = ledger.claim(engine, chunk_of(engine, ids), worker="a", limits=LIMITS)
+    names, claimed = labels(engine), {clip.id: clip for clip in first.clips}
+    again = partial(ledger.claim, engine, chunk_of(engine, ids), worker="b", limits=LIMITS)
+    with ThreadPoolExecutor(1) as pool:
+        with writing(engine) as connection:
+            outcomes.write(connection, first.token, [success(ids[0])], claimed, names, LIMITS)
+            second = pool.submit(again)
+            if engine.dialect.name == "postgresql":
+                wait_until(lambda: waits_for_another(engine))
+        assert second.result().clips == ()
+    with reading(engine) as connection:
+        assert connection.execute(sa.select(Lease.clip_id)).all() == []
+
+
+def waits_for_another(engine: sa.Engine) -> bool:
+    with reading(engine) as connection:
+        waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return bool(connection.execute(waiting).scalar_one())
 
 
 def test_results_and_state_are_written_together(engine: sa.Engine) -> None:

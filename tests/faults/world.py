@@ -241,7 +241,8 @@ def running_world(
 
 def check_invariants(world: World) -> None:
     """Assert that no promise was broken."""
-    assert {promise: broken for promise, broken in broken_promises(world).items() if broken} == {}
+    broken = {promise: clips for promise, clips in broken_promises(world).items() if clips}
+    assert not broken, broken
 
 
 def broken_promises(world: World) -> dict[str, list[str]]:
