@@ -54,6 +54,8 @@ REFUSED_PAUSE_S = 60.0
 PUT_BACK_PAUSE_S = 3.0
 #: A clip that this worker gave back is left to the others for so long.
 LEFT_PAUSE_S = 0.25
+#: In all for so long: the others are up by the database, but may hear nothing from the broker.
+LEFT_S = 60.0
 #: A worker says this often that it is up, and at once that it pauses.
 BEAT_S = 5.0
 
@@ -84,6 +86,8 @@ class WorkerState:
         self._late_free = threading.Semaphore(settings.worker.concurrency)
         #: Tokens of the claims whose leases are renewed.
         self._held: set[int] = set()
+        #: Since when clips, by id, are left to other workers.
+        self._left_since: dict[int, float] = {}
         #: By id, the clips of all chunks until these are recorded.
         self._in_work: dict[int, ClipInWork] = {}
         #: By token, the clips to give back once the database answers again, each with the seconds
@@ -148,9 +152,21 @@ class WorkerState:
         for worker in registry.up(self.engine, str(self.settings.broker.queue)):
             if not worker.pause and worker.name != self._name:
                 fit.add(worker.name)
-        left = {clip.id: LEFT_PAUSE_S for clip in returned if fit - set(clip.workers_before)}
+        left = {}
+        for clip in returned:
+            if fit - set(clip.workers_before) and self._may_leave(clip.id):
+                left[clip.id] = LEFT_PAUSE_S
         ledger.release(self.engine, claim.token, left)
         return replace(claim, clips=tuple(clip for clip in claim.clips if clip.id not in left))
+
+    def _may_leave(self, clip_id: int) -> bool:
+        """Return whether others have not yet had LEFT_S to take a clip."""
+        at = monotonic()
+        # Those that others took are not seen here again.
+        for left_id, since in list(self._left_since.items()):
+            if at > since + 2 * LEFT_S:
+                self._left_since.pop(left_id, None)
+        return at < self._left_since.setdefault(clip_id, at) + LEFT_S
 
     @property
     def pause(self) -> registry.Pause | None:

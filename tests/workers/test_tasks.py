@@ -11,8 +11,8 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from db import feeding, ledger
-from db.models import Lease
+from db import feeding, ledger, registry
+from db.models import Clip, Lease
 from db.session import connect, reading, writing
 from earmark.core.errors import DatabaseError
 from earmark.core.options import RunOptions
@@ -202,6 +202,23 @@ def test_a_claim_whose_answer_was_lost_is_repeated_without_a_second_lease(
     monkeypatch.setattr(ledger, "claim", claim_and_lose)
     assert worker_with(engine, success).work(chunk_of(engine, ids))["done"] == 2
     assert leases(engine) == 0
+
+
+def test_a_clip_given_back_is_left_to_others_but_not_for_ever(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = submit(engine, 1)[1]
+    with writing(engine) as connection:
+        connection.execute(sa.update(Clip).values(given_back_by="worker"))
+    state = worker_with(engine, success)
+    registry.beat(engine, "a worker that hears nothing", str(state.settings.broker.queue), [], None)
+    assert not state.work(chunk_of(engine, ids))["done"]
+    assert row(engine, ids[0]).state == "pending"
+    assert leases(engine) == 0
+    with writing(engine) as connection:
+        connection.execute(sa.update(Clip).values(not_before=0))
+    monkeypatch.setattr(tasks, "LEFT_S", 0.0)
+    assert state.work(chunk_of(engine, ids))["done"] == 1
 
 
 def test_a_clip_whose_values_the_database_refuses_costs_no_other_clip(
