@@ -147,7 +147,9 @@ def _recorded(values: dict[str, Any], day: str | None, hours: str | None) -> str
         hour = "substr(recorded_at, 12, 2)"
         of_clip += f" AND ({hour} >= :first {joined} {hour} <= :last)"
         values.update(first=f"{first:02}", last=f"{last:02}")
-    return of_clip and f" AND clip_id IN (SELECT id FROM clips WHERE run_id = :run_id{of_clip})"  # noqa: S608
+    if not of_clip:
+        return ""
+    return f" AND clip_id IN (SELECT id FROM clips WHERE run_id = :run_id{of_clip})"  # noqa: S608
 
 
 def _hours(text: str) -> tuple[int, int]:

@@ -35,10 +35,11 @@ ADDED: tuple[tuple[str, sa.types.TypeEngine[Any], tuple[str, ...]], ...] = (
     ("runs", sa.String(), ("paused",)),
     ("runs", sa.Integer(), ("pass_id", "follows")),
 )
-#: The others.
-NOT_NULL: tuple[tuple[str, sa.types.TypeEngine[Any], tuple[str, ...]], ...] = (
-    ("clips", sa.Boolean(), ("unheard",)),
-    ("runs", sa.Double(), ("stop_at", "resumed_at")),
+#: The others, each with its value in the rows that are there.
+NOT_NULL: tuple[tuple[str, str, sa.types.TypeEngine[Any], str], ...] = (
+    ("clips", "unheard", sa.Boolean(), "false"),
+    ("runs", "stop_at", sa.Double(), "0.2"),
+    ("runs", "resumed_at", sa.Double(), "0"),
 )
 
 
@@ -52,12 +53,9 @@ def upgrade() -> None:
     for table, kind, names in ADDED:
         for name in names:
             op.add_column(table, sa.Column(name, kind))
-    op.add_column(
-        "clips",
-        sa.Column("unheard", sa.Boolean(), server_default=sa.text("false"), nullable=False),
-    )
-    op.add_column("runs", sa.Column("stop_at", sa.Double(), server_default="0.2", nullable=False))
-    op.add_column("runs", sa.Column("resumed_at", sa.Double(), server_default="0", nullable=False))
+    for table, name, kind, value in NOT_NULL:
+        column = sa.Column(name, kind, server_default=sa.text(value), nullable=False)
+        op.add_column(table, column)
     _add_workers()
     _add_embeddings()
     _add_reviews()
@@ -86,9 +84,11 @@ def downgrade() -> None:
         op.drop_column("window_predictions", "channel")
     for table in ("window_embeddings", "workers", "thresholds", "review_log"):
         op.drop_table(table)
-    for table, _, names in (*ADDED, *NOT_NULL):
+    for table, _, names in ADDED:
         for name in names:
             op.drop_column(table, name)
+    for table, name, _, _ in NOT_NULL:
+        op.drop_column(table, name)
     _rekey(whole_uri_key)
     _replace_views([], released_views(down_revision, dialect))
     op.execute(
