@@ -32,7 +32,7 @@ test: .venv/ready-dev browser pooler ## run the tests against real servers; what
 test-fast: .venv/ready-dev ## run the tests without workers, loaders, PostgreSQL, browser and torch
 	@$(BIN)/python -m pytest -m "not slow and not chaos and not postgresql" --numprocesses 2 $(addprefix --ignore=,$(HEAVY))
 
-test-chaos: .venv/ready-dev pooler ## have each fault happen to workers, and many in a row, on each database
+test-chaos: .venv/ready-dev pooler ## have each fault happen on each database, and many in a row; the other long tests
 	@$(BIN)/python -m pytest -m chaos --numprocesses 4 tests/faults $$(grep -rl mark.chaos tests --include="test_*.py")
 
 browser: ## install Debian's Chromium, in which some tests look at pages

@@ -98,6 +98,7 @@ def leaks(text: str | bytes) -> bool:
     return SECRET in (text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
 
 
+@pytest.mark.chaos
 def test_a_slow_a_dead_and_a_rate_limiting_host_delay_no_other_host(
     cluster: Earmark, tmp_path: Path
 ) -> None:

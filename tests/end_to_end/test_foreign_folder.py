@@ -75,12 +75,13 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
-@pytest.mark.parametrize("verb", ["run", "explain"])
+@pytest.mark.parametrize("verb", ["run", pytest.param("explain", marks=pytest.mark.chaos)])
 def test_a_verb_imports_nothing_from_the_working_directory(folder: Folder, verb: str) -> None:
     assert "dog" in folder.run(verb, "dog.ogg")
     folder.assert_nothing_was_imported()
 
 
+@pytest.mark.chaos
 def test_up_with_flower_imports_nothing_from_the_working_directory(folder: Folder) -> None:
     port = free_port()
     up = folder.start("up", "--files", ".", "--flower-port", str(port))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
+import pytest
+
 from earmark.demo import EXAMPLES
 from tests.end_to_end.conftest import get_json, scalar, wait_until
 from tests.servers import answers, free_port
@@ -25,6 +27,7 @@ def folder_of_clips(folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.chaos
 def test_an_unfit_worker_fails_no_clip_and_a_run_without_a_fit_one_pauses(
     cluster: Earmark, tmp_path: Path
 ) -> None:

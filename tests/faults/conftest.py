@@ -18,22 +18,18 @@ if TYPE_CHECKING:
     from tests.servers import Postgres
 
 
-#: Of the faults on SQLite, those that `make test` has happen: one for each process that may die,
-#: for the queue and for the database. `make test-chaos` has the others, which go the same ways.
+#: The faults that `make test` has happen, on SQLite: one for each process that may die, for the
+#: queue and for the database. `make test-chaos` has the others, which go the same ways.
 IN_EACH_TEST_RUN = (
-    "kill_a_worker-", "kill_a_loader", "stop_a_worker_past", "drain_a_worker-", "wipe_redis",
-    "fill_the_disk", "submit_again_and_kill",
+    "kill_a_worker-sqlite", "kill_a_loader-sqlite", "stop_a_worker_past_its_lease-sqlite",
+    "drain_a_worker-sqlite", "wipe_redis-sqlite", "fill_the_disk-sqlite",
+    "submit_again_and_kill_that-sqlite",
 )  # fmt: skip
-#: Tests that take half a minute.
-LASTING = ("kill_workers_cost", "outage_longer_than", "takes_nothing_back")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Leave faults on PostgreSQL, and more of those on SQLite, to `make test-chaos`."""
-    lasts = any(name in item.name for name in LASTING)
-    if "on_sqlite_nothing" in item.name:
-        lasts = not any(name in item.name for name in IN_EACH_TEST_RUN)
-    if lasts or "postgresql" in item.name:
+    """Leave the other tests of this folder to `make test-chaos`."""
+    if not any(f"[{name}]" in item.name for name in IN_EACH_TEST_RUN):
         item.add_marker("chaos")
 
 
