@@ -18,6 +18,8 @@ from earmark.core.errors import DatabaseError
 from earmark.core.options import CHUNK_SIZE
 from earmark.core.settings import Settings
 
+#: Batches of a device in a chunk: half of the overhead that one would have.
+BATCHES = 2
 #: Clips of a chunk at most, whatever a device takes.
 MOST_CLIPS = 1000
 #: Chunks picked in one transaction, so that it ends within milliseconds.
@@ -113,7 +115,7 @@ class Feeder:
 
 def _chunk_size() -> int:
     """Return the size of chunks that fills the batches of the workers."""
-    return min(max(CHUNK_SIZE, broker.noted_batch()), MOST_CLIPS)
+    return min(max(CHUNK_SIZE, BATCHES * broker.noted_batch()), MOST_CLIPS)
 
 
 def _cut(picked: Picked) -> list[Chunk]:

@@ -295,7 +295,7 @@ SUBMISSION = TASK | parameters(
     _Submission,
     {
         "name": "The run's name; the same name again goes on where it stopped.",
-        "chunk_size": "Clips in one queue message; unset: 16, or a GPU's batch of 64.",
+        "chunk_size": "Clips in one queue message; unset: 32, or 128 for a GPU.",
         "priority": "Share of the workers beside other runs.",
         "reuse_urls": "Take results of other runs with this model and options, without a download.",
         "stop_at": PAUSE_HELP,

@@ -213,8 +213,9 @@ class Model(Group):
 
 
 class Worker(Group):
-    #: Chunks in progress, so that one downloads while another is scored.
-    concurrency: int = 8
+    #: Chunks in progress, so that some download while others are scored. More take more clips to a
+    #: worker that can do none: three such try 384 of 800 before their run pauses.
+    concurrency: int = 4
     #: Cores that the worker and its children keep to, such as 0-7 (Linux); unset: all.
     cores: Cores = ()
     #: Decoder processes; 0: one per core, as more would compete for cores.

@@ -64,20 +64,20 @@ def sizes_in_queue() -> set[int]:
     return {len(broker.decode(message).clips) for message in taken_from_queue()}
 
 
-def test_chunks_are_as_large_as_the_batch_of_a_workers_device_unless_the_run_says_how_large(
+def test_a_chunk_has_two_batches_of_a_workers_device_unless_the_run_says_how_large(
     engine: sa.Engine, settings: Settings
 ) -> None:
-    new_run(engine, 400, chunk_size=0)
+    new_run(engine, 4000, chunk_size=0)
     of_submitter, of_gpu_worker, of_cpu_worker = (Feeder(engine, settings) for _ in range(3))
     of_cpu_worker.batch_windows, of_gpu_worker.batch_windows = 8, 64
     of_cpu_worker.feed()
-    assert sizes_in_queue() == {16}
+    assert sizes_in_queue() == {32}
     of_gpu_worker.feed()
-    assert sizes_in_queue() == {64}
+    assert sizes_in_queue() == {128}
     new_run(engine, 80, chunk_size=8)
     of_cpu_worker.feed()
     of_submitter.feed()
-    assert sizes_in_queue() == {64, 8}
+    assert sizes_in_queue() == {128, 8}
 
 
 def test_the_batch_of_a_device_is_forgotten_with_its_workers(
