@@ -47,8 +47,8 @@ def test_an_unfit_worker_fails_no_clip_and_a_run_without_a_fit_one_pauses(
     assert scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'failed'") == 0
     wait_until(lambda: bool(get_json(f"http://127.0.0.1:{port}/api/tasks?state=FAILURE")))
     failed = list(get_json(f"http://127.0.0.1:{port}/api/tasks?state=FAILURE").values())
-    assert "file_not_allowed (16)" in failed[0]["exception"]
-    assert failed[0]["args"].startswith("(march, 16 clips: ")
+    assert "file_not_allowed (32)" in failed[0]["exception"]
+    assert failed[0]["args"].startswith("(march, 32 clips: ")
 
     cluster.settings[ROOTS] = clips
     cluster.start("earmark", "worker", "--concurrency", "2")
