@@ -229,7 +229,7 @@ def test_a_parquet_row_without_a_url_is_refused_and_any_type_becomes_meta(tmp_pa
 def test_a_truncated_compressed_list_gives_its_complete_lines(
     tmp_path: Path, format_: str, compression: str
 ) -> None:
-    urls = [f"https://h.org/{os.urandom(40).hex()}" for _ in range(40_000)]
+    urls = [f"https://h.org/{os.urandom(40).hex()}" for _ in range(25_000)]
     lines = [json.dumps(url) for url in urls] if format_ == "jsonl" else urls
     content = "\n".join(["url", *lines] if format_ == "csv" else lines).encode()
     if format_ == "json":
@@ -238,7 +238,7 @@ def test_a_truncated_compressed_list_gives_its_complete_lines(
     (tmp_path / f"list.{format_}{compression}").write_bytes(whole[: len(whole) * 3 // 4])
     clips, tally = read(tmp_path / f"list.{format_}{compression}")
     assert [uri for uri, _ in clips] == urls[: len(clips)]
-    assert len(clips) > 10_000
+    assert len(clips) > 5_000
     (example,) = tally.examples
     assert "breaks off here" in example.reason
     assert example.line == tally.lines
