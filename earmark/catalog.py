@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from earmark import speed
+from earmark import machine_speed
 from earmark.core.errors import ServiceError
 from earmark.core.settings import Settings
 from workers.scoring import hub
-from workers.scoring.cache import Local, local_models
+from workers.scoring.local_models import Local, local_models
 
 #: The columns of a table, the most important first.
 COLUMNS = ("model", "ms", "labels", "problem", "cheaper", "license", "mb", "window_s", "hears")
@@ -112,5 +112,5 @@ def _measured(model: Local, labels: tuple[str, ...], settings: Settings) -> Entr
         return entry
     card = loaded.card
     entry.sample_rate, entry.window_s, entry.license = card.sample_rate, card.window_s, card.license
-    entry.device, entry.ms = loaded.device, round(speed.scoring_ms(loaded), 1)
+    entry.device, entry.ms = loaded.device, round(machine_speed.scoring_ms(loaded), 1)
     return entry

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from earmark.database import read_settings
-from earmark.machine import find_broker
+from earmark.local_cluster import find_broker
 
 #: More workers than a machine runs; the next one is named after its process.
 WORKERS_OF_A_MACHINE = 100

@@ -21,7 +21,7 @@ from earmark.output import Format
 
 def _workers(text: str | int) -> int:
     if text == "auto":
-        from earmark.machine import gpus
+        from earmark.local_cluster import gpus
 
         return len(gpus()) or 1
     if not str(text).isdecimal() or not int(text):

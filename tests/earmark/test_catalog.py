@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 import earmark
-from earmark import catalog, speed
+from earmark import catalog, machine_speed
 from earmark.core.errors import ServiceError
 from earmark.core.settings import Settings
 from tests.earmark.verbs import verb
@@ -53,7 +53,7 @@ def test_the_models_on_this_machine_are_measured_and_compared(
     hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs = {"starter": 9.0, "owner/clap": 100.0, "owner/large": 40.0, "owner/small": 8.0}
-    monkeypatch.setattr(speed, "scoring_ms", lambda model: costs[model.card.name])
+    monkeypatch.setattr(machine_speed, "scoring_ms", lambda model: costs[model.card.name])
     rows = {row["model"]: row for row in json.loads(verb("models", "--format", "json").text)}
     assert set(rows) == {*costs, "owner/broken"}
     assert (rows["starter"]["labels"], rows["starter"]["hears"]) == (

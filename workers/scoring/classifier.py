@@ -12,7 +12,15 @@ import numpy as np
 import torch
 
 from earmark.core import errors, settings
-from workers.scoring import description, embeddings, heads, hub, onnx, pretrained, reference
+from workers.scoring import (
+    embeddings,
+    heads,
+    hub,
+    onnx,
+    onnx_description,
+    pretrained,
+    reference_clip,
+)
 from workers.scoring.windows import BEST, Embedded
 
 if TYPE_CHECKING:
@@ -212,9 +220,9 @@ def _classifier(model: settings.Model, labels: Sequence[str]) -> Classifier:
     if not hub.is_described(folder):
         return _behind(pretrained.load(model, folder, commit, labels))
     hub.check_labels(model.name, labels, zero_shot=False)
-    described = description.Described(model.name, folder, commit)
+    described = onnx_description.Described(model.name, folder, commit)
     classifier = _behind(onnx.load(model, described))
-    reference.check(described, classifier.card, classifier.outcomes)
+    reference_clip.check(described, classifier.card, classifier.outcomes)
     return classifier
 
 
