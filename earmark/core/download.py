@@ -74,11 +74,14 @@ class Download:
         return self._first([(0, (address or host, port))], self._tunnel)
 
     def _checked(self, host: str, port: int) -> list[tuple[int, Any]]:
-        places = []
-        for family, _, _, _, place in self._resolver.resolve(host, port, self._connect_s()):
+        places = self._resolved(host, port)
+        for _, place in places:
             self._addresses.check(place[0])
-            places.append((family, place))
         return places
+
+    def _resolved(self, host: str, port: int) -> list[tuple[int, Any]]:
+        answers = self._resolver.resolve(host, port, self._connect_s())
+        return [(family, place) for family, _, _, _, place in answers]
 
     def _first(
         self, places: list[tuple[int, Any]], connect: Callable[[int, Any], _Socket]
@@ -125,11 +128,7 @@ class Download:
         return connection
 
     def _to_proxy(self, proxy: Proxy) -> _Socket:
-        places = []
-        for family, _, _, _, place in self._resolver.resolve(
-            proxy.host, proxy.port, self._connect_s()
-        ):
-            places.append((family, place))
+        places = self._resolved(proxy.host, proxy.port)
         try:
             return self._first(places, partial(self._connect, checked=False))
         except errors.Connect as error:

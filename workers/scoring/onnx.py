@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from workers.scoring import devices, hub, onnx_description, onnx_file
-from workers.scoring.model import Limits, ModelCard
+from workers.scoring.model import Model, ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,18 +28,13 @@ _FATAL_ONLY = 4
 
 
 @dataclass(eq=False)
-class OnnxModel:
-    """An ONNX graph in a session, as a `Model`."""
+class OnnxModel(Model):
+    """An ONNX graph in a session."""
 
     _session: Any
     _description: Description
     #: Of its input: (samples,), (windows, samples) or (windows, 1, samples); no number means any.
     _shape: list[Any]
-    card: ModelCard
-    limits: Limits
-    device: str
-    lanes: int
-    dtype: str = "float32"
 
     def batch(
         self, windows: Sequence[np.ndarray], *, embeddings: bool = False
@@ -86,7 +81,7 @@ def load(model: settings.Model, described: Described) -> OnnxModel:
     if shape[:-1][:1] in ([], [1]):
         limits.windows = 1
     lanes = devices.lanes_on(model, device)
-    return OnnxModel(session, content, shape, card, limits, str(device), lanes)
+    return OnnxModel(card, limits, str(device), "float32", lanes, session, content, shape)
 
 
 def _runtime(described: Described) -> Any:
