@@ -159,24 +159,22 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(
             huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
         )
-    except hub_errors.GatedRepoError as error:
-        cure = "accept its terms on huggingface.co and set HF_TOKEN"
-        raise errors.ServiceError(
-            reason=f"The hub asks for permission to use {name}: {cure}."
-        ) from error
-    except hub_errors.RepositoryNotFoundError as error:
-        cure = "check the id, or set HF_TOKEN if it is private"
-        raise errors.ServiceError(reason=f"The hub has no model {name}: {cure}.") from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise errors.ServiceError(
-            reason=f"{name} has no revision {revision}; check --revision."
-        ) from error
-    except hub_errors.HFValidationError as error:
-        cure = "give `starter`, a folder, or a hub id such as owner/model"
-        raise errors.ServiceError(reason=f"{name} names no model: {cure}.") from error
-    except (OSError, hub_errors.EntryNotFoundError) as error:
-        cure = "connect once to download it, or give a folder"
-        reason = (
-            f"{name} is not in this machine's model cache and the hub cannot be reached: {cure}."
-        )
-        raise errors.ServiceError(reason=reason) from error
+    except (OSError, hub_errors.HFValidationError, hub_errors.EntryNotFoundError) as error:
+        raise errors.ServiceError(reason=_why_not(name, revision, error)) from error
+
+
+def _why_not(name: str, revision: str | None, error: Exception) -> str:
+    match error:
+        case hub_errors.GatedRepoError():
+            cure = "accept its terms on huggingface.co and set HF_TOKEN"
+            return f"The hub asks for permission to use {name}: {cure}."
+        case hub_errors.RepositoryNotFoundError():
+            cure = "check the id, or set HF_TOKEN if it is private"
+            return f"The hub has no model {name}: {cure}."
+        case hub_errors.RevisionNotFoundError():
+            return f"{name} has no revision {revision}; check --revision."
+        case hub_errors.HFValidationError():
+            cure = "give `starter`, a folder, or a hub id such as owner/model"
+            return f"{name} names no model: {cure}."
+    cure = "connect once to download it, or give a folder"
+    return f"{name} is not in this machine's model cache and the hub cannot be reached: {cure}."
