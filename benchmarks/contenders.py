@@ -222,7 +222,7 @@ def _scored(model: Any, waiting: list[Any]) -> Iterator[tuple[str, list[dict[str
 def earmark(model: str, _threads: int, database: str) -> Iterator[Label]:
     """One Earmark worker with a lane per core, as in `earmark run`, until each clip is final."""
     import earmark
-    from earmark import machine
+    from earmark import local_cluster
     from tests.servers import running_postgres, upgraded
 
     turns = itertools.count(1)
@@ -241,7 +241,8 @@ def earmark(model: str, _threads: int, database: str) -> Iterator[Label]:
             os.environ["EARMARK_DATABASE__URL"] = upgraded(
                 servers.enter_context(running_postgres())
             )
-        here = servers.enter_context(machine.running(Settings(), queue="contender", workers=1))
+        cluster = local_cluster.running(Settings(), queue="contender", workers=1)
+        here = servers.enter_context(cluster)
 
         def label(uris: list[str]) -> list[str]:
             listed = Path(folder, "list.txt")

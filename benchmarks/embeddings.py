@@ -29,7 +29,7 @@ from earmark.core import settings as settings_module
 from earmark.core.clips import AudioFacts, Chunk, Clip, Embedding, Prediction, Source, Success
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Settings
-from tests.db.facts import add_clips
+from tests.db.builders import add_clips
 from tests.servers import upgraded
 from workers.scoring import heads
 

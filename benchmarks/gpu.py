@@ -326,7 +326,7 @@ class Earmark:
     """`earmark worker` with default settings, an own Valkey, and a SQLite file."""
 
     def __init__(self, folder: Path, model: str, device: str) -> None:
-        from earmark import children, machine, valkey
+        from earmark import children, local_cluster, valkey
         from earmark.database import open_database
         from tests.servers import free_port
 
@@ -341,7 +341,7 @@ class Earmark:
             worker={"metrics_port": self._port},
         )
         url = self._running.enter_context(valkey.running(folder / "valkey"))
-        self._settings = machine.use_broker(settings, url=url)
+        self._settings = local_cluster.use_broker(settings, url=url)
         open_database(self._settings, create=True)
         named_threads = {"PYTHONPATH": str(HOOKS)}
         environment = children.environment(self._settings) | named_threads

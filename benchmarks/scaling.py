@@ -28,7 +28,7 @@ import soundfile
 from benchmarks.watch import cpu_s
 from db import pace, runs
 from db.session import connect
-from earmark import children, machine
+from earmark import children, local_cluster
 from earmark.core import broker
 from earmark.core.settings import Broker, Database, Settings
 from earmark.demo import EXAMPLES
@@ -124,7 +124,7 @@ class _Bench:
         )
         environment = children.environment(settings)
         logs = self.folder / "logs"
-        with machine.running_workers([environment] * count, logs) as started:
+        with local_cluster.running_workers([environment] * count, logs) as started:
             for number in range(1, count + 1):
                 while "ready, with" not in (logs / f"worker-{number}.log").read_text():
                     time.sleep(LOOK_S)

@@ -139,7 +139,7 @@ def _served(folder: Path, count: int, running: ExitStack) -> list[str]:
 def _work(
     folder: Path, clips: list[str], database: str, options: dict[str, Any], running: ExitStack
 ) -> None:
-    from earmark import machine, valkey, worker
+    from earmark import local_cluster, valkey, worker
     from earmark.core.settings import Settings
     from earmark.database import open_database
     from tests.servers import running_postgres, upgraded
@@ -147,7 +147,7 @@ def _work(
     if database == "postgresql":
         os.environ["EARMARK_DATABASE__URL"] = upgraded(running.enter_context(running_postgres()))
     os.environ["EARMARK_BROKER__URL"] = running.enter_context(valkey.running(folder / "valkey"))
-    settings = machine.find_broker(Settings())
+    settings = local_cluster.find_broker(Settings())
     open_database(settings, create=True)
     task = (clips, settings, options, running)
     threading.Thread(target=_submit, args=task, daemon=True).start()

@@ -33,7 +33,7 @@ import earmark
 from benchmarks.watch import Memory, held_mb
 from db.models import Clip
 from db.session import reading
-from earmark import machine
+from earmark import local_cluster
 from earmark.core.settings import Settings
 from earmark.demo import EXAMPLES
 
@@ -60,7 +60,7 @@ def main() -> None:
             "EARMARK_FETCH__PORTS": str(port),
             "EARMARK_FETCH__HOST_CONCURRENCY": "32",
         }
-        here = running.enter_context(machine.running(Settings(), queue="steady", workers=1))
+        here = running.enter_context(local_cluster.running(Settings(), queue="steady", workers=1))
         [worker] = here.workers
         _run(
             folder,

@@ -18,7 +18,7 @@ from db.rows import parsed
 from db.session import execute, reading, writing
 from earmark.core.clips import KEY_BYTES, State
 
-#: The keys are looked up one by one, for the same reason as in `bulk_insert.SELECT_MISSING`.
+#: The keys are looked up one by one, for the same reason as in `bulk_insert.SELECT_UNLIKE`.
 SELECT_IDS = """
 SELECT (
     SELECT id FROM clips

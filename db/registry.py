@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from db.dialects import dialect_of, now
-from db.models import Run, Worker
+from db.models import Worker
 from db.session import fetch, writing
 
 #: A worker that was not seen for so long is not up: six of its beats.
@@ -66,12 +66,7 @@ def leave(engine: sa.Engine, name: str) -> None:
         connection.execute(sa.delete(Worker).where(Worker.name == name))
 
 
-def queue_of(run_id: int) -> sa.ScalarSelect[str]:
-    """Return the queue of a run, for `up`."""
-    return sa.select(Run.queue).where(Run.id == run_id).scalar_subquery()
-
-
-def up(engine: sa.Engine, queue: str | sa.ScalarSelect[str]) -> list[WorkerUp]:
+def up(engine: sa.Engine, queue: str) -> list[WorkerUp]:
     """Return the workers of a queue that are up, by name."""
     statement = sa.select(Worker.__table__, (now() - Worker.paused_at).label("paused_s"))
     statement = statement.where(Worker.seen_at > now() - UP_S, Worker.queue == queue)

@@ -44,9 +44,7 @@ SELECT own.id, (
 ) FROM clips own JOIN runs mine ON mine.id = :run_id WHERE own.id IN (ROWS)
 """
 
-SELECT_EMBEDDINGS = (
-    "SELECT start_s, end_s, vector, channel FROM embeddings WHERE clip_id = :clip_id"
-)
+SELECT_EMBEDDINGS = "SELECT start_s, end_s, vector, channel FROM embeddings WHERE clip_id = :known"
 
 
 def known(engine: sa.Engine, run_id: int, sources: Mapping[int, Source | None]) -> dict[int, int]:
@@ -86,7 +84,7 @@ def result(engine: sa.Engine, known: int, clip_id: int) -> Success | None:
         if clip is None:
             return None
         windows = connection.execute(windows_of.order_by(*order)).all()
-        vectors = execute(connection, SELECT_EMBEDDINGS, clip_id=known)
+        vectors = execute(connection, SELECT_EMBEDDINGS, known=known)
         embeddings = tuple(Embedding(*row) for row in vectors)
         positions = _positions(connection, [clip, *windows])
     return Success(

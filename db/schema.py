@@ -68,21 +68,14 @@ def _check_writable(engine: sa.Engine, version: str | None) -> None:
 def check(engine: sa.Engine) -> None:
     """Raise ServiceError unless the database has this version's schema."""
     version, ours = current(engine), versions()[-1]
-    where = urls.shown(engine.url)
+    if version == ours:
+        return
+    problem = f"is at {version}, this is {ours}: run `earmark db upgrade`"
     if version is None:
-        raise ServiceError(
-            reason=f"The database {where} has no Earmark tables yet: run `earmark db upgrade`."
-        )
-    if version not in versions():
-        raise ServiceError(
-            reason=f"The database {where} is at {version}, newer than this Earmark: upgrade"
-            " Earmark."
-        )
-    if version != ours:
-        raise ServiceError(
-            reason=f"The database {where} is at {version}, this is {ours}: run `earmark db"
-            " upgrade`."
-        )
+        problem = "has no Earmark tables yet: run `earmark db upgrade`"
+    elif version not in versions():
+        problem = f"is at {version}, newer than this Earmark: upgrade Earmark"
+    raise ServiceError(reason=f"The database {urls.shown(engine.url)} {problem}.")
 
 
 def check_rights(engine: sa.Engine) -> None:

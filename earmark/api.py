@@ -22,12 +22,12 @@ from earmark.core.options import (
 )
 from earmark.core.settings import Settings
 from earmark.database import open_database, read_settings, with_database
-from earmark.machine import find_broker
+from earmark.local_cluster import find_broker
 from earmark.run_here import run_here
 from earmark.run_object import Run, opened
 from producer.submit import KeptOptions
 from producer.submit import submit as submit_sources
-from workers.scoring import cache, hub
+from workers.scoring import hub, local_models
 
 
 class Scoring(TypedDict, total=False):
@@ -139,7 +139,7 @@ def submit(
     scoring, submission = split(options)
     for each in scoring:
         hub.check(each, here=False)
-    cache.check_then(scoring)
+    local_models.check_then(scoring)
     reachable = find_broker(_settings(settings, db))
     engine = open_database(reachable, create=True)
     submitted = submit_sources(

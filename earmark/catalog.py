@@ -6,17 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from earmark import speed
+from earmark import machine_speed
 from earmark.core.errors import ServiceError
 from earmark.core.settings import Settings
 from workers.scoring import hub
-from workers.scoring.cache import Local, local_models
+from workers.scoring.local_models import Local, local_models
 
 #: The columns of a table, the most important first.
 COLUMNS = ("model", "ms", "labels", "problem", "cheaper", "license", "mb", "window_s", "hears")
 _EXAMPLES = 3
-#: A model that takes so many times as long is worth sparing.
-MUCH_SLOWER = 4
 #: What a zero-shot model listens for while it is measured.
 _ANY_SOUND = ("sound",)
 
@@ -66,20 +64,6 @@ def cheaper(name: str, revision: str | None, settings: Settings) -> str | None:
     return f"{name} takes {entry.ms:g} ms for 5 s of sound; with the same labels {entry.cheaper}"
 
 
-def advice(entries: Sequence[Entry]) -> str | None:
-    """Return how the quickest of these models can spare the slowest one most clips, if it can."""
-    measured = [entry for entry in entries if entry.ms and entry.labels]
-    if not measured:
-        return None
-    quick, slow = (choose(measured, key=lambda entry: entry.ms or 0) for choose in (min, max))
-    if (slow.ms or 0) < MUCH_SLOWER * (quick.ms or 0):
-        return None
-    return (
-        f"To have {slow.model} hear only what {quick.model} lets through, give `earmark run`"
-        f" --model {quick.model} --then {slow.model} --then-label LABELS."
-    )
-
-
 def _compared(models: Iterable[Local], settings: Settings) -> list[Entry]:
     """Measure models, and note for each the cheapest one with the same labels."""
     alike: dict[frozenset[str], list[Entry]] = defaultdict(list)
@@ -112,5 +96,5 @@ def _measured(model: Local, labels: tuple[str, ...], settings: Settings) -> Entr
         return entry
     card = loaded.card
     entry.sample_rate, entry.window_s, entry.license = card.sample_rate, card.window_s, card.license
-    entry.device, entry.ms = loaded.device, round(speed.scoring_ms(loaded), 1)
+    entry.device, entry.ms = loaded.device, round(machine_speed.scoring_ms(loaded), 1)
     return entry

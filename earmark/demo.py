@@ -37,15 +37,11 @@ def demo(settings: Settings, report: Path | None = None) -> Run:
         urls = [f"http://{LOOPBACK}:{port}/{name}" for name in CLIPS]
         run = run_here(urls, allowed, [RunOptions(window_s=WINDOW_S)])
         if report:
-            _write_report(run, allowed, report)
+            # Imported here because it loads a template engine.
+            from earmark.web.report import write
+
+            write(run.engine, run.row, allowed, report)
         return run
-
-
-def _write_report(run: Run, settings: Settings, file: Path) -> None:
-    # Imported here because it loads a template engine.
-    from earmark.web import report
-
-    report.write(run.engine, run.row, settings, file)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from db import access, schema, urls
 from db.dialects import now
 from db.identity import ledger_id, own_queue
 from db.session import prepares, reading
-from earmark import folders, machine, speed, valkey
+from earmark import folders, local_cluster, machine_speed, valkey
 from earmark.core import broker
 from earmark.core.credentials import Proxy
 from earmark.core.errors import EarmarkError, ServiceError
@@ -75,9 +75,9 @@ def _is_alone(settings: Settings) -> bool:
 
 
 def _broker(settings: Settings) -> str:
-    if not machine.has_broker(settings):
+    if not local_cluster.has_broker(settings):
         return f"EARMARK_BROKER__URL is not set; `run` and `up` start {valkey.program()}"
-    machine.find_broker(_with_own_queue(settings))
+    local_cluster.find_broker(_with_own_queue(settings))
     broker.check()
     info = broker.server_info()
     if not info:
@@ -109,7 +109,7 @@ def _with_own_queue(settings: Settings) -> Settings:
     if settings.broker.queue or (file and not file.is_file()):
         return settings
     try:
-        return machine.use_broker(settings, queue=own_queue(ledger_id(engine)))
+        return local_cluster.use_broker(settings, queue=own_queue(ledger_id(engine)))
     except EarmarkError:  # which the database's own line tells
         return settings
 
@@ -141,12 +141,12 @@ def _database(settings: Settings) -> str:
 
 
 def _dns(settings: Settings) -> str:
-    from earmark.core import names
+    from earmark.core import resolver
 
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
     began = time.monotonic()
     try:
-        names.resolve(host, 443, 5.0)
+        resolver.resolve(host, 443, 5.0)
     except EarmarkError as error:
         return _without_names(str(error), settings)
     except TimeoutError:
@@ -205,12 +205,12 @@ def _model(settings: Settings) -> str:
 
 def _feeding(model: Classifier, settings: Settings) -> str:
     """Say what a core decodes, and how many cores the device wants, if that is a GPU."""
-    decode_ms = speed.decoding_ms(settings.audio) * speed.SAMPLE_S
+    decode_ms = machine_speed.decoding_ms(settings.audio) * machine_speed.SAMPLE_S
     decodes = f"a core decodes {1000 / decode_ms:.0f} such clips/s"
     if model.device == "cpu":
         return decodes
-    clips_s = 1000 / speed.scoring_ms(model)
-    wanted = speed.cores_wanted(clips_s, decode_ms)
+    clips_s = 1000 / machine_speed.scoring_ms(model)
+    wanted = machine_speed.cores_wanted(clips_s, decode_ms)
     return f"{decodes}, and the device scores {clips_s:.0f}: it wants {wanted} cores of {cores()}"
 
 

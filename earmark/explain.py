@@ -10,7 +10,7 @@ from urllib.parse import urljoin, urlsplit
 import sqlalchemy as sa
 
 from earmark import folders
-from earmark.core import addresses, names
+from earmark.core import addresses, resolver
 from earmark.core.clips import Failure, Part, Success, display_uri
 from earmark.core.credentials import DEFAULT_PORTS, Credentials, Proxy
 from earmark.core.errors import ClipError
@@ -100,7 +100,7 @@ class Steps:
                 return
         # A name that is not found is told as the clip's failure.
         with suppress(ClipError, TimeoutError):
-            for *_, place in names.resolve(
+            for *_, place in resolver.resolve(
                 str(parts.hostname), port, self._fetch.connect_timeout_s
             ):
                 self._say("address", f"{place[0]}, {self._verdict(place[0])}")

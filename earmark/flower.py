@@ -8,7 +8,7 @@ from pathlib import Path
 from earmark.core.broker import LOOPBACK
 from earmark.core.errors import UsageError
 from earmark.database import read_settings
-from earmark.machine import find_broker
+from earmark.local_cluster import find_broker
 from earmark.ports import check_port
 
 #: Finished chunks Flower remembers: 160,000 clips, some 50 MB.

@@ -17,7 +17,7 @@ from pydantic import ByteSize
 
 from db import charts
 from db.pace import Measured, measure
-from earmark import catalog, folders, speed, terminal
+from earmark import catalog, folders, machine_speed, terminal
 from earmark.core.clips import Clip
 from earmark.core.errors import UsageError
 from earmark.core.options import Listing, RunOptions
@@ -150,8 +150,8 @@ def _decoding(seen: Measured, settings: Settings) -> dict[str, Any]:
     """Return the clips a second that a core decodes, and the cores that a GPU wants."""
     if not seen.done:
         return {"core_clips_s": None, "gpu_cores": None}
-    decode_ms = speed.decoding_ms(settings.audio) * seen.audio_s / seen.done
-    gpu_cores = speed.cores_wanted(GPU_CLIPS_S, decode_ms)
+    decode_ms = machine_speed.decoding_ms(settings.audio) * seen.audio_s / seen.done
+    gpu_cores = machine_speed.cores_wanted(GPU_CLIPS_S, decode_ms)
     return {"core_clips_s": 1000 / decode_ms, "gpu_cores": gpu_cores}
 
 

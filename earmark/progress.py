@@ -124,7 +124,8 @@ def exit_by_outcome(state: runs.Progress, *, strict: bool) -> None:
 
 def delays(engine: sa.Engine, run_id: int) -> list[str]:
     """Return what holds some clips of a run up: workers that pause, errors tried again later."""
-    paused = [worker for worker in registry.up(engine, registry.queue_of(run_id)) if worker.pause]
+    up = registry.up(engine, runs.get_run(engine, run_id).queue)
+    paused = [worker for worker in up if worker.pause]
     sentences = []
     for worker in paused[:WORKERS_ON_SCREEN]:
         assert worker.pause

@@ -13,20 +13,20 @@ import sqlalchemy as sa
 
 from db import runs, urls
 from db.passes import base_name
-from earmark import folders, machine, progress, terminal
+from earmark import folders, local_cluster, progress, terminal
 from earmark import notify as webhook
 from earmark.core.clips import Clip, State
 from earmark.core.errors import UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Settings
 from earmark.database import open_database
-from earmark.growth import Growth
+from earmark.growing_folders import GrowingFolders
 from earmark.run_object import Run
 from producer.submit import submit
-from workers.scoring import cache, heads, hub
+from workers.scoring import heads, hub, local_models
 
 if TYPE_CHECKING:
-    from earmark.machine import Machine
+    from earmark.local_cluster import LocalCluster
 
 
 def run_here(
@@ -49,14 +49,14 @@ def run_here(
         on_interrupt: the sentence for Ctrl-C; default: how to go on with the run.
         submission: further arguments of `producer.submit.submit`.
     """
-    growth = Growth(map(str, sources)) if watch else None
+    growth = GrowingFolders(map(str, sources)) if watch else None
     _check(settings, options, notify)
     engine = open_database(settings, create=True)
     queue = f"run-{secrets.token_hex(4)}"
     local = _on_files_of(sources, roots, settings, options[0])
     with (
         terminal.terminable(),
-        machine.running(local, queue=queue, workers=workers) as here,
+        local_cluster.running(local, queue=queue, workers=workers) as here,
         terminal.interruptible(lambda: on_interrupt or _how_to_go_on(engine, queue)),
     ):
         look = _look_after(here, engine)
@@ -67,7 +67,7 @@ def run_here(
         watch_all(submitted.run_ids, look)
     run = Run(engine, runs.get_run(engine, submitted.run_id), settings, submitted)
     if not here.restarts and not any(map(_has_failures, run.together)):
-        machine.remove_logs(settings, queue)
+        local_cluster.remove_logs(settings, queue)
     return run
 
 
@@ -97,7 +97,7 @@ def _check(settings: Settings, options: Sequence[RunOptions], notify: str | None
         hub.check(each, here=True)
         if each.head:
             heads.load(each.head)
-    cache.check_then(options)
+    local_models.check_then(options)
 
 
 def _on_files_of(
@@ -114,8 +114,8 @@ def _on_files_of(
 
 
 def _grow(
-    growth: Growth,
-    here: Machine,
+    growth: GrowingFolders,
+    here: LocalCluster,
     engine: sa.Engine,
     look: Callable[[], None],
     watch_all: Callable[[Iterable[int], Callable[[], object]], None],
@@ -136,7 +136,7 @@ def _grow(
         time.sleep(progress.LOOK_S)
 
 
-def _look_after(here: Machine, engine: sa.Engine) -> Callable[[], None]:
+def _look_after(here: LocalCluster, engine: sa.Engine) -> Callable[[], None]:
     """Return a function for between two looks at a run: restart workers, check the disks."""
     written = [here.settings.data_dir]
     if file := urls.file_of(engine.url):

@@ -13,7 +13,6 @@ from more_itertools import chunked
 
 from db import results
 from db.identity import ledger_id
-from db.rows import select
 from db.runs import RunRow
 from db.session import fetch, fetch_column
 from earmark import files, folders, vector_index
@@ -26,10 +25,13 @@ SELECT coalesce(sum(clips), 0) AS clips, coalesce(max(finished_at), 0) AS finish
 FROM run_counts WHERE run_id = :run_id AND state = 'done'
 """
 SELECT_OF_CLIP = "SELECT vector FROM embeddings WHERE clip_id = :clip_id"
-SELECT_SHOWN = "SELECT clip_id, uri, member FROM results WHERE clip_id IN {ids}"
-SELECT_LABEL = """
-SELECT label FROM windows
-WHERE clip_id = :clip_id AND start_s = :start_s AND coalesce(channel, 0) = :channel AND rank = 1
+#: A window's clip, and the window's best label.
+SELECT_SHOWN = """
+SELECT r.clip_id, r.uri, r.member, (
+  SELECT label FROM windows w WHERE w.clip_id = r.clip_id AND w.start_s = :start_s
+  AND coalesce(w.channel, 0) = :channel AND w.rank = 1
+) AS label
+FROM results r WHERE r.clip_id = :clip_id
 """
 
 
@@ -59,18 +61,14 @@ def similar(
         allowed &= np.isin(index.windows["clip_id"], [row["clip_id"] for row in rows])
     places, cosines = index.nearest(query, count, allowed)
     windows = index.windows[places].tolist()
-    ids = index.windows["clip_id"][places].tolist()
-    rows = select(engine, SELECT_SHOWN, ids=ids)
-    shown = {row["clip_id"]: row for row in rows}
     # Stored vectors are rounded, so a product may pass 1.
     scores = np.minimum(cosines, 1.0).tolist()
     for rank, (window, cosine) in enumerate(zip(windows, scores, strict=True), 1):
         clip, channel, start_s, end_s = window
         where = {"channel": channel or None, "start_s": start_s, "end_s": end_s}
-        at = {"clip_id": clip, "channel": channel, "start_s": start_s}
-        label = next(iter(fetch_column(engine, SELECT_LABEL, **at)), None)
-        found = {"rank": rank, "score": round(cosine, 4), **where, **shown.get(clip, {})}
-        yield {**found, "label": label}
+        shown = fetch(engine, SELECT_SHOWN, clip_id=clip, channel=channel, start_s=start_s)
+        for row in shown:
+            yield {"rank": rank, "score": round(cosine, 4), **where, **row._asdict()}
 
 
 def opened(engine: sa.Engine, run: RunRow, settings: Settings) -> vector_index.Index:

@@ -21,7 +21,7 @@ from PIL import Image
 from earmark.core.clips import AudioFacts, Part
 from earmark.core.errors import TooShort, Unsupported
 from earmark.core.settings import Settings
-from earmark.core.sparse import Sparse
+from earmark.core.sparse_file import SparseFile
 from workers.decoding.meter import downmix
 from workers.decoding.pool import Decoders
 from workers.fetching.fetch import Fetcher
@@ -91,7 +91,7 @@ class Recording:
             ClipError: it cannot be decoded, or what is missing of it cannot be fetched.
         """
         with self.lock:
-            if isinstance(self.file, Sparse):
+            if isinstance(self.file, SparseFile):
                 with suppress(Unsupported):
                     pieces = self.decoders.stretch(self.file, start_s, end_s)
                     first = next(pieces)

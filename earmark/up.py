@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from db.identity import with_queue
-from earmark import children, folders, machine, progress, terminal
+from earmark import children, folders, local_cluster, progress, terminal
 from earmark.core.broker import EMBEDDED_NOTE
 from earmark.core.settings import Settings
 from earmark.database import open_database
 from earmark.ports import LOOPBACK, check_port
 
 if TYPE_CHECKING:
-    from earmark.machine import Machine
+    from earmark.local_cluster import LocalCluster
 
 
 def up(
@@ -30,7 +30,8 @@ def up(
     if files:
         roots = list(map(Path.absolute, files))
         settings = settings.changed(fetch={"file_roots": roots})
-    with terminal.terminable(), machine.running(settings, queue=queue, workers=workers) as here:
+    cluster = local_cluster.running(settings, queue=queue, workers=workers)
+    with terminal.terminable(), cluster as here:
         assert here.settings.broker.url is not None
         note.write_text(here.settings.broker.url)
         environment = children.environment(here.settings)
@@ -51,7 +52,7 @@ def _tell_up(workers: int, flower_port: int) -> None:
     )
 
 
-def _wait_for_ctrl_c(here: Machine) -> None:
+def _wait_for_ctrl_c(here: LocalCluster) -> None:
     try:
         while True:
             here.keep_alive()

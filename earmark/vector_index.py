@@ -74,10 +74,8 @@ class Index:
         """Return the index that `write` wrote into a folder."""
         windows = _mapped(folder / "windows", WINDOW)
         count = len(windows)
-        levels, sketches = (
-            _mapped(folder / "levels", np.int8),
-            _mapped(folder / "sketches", np.uint64),
-        )
+        levels = _mapped(folder / "levels", np.int8)
+        sketches = _mapped(folder / "sketches", np.uint64)
         return cls(
             windows,
             _mapped(folder / "scales", np.float32),

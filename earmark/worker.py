@@ -9,10 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from earmark.database import read_settings
-from earmark.machine import find_broker
+from earmark.local_cluster import find_broker
 
 #: More workers than a machine runs; the next one is named after its process.
 WORKERS_OF_A_MACHINE = 100
+LOCK_FILE = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def work(
@@ -52,19 +53,8 @@ def reserve_name(folder: Path, devices: str) -> str:
     device = f"gpu{devices}-" if devices.isdecimal() else ""
     for number in range(1, WORKERS_OF_A_MACHINE + 1):
         name = f"earmark-{device}{number}"
-        if _lock(folder / f"{name}-{os.getuid()}.lock"):
+        with suppress(OSError):
+            lock = os.open(folder / f"{name}-{os.getuid()}.lock", LOCK_FILE, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return name
     return f"earmark-{os.getpid()}"
-
-
-def _lock(file: Path) -> bool:
-    """Lock a file until this process ends; return whether it was free."""
-    with suppress(OSError):
-        descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            raise
-        return True
-    return False

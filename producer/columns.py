@@ -16,19 +16,9 @@ from earmark.core.spelling import did_you_mean
 #: Names of the column with the URL or path, where none is given: NeMo, Hugging Face, ESC-50,
 #: UrbanSound8K and Common Voice use some of them.
 URL_NAMES = (
-    "url",
-    "uri",
-    "audio_filepath",
-    "audio_url",
-    "audio_path",
-    "file_name",
-    "filename",
-    "file_path",
-    "filepath",
-    "slice_file_name",
-    "path",
-    "file",
-)
+    "url", "uri", "audio_filepath", "audio_url", "audio_path", "file_name", "filename",
+    "file_path", "filepath", "slice_file_name", "path", "file",
+)  # fmt: skip
 #: Names of the columns of a span: AudioSet and NeMo use the last two. `start` and `end` are not
 #: among them: in UrbanSound8K they are times of another file.
 SPAN_NAMES = (("start_s", "end_s"), ("start_seconds", "end_seconds"), ("offset", "duration"))

@@ -14,14 +14,14 @@ from typing import Any, cast
 
 from earmark.core import unpacking
 from earmark.core.clips import Clip, Part, display_uri
-from earmark.core.containers import PACKINGS
+from earmark.core.container_child import PACKINGS
 from earmark.core.errors import UsageError
 from earmark.core.settings import Fetch
 from earmark.core.spelling import storable
 from producer import elsewhere
+from producer.clip_uris import AUDIO_SUFFIXES
 from producer.elsewhere import Ranged
 from producer.list_formats import named_format
-from producer.places import AUDIO_SUFFIXES
 from producer.streams import COMPRESSED
 from producer.tally import Tally
 

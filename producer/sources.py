@@ -16,11 +16,11 @@ from earmark.core.errors import NotAudio, UsageError
 from earmark.core.options import Listing
 from earmark.core.settings import Fetch
 from producer import elsewhere, walk
+from producer.clip_uris import AUDIO_SUFFIXES, ClipUris, names_a_clip, short, storable
 from producer.columns import RowRefused
 from producer.containers import Container, kind_of
 from producer.list_formats import named_format
 from producer.lists import ListReader
-from producer.places import AUDIO_SUFFIXES, Places, names_a_clip, short, storable
 from producer.tally import Tally
 
 #: Rows of a file in which a clip must be named, if the file may be a list.
@@ -82,7 +82,7 @@ class _Reading:
         if kind := kind_of(url, self.fetch, self.listing.url_col):
             yield from Container(url, kind, self.tally, self.fetch).clips(url)
         elif self.listing.input_format == "auto" and named_format(display_uri(url)) is None:
-            yield self.single(*Places("", self.tally).resolve(url))
+            yield self.single(*ClipUris("", self.tally).resolve(url))
         elif "*" in url and not url.startswith("http"):
             for match in elsewhere.matches(url):
                 yield from self.lines(match, match.rpartition("/")[0])
@@ -113,7 +113,7 @@ class _Reading:
 
     def reads_as_list(self, path: Path, folder: str) -> bool:
         """Return whether one of a file's first rows names a clip."""
-        places = Places(folder, Tally())
+        places = ClipUris(folder, Tally())
         reader = ListReader(str(path), Tally(), self.listing, self.fetch)
         try:
             rows = list(islice(reader.rows(), ROWS_TRIED))
@@ -145,7 +145,7 @@ class _Reading:
     def lines(self, place: str, folder: str) -> Iterator[Clip]:
         tally = self.tally
         reader = ListReader(place, tally, self.listing, self.fetch)
-        places = Places(self.base or folder, tally)
+        places = ClipUris(self.base or folder, tally)
         for text, meta, part, key in reader.rows():
             try:
                 uri, times = places.resolve(text)

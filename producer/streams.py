@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from earmark.core.containers import packing_of, unpacked
+from earmark.core.container_child import packing_of, unpacked
 from earmark.core.errors import UsageError
 from earmark.core.settings import Fetch
 from producer import elsewhere

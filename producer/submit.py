@@ -152,7 +152,10 @@ def submit(
     access.check_writable(engine)
     tally = Tally()
     first, clips = _read(sources, listing, limit, tally, settings.fetch)
-    settings, queue = _with_broker(settings, engine)
+    settings = with_queue(settings, engine)
+    queue = str(settings.broker.queue)
+    broker.configure(settings.broker)
+    broker.check()
     if tell and (sentence := unreadable(first, registry.up(engine, queue))):
         tell(sentence)
     run_ids = passes.open_runs(engine, name, options or RunOptions(), queue=queue, **kept)
@@ -175,15 +178,6 @@ def _read(
         reasons = "".join(f" {refused}." for refused in tally.examples)
         raise UsageError(reason=f"There is no clip in {', '.join(map(str, sources))}.{reasons}")
     return first, clips
-
-
-def _with_broker(settings: Settings, engine: sa.Engine) -> tuple[Settings, str]:
-    """Return the settings with the queue of the ledger, whose broker answers, and that queue."""
-    settings = with_queue(settings, engine)
-    broker.configure(settings.broker)
-    broker.check()
-    assert settings.broker.queue
-    return settings, settings.broker.queue
 
 
 def unreadable(clips: Iterable[Clip], up: Sequence[WorkerUp]) -> str | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from earmark.core.errors import UsageError
 from earmark.core.options import Listing
 from producer import columns, dialect
-from producer.places import names_a_clip
+from producer.clip_uris import names_a_clip
 from producer.tally import Tally
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from db import bulk_insert, changes, feeding, ledger, query, schema
+from db import brake, bulk_insert, changes, feeding, ledger, query, rescoring, schema
 from db.session import connect
 from docs.reference import PAGES
 from earmark.cli.app import app
@@ -86,7 +86,7 @@ def test_each_move_of_a_clip_names_a_function_that_exists() -> None:
         drawn.update(functions.split(", "))
     listed = set(re.findall(r"^\|[^|]*\|[^|]*\| `(\w+)` \|", page, re.M))
     assert drawn == listed
-    modules = (bulk_insert, feeding, ledger, changes)
+    modules = (bulk_insert, rescoring, brake, feeding, ledger, changes)
     assert drawn <= {name for module in modules for name in vars(module)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -41,17 +42,13 @@ class Alone:
         queue: WindowQueue | None = None,
     ) -> None:
         one = settings.changed(worker={"loaders": 1, "decoders": 1})
-        self._loaders = Loaders(one, queue or WindowQueue(), observer)
-        try:
+        with ExitStack() as opened:
+            self._loaders = Loaders(one, queue or WindowQueue(), observer)
+            opened.callback(self._loaders.close)
             self.plan = plan_alone(options, settings, self._loaders.scored)
-        except BaseException:
-            self._loaders.close()
-            raise
-        try:
+            opened.callback(self.plan.model.batcher.close)
             self._loaders.wait_until_ready()
-        except BaseException:
-            self.close()
-            raise
+            self.close = opened.pop_all().close
 
     def classify(self, clip: Claimed) -> Outcome | Postponed:
         """Return the clip's outcome; `worker_lost` if loaders die of it."""
@@ -65,7 +62,3 @@ class Alone:
             return Failure(clip.id, WorkerLost())
         assert not isinstance(end, Known)  # a clip of no run shares nothing
         return end
-
-    def close(self) -> None:
-        self.plan.model.batcher.close()
-        self._loaders.close()

@@ -78,8 +78,7 @@ def _gpu_gauges(device: str) -> Iterator[Metric]:
     # Imported here because it imports torch.
     from workers.scoring import gpu
 
-    usage = gpu.usage(device)
-    used, total, busy = usage.used_bytes, usage.total_bytes, usage.busy
+    used, total, busy = gpu.usage(device)
     yield _gauge(
         "earmark_gpu_memory_used_bytes", "Memory of the GPU in use, by all processes.", used
     )

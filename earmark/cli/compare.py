@@ -13,7 +13,6 @@ from typer import Argument, Option
 from db import compare as comparing
 from db import runs
 from db.compare import Comparison
-from db.rows import Rows
 from earmark import output, terminal
 from earmark.cli import options as o
 from earmark.core.clips import State
@@ -48,7 +47,12 @@ def compare(
     before, after = runs.find_run(engine, a), runs.find_run(engine, b)
     with terminal.screen.status(f"Comparing {before.name} and {after.name}"):
         comparison = comparing.compare(engine, before, after)
-        rows = _judged(comparison, truth) if truth else _rows(comparison, by)
+        rows_by = {
+            "label": comparison.labels,
+            "change": comparison.changes,
+            "clip": comparison.changed,
+        }
+        rows = _judged(comparison, truth) if truth else rows_by[by]()
     terminal.tell_all(_sentences(comparison))
     parquet = ParquetOptions(of_views=False)
     output.write(rows, format, file, empty="Nothing changed.", parquet=parquet)
@@ -67,15 +71,6 @@ def _judged(comparison: Comparison, truth: str) -> list[dict[str, Any]]:
         table = pl.DataFrame(evaluate(comparison.engine, run, truth).labels)
         tables.append(table.select("label", pl.col(MEASURES).name.suffix(f"_{name}")))
     return tables[0].join(tables[1], on="label", how="full", coalesce=True).to_dicts()
-
-
-def _rows(comparison: Comparison, by: str) -> Rows:
-    match by:
-        case "label":
-            return comparison.labels()
-        case "change":
-            return comparison.changes()
-    return comparison.changed()
 
 
 def _sentences(comparison: Comparison) -> list[str]:

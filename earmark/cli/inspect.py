@@ -84,8 +84,6 @@ def models(
     with terminal.screen.status("Loading and measuring models"):
         entries = catalog.models(names or (), read_settings())
     output.write(map(asdict, entries), format, None, columns=catalog.COLUMNS)
-    if format is None and (advice := catalog.advice(entries)):
-        terminal.tell(advice)
 
 
 @o.verb(

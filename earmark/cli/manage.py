@@ -39,7 +39,7 @@ def retry(
     from db import changes
     from db.passes import options_again
     from db.runs import in_pass
-    from earmark.machine import has_broker
+    from earmark.local_cluster import has_broker
 
     codes = error.split(",") if error else []
     with terminal.screen.status("Putting clips back to work"):
@@ -77,14 +77,14 @@ def prune(
 ) -> None:
     """Delete a run with its clips and results."""
     from db import changes
-    from earmark import machine, similar
+    from earmark import local_cluster, similar
 
     if not yes:
         typer.confirm(f"Delete the run {run.name} with all its results?", abort=True)
     with terminal.screen.status("Deleting clips"):
         count = changes.prune(run.engine, run.id)
     similar.remove(run.engine, run.row, run.settings)
-    machine.remove_logs(run.settings, run.row.queue)
+    local_cluster.remove_logs(run.settings, run.row.queue)
     terminal.tell(f"Deleted: {terminal.count_of(count, 'clip')}.")
 
 

@@ -21,7 +21,7 @@ from earmark.output import Format
 
 def _workers(text: str | int) -> int:
     if text == "auto":
-        from earmark.machine import gpus
+        from earmark.local_cluster import gpus
 
         return len(gpus()) or 1
     if not str(text).isdecimal() or not int(text):
@@ -123,10 +123,13 @@ def parameters(of: Callable[..., Any], helps: dict[str, str], **more: Any) -> Pa
         values = {"min": least, "max": most, **more.get(name, {})}
         flags = values.pop("flags", flags)
         annotation = Annotated[kind, Option(*flags, help=text, **values)]
-        options[name] = inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-        )
+        options[name] = _parameter(name, annotation, default)
     return options
+
+
+def _parameter(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, keyword, default=default, annotation=kind)
 
 
 def some(options: Parameters, *names: str) -> Parameters:
@@ -150,23 +153,18 @@ def _opened(run: str, db: str | None, *, change: bool = False) -> Run:
     return run_object.opened(read_settings(db), run, change=change)
 
 
-def _options(**kinds: Any) -> Parameters:
-    options = {}
-    for name, kind in kinds.items():
-        default = inspect.Parameter.empty if name == "run" else None
-        options[name] = inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
-        )
-    return options
-
-
 #: A run that a verb changes.
 RunToChange = Annotated[Run, "change"]
+_RUN = {"run": _parameter("run", RunName), "db": _parameter("db", Db, None)}
+_OUTPUT = {
+    "format": _parameter("format", OutputFormat, None),
+    "file": _parameter("file", OutputFile, None),
+}
 #: Arguments of verbs that are made of several options.
 MADE: dict[Any, tuple[Callable[..., Any], Parameters]] = {
-    Run: (_opened, _options(run=RunName, db=Db)),
-    RunToChange: (functools.partial(_opened, change=True), _options(run=RunName, db=Db)),
-    Output: (Output, _options(format=OutputFormat, file=OutputFile)),
+    Run: (_opened, _RUN),
+    RunToChange: (functools.partial(_opened, change=True), _RUN),
+    Output: (Output, _OUTPUT),
 }
 
 
@@ -269,22 +267,10 @@ STRICT = parameters(
 )
 #: The options of a verb that classifies: its sources, and how they are scored.
 TASK: Parameters = {
-    "sources": inspect.Parameter(
-        "sources", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[list[str], SOURCES]
-    ),
+    "sources": _parameter("sources", Annotated[list[str], SOURCES]),
     **SCORING,
-    "model": inspect.Parameter(
-        "model",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=[RunOptions().model],
-        annotation=Annotated[list[str], MODELS],
-    ),
-    "then": inspect.Parameter(
-        "then",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[str | None, FOLLOWER],
-    ),
+    "model": _parameter("model", Annotated[list[str], MODELS], [RunOptions().model]),
+    "then": _parameter("then", Annotated[str | None, FOLLOWER], None),
     **THEN,
     **LISTING,
     **LIMIT,

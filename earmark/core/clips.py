@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from earmark.core import signatures
+from earmark.core import signed_urls
 from earmark.core.errors import ClipError
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def uri_key(uri: str, part: Part | None = None) -> bytes:
 
     A signature that a provider will renew is no part of the key.
     """
-    return whole_uri_key(signatures.without(uri) if "?" in uri else uri, part)
+    return whole_uri_key(signed_urls.without(uri) if "?" in uri else uri, part)
 
 
 def whole_uri_key(uri: str, part: Part | None = None) -> bytes:

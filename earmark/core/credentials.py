@@ -127,34 +127,27 @@ def by_host(value: Any) -> Any:
     return value
 
 
-def check_headers(value: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    for headers in value.values():
-        for name, content in headers.items():
-            if not HEADER_NAME.fullmatch(name) or name.lower() in OWN_HEADERS:
-                raise ValueError("one of its header names cannot be used")
-            _check_value(content)
-    return value
+def check_headers(headers: dict[str, str]) -> dict[str, str]:
+    for name, content in headers.items():
+        if not HEADER_NAME.fullmatch(name) or name.lower() in OWN_HEADERS:
+            raise ValueError("one of its header names cannot be used")
+        check_header(content)
+    return headers
 
 
-def check_tokens(value: dict[str, str]) -> dict[str, str]:
-    for token in value.values():
-        _check_value(token)
-    return value
+def check_header(content: str) -> str:
+    if not HEADER_VALUE.fullmatch(content):
+        raise ValueError("a header's value is empty, or holds a line break or a control character")
+    return content
 
 
-def check_logins(value: dict[str, str]) -> dict[str, str]:
-    for login in value.values():
-        if not login.partition(":")[1]:
-            raise ValueError("a login is USER:PASSWORD")
-    return value
+def check_login(login: str) -> str:
+    if ":" not in login:
+        raise ValueError("a login is USER:PASSWORD")
+    return login
 
 
 def check_proxy(value: str | None) -> str | None:
     if value:
         Proxy.parse(value)
     return value
-
-
-def _check_value(text: str) -> None:
-    if not HEADER_VALUE.fullmatch(text):
-        raise ValueError("a header's value is empty, or holds a line break or a control character")

@@ -17,7 +17,7 @@ from requests.cookies import RequestsCookieJar
 from earmark.core import errors, settings
 from earmark.core.addresses import Addresses, literal
 from earmark.core.credentials import Proxy
-from earmark.core.names import Names
+from earmark.core.resolver import Resolver
 
 #: The most that headers, chunk sizes and trailers may add to twice the largest body.
 HEADER_BYTES = 256 * 1024
@@ -28,10 +28,12 @@ ADDRESSES_TRIED = 2
 class Download:
     """One download in progress: its deadline, and the bytes received of the current hop."""
 
-    def __init__(self, fetch_settings: settings.Fetch, addresses: Addresses, names: Names) -> None:
+    def __init__(
+        self, fetch_settings: settings.Fetch, addresses: Addresses, resolver: Resolver
+    ) -> None:
         self._settings = fetch_settings
         self._addresses = addresses
-        self._names = names
+        self._resolver = resolver
         self._proxy = Proxy.parse(fetch_settings.proxy) if fetch_settings.proxy else None
         self._deadline = time.monotonic() + fetch_settings.timeout_s
         self.headers: dict[str, str] = {}
@@ -72,11 +74,14 @@ class Download:
         return self._first([(0, (address or host, port))], self._tunnel)
 
     def _checked(self, host: str, port: int) -> list[tuple[int, Any]]:
-        places = []
-        for family, _, _, _, place in self._names.resolve(host, port, self._connect_s()):
+        places = self._resolved(host, port)
+        for _, place in places:
             self._addresses.check(place[0])
-            places.append((family, place))
         return places
+
+    def _resolved(self, host: str, port: int) -> list[tuple[int, Any]]:
+        answers = self._resolver.resolve(host, port, self._connect_s())
+        return [(family, place) for family, _, _, _, place in answers]
 
     def _first(
         self, places: list[tuple[int, Any]], connect: Callable[[int, Any], _Socket]
@@ -123,11 +128,7 @@ class Download:
         return connection
 
     def _to_proxy(self, proxy: Proxy) -> _Socket:
-        places = []
-        for family, _, _, _, place in self._names.resolve(
-            proxy.host, proxy.port, self._connect_s()
-        ):
-            places.append((family, place))
+        places = self._resolved(proxy.host, proxy.port)
         try:
             return self._first(places, partial(self._connect, checked=False))
         except errors.Connect as error:

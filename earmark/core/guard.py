@@ -25,7 +25,7 @@ from earmark.core import errors, settings
 from earmark.core.addresses import Addresses, check_url
 from earmark.core.credentials import Credentials
 from earmark.core.download import Download, current
-from earmark.core.names import Names
+from earmark.core.resolver import Resolver
 
 REDIRECTS = (301, 302, 303, 307, 308)
 #: Hosts kept connected: with 8 connections each, within the usual limit of 1,024 descriptors.
@@ -58,7 +58,7 @@ class Guard:
         self._settings = fetch_settings
         self._observer = observer
         self._addresses = Addresses(fetch_settings)
-        self._names = Names()
+        self._resolver = Resolver()
         self._credentials = Credentials(
             fetch_settings.headers, fetch_settings.tokens, fetch_settings.basic_auth
         )
@@ -84,7 +84,7 @@ class Guard:
         Raises:
             DownloadError: the URL is refused, or its server gives no usable answer.
         """
-        download = Download(self._settings, self._addresses, self._names)
+        download = Download(self._settings, self._addresses, self._resolver)
         download.body = body
         if byte_range:
             download.headers["Range"] = f"bytes={byte_range}"

@@ -156,11 +156,11 @@ class Fetch(Group):
     #: Folders a worker may read; unset: none.
     file_roots: Folders = ()
     #: Headers by host, as JSON; a host means https unless it begins with http://.
-    headers: Annotated[ByHost[dict[str, str]], AfterValidator(credentials.check_headers)] = {}
+    headers: ByHost[Annotated[dict[str, str], AfterValidator(credentials.check_headers)]] = {}
     #: Bearer tokens by host, as JSON.
-    tokens: Annotated[ByHost[str], AfterValidator(credentials.check_tokens)] = {}
+    tokens: ByHost[Annotated[str, AfterValidator(credentials.check_header)]] = {}
     #: USER:PASSWORD by host, as JSON.
-    basic_auth: Annotated[ByHost[str], AfterValidator(credentials.check_logins)] = {}
+    basic_auth: ByHost[Annotated[str, AfterValidator(credentials.check_login)]] = {}
     #: HTTP proxy for clips, as http://HOST:PORT; it must allow CONNECT.
     proxy: Annotated[str | None, AfterValidator(credentials.check_proxy)] = Field(None, repr=False)
     #: The proxy resolves names, and must itself refuse private addresses.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import socket
     from io import FileIO
 
-PROGRAM = (sys.executable, "-P", "-m", "earmark.core.containers")
+PROGRAM = (sys.executable, "-P", "-m", "earmark.core.container_child")
 
 
 def index(kind: str, size: int, container: FileIO | socket.socket) -> subprocess.Popen[bytes]:

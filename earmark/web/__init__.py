@@ -1,1 +1,1 @@
-"""Pages in the browser: the live page and the report."""
+"""Pages in the browser: the live page, the review and the report."""

@@ -121,15 +121,8 @@ def write(
     with Listener(settings, at_once=AT_ONCE) as listener, ThreadPoolExecutor(AT_ONCE) as pool:
         hear = partial(listener.hear, most_s=LONGEST_SOUND_S, most_bytes=sound_bytes(len(ids)))
         found = pool.map(partial(card, hear=hear), browse.details(engine, ids))
-        shown = track(
-            found,
-            "Fetching sounds",
-            len(ids),
-            console=screen,
-            transient=True,
-            disable=not screen.is_terminal,
-        )
-        cards = list(shown)
+        shown: Any = {"console": screen, "transient": True, "disable": not screen.is_terminal}
+        cards = list(track(found, "Fetching sounds", len(ids), **shown))
     page = render(
         "report.html",
         **overview(engine, run, settings),

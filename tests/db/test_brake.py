@@ -14,7 +14,7 @@ from db.session import reading, writing
 from earmark.core.clips import Failure
 from earmark.core.errors import FileNotAllowed, NotFound
 from earmark.core.settings import Ledger
-from tests.db.facts import chunk_of, labels, row, submit, success
+from tests.db.builders import chunk_of, labels, row, submit, success
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

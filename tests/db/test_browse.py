@@ -9,7 +9,7 @@ import pytest
 from db import browse, charts, runs
 from db.browse import Wanted
 from earmark.core.errors import UsageError
-from tests.db.facts import two_runs
+from tests.db.builders import two_runs
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -8,7 +8,7 @@ from db import changes, feeding, ledger, runs
 from earmark.core import clips as words
 from earmark.core.errors import Dns, NotFound
 from earmark.core.settings import Ledger
-from tests.db.facts import chunk_of, labels, row, submit, success
+from tests.db.builders import chunk_of, labels, row, submit, success
 
 LIMITS = Ledger()
 

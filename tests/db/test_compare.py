@@ -15,7 +15,7 @@ from earmark.core import clips as words
 from earmark.core.errors import NotFound
 from earmark.core.options import RunOptions
 from earmark.core.settings import Ledger, Settings
-from tests.db.facts import FACTS, add_clips, chunk_of
+from tests.db.builders import FACTS, add_clips, chunk_of
 from tests.earmark.test_page import serving
 from tests.earmark.verbs import verb
 

@@ -16,7 +16,7 @@ from earmark.core import clips as words
 from earmark.core.errors import NotFound, RateLimited, ServerError, UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Ledger
-from tests.db.facts import add_clips, chunk_of, expire_leases, labels, row, submit, success
+from tests.db.builders import add_clips, chunk_of, expire_leases, labels, row, submit, success
 from tests.end_to_end.conftest import wait_until
 
 LIMITS = Ledger()

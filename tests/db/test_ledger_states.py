@@ -25,7 +25,7 @@ from earmark.core.clips import FINAL_STATES
 from earmark.core.errors import NotFound, ServerError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Ledger
-from tests.db.facts import add_clips, chunk_of
+from tests.db.builders import add_clips, chunk_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

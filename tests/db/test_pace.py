@@ -14,7 +14,7 @@ from db.pace import Pace, measure, pace
 from db.session import reading, writing
 from earmark.core import clips as words
 from earmark.core.settings import Ledger
-from tests.db.facts import FACTS, chunk_of, labels, submit
+from tests.db.builders import FACTS, chunk_of, labels, submit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

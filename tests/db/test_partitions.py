@@ -9,7 +9,7 @@ import psycopg
 from db import feeding, ledger, results, runs
 from db.session import connect
 from earmark.core.settings import Database, Ledger
-from tests.db.facts import chunk_of, labels, submit, success, two_runs
+from tests.db.builders import chunk_of, labels, submit, success, two_runs
 
 DDL = Path(__file__).parents[2] / "docs" / "partitions.sql"
 

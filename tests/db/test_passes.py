@@ -18,7 +18,7 @@ from earmark.core.clips import Failure, Postponed
 from earmark.core.errors import ModelError, ServerError, UsageError
 from earmark.core.options import RunOptions, of_each_model
 from earmark.core.settings import Ledger
-from tests.db.facts import chunk_of, expire_leases, labels, row, submit, success
+from tests.db.builders import chunk_of, expire_leases, labels, row, submit, success
 
 if TYPE_CHECKING:
     from db.claims import Claim

@@ -15,7 +15,7 @@ from db import results, runs
 from db.query import query
 from earmark import output
 from earmark.core.errors import UsageError
-from tests.db.facts import two_runs
+from tests.db.builders import two_runs
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -11,7 +11,7 @@ from earmark.core import clips as words
 from earmark.core.errors import UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Ledger
-from tests.db import facts
+from tests.db import builders
 
 if TYPE_CHECKING:
     from typing import Any
@@ -23,10 +23,10 @@ NAMES = ("a_20260501_040000.wav", "b_20260501_230000.wav", "c_20260602_050000.wa
 def run_id(engine: sa.Engine) -> int:
     """A run of four clips, whose names tell a time but for the last, which has a tag."""
     run_id = ledger.open_run(engine, "dawn", RunOptions(), queue="clips", chunk_size=16)
-    facts.add_clips(engine, run_id, [words.Clip(f"/cards/{name}") for name in NAMES])
+    builders.add_clips(engine, run_id, [words.Clip(f"/cards/{name}") for name in NAMES])
     with reading(engine) as connection:
         ids = connection.scalars(sa.text("SELECT id FROM clips ORDER BY id")).all()
-    claim = ledger.claim(engine, facts.chunk_of(engine, list(ids)), worker="w", limits=Ledger())
+    claim = ledger.claim(engine, builders.chunk_of(engine, list(ids)), worker="w", limits=Ledger())
     outcomes = []
     for clip in claim.clips:
         audio = words.AudioFacts(1.0, 8000, 1, "pcm", recorded_at="", tags="")
@@ -37,7 +37,7 @@ def run_id(engine: sa.Engine) -> int:
             )
         source = words.Source("ab", 1)
         outcomes.append(words.Success(clip.id, source, audio, (words.Prediction(0, 1.0),)))
-    ledger.finish(engine, claim, outcomes, facts.labels(engine), Ledger())
+    ledger.finish(engine, claim, outcomes, builders.labels(engine), Ledger())
     return run_id
 
 

@@ -14,7 +14,7 @@ from db.models import Clip
 from db.session import reading, writing
 from earmark.core import clips as words
 from earmark.core.settings import Ledger
-from tests.db.facts import FACTS, chunk_of, labels, row, submit
+from tests.db.builders import FACTS, chunk_of, labels, row, submit
 
 SOURCE = words.Source("ab" * 32, 7)
 WHOLE = (words.Prediction(1, 0.75), words.Prediction(0, 0.25))

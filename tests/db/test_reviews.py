@@ -14,7 +14,7 @@ from db.reviews import Review
 from db.session import reading
 from earmark import output, review_files
 from earmark.core.errors import UsageError
-from tests.db.facts import two_runs
+from tests.db.builders import two_runs
 
 if TYPE_CHECKING:
     from pathlib import Path

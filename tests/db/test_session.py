@@ -12,7 +12,7 @@ from db import ledger, session
 from db.session import ask, connect, reading, writing
 from earmark.core.errors import DatabaseError, ServiceError
 from earmark.core.settings import Database, Ledger
-from tests.db.facts import chunk_of, submit
+from tests.db.builders import chunk_of, submit
 from tests.servers import PgBouncer, upgraded
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from db.session import connect, reading
 from earmark.core import clips as words
 from earmark.core.errors import UsageError
 from earmark.core.settings import Database, Ledger
-from tests.db.facts import add_clips, chunk_of, labels, submit, success, two_runs
+from tests.db.builders import add_clips, chunk_of, labels, submit, success, two_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from earmark.core.errors import NotAudio, NotFound
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger, Settings
 from earmark.demo import EXAMPLES
-from tests.db.facts import add_clips, chunk_of
+from tests.db.builders import add_clips, chunk_of
 from tests.servers import upgraded
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import pytest
 
 import earmark
 from db import changes
-from earmark import api, children, frames, machine
+from earmark import api, children, frames, local_cluster
 from earmark.cli.options import SUBMISSION
 from earmark.core import broker
 from earmark.core.errors import NotAudio, ServiceError, UsageError
@@ -280,7 +280,7 @@ def test_the_examples_of_the_page_run(
     names: dict[str, object] = {}
     settings = earmark.Settings(fetch={"file_roots": ["/"]})
     open_database(settings, create=True).dispose()
-    with machine.running(settings, queue="docs", workers=1) as here:
+    with local_cluster.running(settings, queue="docs", workers=1) as here:
         elsewhere = here.settings.broker
         for block in re.findall(r"```python\n(.+?)```", PAGE.read_text(), re.S):
             if "earmark.submit" in block:

@@ -16,7 +16,7 @@ from earmark import cut
 from earmark.core import clips as words
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger
-from tests.db.facts import add_clips, chunk_of
+from tests.db.builders import add_clips, chunk_of
 from tests.earmark.verbs import verb
 from tests.servers import upgraded
 

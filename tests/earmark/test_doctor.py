@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from db import schema
 from db.session import connect, writing
-from earmark import doctor, speed
+from earmark import doctor, machine_speed
 from earmark.core import broker
 from earmark.core.errors import ServiceError
 from earmark.core.settings import Database, Settings, cores
@@ -148,12 +148,12 @@ def test_the_cores_that_a_gpu_wants_are_told(monkeypatch: pytest.MonkeyPatch) ->
         choose=lambda lengths: list(range(len(lengths))),
         outcomes=lambda windows: scored.append(len(windows)),
     )
-    monkeypatch.setattr(speed, "decoding_ms", lambda _: 1.7)
+    monkeypatch.setattr(machine_speed, "decoding_ms", lambda _: 1.7)
     told = doctor._feeding(gpu, Settings())
     assert "a core decodes 118 such clips/s, and the device scores " in told
     assert told.endswith(f"cores of {cores()}")
-    assert scored == [64] * (1 + speed.BATCHES)
-    assert speed.cores_wanted(1340, 8.5) == 14
+    assert scored == [64] * (1 + machine_speed.BATCHES)
+    assert machine_speed.cores_wanted(1340, 8.5) == 14
 
 
 def test_an_old_redis_and_a_full_disk_are_wrong(

@@ -17,7 +17,7 @@ from earmark.core.errors import UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Ledger
 from earmark.evaluation import evaluate, share
-from tests.db.facts import LABELS, _model, add_clips, chunk_of
+from tests.db.builders import LABELS, _model, add_clips, chunk_of
 
 if TYPE_CHECKING:
     from db.runs import RunRow

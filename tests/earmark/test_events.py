@@ -8,7 +8,7 @@ import pytest
 
 from db import results, runs
 from earmark.events import Rule, events, join
-from tests.db.facts import two_runs
+from tests.db.builders import two_runs
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -15,7 +15,7 @@ from earmark.core import clips as words
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Settings
 from earmark.demo import EXAMPLES
-from tests.db.facts import add_clips
+from tests.db.builders import add_clips
 from tests.earmark.verbs import verb
 from tests.end_to_end.conftest import Earmark
 

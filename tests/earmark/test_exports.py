@@ -16,7 +16,7 @@ from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger
 from earmark.label_files import LabelFormat
 from tests import needs
-from tests.db.facts import add_clips, chunk_of, two_runs
+from tests.db.builders import add_clips, chunk_of, two_runs
 from tests.earmark.verbs import Ended, verb
 from tests.servers import upgraded
 

@@ -20,7 +20,7 @@ from db.session import reading
 from earmark.core import clips as words
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger, Settings
-from tests.db.facts import FACTS, add_clips, chunk_of
+from tests.db.builders import FACTS, add_clips, chunk_of
 from tests.earmark.test_page import serving
 from tests.earmark.verbs import Ended, verb
 from workers.scoring import heads

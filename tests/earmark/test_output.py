@@ -18,7 +18,7 @@ from db.session import connect
 from earmark import files, frames, output
 from earmark.core.errors import UsageError
 from earmark.core.settings import Database
-from tests.db.facts import two_runs
+from tests.db.builders import two_runs
 from tests.end_to_end.conftest import Earmark
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from earmark.cli.run import next_verbs
 from earmark.core.clips import Failure, State
 from earmark.core.errors import ClipError, Connect, FileNotFound, NotAudio, NotFound, ServiceError
 from earmark.core.settings import Ledger, Settings
-from tests.db.facts import chunk_of, submit
+from tests.db.builders import chunk_of, submit
 from tests.db.test_pace import going
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from earmark.core.errors import ServiceError, UsageError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database
 from earmark.demo import EXAMPLES
-from tests.db.facts import two_runs
+from tests.db.builders import two_runs
 from tests.earmark.verbs import verb
 from tests.end_to_end.conftest import Earmark
 from tests.ordinary_user import as_ordinary_user

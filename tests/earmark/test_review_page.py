@@ -21,7 +21,7 @@ from db.rows import select
 from db.session import connect, writing
 from earmark.core.settings import Database
 from earmark.demo import EXAMPLES
-from tests.db.facts import add_clips, chunk_of
+from tests.db.builders import add_clips, chunk_of
 from tests.earmark.conftest import HOSTILE, Watched, serious, untouched
 from tests.servers import free_port, upgraded
 

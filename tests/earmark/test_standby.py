@@ -14,7 +14,7 @@ from earmark.core.errors import NotAudio
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger, Settings
 from earmark.web import page
-from tests.db.facts import add_clips, chunk_of
+from tests.db.builders import add_clips, chunk_of
 from tests.earmark.verbs import verb
 from tests.standby import Standby
 

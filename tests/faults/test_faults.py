@@ -17,7 +17,7 @@ from earmark.core import broker
 from earmark.core.clips import AudioFacts, Failure, Prediction, Source, Success
 from earmark.core.errors import NotFound
 from earmark.core.settings import Broker, Ledger
-from tests.db.facts import chunk_of
+from tests.db.builders import chunk_of
 from tests.end_to_end.conftest import wait_until
 from tests.faults import faults
 from tests.faults.world import LEASE_S, OTHER_MODEL, SUBMITTED_S, check_invariants

@@ -19,7 +19,7 @@ from earmark.core.options import RunOptions
 from earmark.core.settings import Broker, Database, Ledger, Settings
 from producer.feeder import Feeder
 from producer.submit import submit
-from tests.db.facts import add_clips, chunk_of
+from tests.db.builders import add_clips, chunk_of
 from tests.servers import free_port
 
 if TYPE_CHECKING:

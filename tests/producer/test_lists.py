@@ -15,7 +15,7 @@ import fsspec
 import polars as pl
 import pytest
 
-from earmark.core.containers import zstd
+from earmark.core.container_child import zstd
 from earmark.core.errors import UsageError
 from earmark.core.options import Listing
 from earmark.core.settings import Fetch

@@ -26,7 +26,7 @@ from producer import submit as submit_module
 from producer.sources import read_clips
 from producer.submit import submit
 from tests import containers
-from tests.db.facts import add_clips
+from tests.db.builders import add_clips
 from tests.producer.races import FORKED, LONGEST_S, submit_one
 
 if TYPE_CHECKING:

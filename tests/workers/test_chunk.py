@@ -16,7 +16,7 @@ from db.claims import Claim, Claimed
 from earmark.core.clips import Failure, Postponed, Source, Success, Timings
 from earmark.core.errors import Corrupt, DecoderCrashed, NotFound
 from earmark.core.options import RunOptions
-from tests.db.facts import success
+from tests.db.builders import success
 from tests.workers.loading.world import until
 from workers import chunk as chunks
 from workers.chunk import ChunkInProgress

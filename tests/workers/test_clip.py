@@ -13,7 +13,7 @@ from db.claims import Claimed
 from earmark.core.clips import Failure, Source, Success, Timings
 from earmark.core.errors import OutOfMemory
 from earmark.core.options import RunOptions
-from tests.db.facts import FACTS
+from tests.db.builders import FACTS
 from workers.clip import ClipInWork, Scores
 from workers.loading.cutter import Shape
 from workers.loading.process import Dealt, Facts, Job, LoadedWindow

@@ -10,7 +10,7 @@ from db.claims import Claim, Claimed
 from db.registry import Pause
 from earmark.core import errors
 from earmark.core.clips import Failure
-from tests.db.facts import success
+from tests.db.builders import success
 from workers.fitness import LONGEST_PAUSE_S, REFUSALS, SHORTEST_PAUSE_S, STREAK, Fitness
 from workers.tasks import only_failures
 

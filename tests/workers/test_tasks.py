@@ -17,7 +17,7 @@ from db.session import connect, reading, writing
 from earmark.core.errors import DatabaseError
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database, Ledger, Settings
-from tests.db.facts import chunk_of, expire_leases, labels, row, submit, success
+from tests.db.builders import chunk_of, expire_leases, labels, row, submit, success
 from workers import tasks
 from workers.models import LoadedModel, RunPlan
 from workers.tasks import WorkerState

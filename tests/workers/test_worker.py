@@ -17,7 +17,7 @@ from db.session import connect, reading
 from earmark.core import clips as records
 from earmark.core.options import RunOptions
 from earmark.core.settings import Database
-from tests.db.facts import add_clips, chunk_of, labels, row
+from tests.db.builders import add_clips, chunk_of, labels, row
 from tests.servers import copied_sqlite
 from tests.workers.decoding import bad_audio
 from tests.workers.loading.world import settings_for, until

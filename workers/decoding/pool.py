@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from earmark.core import clips, errors
-from earmark.core.sparse import Sparse
+from earmark.core.sparse_file import SparseFile
 from workers.decoding.decoder import BROKEN, Decoder, Piece
 from workers.decoding.wire import Request
 
@@ -76,7 +76,7 @@ class Decoders:
 
         What lies before is passed over where the format allows. A piece may end within a frame.
         """
-        bring = file.bring if isinstance(file, Sparse) else None
+        bring = file.bring if isinstance(file, SparseFile) else None
         request = Request(
             is_stretch=True, start_s=start_s, end_s=end_s, is_sparse=bring is not None
         )

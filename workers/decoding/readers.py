@@ -12,7 +12,7 @@ import soundfile
 
 from earmark.core import errors, formats
 from workers.decoding import lengths
-from workers.decoding.view import Blocks, View
+from workers.decoding.file_views import Blocks, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -35,7 +35,7 @@ class Request(NamedTuple):
     #: In seconds.
     start_s: float = 0.0
     end_s: float = 0.0
-    #: Whether it is a stretch of a `Sparse` file, whose blocks have to be asked for.
+    #: Whether it is a stretch of a `SparseFile`, whose blocks have to be asked for.
     is_sparse: bool = False
 
 

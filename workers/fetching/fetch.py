@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from earmark.core import addresses, answers, clips, errors, formats, guard, settings
 from earmark.core.answers import BLOCK_BYTES
 from workers.fetching import object_stores, ranges, robots
-from workers.fetching.wholes import Wholes, read_slice, unusable
+from workers.fetching.whole_containers import WholeContainers, read_slice, unusable
 
 #: Larger bodies, and those of unknown length, go to disk: 32 clips in flight hold at most 256 MB.
 IN_MEMORY_BYTES = 8 * 1024**2
@@ -55,7 +55,7 @@ class Fetcher:
             self._robots = robots.RobotsRules(lambda url: self._download(url).file)
         whole = fetch_settings.model_copy(update={"max_bytes": fetch_settings.max_container_bytes})
         self._whole_guard = guard.Guard(whole)
-        self._wholes = Wholes(self._container, fetch_settings.max_container_bytes)
+        self._wholes = WholeContainers(self._container, fetch_settings.max_container_bytes)
         roots = [os.path.realpath(root) for root in fetch_settings.file_roots]
         self._roots = tuple(f"{root.rstrip('/')}/" for root in roots)
 

@@ -10,7 +10,7 @@ from urllib3 import BaseHTTPResponse
 
 from earmark.core import answers, errors, formats
 from earmark.core.guard import Guard
-from earmark.core.sparse import BLOCK_BYTES, Sparse
+from earmark.core.sparse_file import BLOCK_BYTES, SparseFile
 
 #: Smaller files are fetched as a whole.
 LEAST_BYTES = 16 * BLOCK_BYTES
@@ -19,7 +19,7 @@ FORMATS = ("flac", "wav")
 _RANGE = re.compile(r"bytes 0-\d+/(\d{1,12})")
 
 
-def open_url(guard: Guard, url: str, max_bytes: int) -> Sparse | None:
+def open_url(guard: Guard, url: str, max_bytes: int) -> SparseFile | None:
     """Return a file of a server that answers with ranges; None if it has to be fetched whole.
 
     Raises:
@@ -33,7 +33,7 @@ def open_url(guard: Guard, url: str, max_bytes: int) -> Sparse | None:
         answers.check_range(answer, 0, BLOCK_BYTES - 1)
         head = answers.body(answer, BLOCK_BYTES)
     left = max_bytes - BLOCK_BYTES
-    file = Sparse(size, _Ranges(guard, url, version, max_bytes, left).fetch)
+    file = SparseFile(size, _Ranges(guard, url, version, max_bytes, left).fetch)
     with ExitStack() as stack:
         stack.enter_context(file)
         file.keep(0, head)

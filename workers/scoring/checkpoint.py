@@ -32,14 +32,8 @@ transformers_logging: Any = transformers.logging
 #: Parameters that only training uses; many good checkpoints lack them.
 _TRAINING_ONLY = "masked_spec_embed"
 _UNREADABLE = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    EOFError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
+    OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError,
+)  # fmt: skip
 _FUNCTIONS: dict[str | None, options.FunctionToApply] = {
     "regression": "none",
     "multi_label_classification": "sigmoid",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from earmark.core import errors, settings
-from workers.scoring import description, embeddings, heads, hub, onnx, pretrained, reference
+from workers.scoring import embeddings, heads, hub, onnx, pretrained, reference_clip
+from workers.scoring.onnx_description import Described
 from workers.scoring.windows import BEST, Embedded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from workers.scoring.model import Limits, Model, ModelCard
+    from workers.scoring.model import Model
     from workers.scoring.windows import Outcome
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 _NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "Failed to allocate memory")
 
 
-@dataclass(eq=False)
 class Classifier:
     """A model on its device, with batches that fit and errors that concern one clip.
 
@@ -36,15 +36,12 @@ class Classifier:
     (samples,), at the card's sample rate and at least `card.min_samples` long.
     """
 
-    _model: Model
-    card: ModelCard
-    limits: Limits
-    device: str
-    dtype: str
-    #: How many threads may score at once, each with a twin.
-    lanes: int
-    #: From unit embeddings to logits, in place of the model's last layer.
-    head: Callable[[torch.Tensor], torch.Tensor] | None = None
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.card, self.limits = model.card, model.limits
+        self.device, self.dtype, self.lanes = model.device, model.dtype, model.lanes
+        #: From unit embeddings to logits, in place of the model's last layer.
+        self.head: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def choose(self, lengths: Sequence[int]) -> list[int]:
         """Choose a batch by the windows' lengths; return positions, the first always among them."""
@@ -210,16 +207,12 @@ def _classifier(model: settings.Model, labels: Sequence[str]) -> Classifier:
     """Load a model by the kind of its files."""
     folder, commit = hub.locate(model.name, model.revision)
     if not hub.is_described(folder):
-        return _behind(pretrained.load(model, folder, commit, labels))
+        return Classifier(pretrained.load(model, folder, commit, labels))
     hub.check_labels(model.name, labels, zero_shot=False)
-    described = description.Described(model.name, folder, commit)
-    classifier = _behind(onnx.load(model, described))
-    reference.check(described, classifier.card, classifier.outcomes)
+    described = Described(model.name, folder, commit)
+    classifier = Classifier(onnx.load(model, described))
+    reference_clip.check(described, classifier.card, classifier.outcomes)
     return classifier
-
-
-def _behind(loaded: Model) -> Classifier:
-    return Classifier(loaded, loaded.card, loaded.limits, loaded.device, loaded.dtype, loaded.lanes)
 
 
 def _put_on(classifier: Classifier, head: heads.Head, folder: str) -> None:

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Memory in bytes, used by any process, and the share of the time that the GPU was busy."""
+def usage(device: str) -> tuple[int, int, float | None]:
+    """Return the bytes of a CUDA device that all processes use, all its bytes, and how busy it is.
 
-    used_bytes: int
-    total_bytes: int
-    #: None if nvidia-ml-py is not installed or finds no driver.
-    busy: float | None
-
-
-def usage(device: str) -> Usage:
-    """Return the current use of a CUDA device such as `cuda:0`."""
+    That is a share of the time; None if nvidia-ml-py is not installed or finds no driver.
+    """
     free, total = torch.cuda.mem_get_info(device)
     try:
         busy = torch.cuda.utilization(device) / 100
     except (ModuleNotFoundError, RuntimeError):
         busy = None
-    return Usage(total - free, total, busy)
+    return total - free, total, busy

@@ -11,7 +11,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
 from earmark.core import errors
-from workers.scoring import description
+from workers.scoring import onnx_description
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ STARTER = Path(__file__).with_name("starter")
 CONFIG, _CARD = "config.json", "README.md"
 #: Configurations, extractors and tokenizers: JSON or text. Safe weights are preferred to pickles.
 EXTRACTORS = "*processor_config.json"
-_FILES = [CONFIG, _CARD, description.NAME, EXTRACTORS, "*token*.json", "vocab.*", "merges.txt"]
+_FILES = [CONFIG, _CARD, onnx_description.NAME, EXTRACTORS, "*token*.json", "vocab.*", "merges.txt"]
 SAFE_WEIGHTS, PICKLES = "model*.safetensors*", "pytorch_model*.bin*"
 #: The type of the models that are told what to listen for.
 ZERO_SHOT = "clap"
@@ -41,7 +41,7 @@ def check(options: RunOptions, *, here: bool) -> None:
     """
     try:
         config = _content(options, CONFIG, here=here)
-        described = _content(options, description.NAME, here=here)
+        described = _content(options, onnx_description.NAME, here=here)
     except errors.ServiceError:
         if here:
             raise
@@ -51,7 +51,7 @@ def check(options: RunOptions, *, here: bool) -> None:
         check_labels(name, options.labels, zero_shot=config.get("model_type") == ZERO_SHOT)
     if described and not described.get("embeddings") and (options.embeddings or options.head):
         raise errors.ServiceError(
-            reason=f"{name} gives no embeddings: its {description.NAME} names no such output."
+            reason=f"{name} gives no embeddings: its {onnx_description.NAME} names no such output."
         )
 
 
@@ -59,7 +59,7 @@ def _content(options: RunOptions, file: str, *, here: bool) -> dict[str, Any]:
     """Return a JSON file of a model; nothing if it cannot be read, as loading it says why."""
     folder = _folder(options.model)
     if folder is None and here:
-        folder = _download(options.model, options.revision, [CONFIG, description.NAME])
+        folder = _download(options.model, options.revision, [CONFIG, onnx_description.NAME])
     try:
         path = folder / file if folder else _cached(options.model, options.revision, file)
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -131,7 +131,7 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
         return folder, None
     snapshot = _download(name, revision, [*_FILES, SAFE_WEIGHTS])
     if is_described(snapshot):
-        content = description.Described(name, snapshot, snapshot.name).description()
+        content = onnx_description.Described(name, snapshot, snapshot.name).description()
         # External data lies beside the graph, and is named as the graph is.
         named = [f"{content.model}*", content.labels, content.reference]
         snapshot = _download(name, snapshot.name, [*_FILES, *named])
@@ -151,7 +151,7 @@ def sha256(files: Iterable[Path]) -> str:
 
 def is_described(folder: Path) -> bool:
     """Return whether an `earmark.json` in a folder says that its model is an ONNX graph."""
-    return (folder / description.NAME).exists()
+    return (folder / onnx_description.NAME).exists()
 
 
 def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
@@ -159,24 +159,22 @@ def _download(name: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(
             huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
         )
-    except hub_errors.GatedRepoError as error:
-        cure = "accept its terms on huggingface.co and set HF_TOKEN"
-        raise errors.ServiceError(
-            reason=f"The hub asks for permission to use {name}: {cure}."
-        ) from error
-    except hub_errors.RepositoryNotFoundError as error:
-        cure = "check the id, or set HF_TOKEN if it is private"
-        raise errors.ServiceError(reason=f"The hub has no model {name}: {cure}.") from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise errors.ServiceError(
-            reason=f"{name} has no revision {revision}; check --revision."
-        ) from error
-    except hub_errors.HFValidationError as error:
-        cure = "give `starter`, a folder, or a hub id such as owner/model"
-        raise errors.ServiceError(reason=f"{name} names no model: {cure}.") from error
-    except (OSError, hub_errors.EntryNotFoundError) as error:
-        cure = "connect once to download it, or give a folder"
-        reason = (
-            f"{name} is not in this machine's model cache and the hub cannot be reached: {cure}."
-        )
-        raise errors.ServiceError(reason=reason) from error
+    except (OSError, hub_errors.HFValidationError, hub_errors.EntryNotFoundError) as error:
+        raise errors.ServiceError(reason=_why_not(name, revision, error)) from error
+
+
+def _why_not(name: str, revision: str | None, error: Exception) -> str:
+    match error:
+        case hub_errors.GatedRepoError():
+            cure = "accept its terms on huggingface.co and set HF_TOKEN"
+            return f"The hub asks for permission to use {name}: {cure}."
+        case hub_errors.RepositoryNotFoundError():
+            cure = "check the id, or set HF_TOKEN if it is private"
+            return f"The hub has no model {name}: {cure}."
+        case hub_errors.RevisionNotFoundError():
+            return f"{name} has no revision {revision}; check --revision."
+        case hub_errors.HFValidationError():
+            cure = "give `starter`, a folder, or a hub id such as owner/model"
+            return f"{name} names no model: {cure}."
+    cure = "connect once to download it, or give a folder"
+    return f"{name} is not in this machine's model cache and the hub cannot be reached: {cure}."

@@ -1,9 +1,10 @@
-"""What a model is: the protocol that every kind of checkpoint meets, its card, its limits."""
+"""What a model is: what every kind of checkpoint has and does, its card, its limits."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,28 +54,21 @@ class Limits:
     padding: float
 
 
-class Model(Protocol):
+@dataclass(eq=False)
+class Model(ABC):
     """A checkpoint on its device. `classifier.load` makes one, by the kind of its files.
 
     One thread at a time may use it; each further thread needs a `twin`.
     """
 
-    @property
-    def card(self) -> ModelCard: ...
+    card: ModelCard
+    limits: Limits
+    device: str
+    dtype: str
+    #: How many threads may score at once, each with a twin.
+    lanes: int
 
-    @property
-    def limits(self) -> Limits: ...
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def dtype(self) -> str: ...
-
-    @property
-    def lanes(self) -> int:
-        """How many threads may score at once, each with a twin."""
-
+    @abstractmethod
     def batch(
         self, windows: Sequence[np.ndarray], *, embeddings: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -85,5 +79,6 @@ class Model(Protocol):
         It may raise any error: the classifier tells which windows it concerns.
         """
 
+    @abstractmethod
     def twin(self) -> Model:
         """Return a model for another thread, with the same weights."""

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from workers.scoring import description, devices, hub, onnx_file
-from workers.scoring.model import Limits, ModelCard
+from workers.scoring import devices, hub, onnx_description, onnx_file
+from workers.scoring.model import Model, ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from earmark.core import settings
-    from workers.scoring.description import Described, Description
+    from workers.scoring.onnx_description import Described, Description
 
 #: Protobuf itself ends at 2 GiB; larger weights are external, in files of their own.
 _MOST_GRAPH, _MOST_WEIGHTS = 2**31, 2**36
@@ -28,18 +28,13 @@ _FATAL_ONLY = 4
 
 
 @dataclass(eq=False)
-class OnnxModel:
-    """An ONNX graph in a session, as a `Model`."""
+class OnnxModel(Model):
+    """An ONNX graph in a session."""
 
     _session: Any
     _description: Description
     #: Of its input: (samples,), (windows, samples) or (windows, 1, samples); no number means any.
     _shape: list[Any]
-    card: ModelCard
-    limits: Limits
-    device: str
-    lanes: int
-    dtype: str = "float32"
 
     def batch(
         self, windows: Sequence[np.ndarray], *, embeddings: bool = False
@@ -76,7 +71,7 @@ def load(model: settings.Model, described: Described) -> OnnxModel:
     runtime = _runtime(described)
     content = described.description()
     labels = described.labels(content.labels)
-    files = [described.folder / description.NAME, described.folder / content.labels]
+    files = [described.folder / onnx_description.NAME, described.folder / content.labels]
     files += _graph_files(described, content.model)
     device = _device(described, model, runtime)
     session = _session(described, runtime, described.folder / content.model, device)
@@ -86,7 +81,7 @@ def load(model: settings.Model, described: Described) -> OnnxModel:
     if shape[:-1][:1] in ([], [1]):
         limits.windows = 1
     lanes = devices.lanes_on(model, device)
-    return OnnxModel(session, content, shape, card, limits, str(device), lanes)
+    return OnnxModel(card, limits, str(device), "float32", lanes, session, content, shape)
 
 
 def _runtime(described: Described) -> Any:
@@ -108,7 +103,7 @@ def _graph_files(described: Described, name: str) -> list[Path]:
         raise described.refused(f"{name} needs custom operators ({', '.join(sorted(custom))})")
     paths = [graph]
     for each in sorted(files):
-        if not re.fullmatch(description.FILE, each):
+        if not re.fullmatch(onnx_description.FILE, each):
             raise described.refused(f"{name} names an external file outside of its folder")
         beside = (graph.parent / each).relative_to(described.folder)
         paths.append(described.file(str(beside), _MOST_WEIGHTS))

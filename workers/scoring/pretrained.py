@@ -10,7 +10,7 @@ import torch
 
 from earmark.core import errors, settings
 from workers.scoring import checkpoint, devices, features, hub
-from workers.scoring.model import Limits, ModelCard
+from workers.scoring.model import Limits, Model, ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,18 +27,13 @@ _PADDING = 1.15
 
 
 @dataclass(eq=False)
-class Pretrained:
-    """A checkpoint of transformers with its features, as a `Model`."""
+class Pretrained(Model):
+    """A checkpoint of transformers with its features."""
 
     _network: Any
     _features: features.Features
     #: The path of the layer that makes the logits: its input are the embeddings.
     _head: str
-    card: ModelCard
-    limits: Limits
-    device: str
-    dtype: str
-    lanes: int
 
     def batch(
         self, windows: Sequence[np.ndarray], *, embeddings: bool = False
@@ -84,14 +79,14 @@ def load(
     network = _placed(checkpoint.load_model(opened, dtype, names), device, model.name)
     inputs = features.build(opened.extractor, opened.config, device)
     return Pretrained(
-        network,
-        inputs,
-        _head(network, len(names)),
         _card(opened, names, inputs),
         _limits(model, opened, inputs, device),
         str(device),
         str(dtype).removeprefix("torch."),
         devices.lanes_on(model, device),
+        network,
+        inputs,
+        _head(network, len(names)),
     )
 
 

@@ -11,7 +11,7 @@ from db.migrations.versions import v0_1_0
 from db.schema import drop_views, released_views, view_statements
 from earmark.core.clips import uri_key, whole_uri_key
 
-#: Every scheme of `earmark.core.signatures` has a parameter that ends like this.
+#: Every scheme of `earmark.core.signed_urls` has a parameter that ends like this.
 SELECT_SIGNED = sa.text(
     "SELECT id, uri FROM clips WHERE id > :last"
     " AND (uri LIKE '%ignature=%' OR uri LIKE '%IGNATURE=%' OR uri LIKE '%sig=%')"

@@ -21,7 +21,7 @@ import trustme
 
 from earmark.core import errors, settings
 from earmark.core.addresses import Addresses
-from earmark.core.names import Names
+from earmark.core.resolver import Resolver
 from tests.workers.fetching.http_cases import LIMIT_BYTES, Case, every_case
 from tests.workers.fetching.http_world import CLIP, PUBLIC, PUBLIC_6, Talk, World, answer, raw
 from workers.fetching.fetch import Fetcher
@@ -59,7 +59,7 @@ def shared_fetcher(internet: World) -> Fetcher:
 def fetcher(shared_fetcher: Fetcher) -> Iterator[Fetcher]:
     yield shared_fetcher
     shared_fetcher.close()
-    shared_fetcher._guard._names = Names()
+    shared_fetcher._guard._resolver = Resolver()
 
 
 def outcome(fetcher: Fetcher, url: str) -> str:
@@ -263,8 +263,8 @@ def test_a_name_is_looked_up_once_in_a_while_and_its_addresses_checked_each_time
         fetcher.close()
     assert world.resolved == ["kept.test"]
     assert checked == [PUBLIC] * 4
-    monkeypatch.setattr("earmark.core.names.KEPT_S", -1.0)
-    fetcher._guard._names = Names()
+    monkeypatch.setattr("earmark.core.resolver.KEPT_S", -1.0)
+    fetcher._guard._resolver = Resolver()
     for expected in ("blocked_address", "blocked_address"):
         assert outcome(fetcher, "http://kept.test/a") == expected
         fetcher.close()

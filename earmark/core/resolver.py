@@ -16,7 +16,7 @@ KEPT_S = 5.0
 HOSTS = 1000
 
 
-class Names:
+class Resolver:
     """Looks hosts up, each at most once in KEPT_S.
 
     It checks nothing: the caller has to check each address for each connection.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from earmark.core import signatures
+from earmark.core import signed_urls
 from earmark.core.clips import uri_key
 
 AWS = (
@@ -29,8 +29,8 @@ AWS = (
 )
 def test_a_signature_leaves_the_key_and_other_parameters_stay(signature: str) -> None:
     plain = "https://h.org/b/a.mp3"
-    assert signatures.without(f"{plain}?{signature}") == plain
-    assert signatures.without(f"{plain}?part=1&{signature}&v=2#x") == f"{plain}?part=1&v=2"
+    assert signed_urls.without(f"{plain}?{signature}") == plain
+    assert signed_urls.without(f"{plain}?part=1&{signature}&v=2#x") == f"{plain}?part=1&v=2"
     assert uri_key(f"{plain}?{signature}") == uri_key(plain)
 
 
@@ -48,5 +48,5 @@ def test_a_signature_leaves_the_key_and_other_parameters_stay(signature: str) ->
 )
 def test_a_part_of_a_signature_is_a_part_of_the_key(query: str) -> None:
     url = f"https://h.org/a.mp3?{query}"
-    assert signatures.without(url) == url
+    assert signed_urls.without(url) == url
     assert uri_key(url) != uri_key("https://h.org/a.mp3")

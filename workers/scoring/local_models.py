@@ -11,7 +11,7 @@ from huggingface_hub import errors as hub_errors
 from earmark.core import errors
 from earmark.core.spelling import did_you_mean
 from workers.scoring import heads, hub
-from workers.scoring.description import Described
+from workers.scoring.onnx_description import Described
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

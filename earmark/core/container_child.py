@@ -41,21 +41,11 @@ PACKINGS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2
 #: Address space; a Parquet reader maps more than it uses.
 MEMORY_BYTES = 4 * 1024**3
 CPU_S = 3600
-
-
 #: Raised for a container that is damaged, or hostile.
 BROKEN = (
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    MemoryError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    lzma.LZMAError,
-    struct.error,
-    zlib.error,
-)
+    OSError, EOFError, ValueError, RuntimeError, MemoryError, tarfile.TarError, zipfile.BadZipFile,
+    lzma.LZMAError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 class Member(NamedTuple):

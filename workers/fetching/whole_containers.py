@@ -29,7 +29,7 @@ class _Whole:
             os.close(self.descriptor)
 
 
-class Wholes:
+class WholeContainers:
     """The containers that a worker has fetched last, each once, in files without a name.
 
     Use one per process, shared by its threads. `fetch` opens a container for reading.

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from earmark.core import errors
-from workers.scoring import description
+from workers.scoring import onnx_description
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workers.scoring.description import Described
     from workers.scoring.model import ModelCard
+    from workers.scoring.onnx_description import Described
 
 #: Other processors and GPUs round differently, 8-bit graphs by up to a percent. A wrong rate, order
 #: of labels or function differs by more.
@@ -39,7 +39,7 @@ def check(described: Described, card: ModelCard, outcomes: Callable[..., list[An
 def _samples(described: Described, card: ModelCard) -> np.ndarray:
     """Read the clip: a WAV file of 16 bits and one channel, which needs no decoder."""
     name = described.description().reference
-    path = described.file(name, description.MOST_CLIP)
+    path = described.file(name, onnx_description.MOST_CLIP)
     try:
         with wave.open(str(path)) as file:
             form = file.getframerate(), file.getnchannels(), file.getsampwidth()

@@ -6,7 +6,7 @@ import io
 import os
 from typing import TYPE_CHECKING
 
-from earmark.core.sparse import BLOCK_BYTES
+from earmark.core.sparse_file import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ SETTLED_S = 5.0
 LOOK_EVERY_S, REST = 1.0, 10.0
 
 
-class Growth:
+class GrowingFolders:
     """Finds the new files of some folders once they are complete, each once.
 
     Use one per run, and ask it again and again.

@@ -27,7 +27,7 @@ _FILE_NAME = re.compile(r"[^\n]*\.\w{1,8}")
 _TIMES = re.compile(r"(.+)#t=(?:npt:)?([\d:.]*)(?:,([\d:.]+))?")
 
 
-class Places:
+class ClipUris:
     """Resolves the names of one list against its folder or URL."""
 
     def __init__(self, folder: str, tally: Tally) -> None:

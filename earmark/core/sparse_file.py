@@ -13,7 +13,7 @@ from earmark.core import errors
 BLOCK_BYTES = 256 * 1024
 
 
-class Sparse(FileIO):
+class SparseFile(FileIO):
     """An open file of a known size, without its content but for the blocks that were brought.
 
     `fetch` returns the bytes from one place up to another. Threads may share it.

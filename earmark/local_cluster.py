@@ -1,4 +1,4 @@
-"""One machine: an embedded Valkey and workers as child processes, and a clean stop of them all."""
+"""An embedded Valkey and workers as child processes on this machine, started and stopped."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ OWN_QUEUE = re.compile("run-[0-9a-f]{8}")
 
 
 @contextmanager
-def running(settings: Settings, *, queue: str, workers: int) -> Iterator[Machine]:
+def running(settings: Settings, *, queue: str, workers: int) -> Iterator[LocalCluster]:
     """Run an embedded Valkey and workers with these settings."""
     folder = settings.data_dir / queue
     with valkey.running(folder / "valkey") as url:
         here = use_broker(settings, url=url, queue=queue)
         environments = [children.environment(here) | own for own in shares(workers, settings)]
         with running_workers(environments, folder) as started:
-            yield Machine(here, started)
+            yield LocalCluster(here, started)
     broker.app.close()
 
 
@@ -47,7 +47,7 @@ def remove_logs(settings: Settings, queue: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class LocalCluster:
     """A running Valkey with workers; the settings lead a producer to it."""
 
     settings: Settings

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from earmark import growth
+from earmark import growing_folders
 from earmark.core.errors import UsageError
-from earmark.growth import Growth
+from earmark.growing_folders import GrowingFolders
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that the test moves: its only element is the time."""
     now = [0.0]
-    monkeypatch.setattr(growth.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(growing_folders.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_a_file_is_taken_once_when_it_has_not_changed_for_a_while(
     tmp_path: Path, clock: list[float]
 ) -> None:
-    growing = Growth([str(tmp_path)])
+    growing = GrowingFolders([str(tmp_path)])
     song = tmp_path / "deep" / "song.wav"
     song.parent.mkdir()
     taken = []
@@ -45,7 +45,7 @@ def test_empty_hidden_and_other_files_are_not_taken(tmp_path: Path, clock: list[
     (tmp_path / "notes.md").write_text("notes")
     (tmp_path / "dangling.wav").symlink_to("nothing")
     (tmp_path / "unnamed").write_bytes(b"fLaC" * 9)
-    growing = Growth([str(tmp_path)])
+    growing = GrowingFolders([str(tmp_path)])
     taken = []
     for second in range(20):
         clock[0] = float(second)
@@ -57,4 +57,4 @@ def test_only_folders_grow(tmp_path: Path) -> None:
     (tmp_path / "list.txt").touch()
     for source in (tmp_path / "list.txt", tmp_path / "gone", "https://example.org/a.wav"):
         with pytest.raises(UsageError, match="--watch needs folders"):
-            Growth([str(source)])
+            GrowingFolders([str(source)])
