@@ -6,11 +6,11 @@ import math
 
 import sqlalchemy as sa
 
-from db import registry
+from db import worker_registry
 from db.dialects import now
 from db.models import Clip, Lease, Run, state_is
-from db.registry import WorkerUp
 from db.session import fetch, writing
+from db.worker_registry import WorkerUp
 from earmark.core.clips import State
 from earmark.core.spelling import printable
 
@@ -58,7 +58,7 @@ def pause_failing(engine: sa.Engine, queue: str) -> list[str]:
     runs = fetch(engine, SELECT_GOING, queue=queue, never=NEVER)
     if not runs:
         return []
-    up = registry.up(engine, queue)
+    up = worker_registry.up(engine, queue)
     sentences = []
     for run in runs:
         reason = nobody_is_fit(up, run.id) or _too_many_fail(engine, run.id, run.stop_at)

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from db import charts, registry, results, runs
+from db import charts, results, runs, worker_registry
 from db.pace import Pace, pace
 from db.runs import RunRow
 from earmark.advice import bottleneck
@@ -124,7 +124,7 @@ def exit_by_outcome(state: runs.Progress, *, strict: bool) -> None:
 
 def delays(engine: sa.Engine, run_id: int) -> list[str]:
     """Return what holds some clips of a run up: workers that pause, errors tried again later."""
-    up = registry.up(engine, runs.get_run(engine, run_id).queue)
+    up = worker_registry.up(engine, runs.get_run(engine, run_id).queue)
     paused = [worker for worker in up if worker.pause]
     sentences = []
     for worker in paused[:WORKERS_ON_SCREEN]:

@@ -19,11 +19,11 @@ from typing import TypedDict, Unpack
 import sqlalchemy as sa
 from more_itertools import spy
 
-from db import access, bulk_insert, known_rows, passes, registry
+from db import access, bulk_insert, known_rows, passes, worker_registry
 from db.bulk_insert import Listed, listed
 from db.identity import with_queue
 from db.known_rows import KnownRows
-from db.registry import WorkerUp
+from db.worker_registry import WorkerUp
 from earmark.core import broker
 from earmark.core.clips import KEY_BYTES, Clip
 from earmark.core.errors import UsageError
@@ -156,7 +156,7 @@ def submit(
     queue = str(settings.broker.queue)
     broker.configure(settings.broker)
     broker.check()
-    if tell and (sentence := unreadable(first, registry.up(engine, queue))):
+    if tell and (sentence := unreadable(first, worker_registry.up(engine, queue))):
         tell(sentence)
     run_ids = passes.open_runs(engine, name, options or RunOptions(), queue=queue, **kept)
     writer = _Writer(run_ids, engine, Feeder(engine, settings), settings.ledger.feed_every_s, again)

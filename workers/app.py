@@ -24,7 +24,7 @@ from earmark.core.settings import Settings
 from producer.feeder import Feeder
 from workers import logs, metrics_server, tasks
 from workers.clip import WindowQueue
-from workers.foreign import WrongDatabase
+from workers.foreign_chunks import WrongDatabase
 from workers.loading.loaders import Loaders
 from workers.models import Models
 

@@ -17,7 +17,7 @@ from earmark.core.errors import (
     DecoderMemory,
     DecoderTimeout,
 )
-from workers.scoring import windows
+from workers.scoring import best_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -58,17 +58,20 @@ class Scores:
         self._best: tuple[np.ndarray, int] | None = None
 
     def add(
-        self, span: tuple[float, float], outcome: np.ndarray | windows.Embedded, channel: int = 0
+        self,
+        span: tuple[float, float],
+        outcome: np.ndarray | best_labels.Embedded,
+        channel: int = 0,
     ) -> None:
         """Add what the model made of a window: scores, shape (labels,); the mix is channel 0."""
         scores = outcome
-        if isinstance(scores, windows.Embedded):
+        if isinstance(scores, best_labels.Embedded):
             self._embeddings.append(Embedding(*span, scores.vector, channel or None))
             scores = scores.scores
-        if scores.dtype == windows.BEST:
+        if scores.dtype == best_labels.BEST:
             self._best = scores, channel
             return
-        best = windows.top_k(scores, self._options.top_k, self._options.min_score)
+        best = best_labels.top_k(scores, self._options.top_k, self._options.min_score)
         self._windows.append(WindowPredictions(*span, best, channel or None))
         self._counts[channel] += 1
         combined = self._combined.get(channel)
@@ -90,13 +93,15 @@ class Scores:
         """Return the best labels, of the channel that has the highest score."""
         if self._best is not None:
             scores, channel = self._best
-            return Answer(windows.predictions(scores, self._options.min_score), (), channel or None)
+            return Answer(
+                best_labels.predictions(scores, self._options.min_score), (), channel or None
+            )
         if len(self._windows) == 1:
             (only,) = self._windows
             return Answer(only.predictions, (), only.channel)
         answers = {channel: self._answer_of(channel) for channel in sorted(self._combined)}
         channel = max(answers, key=lambda number: answers[number].max())
-        best = windows.top_k(answers[channel], self._options.top_k, self._options.min_score)
+        best = best_labels.top_k(answers[channel], self._options.top_k, self._options.min_score)
         ordered = sorted(self._windows, key=lambda each: (each.start_s, each.channel or 0))
         return Answer(best, tuple(ordered), channel or None)
 
@@ -182,7 +187,7 @@ class ClipInWork:
             if dealt is self._dealt:
                 self._close(end)
 
-    def scored(self, window: LoadedWindow, outcome: windows.Outcome) -> None:
+    def scored(self, window: LoadedWindow, outcome: best_labels.Outcome) -> None:
         with self.lock:
             if window.dealt is not self._dealt:
                 return

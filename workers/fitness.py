@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from db.claims import Claim, Claimed
-from db.registry import Pause
+from db.worker_registry import Pause
 from earmark.core.clips import Failure, Outcome
 from earmark.core.errors import Cause, DatabaseError, FileNotFound
 

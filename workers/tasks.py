@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.exceptions import Reject
 
-from db import ledger, passes, registry, reuse, runs
+from db import ledger, passes, reuse, runs, worker_registry
 from earmark.core import broker
 from earmark.core.clips import Failure
 from earmark.core.errors import BY_CODE, DatabaseError, MessageError, ModelError, ServiceError
-from workers import foreign, logs, metrics
+from workers import foreign_chunks, logs, metrics
 from workers.chunk import CHECK_EVERY_S, DRAIN_S, PATIENCE_S, ChunkInProgress
 from workers.fitness import Fitness
-from workers.foreign import ForeignChunks
+from workers.foreign_chunks import ForeignChunks
 from workers.quarantine import Quarantine
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class WorkerState:
         self.fitness = Fitness(name, settings.fetch.file_roots)
         self._name = name
         self._beaten_at = float("-inf")
-        self._told: registry.Pause | None = None
+        self._told: worker_registry.Pause | None = None
         self._models = models
         self._loaders = loaders
         self._quarantine = Quarantine(settings)
@@ -149,7 +149,7 @@ class WorkerState:
         if not returned:
             return claim
         fit = set()
-        for worker in registry.up(self.engine, str(self.settings.broker.queue)):
+        for worker in worker_registry.up(self.engine, str(self.settings.broker.queue)):
             if not worker.pause and worker.name != self._name:
                 fit.add(worker.name)
         left = {}
@@ -169,10 +169,10 @@ class WorkerState:
         return at < self._left_since.setdefault(clip_id, at) + LEFT_S
 
     @property
-    def pause(self) -> registry.Pause | None:
+    def pause(self) -> worker_registry.Pause | None:
         """Why this worker takes no chunks now."""
         if self._loaders.offline:
-            return registry.Pause(
+            return worker_registry.Pause(
                 "No network: nearly all downloads, from many hosts, find no server."
             )
         return self.fitness.pause
@@ -187,7 +187,7 @@ class WorkerState:
             return
         roots = [str(root) for root in self.settings.fetch.file_roots]
         queue = str(self.settings.broker.queue)
-        registry.beat(self.engine, self._name, queue, roots, pause)
+        worker_registry.beat(self.engine, self._name, queue, roots, pause)
         self._told, self._beaten_at = pause, monotonic()
 
     @property
@@ -211,7 +211,7 @@ class WorkerState:
         self._give_back_at_the_end()
         self._suspects.shutdown(wait=False, cancel_futures=True)
         with suppress(DatabaseError):
-            registry.leave(self.engine, self._name)
+            worker_registry.leave(self.engine, self._name)
         self._quarantine.close()
         self._loaders.close()
         self._models.close()
@@ -492,7 +492,7 @@ def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, i
         logger.error("%s", error, extra={"action": "message_refused"})  # noqa: TRY400 - no traceback needed
         return {"refused": 1}
     except broker.OtherVersionError as error:
-        return _put_back(self, message, foreign.of_another_version(error.version))
+        return _put_back(self, message, foreign_chunks.of_another_version(error.version))
     with logs.about(run_id=chunk.run_id, chunk_id=self.request.id):
         try:
             counts = state.work(chunk)
@@ -508,7 +508,7 @@ def classify_chunk(self: Task[Any, Any], message: dict[str, Any]) -> dict[str, i
             return {"given_back": len(chunk.clips)}
         except ledger.OtherLedgerError as error:
             return _put_back(
-                self, message, foreign.of_another_ledger(chunk.ledger_id, error.ledger_id)
+                self, message, foreign_chunks.of_another_ledger(chunk.ledger_id, error.ledger_id)
             )
         except ledger.NoSuchRunError:
             # The run was deleted while its chunks waited.

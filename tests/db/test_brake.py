@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 
-from db import brake, changes, feeding, ledger, registry, runs
+from db import brake, changes, feeding, ledger, runs, worker_registry
 from db.models import Clip, Run, Worker
-from db.registry import Pause
 from db.session import reading, writing
+from db.worker_registry import Pause
 from earmark.core.clips import Failure
 from earmark.core.errors import FileNotAllowed, NotFound
 from earmark.core.settings import Ledger
@@ -123,7 +123,7 @@ def test_a_list_of_which_a_fifth_is_missing_never_pauses_by_chance() -> None:
 
 
 def beat(engine: sa.Engine, name: str, pause: Pause | None, paused_s: float = 60.0) -> None:
-    registry.beat(engine, name, "clips", ["/data"], pause)
+    worker_registry.beat(engine, name, "clips", ["/data"], pause)
     with writing(engine) as connection:
         earlier = sa.update(Worker).where(Worker.name == name, Worker.paused_at.is_not(None))
         connection.execute(earlier.values(paused_at=Worker.paused_at - paused_s))
@@ -195,15 +195,15 @@ def test_a_worker_is_up_until_it_leaves_or_is_not_seen(engine: sa.Engine) -> Non
     for name in ("a", "b", "c"):
         beat(engine, name, None)
     beat(engine, "b", Pause(UNFIT, 1))
-    registry.leave(engine, "c")
-    a, b = registry.up(engine, "clips")
+    worker_registry.leave(engine, "c")
+    a, b = worker_registry.up(engine, "clips")
     assert (a.name, a.file_roots, a.pause) == ("a", ("/data",), None)
     assert (b.name, b.pause) == ("b", Pause(UNFIT, 1))
     assert b.paused_s >= 60
     with writing(engine) as connection:
-        connection.execute(sa.update(Worker).values(seen_at=Worker.seen_at - registry.UP_S))
-    assert registry.up(engine, "clips") == []
-    assert registry.up(engine, "others") == []
+        connection.execute(sa.update(Worker).values(seen_at=Worker.seen_at - worker_registry.UP_S))
+    assert worker_registry.up(engine, "clips") == []
+    assert worker_registry.up(engine, "others") == []
     beat(engine, "a", None)
     with writing(engine) as connection:
         connection.execute(sa.update(Worker).values(seen_at=1.0))

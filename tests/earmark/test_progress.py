@@ -11,8 +11,8 @@ import pytest
 import typer
 from rich.console import Console
 
-from db import changes, ledger, registry, runs
-from db.registry import Pause
+from db import changes, ledger, runs, worker_registry
+from db.worker_registry import Pause
 from earmark import progress
 from earmark.api import Run
 from earmark.cli.run import next_verbs
@@ -100,7 +100,9 @@ def test_what_holds_clips_up_is_told(engine: sa.Engine) -> None:
     failures = [Failure(clip_id, Connect(reason="no route")) for clip_id in ids]
     ledger.finish(engine, claim, failures, (), Ledger(retry_base_s=2000, retry_cap_s=600))
     for number in range(5):
-        registry.beat(engine, f"w{number}", "clips", [], Pause("no network") if number else None)
+        worker_registry.beat(
+            engine, f"w{number}", "clips", [], Pause("no network") if number else None
+        )
     *paused, waiting = progress.delays(engine, run_id)
     assert paused[0] == "The worker w1 takes no chunks. no network"
     assert paused[3:] == ["Others that pause: 1 worker."]

@@ -23,7 +23,7 @@ from workers.chunk import ChunkInProgress
 from workers.loading.cutter import Shape
 from workers.loading.process import Facts, Job, Known, LoadedWindow, Suspected
 from workers.models import RunPlan
-from workers.scoring.windows import BEST
+from workers.scoring.best_labels import BEST
 
 if TYPE_CHECKING:
     from workers.clip import ClipInWork

@@ -18,7 +18,7 @@ from workers.clip import ClipInWork, Scores
 from workers.loading.cutter import Shape
 from workers.loading.process import Dealt, Facts, Job, LoadedWindow
 from workers.models import RunPlan
-from workers.scoring.windows import BEST
+from workers.scoring.best_labels import BEST
 
 JOB = Job(1, Shape(1000, 1000, 1000, 1), by_url=False)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from db.claims import Claim, Claimed
-from db.registry import Pause
+from db.worker_registry import Pause
 from earmark.core import errors
 from earmark.core.clips import Failure
 from tests.db.builders import success

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from db import feeding, ledger, registry
+from db import feeding, ledger, worker_registry
 from db.models import Clip, Lease
 from db.session import connect, reading, writing
 from earmark.core.errors import DatabaseError
@@ -211,7 +211,9 @@ def test_a_clip_given_back_is_left_to_others_but_not_for_ever(
     with writing(engine) as connection:
         connection.execute(sa.update(Clip).values(given_back_by="worker"))
     state = worker_with(engine, success)
-    registry.beat(engine, "a worker that hears nothing", str(state.settings.broker.queue), [], None)
+    worker_registry.beat(
+        engine, "a worker that hears nothing", str(state.settings.broker.queue), [], None
+    )
     assert not state.work(chunk_of(engine, ids))["done"]
     assert row(engine, ids[0]).state == "pending"
     assert leases(engine) == 0

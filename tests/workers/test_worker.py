@@ -26,7 +26,7 @@ from workers.clip import WindowQueue
 from workers.loading.loaders import Loaders
 from workers.models import LoadedModel, RunPlan
 from workers.scoring.batcher import Batcher
-from workers.scoring.windows import BEST
+from workers.scoring.best_labels import BEST
 from workers.tasks import WorkerState
 
 if TYPE_CHECKING:

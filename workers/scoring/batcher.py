@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from earmark.core import settings
+    from workers.scoring.best_labels import Outcome
     from workers.scoring.classifier import Classifier
-    from workers.scoring.windows import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class QueuedWindow:
     #: The caller's own. The batcher never looks at it.
     tag: object
     #: 0: the scores of all labels, shape (labels,). Else only the best labels leave the device:
-    #: an array of `windows.BEST`, shape (top_k,).
+    #: an array of `best_labels.BEST`, shape (top_k,).
     top_k: int = 0
     #: Whether its embedding is wanted too.
     embedded: bool = False

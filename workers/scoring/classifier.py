@@ -13,14 +13,14 @@ import torch
 
 from earmark.core import errors, settings
 from workers.scoring import embeddings, heads, hub, onnx, pretrained, reference_clip
+from workers.scoring.best_labels import BEST, Embedded
 from workers.scoring.onnx_description import Described
-from workers.scoring.windows import BEST, Embedded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from workers.scoring.best_labels import Outcome
     from workers.scoring.model import Model
-    from workers.scoring.windows import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,8 @@ class Classifier:
     ) -> list[Outcome]:
         """Score one batch: return for each window its scores, shape (labels,), or its error.
 
-        With `top_k`, return the best labels of each window only: an array of `windows.BEST`.
-        With `embedded`, return `windows.Embedded`: the scores with the window's embedding.
+        With `top_k`, return the best labels of each window only: an array of `best_labels.BEST`.
+        With `embedded`, return `best_labels.Embedded`: the scores with the window's embedding.
         A batch that fails is halved, so that no window fails because of a neighbour.
         """
         try:

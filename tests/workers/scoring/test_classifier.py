@@ -18,7 +18,7 @@ from huggingface_hub import errors as hub_errors
 from earmark.core import errors, vectors
 from tests.workers.scoring import checkpoints
 from tests.workers.scoring.checkpoints import load, refusal
-from workers.scoring import classifier, devices, hub, windows
+from workers.scoring import best_labels, classifier, devices, hub
 from workers.scoring.model import Limits
 
 if TYPE_CHECKING:
@@ -338,8 +338,8 @@ def test_the_best_labels_of_a_batch_are_those_of_each_window_with_ties_in_label_
         for window_scores, window_best in zip(scores, best, strict=True):
             assert isinstance(window_scores, np.ndarray)
             assert isinstance(window_best, np.ndarray)
-            expected = windows.top_k(window_scores, k, 0.0)
-            assert windows.predictions(window_best, 0.0) == expected
+            expected = best_labels.top_k(window_scores, k, 0.0)
+            assert best_labels.predictions(window_best, 0.0) == expected
 
 
 @pytest.mark.parametrize("dimensions", [1, 7, 160, 768])
@@ -495,5 +495,5 @@ def test_twins_share_their_weights() -> None:
 
 
 def test_the_windows_module_needs_no_torch() -> None:
-    code = "import workers.scoring.windows, sys; sys.exit('torch' in sys.modules)"
+    code = "import workers.scoring.best_labels, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

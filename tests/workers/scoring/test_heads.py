@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from earmark.core import errors, settings, vectors
 from tests.workers.scoring import checkpoints
 from workers.scoring import classifier, heads
-from workers.scoring.windows import Embedded
+from workers.scoring.best_labels import Embedded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
