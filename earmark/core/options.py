@@ -157,7 +157,10 @@ def of_each_model(given: Mapping[str, Any]) -> list[RunOptions]:
             )
     then, through = given.get("then"), given.get("then_label")
     if bool(then) != bool(through):
-        raise UsageError(reason="--then and --then-label go together: the model, and what for.")
+        raise UsageError(
+            reason="--then and --then-label go together: a model, and the labels that let a clip"
+            " through to it."
+        )
     own = _without(THEN_OPTIONS, given)
     options = [RunOptions.from_arguments({**own, "model": model}) for model in models]
     if then:
