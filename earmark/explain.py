@@ -79,13 +79,15 @@ class Steps:
         )
 
     def seen(self, step: str, *facts: Any) -> None:
-        match step:
-            case "sending":
-                self._sending(*facts)
-            case "answered":
-                self._answered(*facts)
-            case "fetched":
-                self._fetched(*facts)
+        # With this, rich ends the thread that finds its pipe closed: here, the one of a loader.
+        with suppress(SystemExit):
+            match step:
+                case "sending":
+                    self._sending(*facts)
+                case "answered":
+                    self._answered(*facts)
+                case "fetched":
+                    self._fetched(*facts)
 
     def _sending(self, url: str) -> None:
         parts = urlsplit(url)

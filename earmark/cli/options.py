@@ -116,15 +116,21 @@ def parameters(of: Callable[..., Any], helps: dict[str, str], **more: Any) -> Pa
     for name, text in helps.items():
         kind: Any = hints[name]
         default = fields[name].default
-        if kind == tuple[str, ...]:
-            kind, default = str | None, None  # a text with commas
         flags = [f"--{name.replace('_', '-')}"] if kind is bool else []
         least, most = BOUNDS.get(name, (None, None))
         values = {"min": least, "max": most, **more.get(name, {})}
+        if kind == tuple[str, ...]:
+            kind, default = list[str] | None, None
+            values |= {"callback": _split, "metavar": "LABEL,..."}
         flags = values.pop("flags", flags)
         annotation = Annotated[kind, Option(*flags, help=text, **values)]
         options[name] = _parameter(name, annotation, default)
     return options
+
+
+def _split(texts: list[str] | None) -> list[str]:
+    """Return the labels of an option that may be given several times, each time some."""
+    return [label.strip() for text in texts or () for label in text.split(",")]
 
 
 def _parameter(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:

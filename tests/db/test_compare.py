@@ -127,6 +127,9 @@ def test_the_verb_and_python_say_what_changed(
     assert "1 more clip done in before alone." in ended.text
     assert "Their model differs: m in before, other in after." in ended.text
     assert "\ndog,3,1,1,2,0\n" in ended.text
+    ledger.open_run(engine, "empty", RunOptions(), queue="clips")
+    ended = verb("compare", "before", "empty", "--db", database_url)
+    assert "No clip is done in both before and empty." in ended.text
     verb(
         "compare",
         "before",

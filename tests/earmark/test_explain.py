@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -107,6 +109,14 @@ def test_a_clip_that_fails_is_exit_code_1() -> None:
     ended = verb("explain", str(EXAMPLES / "broken.wav"))
     assert ended.status == 1
     assert "not_audio" in ended.text
+
+
+def test_a_closed_pipe_does_not_end_the_thread_of_a_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with suppress(BrokenPipeError), os.fdopen(writing, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        explain.Steps(Settings(), _say).seen("fetched", 4, "ab", "RIFF")
 
 
 def test_a_waveform_is_a_line_of_blocks() -> None:

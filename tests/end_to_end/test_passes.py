@@ -135,7 +135,7 @@ def test_what_cannot_be_for_several_models_is_refused_before_the_run(earmark: Ea
     assert "would be called the same: mute, mute" in earmark(*twice, status=2).stderr
 
 
-THEN = ("--then-label", "dog,rain", "--then-min-score", "0.5")
+THEN = ("--then-label", "dog", "--then-label", "rain", "--then-min-score", "0.5")
 #: A run's clips by the file's name: its best label, and whether it was not heard.
 HEARD = "SELECT uri, label, score, unheard FROM results WHERE run = '{}' ORDER BY uri"
 
