@@ -7,6 +7,7 @@ python -m benchmarks.queries --database postgresql --plans
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -81,6 +82,11 @@ DIALECTS = {
         "ARRAY[{}]",
     ),
 }
+#: With the columns that 0.1.0 has: `benchmarks.upgrade` fills a database of that version.
+RUN = """
+INSERT INTO runs (name, options, queue, chunk_size, created_at)
+VALUES ('big', :options, 'clips', :chunk_size, :now)
+"""
 #: By the key, as `submit` sorts what it inserts: an index of random keys grows page by page.
 CLIPS = """
 INSERT INTO clips (
@@ -136,7 +142,9 @@ def build(engine: sa.Engine, clips: int) -> tuple[int, ...]:
 
 def fill(engine: sa.Engine, clips: int) -> tuple[int, ...]:
     """Write a finished run of so many clips into an empty database; return its labels' ids."""
-    ledger.open_run(engine, "big", RunOptions(), queue="clips", chunk_size=CHUNK)
+    run = {"options": json.dumps(RunOptions().as_json()), "chunk_size": CHUNK, "now": time.time()}
+    with writing(engine) as connection:
+        connection.execute(sa.text(RUN), run)
     identity = {"name": "m", "revision": "", "sha256": "0", "sample_rate": 16000}
     names = [f"label {number}" for number in range(LABELS)]
     _, label_ids = ledger.register_model(

@@ -15,6 +15,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from benchmarks import upgrade
 from db import results, runs, schema
 from db.models import Base
 from db.rows import select
@@ -98,6 +99,10 @@ def test_data_of_the_first_version_survives_every_upgrade(empty: sa.Engine) -> N
         assert list(select(empty, DONE)) == [{"done": 1}]
         windows = [tuple(row.values()) for row in select(empty, WINDOWS)]
         assert windows == [(0.0, 1.0, "siren", 0.5), (1.0, 2.0, "siren", 0.5)]
+
+
+def test_a_run_of_the_first_version_reads_the_same_after_the_upgrade(empty: sa.Engine) -> None:
+    assert upgrade.measure(empty, 2000)
 
 
 def test_the_released_views_are_frozen_and_the_new_ones_replace_them(empty: sa.Engine) -> None:
