@@ -23,7 +23,8 @@ KINDS = {
     "workers.decoding": "decoders",
     "workers.loading": "loaders",
     "valkey": "valkey",
-    "postgres": "postgres",
+    "bin/postgres": "postgres",
+    "postgres:": "postgres",
     " worker": "worker",
 }
 #: Whose threads are told apart.

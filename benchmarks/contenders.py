@@ -25,6 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.watch import adopt_daemons
 from earmark.core.settings import Settings, cores
 
 if TYPE_CHECKING:
@@ -320,6 +321,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--warm-up", required=True, help="a clip")
     arguments = parser.parse_args()
+    adopt_daemons()
     with WAYS[arguments.way](arguments.model, arguments.threads) as label:
         label([arguments.warm_up])
         print("ready", flush=True)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.account import THREAD, cpu_s
+from benchmarks.watch import adopt_daemons
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--then", help="a model that hears what the first lets through")
     parser.add_argument("--then-label", help="the labels that let a clip through")
     arguments = parser.parse_args()
+    adopt_daemons()
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
         clips = _served(folder, arguments.clips, running)

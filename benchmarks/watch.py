@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 
 import psutil
 
 LOOK_S = 1.0
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_daemons() -> None:
+    """Count PostgreSQL too: what `pg_ctl` starts becomes a child of this process (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def family(pid: int) -> list[psutil.Process]:
