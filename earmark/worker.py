@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from earmark.database import read_settings
@@ -53,8 +53,11 @@ def reserve_name(folder: Path, devices: str) -> str:
     device = f"gpu{devices}-" if devices.isdecimal() else ""
     for number in range(1, WORKERS_OF_A_MACHINE + 1):
         name = f"earmark-{device}{number}"
-        with suppress(OSError):
+        with suppress(OSError), ExitStack() as opened:
             lock = os.open(folder / f"{name}-{os.getuid()}.lock", LOCK_FILE, 0o600)
+            opened.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # It is locked, and open, until this process ends.
+            opened.pop_all()
             return name
     return f"earmark-{os.getpid()}"

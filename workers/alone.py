@@ -48,7 +48,7 @@ class Alone:
             self.plan = plan_alone(options, settings, self._loaders.scored)
             opened.callback(self.plan.model.batcher.close)
             self._loaders.wait_until_ready()
-            self.close = opened.pop_all().close
+            self._opened = opened.pop_all()
 
     def classify(self, clip: Claimed) -> Outcome | Postponed:
         """Return the clip's outcome; `worker_lost` if loaders die of it."""
@@ -62,3 +62,6 @@ class Alone:
             return Failure(clip.id, WorkerLost())
         assert not isinstance(end, Known)  # a clip of no run shares nothing
         return end
+
+    def close(self) -> None:
+        self._opened.close()

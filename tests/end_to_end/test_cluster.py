@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CLIPS = 200
+#: Small, so that a worker that dies has some clips left to do.
+CHUNK = ("--chunk-size", "8")
 LEASE_S = 4.0
 
 
@@ -54,7 +56,7 @@ def worker_at_work(cluster: Earmark, base: str) -> subprocess.Popen[str]:
     """Start a worker, submit the list, and return once clips are running."""
     words = write_list(cluster, base)
     worker = cluster.start("earmark", "worker")
-    cluster("submit", words)
+    cluster("submit", words, *CHUNK)
     wait_until(lambda: scalar(cluster, "SELECT count(*) FROM leases WHERE token IS NOT NULL") > 0)
     return worker
 
@@ -81,7 +83,7 @@ def test_two_workers_and_flower_finish_a_list(cluster: Earmark, serve: Callable[
     cluster.start("earmark", "flower", "--port", str(port))
     wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthcheck"))
     cluster.wait_for_workers(2)
-    cluster("submit", words, "--chunk-size", "8", "--watch")
+    cluster("submit", words, *CHUNK, "--watch")
     assert scalar(cluster, "SELECT string_agg(error, '; ') FROM failures") is None
     assert scalar(cluster, "SELECT count(*) FROM results") == CLIPS
     assert scalar(cluster, "SELECT count(DISTINCT worker) FROM results") == 2
@@ -101,7 +103,7 @@ def test_kill_9_of_the_only_worker_loses_and_doubles_no_clip(
 ) -> None:
     words = write_list(cluster, serve(EXAMPLES, delay_s=0.05))
     first = cluster.start("earmark", "worker", "--concurrency", "2")
-    cluster("submit", words)
+    cluster("submit", words, *CHUNK)
     wait_until(lambda: scalar(cluster, "SELECT count(*) FROM clips WHERE state = 'done'") >= 20)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tests.end_to_end.conftest import Earmark
 
 CLIPS = 80
+#: Small, so that some clips are done long before the last one.
+CHUNK = ("--chunk-size", "8")
 
 
 def slow_list(earmark: Earmark, serve: Callable[..., str]) -> str:
@@ -91,7 +93,7 @@ def test_a_folder_that_grows_is_watched_until_it_is_stopped(
 def test_an_interrupted_run_continues_under_its_name(
     earmark: Earmark, serve: Callable[..., str], how: signal.Signals
 ) -> None:
-    words = ("earmark", "run", slow_list(earmark, serve))
+    words = ("earmark", "run", slow_list(earmark, serve), *CHUNK)
     said = interrupt_midway(earmark, earmark.start(*words), how)
     assert said == "Stopping; the same command with --name run-1 goes on where this stops."
     assert earmark.left_running() == []
@@ -132,7 +134,7 @@ def test_an_interrupted_submit_watch_prints_the_command_to_watch_again(
     earmark: Earmark, valkey_url: str, serve: Callable[..., str]
 ) -> None:
     earmark.settings["EARMARK_BROKER__URL"] = valkey_url
-    words = ("earmark", "submit", slow_list(earmark, serve), "--watch", "--name", "slow")
+    words = ("earmark", "submit", slow_list(earmark, serve), *CHUNK, "--watch", "--name", "slow")
     watching = earmark.start(*words)
     wait_until(lambda: "pending" in states(earmark) or "queued" in states(earmark))
     earmark.start("earmark", "worker")
