@@ -130,7 +130,10 @@ def parameters(of: Callable[..., Any], helps: dict[str, str], **more: Any) -> Pa
 
 def _split(texts: list[str] | None) -> list[str]:
     """Return the labels of an option that may be given several times, each time some."""
-    return [label.strip() for text in texts or () for label in text.split(",")]
+    labels: list[str] = []
+    for text in texts or ():
+        labels += map(str.strip, text.split(","))
+    return labels
 
 
 def _parameter(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
