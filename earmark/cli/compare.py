@@ -75,11 +75,11 @@ def _judged(comparison: Comparison, truth: str) -> list[dict[str, Any]]:
 
 def _sentences(comparison: Comparison) -> list[str]:
     a, b = comparison.a.name, comparison.b.name
-    count = terminal.count_of(comparison.clips, "clip")
-    agreement = f"{comparison.agreement:.1%} have one best label."
-    sentences = [f"{count} done in both {a} and {b}; {agreement}"]
-    if not comparison.clips:
-        sentences = [f"No clip is done in both {a} and {b}."]
+    sentences = [f"No clip is done in both {a} and {b}."]
+    if comparison.clips:
+        count = terminal.count_of(comparison.clips, "clip")
+        agreement = f"{comparison.agreement:.1%} have one best label."
+        sentences = [f"{count} done in both {a} and {b}; {agreement}"]
     for run in (comparison.a, comparison.b):
         done = runs.progress(comparison.engine, run.id).states[State.done]
         if more := done - comparison.clips:

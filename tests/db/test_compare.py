@@ -109,11 +109,14 @@ def test_runs_without_a_clip_in_common_agree_on_nothing_else(engine: sa.Engine) 
 
 def test_the_page_shows_labels_and_the_clips_that_changed_most(engine: sa.Engine) -> None:
     two_scored(engine)
+    ledger.open_run(engine, "empty", RunOptions(), queue="clips")
     for url in serving(engine, Settings(), None):
         shown = requests.get(f"{url}/runs/before/comparison?other=after", timeout=9).text
         assert "4 clips are done in both. 50.0% have one best label." in shown
         assert "Their model differs: m in before, other in after." in shown
         assert "dog 0.75, then siren 0.50" in shown
+        other = requests.get(f"{url}/runs/before/comparison?other=empty", timeout=9).text
+        assert "No clip is done in both." in other
         gone = requests.get(f"{url}/runs/before/comparison?other=never", timeout=9)
         assert gone.status_code == 404
 

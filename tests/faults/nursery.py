@@ -229,13 +229,11 @@ def _answer_all(connection: socket.socket) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     here = os.getpid()
     while True:
-        packet: bytes = b""
-        descriptors: list[int] = []
-        # Who asked may end before it has read an answer, which resets the connection.
-        with suppress(ConnectionResetError):
-            packet, descriptors, _, _ = socket.recv_fds(
-                connection, LONGEST_PACKET, MOST_DESCRIPTORS
-            )
+        try:
+            asked = socket.recv_fds(connection, LONGEST_PACKET, MOST_DESCRIPTORS)
+        except ConnectionResetError:  # who asked has ended before it read an answer
+            os._exit(0)
+        packet, descriptors, _, _ = asked
         if not packet:
             os._exit(0)
         question = json.loads(packet)

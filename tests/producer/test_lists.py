@@ -238,7 +238,7 @@ def test_a_truncated_compressed_list_gives_its_complete_lines(
     (tmp_path / f"list.{format_}{compression}").write_bytes(whole[: len(whole) * 3 // 4])
     clips, tally = read(tmp_path / f"list.{format_}{compression}")
     assert [uri for uri, _ in clips] == urls[: len(clips)]
-    assert len(clips) > 5_000
+    assert len(clips) > len(urls) // 4
     (example,) = tally.examples
     assert "breaks off here" in example.reason
     assert example.line == tally.lines
