@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from earmark import output, run_object
-from earmark.core.options import BOUNDS, STOP_AT, Duplicates, Listing, RunOptions
+from earmark.core.options import BOUNDS, STOP_AT, Duplicates, Listing, RunOptions, labels_in
 from earmark.database import read_settings
 from earmark.output import Format
 
@@ -132,7 +132,7 @@ def _split(texts: list[str] | None) -> list[str]:
     """Return the labels of an option that may be given several times, each time some."""
     labels: list[str] = []
     for text in texts or ():
-        labels += map(str.strip, text.split(","))
+        labels += labels_in(text)
     return labels
 
 

@@ -120,7 +120,7 @@ class RunOptions:
         check_arguments(given)
         chosen = _chosen(cls, given)
         for name in LISTS:
-            chosen[name] = _listed(chosen.get(name) or ())
+            chosen[name] = labels_in(chosen.get(name) or ())
         if head := chosen.get("head"):
             chosen["head"] = str(Path(head).expanduser().resolve())
         channels = str(chosen.get("channels", "mix"))
@@ -132,7 +132,8 @@ class RunOptions:
         return cls(**{**known, **{name: tuple(known.get(name, ())) for name in LISTS}})
 
 
-def _listed(labels: str | Iterable[str]) -> tuple[str, ...]:
+def labels_in(labels: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the labels of a text with commas, or of several texts that are a label each."""
     if isinstance(labels, str):
         labels = [label.strip() for label in labels.split(",")]
     return tuple(labels)
