@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,11 @@ gc.disable()
 # `nohup` ignores it for all children too, which must end with it; of a handler they know nothing.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+
+# Whatever the terminal is in which the tests are run, they see the same one.
+os.environ["TERM"] = "xterm"
+for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 #: Their tests share what takes long to set up, so they stay in one process.
 TOGETHER = (

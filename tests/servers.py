@@ -43,8 +43,11 @@ PORTS = range(10_000, 32_000)
 #: They need a second; this only ends a test whose server does not start.
 START_S = 120
 STOP_S = 120
-#: Of a PostgreSQL whose data nobody needs after the tests.
-CONFIGURATION = {"unix_socket_directories": "", "fsync": "off", "max_connections": "200"}
+#: Of a PostgreSQL whose data nobody needs after the tests. A standby that is made while others
+#: write still needs the log from its beginning.
+CONFIGURATION = {
+    "unix_socket_directories": "", "fsync": "off", "max_connections": "200", "wal_keep_size": "1GB",
+}  # fmt: skip
 _reserved = ExitStack()
 atexit.register(_reserved.close)
 

@@ -191,9 +191,9 @@ def scalar(cluster: Earmark, query: str) -> Any:
     return row[0]
 
 
-def get_json(url: str) -> Any:
+def get_json(asked: str | urllib.request.Request) -> Any:
     """Return the JSON answer of a Flower on this machine."""
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+    with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
         return json.load(answer)
 
 
